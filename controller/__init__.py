@@ -1,0 +1,1 @@
+"""The control plane: inventory, issuer, learning, compiling, push, and the web API."""

@@ -1,0 +1,478 @@
+"""The vocabulary that every part of Hedgerow shares: workloads, peers, flows, rules and snapshots.
+
+Everything here is immutable and knows no I/O and no clock: times are arguments, in seconds since the Unix epoch.
+Protobuf forms of these types are made and read in :mod:`graph.wire.codec` and nowhere else.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import lru_cache
+from typing import Self
+
+from graph.errors import InvalidValue
+
+#: The namespace of what is not a workload: ``-/192.0.2.7``. It cannot be a Kubernetes name, so nothing collides.
+EXTERNAL_NAMESPACE = "-"
+
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+
+
+class Protocol(StrEnum):
+    """A transport protocol, spelled as Kubernetes spells it."""
+
+    TCP = "TCP"
+    UDP = "UDP"
+    SCTP = "SCTP"
+
+
+class Mode(StrEnum):
+    """What a workload's sidecar does with a connection that no rule speaks of."""
+
+    LEARN = "learn"
+    AUDIT = "audit"
+    ENFORCE = "enforce"
+    QUARANTINE = "quarantine"
+
+
+class Verdict(StrEnum):
+    """What is done to a connection; also the effect of a rule."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+
+
+class Origin(StrEnum):
+    """Where a rule comes from."""
+
+    LEARNED = "learned"
+    OVERRIDE = "override"
+    STATIC = "static"
+    BASELINE = "baseline"
+
+
+class Direction(StrEnum):
+    """A connection as seen from the workload whose sidecar judges it."""
+
+    INBOUND = "inbound"
+    OUTBOUND = "outbound"
+
+
+class InboundTls(StrEnum):
+    """Whether a workload takes connections that are not mutual TLS (Istio's PeerAuthentication modes)."""
+
+    PERMISSIVE = "permissive"
+    STRICT = "strict"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class WorkloadRef:
+    """The name of a workload, ``namespace/name``, or of something outside the mesh, ``-/address``."""
+
+    namespace: str
+    name: str
+
+    @classmethod
+    def parse(cls, text: str, *, field: str = "workload") -> Self:
+        """Read ``namespace/name``.
+
+        :raises InvalidValue: naming ``field``, when a part is missing or is not a Kubernetes name (RFC 1123)
+        """
+        namespace, slash, name = text.partition("/")
+        if not slash:
+            raise InvalidValue(field, f"{text!r} names no namespace", "write it as namespace/name, such as shop/cart")
+        if namespace == EXTERNAL_NAMESPACE:
+            return cls.external(name, field=field)  # type: ignore[return-value]
+        if not _LABEL.fullmatch(namespace):
+            raise InvalidValue(field, f"{namespace!r} is not a namespace name",
+                               "use lower-case letters, digits and '-', 63 characters at most")
+        if len(name) > 253 or not _SUBDOMAIN.fullmatch(name):
+            raise InvalidValue(field, f"{name!r} is not a workload name",
+                               "use lower-case letters, digits, '-' and '.', 253 characters at most")
+        return cls(namespace, name)
+
+    @classmethod
+    def external(cls, address: str, *, field: str = "address") -> WorkloadRef:
+        """Name something outside the inventory by its IP address.
+
+        :raises InvalidValue: naming ``field``, when ``address`` is no IP address
+        """
+        try:
+            return WorkloadRef(EXTERNAL_NAMESPACE, str(ipaddress.ip_address(address)))
+        except ValueError:
+            raise InvalidValue(field, f"{address!r} is not an IP address", "write it as 192.0.2.7 or 2001:db8::7") from None
+
+    @property
+    def is_external(self) -> bool:
+        return self.namespace == EXTERNAL_NAMESPACE
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A port that a workload serves.
+
+    :param app_protocol: Kubernetes' ``appProtocol`` (``http``, ``grpc``, ``tcp``, …), empty when unknown
+    """
+
+    number: int
+    protocol: Protocol = Protocol.TCP
+    name: str = ""
+    app_protocol: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A set of replicas under one owner (Deployment, StatefulSet, CronJob, …).
+
+    :param labels: the labels that its pods carry, sorted pairs
+    :param meshed: whether its pods have a sidecar
+    :param schedule: the cron line of a CronJob, empty otherwise
+    """
+
+    ref: WorkloadRef
+    kind: str = "Deployment"
+    service_account: str = "default"
+    labels: tuple[tuple[str, str], ...] = ()
+    ports: tuple[Port, ...] = ()
+    meshed: bool = True
+    schedule: str = ""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Instance:
+    """One running replica. ``name`` is unique in its namespace, as a pod's is; ``address`` is its IP address."""
+
+    name: str
+    workload: WorkloadRef
+    address: str
+    ready: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePort:
+    """One port of a service and the port of its pods behind it."""
+
+    port: int
+    target_port: int
+    protocol: Protocol = Protocol.TCP
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A stable name and address in front of the instances of one workload."""
+
+    namespace: str
+    name: str
+    address: str
+    workload: WorkloadRef
+    ports: tuple[ServicePort, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One end of a connection, as far as it is known.
+
+    :param workload: who it is, where that is known
+    :param service_account: known alone (with ``namespace``) when the peer's SPIFFE ID stops at ``/sa/…``
+    :param address: its IP address, where that is known
+    :param verified: whether a certificate proved ``workload`` (or the account) in a mutual TLS handshake
+    """
+
+    workload: WorkloadRef | None = None
+    namespace: str = ""
+    service_account: str = ""
+    address: str = ""
+    verified: bool = False
+
+    def ref(self) -> WorkloadRef:
+        """The workload, else the address as an external reference.
+
+        :raises InvalidValue: when neither is known
+        """
+        return self.workload if self.workload is not None else WorkloadRef.external(self.address)
+
+
+@lru_cache(maxsize=4096)
+def _network(cidr: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    return ipaddress.ip_network(cidr)
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """Which peers a rule speaks of. Every part that is set must match; with none set it selects every peer.
+
+    ``namespace``, ``workload`` and ``service_account`` select identities; ``cidr`` selects addresses. A selector of
+    identities never matches the *source* of an inbound connection whose identity was not proved.
+    """
+
+    namespace: str = ""
+    workload: str = ""
+    service_account: str = ""
+    cidr: str = ""
+
+    def __post_init__(self) -> None:
+        if self.workload and not self.namespace:
+            raise InvalidValue("selector.workload", "a workload without a namespace", "set selector.namespace too")
+        if self.service_account and not self.namespace:
+            raise InvalidValue("selector.service_account", "an account without a namespace", "set selector.namespace too")
+        if self.cidr:
+            try:
+                _network(self.cidr)
+            except ValueError as error:
+                raise InvalidValue("selector.cidr", str(error), "write a network such as 10.0.0.0/8") from None
+
+    @classmethod
+    def of(cls, ref: WorkloadRef) -> Selector:
+        """Select exactly one workload, or one external address."""
+        if ref.is_external:
+            address = ipaddress.ip_address(ref.name)
+            return cls(cidr=f"{address}/{address.max_prefixlen}")
+        return cls(namespace=ref.namespace, workload=ref.name)
+
+    @property
+    def by_identity(self) -> bool:
+        return bool(self.namespace)
+
+    def matches(self, peer: Peer) -> bool:
+        """Whether ``peer`` is selected. The caller decides whether an unproved identity counts."""
+        if self.namespace:
+            ref = peer.workload
+            if self.namespace != (ref.namespace if ref is not None else peer.namespace):
+                return False
+            if self.workload and (ref is None or ref.name != self.workload):
+                return False
+            if self.service_account and peer.service_account != self.service_account:
+                return False
+        if self.cidr:
+            if not peer.address:
+                return False
+            address = ipaddress.ip_address(peer.address)
+            network = _network(self.cidr)
+            if address.version != network.version or address not in network:
+                return False
+        return True
+
+    def __str__(self) -> str:
+        if self.workload:
+            text = f"{self.namespace}/{self.workload}"
+        elif self.namespace:
+            text = f"{self.namespace}/*"
+        else:
+            text = "" if self.cidr else "*"
+        if self.service_account:
+            text += f"[sa={self.service_account}]"
+        return f"{text}@{self.cidr}" if text and self.cidr else text or self.cidr
+
+
+@dataclass(frozen=True, slots=True)
+class PortRange:
+    """Ports ``first`` to ``last``, both included."""
+
+    first: int
+    last: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.first <= self.last <= 65535:
+            raise InvalidValue("ports", f"{self.first}-{self.last} is not a port range",
+                               "use ports from 1 to 65535, the smaller one first")
+
+    @classmethod
+    def single(cls, port: int) -> PortRange:
+        return cls(port, port)
+
+    def __contains__(self, port: int) -> bool:
+        return self.first <= port <= self.last
+
+    def __str__(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One statement of the policy: these sources may, or may not, reach these destinations on these ports.
+
+    :param id: stable while the rule means the same; ``learned/…``, ``override/…``, ``static/…``, ``baseline/…``
+    :param ports: empty means every port
+    :param operations: empty means every operation (``GET /cart/{id}``); with operations an allow rule does not hold for a
+        connection whose operation is unknown, and a deny rule does
+    :param owner: who answers for it: a person for an override, ``learner`` for a learned rule
+    :param expires_at: seconds since the epoch at which it stops to hold; 0 means never
+    :param evidence: why a learned rule exists, for people: one short sentence each
+    :param essential: holds in quarantine too (the control plane's own paths); only for ``baseline`` rules
+    """
+
+    id: str
+    source: Selector
+    destination: Selector
+    ports: tuple[PortRange, ...] = ()
+    protocol: Protocol = Protocol.TCP
+    operations: tuple[str, ...] = ()
+    effect: Verdict = Verdict.ALLOW
+    origin: Origin = Origin.LEARNED
+    owner: str = ""
+    reason: str = ""
+    expires_at: float = 0.0
+    evidence: tuple[str, ...] = ()
+    essential: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            raise InvalidValue("rule.id", "empty", "give every rule an id")
+        if self.essential and self.origin is not Origin.BASELINE:
+            raise InvalidValue("rule.essential", f"set on a rule of origin {self.origin}", "only baseline rules are essential")
+        if self.effect is Verdict.DENY and self.origin not in (Origin.OVERRIDE, Origin.STATIC):
+            raise InvalidValue("rule.effect", f"deny on a rule of origin {self.origin}", "only overrides and static rules deny")
+
+    def expired(self, now: float) -> bool:
+        return self.expires_at != 0.0 and now >= self.expires_at
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The whole policy of one workload. A sidecar holds exactly one at a time.
+
+    :param version: grows with every change of this workload's policy; 0 is "never synced"
+    :param issued_at: seconds since the epoch
+    """
+
+    workload: WorkloadRef
+    trust_domain: str
+    version: int
+    inbound_mode: Mode
+    outbound_mode: Mode
+    inbound_tls: InboundTls = InboundTls.PERMISSIVE
+    rules: tuple[Rule, ...] = ()
+    issued_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """What is asked of :func:`graph.policy.decide`.
+
+    :param port: the port of the destination *instance*, not of a service in front of it
+    """
+
+    direction: Direction
+    source: Peer
+    destination: Peer
+    port: int
+    protocol: Protocol = Protocol.TCP
+    operation: str = ""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class EdgeKey:
+    """All flows from one workload to another on one port and protocol."""
+
+    source: WorkloadRef
+    destination: WorkloadRef
+    port: int
+    protocol: Protocol = Protocol.TCP
+
+    def __str__(self) -> str:
+        return f"{self.source}->{self.destination}:{self.port}/{self.protocol}"
+
+    @classmethod
+    def parse(cls, text: str) -> EdgeKey:
+        """Read what ``str()`` writes, such as ``shop/front->shop/cart:8080/TCP``.
+
+        :raises InvalidValue: naming the part that is wrong
+        """
+        source, arrow, rest = text.partition("->")
+        destination, colon, tail = rest.rpartition(":")
+        number, _, protocol = tail.partition("/")
+        if not arrow or not colon or not number.isascii() or not number.isdigit() or not 1 <= int(number) <= 65535:
+            raise InvalidValue("edge", f"{text!r} is not an edge", "write it as shop/front->shop/cart:8080/TCP")
+        try:
+            transport = Protocol(protocol or "TCP")
+        except ValueError:
+            raise InvalidValue("edge", f"{protocol!r} is not a protocol", "use TCP, UDP or SCTP") from None
+        return cls(WorkloadRef.parse(source, field="edge.source"),
+                   WorkloadRef.parse(destination, field="edge.destination"), int(number), transport)
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """One aggregated observation, reported by the sidecar of one end.
+
+    Counters are what was added since the sidecar's last report of the same flow, so that reports add up.
+
+    :param reporter: the instance that reports
+    :param direction: which end the reporter is: ``outbound`` when it is the source
+    :param verified: whether mutual TLS proved the other end's identity
+    :param verdict: what happened
+    :param pending: what the pending policy would do
+    :param reason: one of :class:`graph.policy.Reason`
+    :param connections: connections opened (or refused, when ``verdict`` is deny)
+    :param failed: connections that were allowed but did not reach the application
+    :param bytes_sent: bytes from source to destination
+    :param bytes_received: bytes from destination to source
+    :param first_seen: seconds since the epoch; also ``last_seen``
+    """
+
+    source: WorkloadRef
+    destination: WorkloadRef
+    port: int
+    protocol: Protocol
+    direction: Direction
+    reporter: str
+    verified: bool
+    verdict: Verdict
+    pending: Verdict
+    reason: str
+    rule_id: str = ""
+    operation: str = ""
+    source_identity: str = ""
+    destination_identity: str = ""
+    connections: int = 0
+    failed: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    first_seen: float = 0.0
+    last_seen: float = 0.0
+
+    @property
+    def edge(self) -> EdgeKey:
+        return EdgeKey(self.source, self.destination, self.port, self.protocol)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where one instance of a destination takes connections.
+
+    :param identity: the SPIFFE ID that it must prove, empty when it is not meshed
+    """
+
+    address: str
+    port: int
+    instance: str = ""
+    identity: str = ""
+    ready: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """The directory's answer for one address and port that a workload connects to.
+
+    :param address: the address asked for: a service's, or an instance's
+    :param workload: who answers there; None when the address is not in the inventory
+    :param meshed: whether its instances have sidecars, so that only mutual TLS will do
+    :param endpoints: empty with ``workload`` set means that nothing is running there now
+    """
+
+    address: str
+    port: int
+    protocol: Protocol = Protocol.TCP
+    workload: WorkloadRef | None = None
+    service: str = ""
+    meshed: bool = False
+    endpoints: tuple[Endpoint, ...] = field(default=())
+    version: int = 0

@@ -1,0 +1,131 @@
+"""The one place where a verdict is made.
+
+The sidecar, the simulator, the "why" query and drift detection all call :func:`decide`. The governing rules:
+
+1. What is not known to be allowed is denied, unless the workload's mode is ``learn`` or ``audit``.
+2. Precedence: essential baseline > quarantine > baseline > strict TLS > deny override > allow override >
+   static deny > learned and static allow > the mode's default.
+3. A rule about identities never matches a source that did not prove its identity.
+4. ``pending`` is the same decision as if the mode were ``enforce``: what would happen if the fence were closed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from graph.model import Connection, Direction, InboundTls, Mode, Origin, Rule, Snapshot, Verdict
+
+
+class Reason(StrEnum):
+    """Why a decision came out as it did, the most specific statement that applies."""
+
+    BASELINE = "baseline"
+    QUARANTINE = "quarantine"
+    PLAINTEXT_REFUSED = "plaintext-refused"
+    DENY_OVERRIDE = "deny-override"
+    ALLOW_OVERRIDE = "allow-override"
+    STATIC_DENY = "static-deny"
+    ALLOW_RULE = "allow-rule"
+    LEARNING = "learning"
+    AUDIT = "audit"
+    NO_RULE = "no-rule"
+    NOT_THIS_WORKLOAD = "not-this-workload"
+    # made by the sidecar before there is anything to decide on
+    UNRESOLVED = "unresolved"
+    UNTRUSTED_PEER = "untrusted-peer"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Both verdicts on a connection, and why.
+
+    :param verdict: what happens to it
+    :param pending: what would happen in mode ``enforce``
+    :param rule: the rule that decided ``pending``, where one did
+    """
+
+    verdict: Verdict
+    pending: Verdict
+    reason: Reason
+    rule: Rule | None = None
+
+    @property
+    def allowed(self) -> bool:
+        return self.verdict is Verdict.ALLOW
+
+    @property
+    def rule_id(self) -> str:
+        return self.rule.id if self.rule is not None else ""
+
+
+def matches(rule: Rule, connection: Connection, now: float) -> bool:
+    """Whether ``rule`` speaks of ``connection`` at ``now`` (seconds since the epoch)."""
+    if rule.protocol is not connection.protocol or rule.expired(now):
+        return False
+    if rule.ports and not any(connection.port in ports for ports in rule.ports):
+        return False
+    if rule.operations and connection.operation not in rule.operations and (
+        connection.operation or rule.effect is Verdict.ALLOW
+    ):
+        return False  # an unknown operation is doubt: it is never allowed by, and always denied by, such a rule
+    unproved = connection.direction is Direction.INBOUND and not connection.source.verified
+    if unproved and rule.source.by_identity:
+        return False
+    return rule.source.matches(connection.source) and rule.destination.matches(connection.destination)
+
+
+def decide(snapshot: Snapshot, connection: Connection, now: float) -> Decision:
+    """Judge one connection by the policy of the workload at one end of it.
+
+    :param snapshot: the policy of the destination for an inbound connection, of the source for an outbound one
+    :param now: seconds since the epoch, for expiries
+    """
+    inbound = connection.direction is Direction.INBOUND
+    mine = connection.destination if inbound else connection.source
+    if mine.workload != snapshot.workload:
+        return Decision(Verdict.DENY, Verdict.DENY, Reason.NOT_THIS_WORKLOAD)
+    mode = snapshot.inbound_mode if inbound else snapshot.outbound_mode
+    plaintext = inbound and snapshot.inbound_tls is InboundTls.STRICT and not connection.source.verified
+
+    baseline = override_deny = override_allow = static_deny = allow = None
+    for rule in snapshot.rules:
+        if not matches(rule, connection, now):
+            continue
+        if rule.origin is Origin.BASELINE:
+            if rule.essential:
+                return Decision(Verdict.ALLOW, Verdict.ALLOW, Reason.BASELINE, rule)
+            baseline = baseline or rule
+        elif rule.origin is Origin.OVERRIDE:
+            if rule.effect is Verdict.DENY:
+                override_deny = override_deny or rule
+            else:
+                override_allow = override_allow or rule
+        elif rule.effect is Verdict.DENY:
+            static_deny = static_deny or rule
+        else:
+            allow = allow or rule
+
+    if mode is Mode.QUARANTINE:
+        return Decision(Verdict.DENY, Verdict.DENY, Reason.QUARANTINE)
+    if baseline is not None:
+        return Decision(Verdict.ALLOW, Verdict.ALLOW, Reason.BASELINE, baseline)
+    if plaintext:
+        return Decision(Verdict.DENY, Verdict.DENY, Reason.PLAINTEXT_REFUSED)
+    if override_deny is not None:
+        return Decision(Verdict.DENY, Verdict.DENY, Reason.DENY_OVERRIDE, override_deny)
+    if override_allow is not None:
+        return Decision(Verdict.ALLOW, Verdict.ALLOW, Reason.ALLOW_OVERRIDE, override_allow)
+    if static_deny is not None:
+        return _by_mode(mode, Verdict.DENY, Reason.STATIC_DENY, static_deny)
+    if allow is not None:
+        return Decision(Verdict.ALLOW, Verdict.ALLOW, Reason.ALLOW_RULE, allow)
+    return _by_mode(mode, Verdict.DENY, Reason.NO_RULE, None)
+
+
+def _by_mode(mode: Mode, pending: Verdict, reason: Reason, rule: Rule | None) -> Decision:
+    if mode is Mode.LEARN:
+        return Decision(Verdict.ALLOW, pending, Reason.LEARNING, rule)
+    if mode is Mode.AUDIT:
+        return Decision(Verdict.ALLOW, pending, Reason.AUDIT, rule)
+    return Decision(pending, pending, reason, rule)

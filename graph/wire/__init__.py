@@ -1,0 +1,1 @@
+"""The wire protocol. Only :mod:`graph.wire.codec` turns messages into the vocabulary and back."""

@@ -1,0 +1,116 @@
+"""What the data path asks of the rest of the sidecar, and nothing more.
+
+The data path owns sockets, TLS and bytes. Who may talk to whom, who answers at an address, which certificate is in
+force and what becomes of the counters is behind these protocols, implemented by ``sidecar.authority``,
+``sidecar.directory``, ``sidecar.credentials`` and ``sidecar.flows``. All calls are made on the event loop's thread;
+none of them blocks.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from certs.spiffe import SpiffeId
+from graph.model import Destination, Direction, Peer, WorkloadRef
+from graph.policy import Decision
+
+
+class Authority(Protocol):
+    """Holds the snapshot and judges connections by it."""
+
+    @property
+    def version(self) -> int:
+        """The version of the snapshot in force; 0 before the first."""
+
+    @property
+    def workload(self) -> WorkloadRef:
+        """The workload that this sidecar belongs to."""
+
+    def outbound(self, destination: Peer, port: int) -> Decision:
+        """Judge a connection of our application to ``destination``; ``port`` is the destination instance's."""
+
+    def inbound(self, source: Peer, port: int) -> Decision:
+        """Judge a connection to our application on ``port``."""
+
+    def subscribe(self, changed: Callable[[], None]) -> None:
+        """Have ``changed`` called after every change that can alter a verdict: a new snapshot, a rule's expiry."""
+
+
+class Directory(Protocol):
+    """Knows who answers at an address."""
+
+    def cached(self, address: str, port: int) -> Destination | None:
+        """The answer held now, if any; keeps it watched."""
+
+    async def resolve(self, address: str, port: int) -> Destination:
+        """Ask the controller and keep watching.
+
+        :raises sidecar.errors.Unresolved: when it did not answer in time; nothing is known, so nothing is allowed
+        """
+
+
+class Credentials(Protocol):
+    """The certificate in force, as TLS contexts. A context is never changed; a renewal makes new ones.
+
+    Both contexts require the peer's certificate, speak TLS 1.3 alone and check the chain against the trust bundle.
+    ``client_context`` offers ALPN ``hedgerow/1``; ``server_context`` selects it when it is offered.
+    """
+
+    @property
+    def client_context(self) -> ssl.SSLContext: ...
+
+    @property
+    def server_context(self) -> ssl.SSLContext: ...
+
+    @property
+    def identity(self) -> SpiffeId:
+        """Our own SPIFFE ID."""
+
+    @property
+    def not_after(self) -> float:
+        """When the certificate in force ends, seconds since the epoch. No tunnel outlives it."""
+
+    def verify_peer(self, leaf_der: bytes) -> SpiffeId:
+        """Apply every SVID rule to the leaf certificate of a peer whose chain OpenSSL has accepted.
+
+        :raises certs.errors.CertError: when any rule is broken
+        """
+
+    def subscribe(self, renewed: Callable[[], None]) -> None:
+        """Have ``renewed`` called after a new certificate or trust bundle came into force."""
+
+
+@dataclass(slots=True)
+class Record:
+    """One live connection's account. The data path adds to the counters, the flow tracker reads them.
+
+    :param bytes_sent: bytes from source to destination so far; ``bytes_received`` the other way
+    :param failed: it was allowed but never reached the application
+    :param closed: no counter will change any more
+    """
+
+    direction: Direction
+    source: Peer
+    destination: Peer
+    port: int
+    decision: Decision
+    opened_at: float
+    source_identity: str = ""
+    destination_identity: str = ""
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    failed: bool = False
+    closed: bool = False
+
+
+class FlowSink(Protocol):
+    """Takes one record for every connection, allowed or refused."""
+
+    def opened(self, record: Record) -> None:
+        """A connection was judged. A refused one arrives with ``closed`` set."""
+
+    def closed(self, record: Record) -> None:
+        """The connection ended; the record will not change any more."""

@@ -88,11 +88,17 @@ class WorkloadRef:
         if namespace == EXTERNAL_NAMESPACE:
             return cls.external(name, field=field)  # type: ignore[return-value]
         if not _LABEL.fullmatch(namespace):
-            raise InvalidValue(field, f"{namespace!r} is not a namespace name",
-                               "use lower-case letters, digits and '-', 63 characters at most")
+            raise InvalidValue(
+                field,
+                f"{namespace!r} is not a namespace name",
+                "use lower-case letters, digits and '-', 63 characters at most",
+            )
         if len(name) > 253 or not _SUBDOMAIN.fullmatch(name):
-            raise InvalidValue(field, f"{name!r} is not a workload name",
-                               "use lower-case letters, digits, '-' and '.', 253 characters at most")
+            raise InvalidValue(
+                field,
+                f"{name!r} is not a workload name",
+                "use lower-case letters, digits, '-' and '.', 253 characters at most",
+            )
         return cls(namespace, name)
 
     @classmethod
@@ -104,7 +110,9 @@ class WorkloadRef:
         try:
             return WorkloadRef(EXTERNAL_NAMESPACE, str(ipaddress.ip_address(address)))
         except ValueError:
-            raise InvalidValue(field, f"{address!r} is not an IP address", "write it as 192.0.2.7 or 2001:db8::7") from None
+            raise InvalidValue(
+                field, f"{address!r} is not an IP address", "write it as 192.0.2.7 or 2001:db8::7"
+            ) from None
 
     @property
     def is_external(self) -> bool:
@@ -222,7 +230,9 @@ class Selector:
         if self.workload and not self.namespace:
             raise InvalidValue("selector.workload", "a workload without a namespace", "set selector.namespace too")
         if self.service_account and not self.namespace:
-            raise InvalidValue("selector.service_account", "an account without a namespace", "set selector.namespace too")
+            raise InvalidValue(
+                "selector.service_account", "an account without a namespace", "set selector.namespace too"
+            )
         if self.cidr:
             try:
                 _network(self.cidr)
@@ -281,8 +291,11 @@ class PortRange:
 
     def __post_init__(self) -> None:
         if not 1 <= self.first <= self.last <= 65535:
-            raise InvalidValue("ports", f"{self.first}-{self.last} is not a port range",
-                               "use ports from 1 to 65535, the smaller one first")
+            raise InvalidValue(
+                "ports",
+                f"{self.first}-{self.last} is not a port range",
+                "use ports from 1 to 65535, the smaller one first",
+            )
 
     @classmethod
     def single(cls, port: int) -> PortRange:
@@ -301,7 +314,7 @@ class Rule:
 
     :param id: stable while the rule means the same; ``learned/…``, ``override/…``, ``static/…``, ``baseline/…``
     :param ports: empty means every port
-    :param operations: empty means every operation (``GET /cart/{id}``); with operations an allow rule does not hold for a
+    :param operations: empty means every operation (``GET /cart/{id}``); else an allow rule does not hold for a
         connection whose operation is unknown, and a deny rule does
     :param owner: who answers for it: a person for an override, ``learner`` for a learned rule
     :param expires_at: seconds since the epoch at which it stops to hold; 0 means never
@@ -327,9 +340,13 @@ class Rule:
         if not self.id:
             raise InvalidValue("rule.id", "empty", "give every rule an id")
         if self.essential and self.origin is not Origin.BASELINE:
-            raise InvalidValue("rule.essential", f"set on a rule of origin {self.origin}", "only baseline rules are essential")
+            raise InvalidValue(
+                "rule.essential", f"set on a rule of origin {self.origin}", "only baseline rules are essential"
+            )
         if self.effect is Verdict.DENY and self.origin not in (Origin.OVERRIDE, Origin.STATIC):
-            raise InvalidValue("rule.effect", f"deny on a rule of origin {self.origin}", "only overrides and static rules deny")
+            raise InvalidValue(
+                "rule.effect", f"deny on a rule of origin {self.origin}", "only overrides and static rules deny"
+            )
 
     def expired(self, now: float) -> bool:
         return self.expires_at != 0.0 and now >= self.expires_at
@@ -395,8 +412,12 @@ class EdgeKey:
             transport = Protocol(protocol or "TCP")
         except ValueError:
             raise InvalidValue("edge", f"{protocol!r} is not a protocol", "use TCP, UDP or SCTP") from None
-        return cls(WorkloadRef.parse(source, field="edge.source"),
-                   WorkloadRef.parse(destination, field="edge.destination"), int(number), transport)
+        return cls(
+            WorkloadRef.parse(source, field="edge.source"),
+            WorkloadRef.parse(destination, field="edge.destination"),
+            int(number),
+            transport,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,8 +65,10 @@ def matches(rule: Rule, connection: Connection, now: float) -> bool:
         return False
     if rule.ports and not any(connection.port in ports for ports in rule.ports):
         return False
-    if rule.operations and connection.operation not in rule.operations and (
-        connection.operation or rule.effect is Verdict.ALLOW
+    if (
+        rule.operations
+        and connection.operation not in rule.operations
+        and (connection.operation or rule.effect is Verdict.ALLOW)
     ):
         return False  # an unknown operation is doubt: it is never allowed by, and always denied by, such a rule
     unproved = connection.direction is Direction.INBOUND and not connection.source.verified

@@ -1,0 +1,58 @@
+# make demo   everything on this machine: controller, services with sidecars, learned, enforced, shown
+# make test   every test that runs on one machine
+# make check  format, lint, types, the direction of imports, the generated code
+
+SHELL := /bin/sh
+VENV := .venv
+PY := $(VENV)/bin/python
+WIRE := graph/wire/hedgerow.proto
+UI_SOURCES := $(shell find ui -type f -not -path '*/node_modules/*' -not -path '*/dist/*' 2>/dev/null)
+PAGE := controller/web/static/.built
+
+.PHONY: setup demo test check wire clean bench
+.DEFAULT_GOAL := setup
+
+setup: $(VENV)/.installed $(PAGE)
+	@.ci/system-packages demo
+
+$(VENV)/.installed: requirements/dev.txt pyproject.toml .ci/find-python
+	@python=$$(.ci/find-python) && echo "Python: $$python" && \
+	    { [ -x $(PY) ] && $(PY) -c '' 2>/dev/null || "$$python" -m venv --clear $(VENV); }
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/dev.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(PAGE): $(UI_SOURCES) .ci/build-ui
+	@.ci/build-ui
+	@mkdir -p $(@D) && touch $@
+
+demo: setup
+	@$(VENV)/bin/hedgerow demo
+
+test: setup
+	@.ci/system-packages test
+	@$(PY) -m pytest $(TESTS)
+
+check: $(VENV)/.installed
+	@$(VENV)/bin/ruff format --check --quiet . || { echo "run: $(VENV)/bin/ruff format ."; exit 1; }
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports
+	@$(MAKE) --no-print-directory check-wire
+
+# The generated code beside the .proto is what the pinned generator makes of it.
+.PHONY: check-wire
+check-wire: $(VENV)/.installed
+	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
+	    $(PY) -m grpc_tools.protoc -I . --python_out="$$out" --pyi_out="$$out" --grpc_python_out="$$out" $(WIRE) && \
+	    for file in hedgerow_pb2.py hedgerow_pb2.pyi hedgerow_pb2_grpc.py; do \
+	        cmp "$$out/graph/wire/$$file" "graph/wire/$$file" || { echo "run: make wire"; exit 1; }; \
+	    done && echo "generated code: as the .proto says"
+
+wire: $(VENV)/.installed
+	@$(PY) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. $(WIRE)
+
+clean:
+	@rm -rf $(VENV) ui/node_modules controller/web/static .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache \
+	    build dist bench/results
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

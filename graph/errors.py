@@ -23,4 +23,18 @@ class InvalidValue(GraphError, ValueError):
 
 
 class DecodeError(GraphError, ValueError):
-    """Bytes from elsewhere are not a message of ours, or say something that the vocabulary forbids."""
+    """Bytes from elsewhere are not a message of ours, or say something that the vocabulary forbids.
+
+    :param problem: what is wrong, never quoting more than a short piece of the input
+    :param field: where, as a path from the outermost message (``rules[3].ports[0].first``); empty for the whole
+    """
+
+    def __init__(self, problem: str, field: str = "") -> None:
+        super().__init__(f"{field}: {problem}" if field else problem)
+        self.problem = problem
+        self.field = field
+
+    def within(self, outer: str) -> DecodeError:
+        """The same error seen from the message that holds the field."""
+        joint = "" if not self.field else "." if self.field[0] != "[" else ""
+        return DecodeError(self.problem, f"{outer}{joint}{self.field}")

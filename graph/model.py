@@ -108,6 +108,8 @@ class WorkloadRef:
         :raises InvalidValue: naming ``field``, when ``address`` is no IP address
         """
         try:
+            if "%" in address:  # a zone is local to the machine that wrote it, and free text
+                raise ValueError
             return WorkloadRef(EXTERNAL_NAMESPACE, str(ipaddress.ip_address(address)))
         except ValueError:
             raise InvalidValue(
@@ -210,7 +212,16 @@ class Peer:
 
 @lru_cache(maxsize=4096)
 def _network(cidr: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    if "%" in cidr:
+        raise ValueError(f"{cidr!r} has a zone, which means nothing on another machine")
     return ipaddress.ip_network(cidr)
+
+
+@lru_cache(maxsize=4096)
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Read a peer's address; an IPv4 peer of a dual-stack socket (RFC 4291, section 2.5.5.2) is an IPv4 peer."""
+    address = ipaddress.ip_address(text)
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +229,8 @@ class Selector:
     """Which peers a rule speaks of. Every part that is set must match; with none set it selects every peer.
 
     ``namespace``, ``workload`` and ``service_account`` select identities; ``cidr`` selects addresses. A selector of
-    identities never matches the *source* of an inbound connection whose identity was not proved.
+    identities never matches the *source* of an inbound connection whose identity was not proved. ``cidr`` is kept in
+    canonical form (``10.0.0.1`` becomes ``10.0.0.1/32``).
     """
 
     namespace: str = ""
@@ -235,7 +247,7 @@ class Selector:
             )
         if self.cidr:
             try:
-                _network(self.cidr)
+                object.__setattr__(self, "cidr", str(_network(self.cidr)))
             except ValueError as error:
                 raise InvalidValue("selector.cidr", str(error), "write a network such as 10.0.0.0/8") from None
 
@@ -264,7 +276,7 @@ class Selector:
         if self.cidr:
             if not peer.address:
                 return False
-            address = ipaddress.ip_address(peer.address)
+            address = _address(peer.address)
             network = _network(self.cidr)
             if address.version != network.version or address not in network:
                 return False
@@ -406,7 +418,8 @@ class EdgeKey:
         source, arrow, rest = text.partition("->")
         destination, colon, tail = rest.rpartition(":")
         number, _, protocol = tail.partition("/")
-        if not arrow or not colon or not number.isascii() or not number.isdigit() or not 1 <= int(number) <= 65535:
+        digits = number.isascii() and number.isdigit() and len(number) <= 5
+        if not arrow or not colon or not digits or not 1 <= int(number) <= 65535:
             raise InvalidValue("edge", f"{text!r} is not an edge", "write it as shop/front->shop/cart:8080/TCP")
         try:
             transport = Protocol(protocol or "TCP")

@@ -13,3 +13,23 @@ class Unresolved(SidecarError):
 
 class ConfigError(SidecarError):
     """The configuration can not be used; the message names the field and the remedy."""
+
+
+class StateError(SidecarError):
+    """A file of the state directory can not be read, trusted or written; the message names it and the remedy."""
+
+
+class EnrolmentError(SidecarError):
+    """There is no way to a certificate without a person's help; the message says what they can do."""
+
+
+class ControllerUnavailable(SidecarError):
+    """The controller could not be reached, or could not answer now. Trying again later is right."""
+
+
+class ControllerRefused(SidecarError):
+    """The controller answered no. The same request will be refused again."""
+
+
+class SnapshotRejected(SidecarError):
+    """A policy snapshot can not be trusted or does not apply to us; the last good one stays in force."""

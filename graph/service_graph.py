@@ -1,0 +1,412 @@
+"""The live service graph: who talks to whom, on which port, how often, proved by which identity.
+
+A networkx multigraph holds it: nodes are workloads, parallel edges are keyed by (port, protocol). The governing rules:
+
+1. One owner mutates it; everybody else reads immutable views, which are cached until something changes.
+2. Every change has a generation. What changed after a generation is found in time proportional to the change.
+3. Everything that traffic can make grow is bounded, and what goes over a bound is counted, never silent: addresses
+   outside the inventory are folded into one node, flows beyond the other bounds are left out.
+4. A report about a workload from before its removal does not bring it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+import networkx as nx
+
+from graph.accounts import EdgeAccounts, EdgeTotals
+from graph.model import EdgeKey, Flow, Instance, Workload, WorkloadRef
+from graph.views import EdgeVerdict, EdgeView, GraphChanges, GraphView, NodeView
+from graph.windows import Windows
+
+__all__ = ["OTHER_ADDRESSES", "EdgeTotals", "EdgeVerdict", "EdgeView", "Limits", "NodeView", "ServiceGraph"]
+
+#: Stands for every outside address beyond the bound. The unspecified address is nobody's, so that a rule made of this
+#: node by mistake would select nobody.
+OTHER_ADDRESSES = WorkloadRef.external("0.0.0.0")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What traffic may make the graph hold.
+
+    :param external: addresses outside the inventory that have a node of their own
+    :param unknown: workloads that flows name and no inventory does
+    :param edges: edges in all
+    :param removals: removals that :meth:`ServiceGraph.changes` can still tell of
+    """
+
+    external: int = 1_000
+    unknown: int = 1_000
+    edges: int = 200_000
+    removals: int = 10_000
+
+
+@dataclass(slots=True)
+class Shed:
+    """What the bounds kept out, in flows since the start."""
+
+    folded: int = 0  #: counted on :data:`OTHER_ADDRESSES`
+    unknown: int = 0  #: left out: too many workloads that no inventory names
+    edges: int = 0  #: left out: too many edges
+    late: int = 0  #: left out: about a workload that was removed after it
+
+
+@dataclass(slots=True)
+class _Node:
+    ref: WorkloadRef
+    workload: Workload | None = None
+    identity: str = ""
+    instances: dict[tuple[str, str], Instance] = field(default_factory=dict)
+    view: NodeView | None = None
+
+    def seen(self) -> NodeView:
+        if self.view is None:
+            workload = self.workload
+            self.view = NodeView(
+                ref=self.ref,
+                kind=workload.kind if workload is not None else "External" if self.ref.is_external else "",
+                meshed=workload.meshed if workload is not None else False,
+                instances=len(self.instances),
+                identity=self.identity,
+                labels=workload.labels if workload is not None else (),
+            )
+        return self.view
+
+
+type _Item = WorkloadRef | EdgeKey
+
+
+class ServiceGraph:
+    """The graph and its windows. Not thread-safe: it has one owner."""
+
+    def __init__(self, limits: Limits | None = None, windows: Windows[EdgeKey] | None = None) -> None:
+        self._limits = limits or Limits()
+        self._graph: nx.MultiDiGraph[WorkloadRef] = nx.MultiDiGraph()
+        self._generation = 0
+        self._changed: dict[_Item, int] = {}  # the latest change at the end
+        self._removed: dict[_Item, int] = {}
+        self._forgotten = 0  # removals up to this generation are no longer known
+        self._tombstones: dict[WorkloadRef, float] = {}
+        self._owners: dict[tuple[str, str], WorkloadRef] = {}  # of instances, by namespace and name
+        self._externals = 0
+        self._unknowns = 0
+        self.windows: Windows[EdgeKey] = windows if windows is not None else Windows()
+        self.shed = Shed()
+
+    @property
+    def generation(self) -> int:
+        """Grows with every change that a view shows; 0 is the empty graph."""
+        return self._generation
+
+    # What the inventory says
+
+    def put_workload(self, workload: Workload, identity: str = "") -> None:
+        """Add a workload, or change its facts.
+
+        :param identity: the SPIFFE ID that its instances carry
+        """
+        self._tombstones.pop(workload.ref, None)
+        node = self._find(workload.ref)
+        if node is None:
+            node = self._add_node(workload.ref)
+        elif node.workload == workload and node.identity == identity:
+            return
+        elif node.workload is None and not workload.ref.is_external:
+            self._unknowns -= 1
+        node.workload, node.identity = workload, identity
+        generation = self._next()
+        self._touch_node(node, generation)
+        for key in self._edges_at(workload.ref, leaving=False):
+            self._graph.edges[key.source, key.destination, (key.port, key.protocol)]["accounts"].invalidate()
+            self._touch(key, generation)  # the ports' application protocols may have changed
+
+    def put_instance(self, instance: Instance) -> None:
+        """Add a replica, or change its facts; its workload gets a node when it has none."""
+        key = (instance.workload.namespace, instance.name)
+        node = self._find(instance.workload)
+        if node is not None and node.instances.get(key) == instance:
+            return
+        self.remove_instance(*key)  # the name may have belonged to another workload
+        if node is None:
+            node = self._add_node(instance.workload)
+            self._unknowns += 1
+        node.instances[key] = instance
+        self._owners[key] = instance.workload
+        self._touch_node(node, self._next())
+
+    def remove_instance(self, namespace: str, name: str) -> bool:
+        """A replica is gone. What it reported stays; False when it was not there."""
+        owner = self._owners.pop((namespace, name), None)
+        node = self._find(owner) if owner is not None else None
+        if node is None:
+            return False
+        del node.instances[(namespace, name)]
+        if not self._drop_if_unused(node, self._generation + 1):
+            self._touch_node(node, self._generation + 1)
+        self._next()
+        return True
+
+    def remove_workload(self, ref: WorkloadRef, now: float) -> tuple[EdgeKey, ...]:
+        """A workload is gone, with all its edges.
+
+        :param now: later reports of what happened until then are left out
+        :returns: the edges that went with it
+        """
+        node = self._find(ref)
+        if node is None:
+            return ()
+        generation = self._next()
+        keys = self._edges_at(ref)
+        for key in keys:
+            self._drop_edge(key, generation)
+        for instance in node.instances:
+            del self._owners[instance]
+        self._drop_node(node, generation)
+        for key in keys:
+            self._drop_unused(key, generation)
+        self._tombstones[ref] = now
+        if len(self._tombstones) > self._limits.removals:
+            del self._tombstones[next(iter(self._tombstones))]
+        return keys
+
+    def remove_edge(self, key: EdgeKey) -> bool:
+        """Drop one edge with its counts; False when it was not there. Ends that only it brought in go with it."""
+        if self._accounts(key) is None:
+            return False
+        generation = self._next()
+        self._drop_edge(key, generation)
+        self._drop_unused(key, generation)
+        return True
+
+    def prune(self, before: float) -> tuple[EdgeKey, ...]:
+        """Drop every edge last seen before ``before`` (seconds since the epoch); returns them."""
+        keys = tuple(view.key for view in self.edges() if view.last_seen < before)
+        for key in keys:
+            self.remove_edge(key)
+        return keys
+
+    # What traffic says
+
+    def ingest(self, flows: Iterable[Flow], now: float) -> frozenset[EdgeKey]:
+        """Add reports, and return the edges that they changed.
+
+        :param flows: as they were reported, also by both ends of the same connection
+        :param now: seconds since the epoch; reported times after it count as now
+        """
+        generation = self._generation + 1
+        touched: set[EdgeKey] = set()
+        for flow in flows:
+            key = self._admit(flow, now)
+            if key is None:
+                continue
+            accounts = self._accounts(key) or self._add_edge(key, generation)
+            added = accounts.add(flow, now)
+            self.windows.add(key, flow.last_seen, added, now)
+            self._touch(key, generation)
+            touched.add(key)
+        if touched:
+            self._generation = generation
+        return frozenset(touched)
+
+    # What others read
+
+    def node(self, ref: WorkloadRef) -> NodeView | None:
+        node = self._find(ref)
+        return node.seen() if node is not None else None
+
+    def edge(self, key: EdgeKey) -> EdgeView | None:
+        accounts = self._accounts(key)
+        return accounts.view(self._app_protocol(key)) if accounts is not None else None
+
+    def instances(self, ref: WorkloadRef) -> tuple[Instance, ...]:
+        node = self._find(ref)
+        return tuple(sorted(node.instances.values())) if node is not None else ()
+
+    def nodes(self) -> tuple[NodeView, ...]:
+        return tuple(sorted((node.seen() for node in self._nodes()), key=lambda view: view.ref))
+
+    def edges(self) -> tuple[EdgeView, ...]:
+        return tuple(sorted((self._view(accounts) for accounts in self._all_accounts()), key=lambda view: view.key))
+
+    def view(self, at: float) -> GraphView:
+        """Everything, at time ``at``."""
+        return GraphView(self._generation, at, self.nodes(), self.edges())
+
+    def changes(self, since: int) -> GraphChanges:
+        """What changed after generation ``since``, as :attr:`generation` or an earlier answer said it."""
+        if since >= self._generation:
+            # a generation that is not ours comes from before a restart: nothing is known about it
+            if since == self._generation:
+                return GraphChanges(self._generation)
+            return GraphChanges(self._generation, self.nodes(), self.edges(), whole=True)
+        if since < self._forgotten:
+            return GraphChanges(self._generation, self.nodes(), self.edges(), whole=True)
+        changed = list(_after(self._changed, since))
+        removed = list(_after(self._removed, since))
+        nodes = (self.node(item) for item in changed if isinstance(item, WorkloadRef))
+        edges = (self.edge(item) for item in changed if isinstance(item, EdgeKey))
+        return GraphChanges(
+            self._generation,
+            tuple(sorted((view for view in nodes if view is not None), key=lambda view: view.ref)),
+            tuple(sorted((view for view in edges if view is not None), key=lambda view: view.key)),
+            tuple(sorted(item for item in removed if isinstance(item, WorkloadRef))),
+            tuple(sorted(item for item in removed if isinstance(item, EdgeKey))),
+        )
+
+    # What is kept on disk
+
+    def dump(self, keys: Iterable[EdgeKey] | None = None) -> tuple[EdgeTotals, ...]:
+        """The accounts of ``keys``, else of every edge: one or two for each, by the end that reported."""
+        if keys is None:
+            return tuple(totals for accounts in self._all_accounts() for totals in accounts.totals())
+        found = (self._accounts(key) for key in keys)
+        return tuple(totals for accounts in found if accounts is not None for totals in accounts.totals())
+
+    def load(self, totals: Iterable[EdgeTotals]) -> None:
+        """Take back what :meth:`dump` gave out; replaces the accounts that are there. Bounds hold here too."""
+        generation = self._next()
+        for each in totals:
+            key = self._place(each.key)
+            if key is None:
+                continue
+            accounts = self._accounts(key) or self._add_edge(key, generation)
+            accounts.load(replace(each, key=key))
+            self._touch(key, generation)
+
+    # Inside
+
+    def _find(self, ref: WorkloadRef) -> _Node | None:
+        data: dict[str, _Node] | None = self._graph.nodes.get(ref)
+        return data["node"] if data is not None else None
+
+    def _nodes(self) -> Iterator[_Node]:
+        data: dict[str, _Node]
+        for _, data in self._graph.nodes(data=True):
+            yield data["node"]
+
+    def _accounts(self, key: EdgeKey) -> EdgeAccounts | None:
+        data: dict[str, EdgeAccounts] | None
+        data = self._graph.get_edge_data(key.source, key.destination, (key.port, key.protocol))
+        return data["accounts"] if data is not None else None
+
+    def _all_accounts(self) -> Iterator[EdgeAccounts]:
+        data: dict[str, EdgeAccounts]
+        for _, _, data in self._graph.edges(data=True):
+            yield data["accounts"]
+
+    def _view(self, accounts: EdgeAccounts) -> EdgeView:
+        return accounts.view(self._app_protocol(accounts.key))
+
+    def _app_protocol(self, key: EdgeKey) -> str:
+        node = self._find(key.destination)
+        ports = node.workload.ports if node is not None and node.workload is not None else ()
+        return next((p.app_protocol for p in ports if (p.number, p.protocol) == (key.port, key.protocol)), "")
+
+    def _edges_at(self, ref: WorkloadRef, *, leaving: bool = True) -> tuple[EdgeKey, ...]:
+        edges = set(self._graph.in_edges(ref, keys=True))
+        if leaving:
+            edges.update(self._graph.out_edges(ref, keys=True))
+        return tuple(sorted(EdgeKey(source, destination, *port) for source, destination, port in edges))
+
+    def _admit(self, flow: Flow, now: float) -> EdgeKey | None:
+        """The edge that ``flow`` counts on, or None when it is left out."""
+        last = min(flow.last_seen, now)
+        for ref in (flow.source, flow.destination):
+            removed_at = self._tombstones.get(ref)
+            if removed_at is not None and last <= removed_at:
+                self.shed.late += 1
+                return None
+        return self._place(flow.edge)
+
+    def _place(self, key: EdgeKey) -> EdgeKey | None:
+        source, destination = self._fold(key.source), self._fold(key.destination)
+        if source != key.source or destination != key.destination:
+            self.shed.folded += 1
+            key = replace(key, source=source, destination=destination)
+        if self._accounts(key) is not None:
+            return key
+        if self._graph.number_of_edges() >= self._limits.edges:
+            self.shed.edges += 1
+            return None
+        unknown = sum(1 for ref in {source, destination} if not ref.is_external and ref not in self._graph)
+        if self._unknowns + unknown > self._limits.unknown:
+            self.shed.unknown += 1
+            return None
+        return key
+
+    def _fold(self, ref: WorkloadRef) -> WorkloadRef:
+        over = ref.is_external and ref not in self._graph and self._externals >= self._limits.external
+        return OTHER_ADDRESSES if over else ref
+
+    def _add_node(self, ref: WorkloadRef) -> _Node:
+        node = _Node(ref)
+        self._graph.add_node(ref, node=node)
+        if ref.is_external and ref != OTHER_ADDRESSES:
+            self._externals += 1
+        return node
+
+    def _drop_node(self, node: _Node, generation: int) -> None:
+        self._graph.remove_node(node.ref)
+        self._externals -= node.ref.is_external and node.ref != OTHER_ADDRESSES
+        self._unknowns -= node.workload is None and not node.ref.is_external
+        self._forget(node.ref, generation)
+
+    def _drop_unused(self, key: EdgeKey, generation: int) -> None:
+        """Drop the ends of a dropped edge that no inventory names and no edge needs."""
+        for ref in (key.source, key.destination):
+            node = self._find(ref)
+            if node is not None:
+                self._drop_if_unused(node, generation)
+
+    def _drop_if_unused(self, node: _Node, generation: int) -> bool:
+        unused = node.workload is None and not node.instances and not self._graph.degree(node.ref)
+        if unused:
+            self._drop_node(node, generation)
+        return unused
+
+    def _add_edge(self, key: EdgeKey, generation: int) -> EdgeAccounts:
+        for ref in (key.source, key.destination):
+            if ref not in self._graph:
+                node = self._add_node(ref)
+                self._unknowns += not ref.is_external
+                self._touch_node(node, generation)
+        accounts = EdgeAccounts(key)
+        self._graph.add_edge(key.source, key.destination, key=(key.port, key.protocol), accounts=accounts)
+        return accounts
+
+    def _drop_edge(self, key: EdgeKey, generation: int) -> None:
+        self._graph.remove_edge(key.source, key.destination, key=(key.port, key.protocol))
+        self.windows.forget(key)
+        self._forget(key, generation)
+
+    def _next(self) -> int:
+        self._generation += 1
+        return self._generation
+
+    def _touch(self, item: _Item, generation: int) -> None:
+        self._changed.pop(item, None)
+        self._changed[item] = generation
+        self._removed.pop(item, None)
+
+    def _touch_node(self, node: _Node, generation: int) -> None:
+        node.view = None
+        self._touch(node.ref, generation)
+
+    def _forget(self, item: _Item, generation: int) -> None:
+        self._changed.pop(item, None)
+        self._removed.pop(item, None)
+        self._removed[item] = generation
+        if len(self._removed) > self._limits.removals:
+            oldest = next(iter(self._removed))
+            self._forgotten = self._removed.pop(oldest)
+
+
+def _after(items: dict[_Item, int], generation: int) -> Iterator[_Item]:
+    """The latest items, back to ``generation``."""
+    for item in reversed(items):
+        if items[item] <= generation:
+            return
+        yield item

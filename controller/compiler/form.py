@@ -1,0 +1,228 @@
+"""The intermediate form: the rules, resolved against the inventory, from which everything else is made.
+
+What it fixes, so that sidecars and the cluster's network layer can be told the same:
+
+1. A selector of identities means the workloads of the inventory that it names today. A service account means the
+   workloads that run as it.
+2. A workload without a sidecar proves nothing. As a source it is known by its addresses, and only by those that no
+   other workload shares and that are not loopback; in doubt it is nobody.
+3. A network at a workload's own end means the workload when *all* its instances are inside, for an allow rule, and
+   when *any* is, for a deny rule.
+4. Each end is judged on its own: what a rule says holds for the source's way out and the destination's way in.
+
+Pure: time is an argument, seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Protocol as Structure
+
+from controller.compiler.errors import CompileError
+from graph.model import (
+    Direction,
+    InboundTls,
+    Instance,
+    Mode,
+    Origin,
+    Rule,
+    Selector,
+    Service,
+    Verdict,
+    Workload,
+    WorkloadRef,
+)
+
+type Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+type Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class Modes(Structure):
+    """How a workload is set; :class:`controller.view.WorkloadMode` is one."""
+
+    @property
+    def inbound(self) -> Mode: ...
+    @property
+    def outbound(self) -> Mode: ...
+    @property
+    def inbound_tls(self) -> InboundTls: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyInput:
+    """Everything that the policy of a mesh is made from.
+
+    :param modes: a workload that is not in it is compiled as ``enforce``: in doubt it is closed
+    :param rules: learned, static and override rules, ids unique; baseline rules are added by the compiler
+    :param control_plane: the controller's workload; None means ``hedgerow-system/hedgerow-controller``
+    :param resolvers: addresses or networks of DNS servers that are not in the inventory
+    """
+
+    trust_domain: str
+    workloads: tuple[Workload, ...] = ()
+    instances: tuple[Instance, ...] = ()
+    services: tuple[Service, ...] = ()
+    modes: Mapping[WorkloadRef, Modes] = field(default_factory=dict)
+    rules: tuple[Rule, ...] = ()
+    control_plane: WorkloadRef | None = None
+    resolvers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The modes of a workload that :attr:`PolicyInput.modes` does not know."""
+
+    inbound: Mode = Mode.ENFORCE
+    outbound: Mode = Mode.ENFORCE
+    inbound_tls: InboundTls = InboundTls.PERMISSIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A workload as the compiler sees it.
+
+    :param addresses: of its instances, sorted
+    :param own: those of them by which alone it can be told from everybody else
+    :param listed: whether the inventory holds it; DNS and the controller may be known by convention only
+    """
+
+    ref: WorkloadRef
+    account: str
+    labels: tuple[tuple[str, str], ...]
+    meshed: bool
+    addresses: tuple[str, ...] = ()
+    own: frozenset[str] = frozenset()
+    listed: bool = True
+
+    def named_by(self, selector: Selector) -> bool:
+        """Whether the identity part of a selector names this workload."""
+        return (
+            selector.namespace == self.ref.namespace
+            and selector.workload in ("", self.ref.name)
+            and selector.service_account in ("", self.account)
+        )
+
+
+class Form:
+    """The rules of one :class:`PolicyInput` that hold at ``now``, indexed by the workloads that they concern.
+
+    :param now: rules that expired by then are left out; 0 leaves none out
+    :raises CompileError: when two rules share an id, or the input contradicts itself
+    """
+
+    def __init__(self, policy: PolicyInput, now: float = 0.0, *, known: Iterable[Subject] = ()) -> None:
+        self.input = policy
+        self.now = now
+        self.subjects = _subjects(policy, known)
+        self.rules = _unique(rule for rule in policy.rules if not rule.expired(now))
+        self._by_workload: dict[WorkloadRef, list[Rule]] = {}
+        self._by_namespace: dict[str, list[Rule]] = {}
+        self._elsewhere: list[Rule] = []
+        for rule in self.rules:
+            self._index(rule)
+
+    def _index(self, rule: Rule) -> None:
+        for selector in {rule.source, rule.destination}:
+            if selector.workload:
+                self._by_workload.setdefault(WorkloadRef(selector.namespace, selector.workload), []).append(rule)
+            elif selector.namespace:
+                self._by_namespace.setdefault(selector.namespace, []).append(rule)
+            else:
+                self._elsewhere.append(rule)
+
+    def settings(self, ref: WorkloadRef) -> Modes:
+        return self.input.modes.get(ref) or Settings()
+
+    def concerning(self, subject: Subject) -> tuple[Rule, ...]:
+        """The rules of which this workload is, or may be, an end; by id. Baseline rules are not among them."""
+        candidates = [
+            *self._by_workload.get(subject.ref, ()),
+            *self._by_namespace.get(subject.ref.namespace, ()),
+            *self._elsewhere,
+        ]
+        found = {
+            rule.id: rule
+            for rule in candidates
+            if self.at_own_end(rule, subject, Direction.INBOUND) or self.at_own_end(rule, subject, Direction.OUTBOUND)
+        }
+        return tuple(found[rule_id] for rule_id in sorted(found))
+
+    @staticmethod
+    def at_own_end(rule: Rule, subject: Subject, direction: Direction) -> bool:
+        """Whether a rule speaks of this workload's connections in that direction."""
+        selector = rule.destination if direction is Direction.INBOUND else rule.source
+        if selector.by_identity and not subject.named_by(selector):
+            return False
+        if not selector.cidr:
+            return True
+        inside = [within(address, selector.cidr) for address in subject.addresses]
+        return any(inside) if rule.effect is Verdict.DENY else bool(inside) and all(inside)
+
+
+def within(address: str, cidr: str) -> bool:
+    """Whether an address is in a network; an unknown address (empty) is in none."""
+    if not address:
+        return False
+    return parsed(address) in network(cidr)
+
+
+@lru_cache(maxsize=65536)
+def parsed(address: str) -> Address:
+    return ipaddress.ip_address(address)
+
+
+@lru_cache(maxsize=16384)
+def network(cidr: str) -> Network:
+    return ipaddress.ip_network(cidr)
+
+
+def _unique(rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    found: dict[str, Rule] = {}
+    for rule in rules:
+        if rule.origin is Origin.BASELINE:
+            raise CompileError(
+                f"{rule.id} is a baseline rule", field="rules", remedy="leave baseline rules to the compiler"
+            )
+        if "@" in rule.id:
+            raise CompileError(f"{rule.id!r} has an '@' in it", field="rules", remedy="'@' marks what we add to an id")
+        if found.setdefault(rule.id, rule) != rule:
+            raise CompileError(f"two rules are called {rule.id}", field="rules", remedy="give every rule its own id")
+    return tuple(found[rule_id] for rule_id in sorted(found))
+
+
+def _subjects(policy: PolicyInput, known: Iterable[Subject]) -> dict[WorkloadRef, Subject]:
+    addresses: dict[WorkloadRef, set[str]] = {workload.ref: set() for workload in policy.workloads}
+    owners: dict[str, set[WorkloadRef]] = {}
+    if len(addresses) != len(policy.workloads):
+        raise CompileError("a workload is listed twice", field="workloads", remedy="list every workload once")
+    for instance in policy.instances:
+        if instance.workload not in addresses:
+            raise CompileError(
+                f"{instance.name} belongs to {instance.workload}, which is not a workload of the inventory",
+                field="instances",
+                remedy="add the workload, or remove the instance",
+            )
+        if instance.address:
+            address = str(parsed(instance.address))
+            addresses[instance.workload].add(address)
+            owners.setdefault(address, set()).add(instance.workload)
+    subjects = {subject.ref: subject for subject in known}
+    for workload in policy.workloads:
+        mine = tuple(sorted(addresses[workload.ref], key=lambda text: (parsed(text).version, parsed(text))))
+        subjects[workload.ref] = Subject(
+            workload.ref,
+            workload.service_account,
+            tuple(sorted(workload.labels)),
+            workload.meshed,
+            mine,
+            frozenset(a for a in mine if len(owners[a]) == 1 and not _nobody(parsed(a))),
+        )
+    return {ref: subjects[ref] for ref in sorted(subjects)}
+
+
+def _nobody(address: Address) -> bool:
+    """Loopback and its like are everybody's own."""
+    return address.is_loopback or address.is_unspecified or address.is_multicast

@@ -1,0 +1,134 @@
+"""Sidecar snapshots from the intermediate form: only the rules that concern one workload, in one order.
+
+A sidecar judges by what it sees: a proved identity, or an address. So what the form says of workloads is written in
+those terms. A source without a sidecar becomes the networks of its instances; so does every source of a deny rule,
+because whoever goes round its own sidecar still comes from its own address. A service account at the far end becomes
+the workloads that run as it, as not every peer proves an account. Such a rule keeps its id, with
+``@source->destination`` behind it where there are several; :func:`rule_id` takes it off again.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+
+from controller.compiler.baseline import baseline_of, form_of
+from controller.compiler.errors import CompileError
+from controller.compiler.form import Form, PolicyInput, Subject, parsed, within
+from graph.model import Direction, Rule, Selector, Snapshot, Verdict, WorkloadRef
+
+
+def compile_snapshots(
+    policy: PolicyInput, now: float = 0.0, *, only: Collection[WorkloadRef] | None = None
+) -> Mapping[WorkloadRef, Snapshot]:
+    """The snapshot of every workload with a sidecar, version 0 and ``issued_at`` 0: the engine numbers them.
+
+    :param now: seconds since the epoch; rules that expired by then are left out. 0 leaves none out
+    :param only: compile these workloads alone; those without a sidecar are skipped
+    :raises CompileError: when the input contradicts itself, or ``only`` names an unknown workload
+    """
+    form = form_of(policy, now)
+    wanted = sorted(form.subjects if only is None else set(only))
+    return {
+        ref: snapshot_of(form, subject)
+        for ref, subject in ((ref, _subject(form, ref)) for ref in wanted)
+        if subject.meshed and subject.listed
+    }
+
+
+def compile_snapshot(policy: PolicyInput, ref: WorkloadRef, now: float = 0.0) -> Snapshot:
+    """The snapshot of one workload, without work for the others.
+
+    :raises CompileError: when the input contradicts itself, or ``ref`` is unknown or has no sidecar
+    """
+    form = form_of(policy, now)
+    subject = _subject(form, ref)
+    if not subject.meshed:
+        raise CompileError(f"{ref} has no sidecar", field="workload", remedy="only meshed workloads have snapshots")
+    return snapshot_of(form, subject)
+
+
+def _subject(form: Form, ref: WorkloadRef) -> Subject:
+    if ref not in form.subjects:
+        raise CompileError(f"{ref} is not in the inventory", field="workload", remedy="add it to the inventory first")
+    return form.subjects[ref]
+
+
+def snapshot_of(form: Form, subject: Subject) -> Snapshot:
+    """The snapshot of one subject of the form."""
+    settings = form.settings(subject.ref)
+    rules = [rule for rule in form.concerning(subject) for rule in _written(form, subject, rule)]
+    return Snapshot(
+        subject.ref,
+        form.input.trust_domain,
+        version=0,
+        inbound_mode=settings.inbound,
+        outbound_mode=settings.outbound,
+        inbound_tls=settings.inbound_tls,
+        rules=tuple(sorted([*baseline_of(form, subject), *rules], key=lambda rule: rule.id)),
+    )
+
+
+def rule_id(written: str) -> str:
+    """The id of the rule that a snapshot's rule was written from."""
+    return written.partition("@")[0]
+
+
+def _written(form: Form, subject: Subject, rule: Rule) -> list[Rule]:
+    """One rule in the terms of this workload's sidecar. Evidence is for people and stays in the controller: it changes
+    with every flow, and a snapshot must not."""
+    rule = replace(rule, evidence=())
+    variants: dict[Rule, None] = {}
+    for direction in Direction:
+        if form.at_own_end(rule, subject, direction):
+            inbound = direction is Direction.INBOUND
+            mine = _own_end(rule.destination if inbound else rule.source, subject)
+            far = rule.source if inbound else rule.destination
+            for peer in _sources(form, rule, far) if inbound else _destinations(form, far):
+                ends = {"source": peer, "destination": mine} if inbound else {"source": mine, "destination": peer}
+                variants.setdefault(replace(rule, **ends))  # type: ignore[arg-type]  # the two ends are Selectors
+    if len(variants) == 1:
+        return list(variants)
+    return [
+        variant
+        if (variant.source, variant.destination) == (rule.source, rule.destination)
+        else replace(variant, id=f"{rule.id}@{variant.source}->{variant.destination}")
+        for variant in variants
+    ]
+
+
+def _own_end(selector: Selector, subject: Subject) -> Selector:
+    """What a sidecar surely knows of itself is its workload."""
+    return Selector.of(subject.ref) if selector.cidr or selector.service_account else selector
+
+
+def _sources(form: Form, rule: Rule, selector: Selector) -> Iterator[Selector]:
+    yield selector
+    if not selector.by_identity:
+        return
+    addresses = [
+        parsed(address)
+        for subject in _named(form, selector)
+        if not subject.meshed or rule.effect is Verdict.DENY
+        for address in subject.own
+        if not selector.cidr or within(address, selector.cidr)
+    ]
+    four = [ipaddress.IPv4Network(address) for address in addresses if isinstance(address, ipaddress.IPv4Address)]
+    six = [ipaddress.IPv6Network(address) for address in addresses if isinstance(address, ipaddress.IPv6Address)]
+    for block in (*ipaddress.collapse_addresses(four), *ipaddress.collapse_addresses(six)):
+        yield Selector(cidr=str(block))
+
+
+def _destinations(form: Form, selector: Selector) -> Iterator[Selector]:
+    yield selector
+    if selector.service_account:
+        for subject in _named(form, selector):
+            yield replace(Selector.of(subject.ref), cidr=selector.cidr)
+
+
+def _named(form: Form, selector: Selector) -> list[Subject]:
+    if selector.workload:
+        found = form.subjects.get(WorkloadRef(selector.namespace, selector.workload))
+        return [found] if found is not None and found.named_by(selector) else []
+    return [subject for subject in form.subjects.values() if subject.named_by(selector)]

@@ -1,0 +1,140 @@
+"""Observed against allowed: what happened that no rule allows, and which rules nothing used.
+
+Every verdict here is made by :func:`graph.policy.decide`, as the sidecars make theirs; nothing is judged by comparing
+rules with edges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from graph.model import (
+    Connection,
+    Direction,
+    EdgeKey,
+    Mode,
+    Origin,
+    Peer,
+    Rule,
+    Snapshot,
+    Verdict,
+    WorkloadRef,
+)
+from graph.policy import Decision, decide
+from graph.views import EdgeView
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """An edge with what its verdict depends on.
+
+    :param source_verified: whether mutual TLS proved the source; unproved, no rule about identities is for it
+    :param source_account: the source's service account, ``destination_account`` the destination's, where known
+    :param source_address: an IP address of the source, where known; likewise ``destination_address``
+    """
+
+    key: EdgeKey
+    source_verified: bool = True
+    source_account: str = ""
+    destination_account: str = ""
+    source_address: str = ""
+    destination_address: str = ""
+
+    def connection(self, direction: Direction) -> Connection:
+        source = _peer(self.key.source, self.source_account, self.source_address)
+        return Connection(
+            direction,
+            replace(source, verified=self.source_verified and source.workload is not None),
+            _peer(self.key.destination, self.destination_account, self.destination_address),
+            self.key.port,
+            self.key.protocol,
+        )
+
+    @classmethod
+    def of(cls, edge: EdgeView, accounts: Mapping[WorkloadRef, str] | None = None) -> tuple[Observation, ...]:
+        """What the service graph saw on ``edge``: one observation, or two where only a part came from a proved source.
+
+        :param accounts: the service accounts of the workloads, from the inventory
+        """
+        proved = edge.verified > 0 or (edge.connections == 0 and bool(edge.source_identities))
+        # a failed connection proved nothing either way
+        unproved = not proved or edge.connections - edge.failed > edge.verified > 0
+        known = accounts or {}
+        return tuple(
+            cls(edge.key, verified, known.get(edge.source, ""), known.get(edge.destination, ""))
+            for verified, seen in ((True, proved), (False, unproved))
+            if seen
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Unexpected:
+    """An observed edge that enforcement would refuse.
+
+    :param inbound: the destination's decision, None where it has no policy; ``outbound`` likewise the source's
+    """
+
+    key: EdgeKey
+    inbound: Decision | None
+    outbound: Decision | None
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """:param unused: rules that allow something, of which nothing was observed; each once, by id"""
+
+    unexpected: tuple[Unexpected, ...] = ()
+    unused: tuple[Rule, ...] = ()
+
+
+def find_drift(snapshots: Mapping[WorkloadRef, Snapshot], observations: Iterable[Observation], now: float) -> Drift:
+    """Compare what was observed with what the policies allow.
+
+    :param snapshots: the policy of every workload with a sidecar
+    :param now: seconds since the epoch; expired rules allow nothing and are not reported as unused
+    """
+    unexpected: dict[EdgeKey, Unexpected] = {}
+    used: set[str] = set()
+    alone = {ref: _each_alone(snapshot, now) for ref, snapshot in snapshots.items()}
+    for observation in observations:
+        decisions: dict[Direction, Decision] = {}
+        for direction, ref in (
+            (Direction.INBOUND, observation.key.destination),
+            (Direction.OUTBOUND, observation.key.source),
+        ):
+            if ref not in snapshots:
+                continue
+            connection = observation.connection(direction)
+            decisions[direction] = decide(snapshots[ref], connection, now)
+            used |= {name for name, policy in alone[ref].items() if decide(policy, connection, now).rule_id == name}
+        if any(decision.pending is Verdict.DENY for decision in decisions.values()):
+            unexpected[observation.key] = Unexpected(
+                observation.key, decisions.get(Direction.INBOUND), decisions.get(Direction.OUTBOUND)
+            )
+    rules = {rule.id: rule for ref, snapshot in snapshots.items() for rule in snapshot.rules if rule.id in alone[ref]}
+    return Drift(
+        tuple(unexpected[key] for key in sorted(unexpected)),
+        tuple(rules[name] for name in sorted(rules.keys() - used)),
+    )
+
+
+def _each_alone(snapshot: Snapshot, now: float) -> dict[str, Snapshot]:
+    """For each rule that should be used, the policy with it alone; so that a rule beside another one counts as used.
+
+    Baseline rules are there whether they are used or not (DNS, probes, the control plane). A rule that is limited to
+    operations is used by whatever the rest of it fits, because an edge knows no operations.
+    """
+    return {
+        rule.id: replace(
+            snapshot, rules=(replace(rule, operations=()),), inbound_mode=Mode.ENFORCE, outbound_mode=Mode.ENFORCE
+        )
+        for rule in snapshot.rules
+        if rule.effect is Verdict.ALLOW and rule.origin is not Origin.BASELINE and not rule.expired(now)
+    }
+
+
+def _peer(ref: WorkloadRef, account: str, address: str) -> Peer:
+    if ref.is_external:
+        return Peer(address=ref.name)
+    return Peer(workload=ref, namespace=ref.namespace, service_account=account, address=address)

@@ -1,8 +1,8 @@
 """The trust bundle: the root certificates of one trust domain.
 
 A bundle that exists is fit to verify with: every root is self-signed, is a signing certificate by the rules of
-:func:`check_signing_certificate` and belongs to no other trust domain. Expiry is judged when a chain is verified, not here. During a
-roll-over of the root a bundle holds the old and the new one.
+:func:`check_signing_certificate` and belongs to no other trust domain. Expiry is judged when a chain is verified,
+not here. During a roll-over of the root a bundle holds the old and the new one.
 """
 
 from __future__ import annotations
@@ -69,17 +69,22 @@ class TrustBundle:
             sequence = int(headers.get("sequence", "0"))
             roots = read_pem_certificates(data, "trust bundle")
         except (ValueError, InvalidCertificate):
-            raise InvalidBundle("trust bundle: not a PEM text with root certificates; fetch it from the controller again") from None
+            raise InvalidBundle(
+                "trust bundle: not a PEM text with root certificates; fetch it from the controller again"
+            ) from None
         named = headers.get("trust-domain", "")
         if named and trust_domain and named != trust_domain:
-            raise InvalidBundle(f"trust bundle: it is of trust domain {named!a:.300}, expected was {trust_domain!a:.300}")
+            raise InvalidBundle(
+                f"trust bundle: it is of trust domain {named!a:.300}, expected was {trust_domain!a:.300}"
+            )
         if not named and not trust_domain:
             raise InvalidBundle("trust bundle: it names no trust domain; set trust_domain")
         return cls(trust_domain or named, roots, sequence)
 
 
 def check_signing_certificate(certificate: x509.Certificate, what: str) -> None:
-    """Apply what every certificate must have that may sign others (RFC 5280 section 4.2.1, X509-SVID sections 3.2 and 4).
+    """Apply what every certificate must have that may sign others (RFC 5280 section 4.2.1, X509-SVID sections 3.2
+    and 4).
 
     :raises InvalidCertificate: when it may not
     """
@@ -98,7 +103,8 @@ def check_signing_certificate(certificate: x509.Certificate, what: str) -> None:
     if extension(certificate, x509.SubjectKeyIdentifier) is None:
         raise InvalidCertificate(f"{what}: it signs certificates and has no subject key identifier")
     extended = extension(certificate, x509.ExtendedKeyUsage)
-    # TLS libraries apply it to everything below (X509-SVID section 4.4): a chain must not mean different things to two of them
+    # TLS libraries apply it to everything below (X509-SVID section 4.4): a chain must not mean different things to
+    # two of them
     if extended is not None and not {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH} <= set(
         extended.value
     ):
@@ -119,7 +125,9 @@ def check_signing_identity(certificate: x509.Certificate, trust_domain: str, wha
     expected = str(SpiffeId.of_trust_domain(trust_domain))
     for uri in alternative.value.get_values_for_type(x509.UniformResourceIdentifier):
         if uri != expected:
-            raise InvalidCertificate(f"{what}: its SPIFFE ID is {uri!a:.300}, in this trust domain it must be {expected}")
+            raise InvalidCertificate(
+                f"{what}: its SPIFFE ID is {uri!a:.300}, in this trust domain it must be {expected}"
+            )
 
 
 def _check_root(der: bytes, trust_domain: str, what: str) -> None:

@@ -1,11 +1,12 @@
 """One certificate: bytes in, a checked certificate out.
 
-:func:`read_certificate` is the only place where foreign bytes become a certificate. It applies what is true of every certificate
-that we take, whatever its place in a chain: the RFC 5280 profile, narrowed to what SPIFFE needs. The rules of a place are
-elsewhere: signing certificates and paths in :mod:`certs.verify`, identities in :mod:`certs.svid`.
+:func:`read_certificate` is the only place where foreign bytes become a certificate. It applies what is true of
+every certificate that we take, whatever its place in a chain: the RFC 5280 profile, narrowed to what SPIFFE needs.
+The rules of a place are elsewhere: signing certificates and paths in :mod:`certs.verify`, identities in
+:mod:`certs.svid`.
 
-Where RFC 5280 lets a reader choose, we refuse: an extension that we do not process and that is critical, policies that bind,
-serials that are not positive, keys and digests below 112 bits of strength.
+Where RFC 5280 lets a reader choose, we refuse: an extension that we do not process and that is critical, policies
+that bind, serials that are not positive, keys and digests below 112 bits of strength.
 """
 
 from __future__ import annotations
@@ -27,9 +28,16 @@ MAX_CERTIFICATE_BYTES = 16 * 1024
 MAX_SERIAL = 2**159 - 1
 
 #: Critical extensions that we process. Any other critical one refuses the certificate (RFC 5280 section 4.2).
-_PROCESSED = (x509.BasicConstraints, x509.KeyUsage, x509.ExtendedKeyUsage, x509.SubjectAlternativeName, x509.NameConstraints)
+_PROCESSED = (
+    x509.BasicConstraints,
+    x509.KeyUsage,
+    x509.ExtendedKeyUsage,
+    x509.SubjectAlternativeName,
+    x509.NameConstraints,
+)
 
-#: Extensions that bind the path in ways that we do not evaluate: their presence refuses the certificate, critical or not.
+#: Extensions that bind the path in ways that we do not evaluate: their presence refuses the certificate, critical
+#: or not.
 _UNSUPPORTED = (x509.PolicyConstraints, x509.InhibitAnyPolicy)
 
 _CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
@@ -105,9 +113,8 @@ def check_validity(certificate: x509.Certificate, now: float, what: str) -> str:
     """
     second = int(now // 1)
     if second < certificate.not_valid_before_utc.timestamp():
-        return (
-            f"{what}: not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M:%S} UTC; check the clocks of both ends"
-        )
+        begins = f"{certificate.not_valid_before_utc:%Y-%m-%d %H:%M:%S} UTC"
+        return f"{what}: not valid before {begins}; check the clocks of both ends"
     if second > certificate.not_valid_after_utc.timestamp():
         return f"{what}: expired at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC; it has to be renewed"
     return ""
@@ -125,7 +132,8 @@ def check_public_key(key: object, what: str) -> None:
         # whole octets only: odd sizes come from broken generators (CA/Browser Forum requirements, section 6.1.5)
         if not _MIN_RSA_BITS <= key.key_size <= _MAX_RSA_BITS or key.key_size % 8:
             raise InvalidCertificate(
-                f"{what}: its RSA key has {key.key_size} bits; {_MIN_RSA_BITS} to {_MAX_RSA_BITS} in whole octets are taken"
+                f"{what}: its RSA key has {key.key_size} bits; "
+                f"{_MIN_RSA_BITS} to {_MAX_RSA_BITS} in whole octets are taken"
             )
     else:
         raise InvalidCertificate(f"{what}: its key is neither ECDSA nor RSA")
@@ -148,7 +156,9 @@ def _check_extensions(
 ) -> None:
     for one in extensions:
         if isinstance(one.value, _UNSUPPORTED):
-            raise InvalidCertificate(f"{what}: extension {one.oid.dotted_string} binds policies, which are not evaluated")
+            raise InvalidCertificate(
+                f"{what}: extension {one.oid.dotted_string} binds policies, which are not evaluated"
+            )
         # key identifiers must not be critical (RFC 5280 sections 4.2.1.1 and 4.2.1.2), and fall under this too
         if one.critical and not isinstance(one.value, _PROCESSED):
             raise InvalidCertificate(f"{what}: extension {one.oid.dotted_string} is critical and not processed here")

@@ -1,14 +1,17 @@
 """What can be wrong with an identity, a certificate or a key.
 
-Everything that ``certs`` refuses is a :class:`CertError`, whatever library noticed it first. A message names the field, what is
-wrong with it and, where somebody can act on it, the remedy. No message ever holds key material.
+Everything that ``certs`` refuses is a :class:`CertError`, whatever library noticed it first. A message names the
+field, what is wrong with it and, where somebody can act on it, the remedy. No message ever holds key material.
 """
 
 from __future__ import annotations
 
 
 class CertError(Exception):
-    """The base: this identity, certificate, chain, request or key is refused. Retrying with the same input cannot help."""
+    """The base.
+
+    This identity, certificate, chain, request or key is refused. Retrying with the same input cannot help.
+    """
 
 
 class InvalidSpiffeId(CertError):
@@ -48,4 +51,7 @@ class InvalidBundle(CertError):
 
 
 class AuthorityError(CertError):
-    """The certificate authority cannot do what was asked: its own state is missing, damaged, readable by others or expired."""
+    """The certificate authority cannot do what was asked.
+
+    Its own state is missing, damaged, readable by others or expired.
+    """

@@ -43,7 +43,10 @@ def key_from_pem(pem: bytes) -> ec.EllipticCurvePrivateKey:
 
 
 def make_csr(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A DER signing request (RFC 2986) that proves possession of ``key`` and asks for no name: the signer decides on that."""
+    """A DER signing request (RFC 2986) that proves possession of ``key`` and asks for no name.
+
+    The signer decides on that.
+    """
     request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
     return request.public_bytes(Encoding.DER)
 

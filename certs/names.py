@@ -1,8 +1,9 @@
-"""Name constraints (RFC 5280 section 4.2.1.10) over a path, for the two forms of name that Hedgerow's certificates carry.
+"""Name constraints (RFC 5280 section 4.2.1.10) over a path, for the two forms of name that Hedgerow's certificates
+carry.
 
-URI constraints name a trust domain: they match the authority of a SPIFFE ID. DNS constraints match host names. A constraint of
-any other form is not evaluated: where it meets a name of its form, the path is refused. Wildcards, leading dots in DNS
-constraints and other spellings with more than one reading are refused wherever they stand.
+URI constraints name a trust domain: they match the authority of a SPIFFE ID. DNS constraints match host names. A
+constraint of any other form is not evaluated: where it meets a name of its form, the path is refused. Wildcards,
+leading dots in DNS constraints and other spellings with more than one reading are refused wherever they stand.
 """
 
 from __future__ import annotations
@@ -106,13 +107,12 @@ def _check(name: x509.GeneralName, levels: list[list[x509.GeneralName]], exclude
 
 def _within(name: x509.GeneralName, constraint: x509.GeneralName) -> bool:
     if isinstance(name, x509.DNSName):
-        return name.value == constraint.value or name.value.endswith("." + constraint.value)
+        return f".{name.value}".endswith(f".{constraint.value}")
     if isinstance(name, x509.UniformResourceIdentifier):
         try:
             trust_domain = SpiffeId.parse(name.value).trust_domain
         except InvalidSpiffeId as error:
             raise UntrustedChain(f"name constraints: they cannot be applied to a URI, {error}") from None
-        if constraint.value.startswith("."):
-            return trust_domain.endswith(str(constraint.value))
-        return trust_domain == constraint.value
+        within = str(constraint.value)
+        return trust_domain.endswith(within) if within.startswith(".") else trust_domain == within
     raise UntrustedChain(f"name constraints: those on names of the form {type(name).__name__} are not evaluated")

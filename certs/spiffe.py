@@ -1,11 +1,12 @@
 """SPIFFE IDs: the names of workloads, as a type.
 
-An ID that exists is valid: :class:`SpiffeId` checks every rule of the SPIFFE-ID document (sections 2.1 to 2.3) when it is
-made, however it is made. Only the canonical spelling is taken: section 2.4 lets readers ignore the case of the scheme and
-of the trust domain, section 2.1 has issuers write both in lower case; one spelling per identity keeps comparison exact.
+An ID that exists is valid: :class:`SpiffeId` checks every rule of the SPIFFE-ID document (sections 2.1 to 2.3) when
+it is made, however it is made. Only the canonical spelling is taken: section 2.4 lets readers ignore the case of
+the scheme and of the trust domain, section 2.1 has issuers write both in lower case; one spelling per identity
+keeps comparison exact.
 
-Hedgerow's own IDs are ``spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT[/wl/WORKLOAD]`` with Kubernetes names in the places.
-Any other path is a valid SPIFFE ID, and names no namespace, account or workload.
+Hedgerow's own IDs are ``spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT[/wl/WORKLOAD]`` with Kubernetes names in the
+places. Any other path is a valid SPIFFE ID, and names no namespace, account or workload.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class SpiffeId:
     :param path: ``""`` for the trust domain itself, otherwise it begins with ``/``
     :raises InvalidSpiffeId: when any rule of the SPIFFE-ID document is broken
 
-    ``namespace``, ``service_account`` and ``workload`` are Kubernetes names, and empty when the path does not give them.
+    ``namespace``, ``service_account`` and ``workload`` are Kubernetes names, and empty when the path does not give
+    them.
     """
 
     trust_domain: str
@@ -101,7 +103,10 @@ class SpiffeId:
 
     @classmethod
     def policy_signer(cls, trust_domain: str) -> Self:
-        """The ID that signs policy snapshots. It is not of the workload form, so no rule about workloads can select it."""
+        """The ID that signs policy snapshots.
+
+        It is not of the workload form, so no rule about workloads can select it.
+        """
         return cls(trust_domain, f"/ns/{CONTROLLER_NAMESPACE}/sa/{CONTROLLER_ACCOUNT}/policy-signer")
 
     @classmethod
@@ -152,7 +157,8 @@ def _check_path(path: str) -> None:
 def _names(path: str) -> tuple[str, str, str]:
     """Namespace, account and workload of a path of Hedgerow's form; empty where it is not.
 
-    Segments that are not Kubernetes names give nothing: ``/ns/-/…`` must never read as the namespace of what is outside.
+    Segments that are not Kubernetes names give nothing: ``/ns/-/…`` must never read as the namespace of what is
+    outside.
     """
     match path.split("/"):
         case ["", "ns", namespace, "sa", account]:

@@ -3,9 +3,9 @@
 :func:`check_leaf` is what makes a certificate an identity. It proves nothing about who signed it: that is
 :mod:`certs.verify`, or the TLS handshake with a context of :mod:`certs.contexts`, and has to come first.
 
-Beyond the X509-SVID document we require what our own authority always writes: both extended key usages, no alternative name
-besides the SPIFFE ID (the controller has its one DNS name), no authority of signing certificates. A name that some TLS
-library would match against hosts must not be had by a workload.
+Beyond the X509-SVID document we require what our own authority always writes: both extended key usages, no
+alternative name besides the SPIFFE ID (the controller has its one DNS name), no authority of signing certificates.
+A name that some TLS library would match against hosts must not be had by a workload.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from certs.certificate import check_validity, extension, read_certificate
-from certs.errors import InvalidCertificate, InvalidSpiffeId, InvalidSvid
+from certs.errors import InvalidSpiffeId, InvalidSvid
 from certs.spiffe import CONTROLLER_DNS_NAME, SpiffeId
 
 #: What a certificate for TLS must be good for; it may be good for more.
@@ -137,23 +137,14 @@ def spiffe_id_of(leaf: x509.Certificate, trust_domain: str) -> SpiffeId:
 
 def _check_other_names(leaf: x509.Certificate, identity: SpiffeId) -> None:
     alternative = extension(leaf, x509.SubjectAlternativeName)
-    others = [name for name in alternative.value if not isinstance(name, x509.UniformResourceIdentifier)] if alternative else []
+    others = (
+        [name for name in alternative.value if not isinstance(name, x509.UniformResourceIdentifier)]
+        if alternative
+        else []
+    )
     if not others:
         return
     if identity != SpiffeId.controller(identity.trust_domain):
         raise InvalidSvid(f"leaf: {identity} has names besides its SPIFFE ID; only the controller may have one")
     if others != [x509.DNSName(CONTROLLER_DNS_NAME)]:
         raise InvalidSvid(f"leaf: the controller's only other name is {CONTROLLER_DNS_NAME}")
-
-
-__all__ = [
-    "SIGNER_USAGES",
-    "TLS_USAGES",
-    "InvalidCertificate",
-    "check_key_usage",
-    "check_leaf",
-    "check_not_authority",
-    "check_signer_leaf",
-    "check_usages",
-    "spiffe_id_of",
-]

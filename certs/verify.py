@@ -1,10 +1,11 @@
 """From the certificates that a peer sends to the identity that it proves.
 
-Two stages, in this order and never one without the other: the chain (RFC 5280 section 6: who signed it) and the leaf
-(:mod:`certs.svid`: whom it names). The chain stage is our own because the ``cryptography`` package, whose parser and
-signature checks it rests on, refuses every URI name constraint, and ours have one. It searches for a path from the leaf to a
-root of the bundle, tries every candidate and spends a fixed budget of signature checks, so that no set of certificates can keep it busy.
-Anything malformed among what the peer sent refuses the whole, needed for the path or not.
+Two stages, in this order and never one without the other: the chain (RFC 5280 section 6: who signed it) and the
+leaf (:mod:`certs.svid`: whom it names). The chain stage is our own because the ``cryptography`` package, whose
+parser and signature checks it rests on, refuses every URI name constraint, and ours have one. It searches for a
+path from the leaf to a root of the bundle, tries every candidate and spends a fixed budget of signature checks, so
+that no set of certificates can keep it busy. Anything malformed among what the peer sent refuses the whole, needed
+for the path or not.
 """
 
 from __future__ import annotations
@@ -50,21 +51,26 @@ def verify_chain(
     :raises UntrustedChain: when there is no valid path
     """
     if len(intermediates_der) > MAX_INTERMEDIATES:
-        raise UntrustedChain(f"chain: {len(intermediates_der)} intermediates were sent, at most {MAX_INTERMEDIATES} are read")
+        raise UntrustedChain(
+            f"chain: {len(intermediates_der)} intermediates were sent, at most {MAX_INTERMEDIATES} are read"
+        )
     leaf = read_certificate(leaf_der, "leaf")
     check_not_authority(leaf)
     names_of(leaf)
     if reason := check_validity(leaf, now, "leaf"):
         raise UntrustedChain(reason)
     intermediates = [
-        read_certificate(der, f"intermediate {number}") for number, der in enumerate(dict.fromkeys(intermediates_der), 1)
+        read_certificate(der, f"intermediate {number}")
+        for number, der in enumerate(dict.fromkeys(intermediates_der), 1)
     ]
-    search = _Search([read_certificate(der, "root") for der in bundle.roots_der], intermediates, bundle.trust_domain, now)
+    search = _Search(
+        [read_certificate(der, "root") for der in bundle.roots_der], intermediates, bundle.trust_domain, now
+    )
     path = search.extend([leaf])
     if path is None:
         reasons = "; ".join(dict.fromkeys(search.reasons)) or "no root and no intermediate is its issuer"
         raise UntrustedChain(f"chain: it does not lead to a root of trust domain {bundle.trust_domain}: {reasons}")
-    ders = {certificate: der for certificate, der in zip(intermediates, dict.fromkeys(intermediates_der), strict=True)}
+    ders = dict(zip(intermediates, dict.fromkeys(intermediates_der), strict=True))
     return (leaf_der, *(ders[one] for one in path[1:-1]), bundle.roots_der[search.roots.index(path[-1])])
 
 

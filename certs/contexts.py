@@ -1,0 +1,96 @@
+"""TLS contexts for both ends of a connection between two identities.
+
+What they promise: TLS 1.3 alone; the peer must send a certificate, and OpenSSL must find a path from it to the
+trust bundle (strict RFC 5280 checks on); no session is ever resumed, so every connection is verified; private keys
+never touch a disk. What they do not do: say who the peer is. Host names are not checked, the identity is the SPIFFE
+ID, and it exists only after
+:func:`certs.svid.check_leaf` on ``getpeercert(binary_form=True)``. Never use a connection before that.
+
+A context is not changed once it is made: a renewal makes a new one.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Sequence
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from certs.bundle import TrustBundle
+from certs.certificate import pem_text, read_certificate
+from certs.errors import CertError, InvalidCertificate, KeyMismatch
+from certs.keys import key_to_pem, public_bytes
+
+# 112 bits of strength whatever the distribution's OpenSSL defaults to; the cipher names do not concern TLS 1.3
+_CIPHERS = "DEFAULT:@SECLEVEL=2"
+
+
+def client_context(
+    chain_der: Sequence[bytes], key: ec.EllipticCurvePrivateKey, bundle: TrustBundle, alpn: Sequence[str] = ()
+) -> ssl.SSLContext:
+    """A context for connections that we open.
+
+    :param chain_der: our certificate in DER, then its intermediates
+    :param alpn: protocols to offer, the preferred one first
+    :raises KeyMismatch: when ``key`` is not the certificate's
+    :raises InvalidCertificate: when our chain cannot be read
+    """
+    return _context(ssl.PROTOCOL_TLS_CLIENT, chain_der, key, bundle, alpn)
+
+
+def server_context(
+    chain_der: Sequence[bytes], key: ec.EllipticCurvePrivateKey, bundle: TrustBundle, alpn: Sequence[str] = ()
+) -> ssl.SSLContext:
+    """A context for connections that we accept. A client without ALPN, or without one of ours, is accepted without any.
+
+    :param chain_der: our certificate in DER, then its intermediates
+    :param alpn: protocols to select, the preferred one first
+    :raises KeyMismatch: when ``key`` is not the certificate's
+    :raises InvalidCertificate: when our chain cannot be read
+    """
+    context = _context(ssl.PROTOCOL_TLS_SERVER, chain_der, key, bundle, alpn)
+    context.num_tickets = 0  # a resumed session would not be verified again
+    return context
+
+
+def _context(
+    protocol: int, chain_der: Sequence[bytes], key: ec.EllipticCurvePrivateKey, bundle: TrustBundle, alpn: Sequence[str]
+) -> ssl.SSLContext:
+    # not create_default_context: that one trusts the system's roots and honours SSLKEYLOGFILE
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.maximum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags = ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_TRUSTED_FIRST
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.post_handshake_auth = False
+    context.set_ciphers(_CIPHERS)
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
+    context.load_verify_locations(cadata=b"".join(bundle.roots_der))
+    _load_own_chain(context, chain_der, key)
+    return context
+
+
+def _load_own_chain(context: ssl.SSLContext, chain_der: Sequence[bytes], key: ec.EllipticCurvePrivateKey) -> None:
+    if not chain_der:
+        raise InvalidCertificate("our certificate: the chain is empty")
+    leaf = read_certificate(chain_der[0], "our certificate")
+    public = leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    if public != public_bytes(key.public_key()):
+        raise KeyMismatch("our certificate: the private key is not its own; ask for a new certificate")
+    pem = pem_text(chain_der).encode("ascii") + key_to_pem(key)
+    # the ssl module takes a chain by path only; this path leads to memory that nobody else can open and that ends here
+    descriptor = os.memfd_create("hedgerow-chain", os.MFD_CLOEXEC)
+    try:
+        remaining = memoryview(pem)
+        while remaining:
+            remaining = remaining[os.write(descriptor, remaining) :]
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+    except ssl.SSLError as error:
+        raise CertError(f"our certificate: OpenSSL does not take it ({error.reason})") from None
+    finally:
+        os.close(descriptor)

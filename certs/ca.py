@@ -157,9 +157,12 @@ class CertificateAuthority:
 
     # -- signing -------------------------------------------------------------------------------------------------
 
-    def sign_workload(self, csr_der: bytes, spiffe_id: SpiffeId, now: float, lifetime: float) -> SignedChain:
+    def sign_workload(
+        self, csr_der: bytes, spiffe_id: SpiffeId, now: float, lifetime: float, instance: str = ""
+    ) -> SignedChain:
         """Sign a workload's request. Whether the caller is that workload has been attested before.
 
+        :param instance: the replica that it is for; :func:`certs.svid.instance_of` reads it back from the certificate
         :param lifetime: seconds, at most :data:`MAX_LEAF_LIFETIME`; less when the issuing certificate ends sooner
         :raises InvalidCsr: see :func:`certs.issue.read_csr`
         :raises InvalidSpiffeId: when the ID is not a workload's of this trust domain, or is the controller's own
@@ -171,7 +174,7 @@ class CertificateAuthority:
             raise InvalidSpiffeId(f"{spiffe_id}: it names no namespace and service account, so it is no workload's")
         if spiffe_id == SpiffeId.controller(self.trust_domain):
             raise InvalidSpiffeId(f"{spiffe_id}: that is the controller's identity, no workload may have it")
-        return self._sign(csr_der, spiffe_id, now, lifetime, TLS_USAGES)
+        return self._sign(csr_der, spiffe_id, now, lifetime, TLS_USAGES, instance=instance)
 
     def sign_controller(self, csr_der: bytes, now: float, lifetime: float) -> SignedChain:
         """Sign the controller's own request; the certificate has its DNS name too.
@@ -202,6 +205,7 @@ class CertificateAuthority:
         lifetime: float,
         usages: frozenset[x509.ObjectIdentifier],
         dns_name: str = "",
+        instance: str = "",
     ) -> SignedChain:
         public = read_csr(csr_der)
         if usages is TLS_USAGES and not 0 < lifetime <= MAX_LEAF_LIFETIME:
@@ -214,7 +218,7 @@ class CertificateAuthority:
         not_before = int(max(now - _backdate(lifetime), begins))
         # rounded up, so that a lifetime below a second is not none; never beyond the issuer
         not_after = int(min(-((-now - lifetime) // 1), ends))
-        leaf = leaf_certificate(public, identity, self.issuing, not_before, not_after, usages, dns_name)
+        leaf = leaf_certificate(public, identity, self.issuing, not_before, not_after, usages, dns_name, instance)
         return SignedChain((_der(leaf), _der(issuer)), identity, float(not_before), float(not_after))
 
     # -- roll-over -----------------------------------------------------------------------------------------------

@@ -118,13 +118,19 @@ def leaf_certificate(
     not_after: int,
     usages: frozenset[ObjectIdentifier],
     dns_name: str = "",
+    instance: str = "",
 ) -> x509.Certificate:
-    """Make a leaf for ``identity``. Its subject is empty, so its names are critical (X509-SVID section 3.1)."""
+    """Make a leaf for ``identity``. Its subject names nobody, so its names are critical (X509-SVID section 3.1).
+
+    :param instance: written as the subject's only attribute, a dnQualifier (X.520 section 6.2.8: what tells apart entries
+        that are otherwise named alike); readers other than our controller have no use for it
+    """
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(identity))]
     if dns_name:
         names.append(x509.DNSName(dns_name))
+    subject = x509.Name([x509.NameAttribute(NameOID.DN_QUALIFIER, instance)] if instance else [])
     return (
-        _builder(public, x509.Name([]), issuer.certificate.subject, not_before, not_after)
+        _builder(public, subject, issuer.certificate.subject, not_before, not_after)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(digital_signature=True), critical=True)
         .add_extension(

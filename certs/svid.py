@@ -11,7 +11,7 @@ A name that some TLS library would match against hosts must not be had by a work
 from __future__ import annotations
 
 from cryptography import x509
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from certs.certificate import check_validity, extension, read_certificate
 from certs.errors import InvalidSpiffeId, InvalidSvid
@@ -133,6 +133,15 @@ def spiffe_id_of(leaf: x509.Certificate, trust_domain: str) -> SpiffeId:
     if identity.trust_domain != trust_domain:
         raise InvalidSvid(f"leaf: {identity} is of another trust domain than {trust_domain}")
     return identity
+
+
+def instance_of(leaf_der: bytes) -> str:
+    """The replica that a certificate of ours was signed for, empty when it names none. Verify the certificate first.
+
+    :raises InvalidCertificate: when it cannot be read
+    """
+    named = read_certificate(leaf_der, "leaf").subject.get_attributes_for_oid(NameOID.DN_QUALIFIER)
+    return str(named[0].value) if len(named) == 1 else ""
 
 
 def _check_other_names(leaf: x509.Certificate, identity: SpiffeId) -> None:

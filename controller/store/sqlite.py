@@ -1,0 +1,323 @@
+"""The store in one SQLite file (SQLAlchemy Core): WAL, synchronous=FULL, one writer, one controller.
+
+Opening looks before it touches: a file that is no database, is another program's, is newer than this program, or is in use
+by another controller is refused as it is. Writes go through one connection; reads of the audit log have their own,
+which WAL lets run beside a write.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from sqlalchemy import Connection, Engine, Table, create_engine, delete, event, select
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
+
+from controller import audit
+from controller.errors import StoreError
+from controller.store import migrations, rows, schema
+from controller.store.records import Stored, Writes
+from controller.view import AuditEntry
+
+BUSY_SECONDS = 10.0
+_MAGIC = b"SQLite format 3\x00"
+_PAGE = 1_000
+
+
+class SqliteStore:
+    """See :class:`controller.store.records.Store`.
+
+    :param path: of the database; made, readable by its owner only, when it is not there. Its directory is made too.
+    :raises StoreError: when it can not be used
+    """
+
+    def __init__(self, path: Path, steps: tuple[tuple[str, ...], ...] = migrations.MIGRATIONS) -> None:
+        self._path = path
+        self._lock = -1
+        self._engine: Engine | None = None
+        self._connection: Connection | None = None
+        try:
+            self._lock = _locked(path)
+            _look(path, len(steps))
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self._engine = _engine(path)
+            with self._translated("open"):
+                self._connection = self._engine.connect()
+                self._prepare(self._connection, steps)
+        except OSError as error:
+            self.close()
+            raise StoreError(
+                f"{path} can not be used: {error.strerror}",
+                remedy="set state_dir to a directory that hedgerow may write",
+            ) from None
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    def _prepare(self, connection: Connection, steps: tuple[tuple[str, ...], ...]) -> None:
+        checked = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
+        connection.rollback()
+        if checked != "ok":
+            raise StoreError(f"{self._path} is damaged: {checked}", remedy="restore it from a backup")
+        found = migrations.migrate(connection, steps)
+        if found != len(steps):  # so that the next start sees the version without reading the log
+            self._raw(connection).execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    @staticmethod
+    def _raw(connection: Connection) -> sqlite3.Connection:
+        raw = connection.connection.dbapi_connection
+        assert isinstance(raw, sqlite3.Connection)
+        return raw
+
+    def close(self) -> None:
+        """Close the database and let another controller use it."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if self._engine is not None:
+            self._engine.dispose()
+            self._engine = None
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    # --- reading
+
+    def load(self) -> Stored:
+        with self._translated("read"), self._open().begin():
+            meta = dict(self._rows(schema.meta, lambda row: (str(row["key"]), str(row["value"]))))
+            head = next(iter(self._audit_page(self._open(), 1)), None)
+            return Stored(
+                generation=_whole(meta, "generation"),
+                trust_domain=meta.get("trust_domain", ""),
+                inventory=_json(meta, "inventory"),
+                inventory_revision=_whole(meta, "inventory_revision"),
+                edges=tuple(self._rows(schema.edges, rows.learned_of)),
+                traffic=tuple(self._rows(schema.traffic, rows.traffic_of)),
+                windows=dict(self._rows(schema.windows, rows.window_of)),
+                modes=dict(self._rows(schema.modes, rows.mode_of)),
+                overrides=tuple(self._rows(schema.overrides, rows.override_of)),
+                tokens=tuple(self._rows(schema.join_tokens, rows.token_of)),
+                positions=dict(self._rows(schema.positions, rows.position_of)),
+                marks=dict(self._rows(schema.snapshots, rows.mark_of)),
+                audit_head=head,
+            )
+
+    def audit_page(self, limit: int) -> tuple[AuditEntry, ...]:
+        with self._translated("read"), self._reading() as connection:
+            return self._audit_page(connection, limit)
+
+    def audit_verified(self, head: AuditEntry | None) -> audit.Verified:
+        with self._translated("read"), self._reading() as connection:
+            query = select(schema.audit).order_by(schema.audit.c.sequence).execution_options(yield_per=_PAGE)
+            found = connection.execute(query).mappings()
+            return audit.verify((rows.read("audit", dict(row), rows.audit_of) for row in found), head)
+
+    def _audit_page(self, connection: Connection, limit: int) -> tuple[AuditEntry, ...]:
+        query = select(schema.audit).order_by(schema.audit.c.sequence.desc()).limit(limit)
+        found = connection.execute(query).mappings()
+        return tuple(rows.read("audit", dict(row), rows.audit_of) for row in found)
+
+    def _rows[T](self, table: Table, reader: Callable[[rows.Row], T]) -> Iterator[T]:
+        for row in self._open().execute(select(table)).mappings():
+            yield rows.read(table.name, dict(row), reader)
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        if self._engine is None:
+            raise _closed()
+        with self._engine.connect() as connection, connection.begin():
+            yield connection
+
+    # --- writing
+
+    def commit(self, writes: Writes) -> None:
+        with self._translated("write"), self._open().begin():
+            self._commit(self._open(), writes)
+
+    def _commit(self, connection: Connection, writes: Writes) -> None:
+        meta = {"generation": str(writes.generation)}
+        if writes.trust_domain is not None:
+            meta["trust_domain"] = writes.trust_domain
+        if writes.inventory is not None:
+            meta["inventory"] = rows.dumps(writes.inventory)
+        if writes.inventory_revision is not None:
+            meta["inventory_revision"] = str(writes.inventory_revision)
+        _put(connection, schema.meta, [{"key": key, "value": value} for key, value in meta.items()])
+        _put(connection, schema.edges, [rows.learned_row(edge) for edge in writes.edges.values()])
+        _put(
+            connection, schema.traffic, [rows.traffic_row(each) for each in writes.traffic.values() if each is not None]
+        )
+        _drop(
+            connection,
+            schema.traffic,
+            [(str(key), str(direction)) for (key, direction), each in writes.traffic.items() if each is None],
+        )
+        kept = [(key, counts) for key, counts in writes.windows.items() if counts is not None]
+        _put(connection, schema.windows, [rows.window_row(key, counts) for key, counts in kept])
+        _drop(
+            connection,
+            schema.windows,
+            [(str(key), width, start) for (key, width, start), counts in writes.windows.items() if counts is None],
+        )
+        _put(connection, schema.modes, [rows.mode_row(ref, mode) for ref, mode in writes.modes.items()])
+        _put(connection, schema.overrides, [rows.override_row(each) for each in writes.overrides.values() if each])
+        _drop(connection, schema.overrides, [(key,) for key, each in writes.overrides.items() if each is None])
+        _put(connection, schema.join_tokens, [rows.token_row(each) for each in writes.tokens.values() if each])
+        _drop(connection, schema.join_tokens, [(key,) for key, each in writes.tokens.items() if each is None])
+        _put(connection, schema.positions, [rows.position_row(key, p) for key, p in writes.positions.items() if p])
+        _drop(connection, schema.positions, [key for key, each in writes.positions.items() if each is None])
+        _put(connection, schema.snapshots, [rows.mark_row(ref, mark) for ref, mark in writes.marks.items()])
+        if writes.audit:  # never an upsert: what is written there is written once
+            connection.execute(schema.audit.insert(), [rows.audit_row(entry) for entry in writes.audit])
+
+    # --- inside
+
+    def _open(self) -> Connection:
+        if self._connection is None:
+            raise _closed()
+        return self._connection
+
+    @contextmanager
+    def _translated(self, doing: str) -> Iterator[None]:
+        """Foreign errors become ours here, and nowhere else."""
+        try:
+            yield
+        except DBAPIError as error:
+            raise _translate(self._path, doing, error.orig) from None
+        except sqlite3.Error as error:
+            raise _translate(self._path, doing, error) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _put(connection: Connection, table: Table, values: Sequence[dict[str, Any]]) -> None:
+    """Insert rows, replacing those that have the same key."""
+    if not values:
+        return
+    statement = insert(table)
+    keys = [column.name for column in table.primary_key]
+    changes = {column.name: statement.excluded[column.name] for column in table.columns if column.name not in keys}
+    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changes), values)
+
+
+def _drop(connection: Connection, table: Table, keys: Iterable[tuple[Any, ...]]) -> None:
+    for key in keys:
+        statement = delete(table)
+        for column, value in zip(table.primary_key, key, strict=True):
+            statement = statement.where(column == value)
+        connection.execute(statement)
+
+
+def _engine(path: Path) -> Engine:
+    engine = create_engine(
+        f"sqlite:///{path}",
+        poolclass=NullPool,
+        connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
+    )
+
+    @event.listens_for(engine, "connect")
+    def _connected(raw: sqlite3.Connection, _record: object) -> None:
+        raw.isolation_level = None  # transactions are ours, DDL included; the driver's own handling leaves it out
+        raw.execute("PRAGMA journal_mode = WAL")
+        raw.execute("PRAGMA synchronous = FULL")
+        raw.execute("PRAGMA foreign_keys = ON")
+        raw.execute("PRAGMA trusted_schema = OFF")
+
+    @event.listens_for(engine, "begin")
+    def _begun(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    return engine
+
+
+def _locked(path: Path) -> int:
+    """Take the lock that ends with this process, however it ends."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
+        os.close(lock)
+        raise StoreError(
+            f"{path} is in use by another controller{f' (process {holder})' if holder.isdigit() else ''}",
+            remedy="stop that one first, or give this one a state_dir of its own",
+        ) from None
+    os.truncate(lock, 0)
+    os.pwrite(lock, str(os.getpid()).encode(), 0)
+    return lock
+
+
+def _look(path: Path, newest: int) -> None:
+    """Refuse what is plainly not ours by its first bytes, before SQLite may change anything (SQLite file format, 1.3)."""
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise StoreError(f"{path} is not a regular file", remedy="move it away, or set another state_dir")
+    with path.open("rb") as file:
+        header = file.read(100)
+    if not header:
+        return
+    if len(header) < 100 or not header.startswith(_MAGIC):
+        raise StoreError(f"{path} is not a database", remedy="move it away, or restore it from a backup")
+    version, application = int.from_bytes(header[60:64], "big"), int.from_bytes(header[68:72], "big")
+    if application == migrations.APPLICATION_ID:
+        migrations.check_not_newer(version, newest)
+    elif application:
+        raise StoreError(f"{path} belongs to another program", remedy="set state_dir to a directory of its own")
+
+
+def _translate(path: Path, doing: str, error: BaseException | None) -> StoreError:
+    code = getattr(error, "sqlite_errorname", "") or type(error).__name__
+    remedies = {
+        "SQLITE_FULL": "free space on its disk; nothing is lost",
+        "SQLITE_READONLY": "make the file and its directory writable for hedgerow",
+        "SQLITE_BUSY": "find the program that keeps it locked and end it",
+        "SQLITE_NOTADB": "move it away, or restore it from a backup",
+        "SQLITE_CORRUPT": "restore it from a backup",
+        "SQLITE_CANTOPEN": "set state_dir to a directory that hedgerow may write",
+    }
+    name = next((known for known in remedies if code.startswith(known)), code)
+    return StoreError(
+        f"could not {doing} {path}: {error} ({code})", remedy=remedies.get(name, "look at the disk it is on")
+    )
+
+
+def _closed() -> StoreError:
+    return StoreError("the database is closed", remedy="start the controller again")
+
+
+def _whole(meta: dict[str, str], key: str) -> int:
+    value = meta.get(key, "0")
+    if not (value.isascii() and value.isdigit()):
+        raise StoreError(f"the table meta has a damaged row {key!r}: {value!r:.80}", remedy="restore it from a backup")
+    return int(value)
+
+
+def _json(meta: dict[str, str], key: str) -> dict[str, Any] | None:
+    if key not in meta:
+        return None
+    try:
+        value = json.loads(meta[key])
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise StoreError(f"the table meta has a damaged row {key!r}", remedy="restore the database from a backup")
+    return value

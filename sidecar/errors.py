@@ -28,7 +28,14 @@ class ControllerUnavailable(SidecarError):
 
 
 class ControllerRefused(SidecarError):
-    """The controller answered no. The same request will be refused again."""
+    """The controller answered no. The same request will be refused again.
+
+    :param invalid: what was sent is malformed to the controller; otherwise it is who we are, or its own state
+    """
+
+    def __init__(self, message: str, *, invalid: bool = False) -> None:
+        super().__init__(message)
+        self.invalid = invalid
 
 
 class SnapshotRejected(SidecarError):

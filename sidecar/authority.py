@@ -1,0 +1,139 @@
+"""Holds the one snapshot in force and judges connections by it.
+
+The governing rules:
+
+1. Every verdict is :func:`graph.policy.decide`'s. The index by port only leaves out rules that can not match.
+2. Before the first snapshot the configured default holds, as a snapshot of version 0 without rules: enforcement, or
+   learning where the settings say so. Never a silent allow.
+3. A rule's expiry changes verdicts without any message: at that moment subscribers are told.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+from certs.spiffe import SpiffeId
+from graph.model import Connection, Direction, InboundTls, Mode, Peer, Snapshot, WorkloadRef
+from graph.policy import Decision, decide
+from sidecar.settings import Unsynced
+
+log = logging.getLogger(__name__)
+
+#: Ports whose rules are kept apart; beyond that (a port scan) the whole snapshot is searched.
+MAX_INDEXED_PORTS = 256
+
+#: The longest sleep before an expiry is looked at again, seconds: the wall clock may be set meanwhile.
+MAX_TIMER = 60.0
+
+
+class Timer(Protocol):
+    """What :meth:`asyncio.AbstractEventLoop.call_later` returns."""
+
+    def cancel(self) -> None: ...
+
+
+class PolicyAuthority:
+    """Implements :class:`sidecar.dataplane.contracts.Authority`.
+
+    :param identity: our own SPIFFE ID, which must name a workload
+    :param unsynced: what holds before the first snapshot
+    :param clock: seconds since the epoch
+    :param call_later: runs a function after so many seconds
+    """
+
+    def __init__(
+        self,
+        identity: SpiffeId,
+        unsynced: Unsynced,
+        addresses: tuple[str, ...],
+        clock: Callable[[], float],
+        call_later: Callable[[float, Callable[[], None]], Timer],
+    ) -> None:
+        self._clock = clock
+        self._call_later = call_later
+        self._workload = WorkloadRef(identity.namespace, identity.workload)
+        self._self = Peer(
+            workload=self._workload,
+            namespace=identity.namespace,
+            service_account=identity.service_account,
+            address=addresses[0] if addresses else "",
+            verified=True,
+        )
+        mode = Mode.LEARN if unsynced is Unsynced.LEARN else Mode.ENFORCE
+        self._snapshot = Snapshot(self._workload, identity.trust_domain, 0, mode, mode, InboundTls.PERMISSIVE)
+        self._by_port: dict[int, Snapshot] = {}
+        self._subscribers: list[Callable[[], None]] = []
+        self._timer: Timer | None = None
+
+    @property
+    def version(self) -> int:
+        return self._snapshot.version
+
+    @property
+    def workload(self) -> WorkloadRef:
+        return self._workload
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The snapshot in force; version 0 is the configured default."""
+        return self._snapshot
+
+    def outbound(self, destination: Peer, port: int) -> Decision:
+        return self._decide(Connection(Direction.OUTBOUND, self._self, destination, port))
+
+    def inbound(self, source: Peer, port: int) -> Decision:
+        return self._decide(Connection(Direction.INBOUND, source, self._self, port))
+
+    def subscribe(self, changed: Callable[[], None]) -> None:
+        self._subscribers.append(changed)
+
+    def apply(self, snapshot: Snapshot) -> None:
+        """Put a snapshot in force. The caller has verified that it is authentic, ours and not older."""
+        self._snapshot = snapshot
+        self._by_port = {}
+        self._arm()
+        self._tell()
+
+    def close(self) -> None:
+        """Stop the expiry timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _decide(self, connection: Connection) -> Decision:
+        port = connection.port
+        snapshot = self._by_port.get(port)
+        if snapshot is None:
+            snapshot = self._snapshot
+            if len(self._by_port) < MAX_INDEXED_PORTS:
+                rules = tuple(
+                    rule for rule in snapshot.rules if not rule.ports or any(port in ports for ports in rule.ports)
+                )
+                snapshot = self._by_port[port] = replace(snapshot, rules=rules)
+        return decide(snapshot, connection, self._clock())
+
+    def _arm(self) -> None:
+        self.close()
+        now = self._clock()
+        coming = [rule.expires_at for rule in self._snapshot.rules if rule.expires_at and not rule.expired(now)]
+        if coming:
+            delay = min(max(min(coming) - now, 0.0), MAX_TIMER)
+            due = min(coming)
+            self._timer = self._call_later(delay, lambda: self._expire(due))
+
+    def _expire(self, due: float) -> None:
+        self._timer = None
+        expired = self._clock() >= due
+        self._arm()
+        if expired:
+            self._tell()
+
+    def _tell(self) -> None:
+        for changed in tuple(self._subscribers):
+            try:
+                changed()
+            except Exception:  # one subscriber's fault must not keep a new deny from the others
+                log.exception("a subscriber failed on a policy change")

@@ -1,0 +1,282 @@
+"""Knows who answers at the addresses that our application really uses.
+
+The governing rules:
+
+1. Nothing is guessed: without an answer there is :class:`~sidecar.errors.Unresolved`, and nothing is allowed.
+2. What was asked for is watched, on one stream, and asked for again after every reconnect. Until then the last answer
+   holds (fail static). Questions that wait for the same answer wait together.
+3. Memory grows with what is used: the number of addresses is bounded, and those not used for a while are let go.
+4. Answers of the last run (from disk) count only while the controller could not be reached since the start.
+5. Our own addresses are answered here: such a connection never leaves the pod, so it is nobody's to authenticate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError as ProtobufDecodeError
+
+from graph.errors import DecodeError, InvalidValue
+from graph.model import Destination, Endpoint, Protocol, WorkloadRef
+from graph.wire import hedgerow_pb2 as pb
+from graph.wire import hedgerow_pb2_grpc as rpc
+from graph.wire.codec import destination_from_message, destination_to_message
+from sidecar.channel import Session, converse
+from sidecar.errors import StateError, Unresolved
+from sidecar.state import DIRECTORY, StateDirectory
+
+log = logging.getLogger(__name__)
+
+MAX_ENTRIES = 4096
+#: Seconds without use after which an address is let go.
+IDLE = 600.0
+#: Seconds that the controller has for an answer.
+RESOLVE_TIMEOUT = 3.0
+#: Seconds between two looks for idle entries, and between two writes to disk.
+UPKEEP_INTERVAL = 5.0
+
+type Key = tuple[str, int]
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One watched address. ``answer`` is set once there is a destination, or nothing more to wait for."""
+
+    answer: asyncio.Future[Destination]
+    used_at: float
+
+    @property
+    def destination(self) -> Destination | None:
+        answered = self.answer.done() and not self.answer.cancelled()
+        return self.answer.result() if answered else None
+
+
+class DirectoryClient:
+    """Implements :class:`sidecar.dataplane.contracts.Directory`.
+
+    :param clock: seconds, only differences count
+    """
+
+    def __init__(
+        self,
+        workload: WorkloadRef,
+        instance: str,
+        addresses: tuple[str, ...],
+        state: StateDirectory,
+        clock: Callable[[], float],
+        resolve_timeout: float = RESOLVE_TIMEOUT,
+        max_entries: int = MAX_ENTRIES,
+        idle: float = IDLE,
+    ) -> None:
+        self._workload = workload
+        self._instance = instance
+        self._own = frozenset(addresses)
+        self._state = state
+        self._clock = clock
+        self._timeout = resolve_timeout
+        self._max_entries = max_entries
+        self._idle = idle
+        self._entries: dict[Key, _Entry] = {}
+        self._stored: dict[Key, Destination] = {}
+        self._requests: asyncio.Queue[pb.WatchRequest] | None = None
+        self._never_connected = True
+        self._away = False
+        self._dirty = False
+
+    @property
+    def connected(self) -> bool:
+        return self._requests is not None
+
+    @property
+    def entries(self) -> int:
+        return len(self._entries)
+
+    def cached(self, address: str, port: int) -> Destination | None:
+        entry = self._entries.get((address, port))
+        if entry is None:
+            return self._local(address, port)
+        entry.used_at = self._clock()
+        return entry.destination
+
+    async def resolve(self, address: str, port: int) -> Destination:
+        try:
+            address = str(ipaddress.ip_address(address))
+        except ValueError:
+            raise Unresolved(f"{address!r} is not an IP address") from None
+        local = self._local(address, port)
+        if local is not None:
+            return local
+        key = (address, port)
+        entry = self._entries.get(key) or self._watch(key)
+        entry.used_at = self._clock()
+        if not entry.answer.done() and self._away and key in self._stored:
+            entry.answer.set_result(self._stored[key])
+        try:
+            # shielded: others wait for it too
+            return await asyncio.wait_for(asyncio.shield(entry.answer), self._timeout)
+        except TimeoutError:
+            state = "did not answer" if self.connected else "is away"
+            raise Unresolved(f"{address}:{port}: the controller {state} within {self._timeout:g} s") from None
+        except asyncio.CancelledError:
+            if entry.answer.cancelled():  # it was let go, we were not cancelled
+                raise Unresolved(f"{address}:{port}: too many addresses are in use") from None
+            raise
+
+    # The stream ------------------------------------------------------------------------------------------------------
+
+    async def session(self, session: Session) -> None:
+        """One watch, for :meth:`sidecar.channel.ControllerLink.keep`."""
+        requests: asyncio.Queue[pb.WatchRequest] = asyncio.Queue()
+        for key in self._entries:
+            requests.put_nowait(_request(key))
+        self._requests = requests
+        call = rpc.DirectoryStub(session.channel).Watch()
+
+        async def ask() -> None:
+            while True:
+                await call.write(await requests.get())
+
+        def take(message: pb.Destination) -> None:
+            session.established()
+            self._never_connected = False
+            self._away = False
+            self._take(message)
+
+        try:
+            await converse(call, ask(), take)
+        finally:
+            if self._requests is requests:
+                self._requests = None
+
+    def lost(self) -> None:
+        """A session ended or could not begin. Before the first one, the answers of the last run are used."""
+        if self._never_connected:
+            self._away = True
+            for key, entry in self._entries.items():
+                if not entry.answer.done() and key in self._stored:
+                    entry.answer.set_result(self._stored[key])
+
+    def _take(self, message: pb.Destination) -> None:
+        try:
+            destination = destination_from_message(message)
+        except DecodeError as error:
+            log.error("an answer of the directory is refused, the last one stays: %s", error)
+            return
+        key = (str(ipaddress.ip_address(destination.address)), destination.port)
+        entry = self._entries.get(key)
+        if entry is None or destination.protocol is not Protocol.TCP:
+            return  # let go meanwhile
+        if entry.destination == destination:
+            return
+        if entry.answer.done():
+            entry.answer = asyncio.get_running_loop().create_future()
+        entry.answer.set_result(destination)
+        self._dirty = True
+
+    # Entries ---------------------------------------------------------------------------------------------------------
+
+    def _watch(self, key: Key) -> _Entry:
+        if len(self._entries) >= self._max_entries:
+            answered = [(entry.used_at, old) for old, entry in self._entries.items() if entry.answer.done()]
+            if not answered:
+                raise Unresolved(f"{key[0]}:{key[1]}: {len(self._entries)} addresses wait for the controller already")
+            self._release(min(answered)[1])
+        entry = self._entries[key] = _Entry(asyncio.get_running_loop().create_future(), self._clock())
+        if self._requests is not None:
+            self._requests.put_nowait(_request(key))
+        return entry
+
+    def _release(self, key: Key) -> None:
+        entry = self._entries.pop(key)
+        if not entry.answer.done():
+            entry.answer.cancel()
+        self._dirty = True
+        if self._requests is not None:
+            self._requests.put_nowait(_request(key, remove=True))
+
+    def release_idle(self) -> None:
+        """Let go what was not used for a while."""
+        now = self._clock()
+        for key in [key for key, entry in self._entries.items() if now - entry.used_at > self._idle]:
+            self._release(key)
+
+    def _local(self, address: str, port: int) -> Destination | None:
+        if address not in self._own:
+            return None
+        return Destination(
+            address, port, workload=self._workload, endpoints=(Endpoint(address, port, instance=self._instance),)
+        )
+
+    # The disk --------------------------------------------------------------------------------------------------------
+
+    async def upkeep(self) -> None:
+        """Release what is idle and keep the disk current, until cancelled."""
+        while True:
+            await asyncio.sleep(UPKEEP_INTERVAL)
+            self.release_idle()
+            if self._dirty:
+                await self.persist()
+
+    async def persist(self) -> None:
+        """Write the answers held now."""
+        self._dirty = False
+        held = [entry.destination for entry in self._entries.values()]
+        known = [destination for destination in held if destination is not None]
+        if self._never_connected:  # what the last run knew and this one did not use yet
+            known += [stored for key, stored in self._stored.items() if key not in self._entries]
+        data = _encode(known)
+        try:
+            await asyncio.to_thread(self._state.write_checked, DIRECTORY, data)
+        except StateError as error:
+            log.warning("the directory's answers are not kept for a restart: %s", error)
+
+    def restore(self) -> None:
+        """Read the answers of the last run."""
+        try:
+            data = self._state.read_checked(DIRECTORY)
+            destinations = _decode(data) if data is not None else []
+        except (StateError, DecodeError) as error:
+            log.error("the stored directory is not used: %s", error)
+            return
+        self._stored = {(destination.address, destination.port): destination for destination in destinations}
+
+
+def _request(key: Key, remove: bool = False) -> pb.WatchRequest:
+    target = pb.ResolveRequest(address=key[0], port=key[1], protocol=Protocol.TCP.value)
+    return pb.WatchRequest(target=target, remove=remove)
+
+
+def _encode(destinations: Iterable[Destination]) -> bytes:
+    parts: list[bytes] = []
+    for destination in destinations:
+        try:
+            message = destination_to_message(destination).SerializeToString()
+        except InvalidValue:
+            continue
+        parts += (struct.pack(">I", len(message)), message)
+    return b"".join(parts)
+
+
+def _decode(data: bytes) -> list[Destination]:
+    """:raises DecodeError: when any part is not what :func:`_encode` writes"""
+    destinations: list[Destination] = []
+    position = 0
+    while position < len(data):
+        end = position + 4
+        if end > len(data):
+            raise DecodeError("cut off", "directory")
+        end += struct.unpack_from(">I", data, position)[0]
+        if end > len(data):
+            raise DecodeError("cut off", "directory")
+        try:
+            message = pb.Destination.FromString(data[position + 4 : end])
+        except ProtobufDecodeError as error:
+            raise DecodeError(f"not a destination: {error}", "directory") from None
+        destinations.append(destination_from_message(message))
+        position = end
+    return destinations

@@ -1,0 +1,39 @@
+"""One line for every event, on standard error: ``2026-01-31T12:00:00.123Z WARNING sidecar.channel the controller is away``.
+
+A message can hold what a peer wrote; control characters are escaped, so that nobody forges a line.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+
+class LineFormatter(logging.Formatter):
+    """Time in UTC, level, logger, message; a traceback follows on the same line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        text = record.getMessage()
+        if record.exc_info:
+            text += " | " + self.formatException(record.exc_info)
+        return f"{moment}.{int(record.msecs):03d}Z {record.levelname} {record.name} {escape(text)}"
+
+
+def escape(text: str) -> str:
+    """Write control characters and line separators as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def configure(level: str) -> None:
+    """Send every log record of this process to standard error.
+
+    :param level: ``debug``, ``info``, ``warning`` or ``error``
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)

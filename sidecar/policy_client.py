@@ -1,0 +1,149 @@
+"""Keeps the policy in force the newest that the controller has signed for us.
+
+The governing rules:
+
+1. Verify, then parse: not a byte of a snapshot is read before its signature was checked against the trust bundle.
+2. Only forward: a snapshot that is older than the one in force is refused, and so is another one of the same version.
+3. To disk, then in force, then acknowledged, so that no restart falls back behind what the controller was told.
+4. A bad snapshot changes nothing: it is refused with the reason and the last good one stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from google.protobuf.message import DecodeError as ProtobufDecodeError
+
+from certs.errors import CertError
+from certs.signing import verify_payload
+from graph.errors import DecodeError
+from graph.model import Snapshot
+from graph.wire import hedgerow_pb2 as pb
+from graph.wire import hedgerow_pb2_grpc as rpc
+from graph.wire.codec import decode_snapshot
+from sidecar.authority import PolicyAuthority
+from sidecar.channel import Session, converse
+from sidecar.credentials import CredentialStore
+from sidecar.errors import SnapshotRejected, StateError
+from sidecar.state import SNAPSHOT, StateDirectory
+
+log = logging.getLogger(__name__)
+
+MAX_SIGNER_CHAIN = 5
+MAX_ERROR = 500
+
+
+def read_snapshot(signed: pb.SignedSnapshot, credentials: CredentialStore, held: Snapshot, now: float) -> Snapshot:
+    """Turn what was pushed, or lay on the disk, into a snapshot that may be put in force.
+
+    :param held: the snapshot in force, of which workload, trust domain and version are compared
+    :param now: seconds since the epoch
+    :raises SnapshotRejected: saying which rule is broken
+    """
+    payload = signed.payload
+    if len(signed.signer_chain_der) > MAX_SIGNER_CHAIN:
+        raise SnapshotRejected(f"signer: {len(signed.signer_chain_der)} certificates, {MAX_SIGNER_CHAIN} at most")
+    try:
+        verify_payload(payload, signed.signature, tuple(signed.signer_chain_der), credentials.svid.bundle, now)
+    except CertError as error:
+        raise SnapshotRejected(f"signature: {error}") from None
+    try:
+        snapshot = decode_snapshot(payload)
+    except DecodeError as error:
+        raise SnapshotRejected(str(error)) from None
+    if snapshot.workload != held.workload:
+        raise SnapshotRejected(f"workload: it is for {snapshot.workload} and this is {held.workload}")
+    if snapshot.trust_domain != held.trust_domain:
+        raise SnapshotRejected(f"trust_domain: it is for {snapshot.trust_domain!r} and this is {held.trust_domain!r}")
+    if snapshot.version < held.version:
+        raise SnapshotRejected(f"version: {snapshot.version} is older than {held.version}, which is in force")
+    if snapshot.version == held.version and replace(snapshot, issued_at=held.issued_at) != held:
+        raise SnapshotRejected(f"version: {snapshot.version} is in force and says something else")
+    return snapshot
+
+
+class PolicyClient:
+    """Watches the policy of our workload.
+
+    :param boot_id: names this run of the sidecar
+    :param software: our version, for people
+    :param clock: seconds since the epoch
+    """
+
+    def __init__(
+        self,
+        authority: PolicyAuthority,
+        credentials: CredentialStore,
+        state: StateDirectory,
+        boot_id: str,
+        software: str,
+        clock: Callable[[], float],
+    ) -> None:
+        self._authority = authority
+        self._credentials = credentials
+        self._state = state
+        self._boot_id = boot_id
+        self._software = software
+        self._clock = clock
+        self.connected = False
+        self.last_rejection = ""
+        """Why the controller's newest snapshot is not in force, for people; empty when it is."""
+
+    def restore(self) -> bool:
+        """Put the stored snapshot in force, if there is a good one."""
+        try:
+            data = self._state.read_checked(SNAPSHOT)
+            if data is None:
+                return False
+            signed = pb.SignedSnapshot.FromString(data)
+            snapshot = read_snapshot(signed, self._credentials, self._authority.snapshot, self._clock())
+        except (StateError, SnapshotRejected, ProtobufDecodeError) as error:
+            log.error("the stored policy snapshot is not used: %s", error)
+            return False
+        self._authority.apply(snapshot)
+        log.info("stored policy version %d of %s in force", snapshot.version, snapshot.workload)
+        return True
+
+    async def session(self, session: Session) -> None:
+        """One watch, for :meth:`sidecar.channel.ControllerLink.keep`."""
+        call = rpc.PolicyStub(session.channel).Watch()
+        answers: asyncio.Queue[pb.PolicyRequest] = asyncio.Queue()
+        hello = pb.PolicyHello(boot_id=self._boot_id, held_version=self._authority.version, software=self._software)
+        answers.put_nowait(pb.PolicyRequest(hello=hello))
+
+        async def answer() -> None:
+            while True:
+                await call.write(await answers.get())
+
+        async def take(push: pb.PolicyPush) -> None:
+            session.established()
+            self.connected = True
+            answers.put_nowait(await self._take(push))
+
+        try:
+            await converse(call, answer(), take)
+        finally:
+            self.connected = False
+
+    async def _take(self, push: pb.PolicyPush) -> pb.PolicyRequest:
+        """Put a pushed snapshot in force, or not; returns what to answer."""
+        signed = push.snapshot
+        try:
+            snapshot = read_snapshot(signed, self._credentials, self._authority.snapshot, self._clock())
+        except SnapshotRejected as error:
+            self.last_rejection = str(error)
+            log.error("policy version %d stays in force, a pushed one is refused: %s", self._authority.version, error)
+            nack = pb.PolicyNack(nonce=push.nonce, version=self._authority.version, error=str(error)[:MAX_ERROR])
+            return pb.PolicyRequest(nack=nack)
+        try:
+            await asyncio.to_thread(self._state.write_checked, SNAPSHOT, signed.SerializeToString())
+        except StateError as error:
+            # a full disk must not keep a new deny out; only a restart without the controller would fall back
+            log.error("policy version %d is in force and will not survive a restart: %s", snapshot.version, error)
+        self._authority.apply(snapshot)
+        self.last_rejection = ""
+        log.info("policy version %d of %s in force, %d rules", snapshot.version, snapshot.workload, len(snapshot.rules))
+        return pb.PolicyRequest(ack=pb.PolicyAck(nonce=push.nonce, version=snapshot.version))

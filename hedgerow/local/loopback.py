@@ -1,0 +1,189 @@
+"""Pods as loopback addresses, for machines that permit no namespaces: explicit mode.
+
+Every pod is known by an address of 127.77.0.0/16, at which its sidecar listens on the application's own port; the application
+listens on an address of 127.78.0.0/16 that nobody is told of. A client reaches each service through a listener of its own
+sidecar (127.79.0.0/16, one address for each pair of client and service). Nothing is captured, so nothing keeps a program from
+going around the sidecars: :data:`CANNOT_SHOW` says so in words for people.
+
+Programs are killed by the kernel when this process ends. The state directory is removed at the end; one that a killed run
+left behind is removed by the next run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hedgerow.local import kernel
+from hedgerow.local.description import PlacedPod, PlacedService
+from hedgerow.local.processes import Completed, Process, run
+from hedgerow.local.site import Role
+
+CANNOT_SHOW = (
+    "connections are not captured: applications are told their sidecar's ports, and one that ignores them goes around it",
+    "pods have no network of their own: everything on this machine can reach every application's real port",
+    "applications and sidecars run as the same user and could read each other's files",
+    "service addresses and names lead nowhere: each client has a loopback address for each service instead",
+)
+
+_CONTROLLER_ADDRESS = "127.77.0.2"
+_PREFIX = "hedgerow-mesh-"
+
+
+def _address(network: str, index: int) -> str:
+    return str(ipaddress.ip_network(network)[256 * (1 + index // 250) + 1 + index % 250])
+
+
+class LoopbackSite:
+    """A :class:`hedgerow.local.site.Site` made of loopback addresses."""
+
+    captures = False
+
+    def __init__(self) -> None:
+        remove_leftovers()
+        self.root = _state_directory()
+
+    @property
+    def controller_address(self) -> str:
+        return _CONTROLLER_ADDRESS
+
+    async def open(self) -> None:
+        """Nothing is shared."""
+
+    async def close(self) -> None:
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def pod_address(self, index: int) -> str:
+        return _address("127.77.0.0/16", index)
+
+    def service_address(self, index: int) -> str:
+        return _address("127.80.0.0/16", index)
+
+    async def add(self, pods: Sequence[PlacedPod], services: Sequence[PlacedService]) -> None:
+        """Loopback addresses are there already."""
+
+    async def add_controller(self) -> None:
+        """Likewise."""
+
+    async def remove(self, pod: PlacedPod) -> None:
+        """Likewise."""
+
+    def private_directory(self, path: Path, role: Role) -> None:
+        path.mkdir(mode=0o700)
+
+    def hand_over(self, path: Path, role: Role) -> None:
+        path.chmod(0o600)
+
+    def sidecar_settings(self, pod: PlacedPod, services: Sequence[PlacedService]) -> dict[str, Any]:
+        return {
+            "capture": "explicit",
+            "uid": os.geteuid(),
+            "ready_listen": f"{pod.address}:15021",
+            "explicit": {
+                "outbound": [
+                    {"listen": f"{self.host_of(pod, service)}:{port}", "destination": f"{service.address}:{port}"}
+                    for service in services
+                    for port, _ in service.ports
+                ],
+                "inbound": [
+                    {
+                        "listen": f"{pod.address}:{port.number}",
+                        "application": f"{self.listen_address(pod)}:{port.number}",
+                    }
+                    for port in pod.spec.ports
+                ],
+            },
+        }
+
+    def listen_address(self, pod: PlacedPod) -> str:
+        return _address("127.78.0.0/16", pod.index)
+
+    def host_of(self, pod: PlacedPod, service: PlacedService) -> str:
+        return f"127.79.{pod.index}.{service.index}"
+
+    def ready_address(self, pod: PlacedPod) -> tuple[str, int]:
+        return pod.address, 15021
+
+    async def start(
+        self,
+        process: Process,
+        pod: PlacedPod | None,
+        role: Role,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+        uid: int | None = None,
+    ) -> None:
+        await process.start(argv, self._environment(env), pass_fds=pass_fds, before_exec=_die_with(os.getpid()))
+
+    async def run(
+        self,
+        pod: PlacedPod | None,
+        role: Role,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes = b"",
+        deadline: float = 30.0,
+        uid: int | None = None,
+    ) -> Completed:
+        before = _die_with(os.getpid())
+        return await run(argv, env=self._environment(env), stdin=stdin, deadline=deadline, before_exec=before)
+
+    def _environment(self, extra: Mapping[str, str] | None) -> dict[str, str]:
+        return {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "LANG": "C.UTF-8",
+            "TMPDIR": str(self.root),
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            **(extra or {}),
+        }
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+    """What a child does before it becomes the program: have the kernel kill it when we end, also if we just did."""
+
+    def before_exec() -> None:
+        kernel.die_with_parent()
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return before_exec
+
+
+def _state_directory() -> Path:
+    """Its name says whose it is, so that there is no moment at which nobody can tell."""
+    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-{_started(os.getpid())}-"))
+
+
+def _started(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot (field 22 of proc(5)'s stat); None when it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def remove_leftovers() -> list[Path]:
+    """Remove what killed runs of this user left in the temporary directory.
+
+    :returns: what was removed
+    """
+    removed = []
+    for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*-*"):
+        pid, started, _ = directory.name.removeprefix(_PREFIX).split("-", 2)
+        if not pid.isdigit() or not started.isdigit() or directory.is_symlink():
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            if directory.stat().st_uid == os.geteuid() and _started(int(pid)) != int(started):
+                shutil.rmtree(directory, ignore_errors=True)
+                removed.append(directory)
+    return removed

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -96,16 +96,21 @@ class Client:
     """Calls the web API. Use as an asynchronous context manager.
 
     :param timeout: seconds that a call may take; streams are not limited
+    :param connector: makes the sockets, where the controller is not in this process' network
     """
 
-    def __init__(self, access: Access, timeout: float = 30.0) -> None:
+    def __init__(
+        self, access: Access, timeout: float = 30.0, connector: Callable[[], aiohttp.BaseConnector] | None = None
+    ) -> None:
         self._access = access
         self._timeout = aiohttp.ClientTimeout(total=timeout)
+        self._connector = connector
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         headers = {"Authorization": f"Bearer {self._access.token}"} if self._access.token else {}
-        self._session = aiohttp.ClientSession(headers=headers, timeout=self._timeout)
+        connector = self._connector() if self._connector is not None else None
+        self._session = aiohttp.ClientSession(headers=headers, timeout=self._timeout, connector=connector)
         return self
 
     async def __aexit__(

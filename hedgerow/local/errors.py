@@ -25,16 +25,3 @@ class CommandFailed(LocalMeshError):
 
 class NotReady(LocalMeshError):
     """Something did not come up, or a condition was not met, in the time it was given."""
-
-
-class ApiError(LocalMeshError):
-    """The controller refused a call of its web API.
-
-    :param status: the HTTP status
-    :param code: the machine-readable code of the answer, such as ``unknown-workload``
-    """
-
-    def __init__(self, status: int, code: str, message: str, remedy: str = "") -> None:
-        super().__init__(f"{status} {code}: {message}", remedy)
-        self.status = status
-        self.code = code

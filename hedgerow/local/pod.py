@@ -85,9 +85,7 @@ class Pod:
             return
         argv = [self._fill(argument) for argument in program.argv]
         env = {name: self._fill(value) for name, value in program.env.items()}
-        await self._site.start(
-            self.application, self.placed, Role.APPLICATION, argv, env=env, uid=program.uid
-        )
+        await self._site.start(self.application, self.placed, Role.APPLICATION, argv, env=env, uid=program.uid)
 
     async def wait_listening(self, deadline: float = 30.0) -> None:
         """Wait until the application listens on every port that its workload declares, without connecting to it.

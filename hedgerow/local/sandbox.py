@@ -272,7 +272,7 @@ def _become(argv: Sequence[str], env: dict[str, str], pass_fds: Sequence[int], m
         os.set_inheritable(descriptor, True)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
-        os.execvpe(argv[0], list(argv), env)
+        os.execvpe(argv[0], list(argv), env)  # noqa: S606 - becoming the program is the purpose
     except OSError as error:
         raise OSError(error.errno, error.strerror, argv[0]) from None
 

@@ -1,0 +1,353 @@
+"""A whole mesh on this machine, as the demo and the tests use it: declare workloads, start, ask, break things, stop.
+
+    async with LocalMesh(workloads) as mesh:          # controller, applications and sidecars run and are ready
+        done = await mesh.pod("shop/front-0").exec(["curl", "-s", "http://cart:8000/"])
+        status = await mesh.api.get("/status")
+        await mesh.kill_controller()
+
+Whatever runs is a real program at the other side of a process boundary: the controller and the sidecars are started by their
+commands with configuration files, and everything else goes through the web API. Every wait has an end; every process is
+stopped by its own id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+import yaml
+
+from graph.model import WorkloadRef
+from hedgerow.client import Access, Client
+from hedgerow.local.description import PlacedPod, PlacedService, WorkloadSpec, inventory
+from hedgerow.local.errors import LocalMeshError, NotReady
+from hedgerow.local.loopback import LoopbackSite
+from hedgerow.local.network import NamespaceSite
+from hedgerow.local.pod import POLL, Pod
+from hedgerow.local.processes import Process, python
+from hedgerow.local.sandbox import is_sandboxed
+from hedgerow.local.site import Role, Site
+
+#: Programs that start at the same moment. More would only take turns on few processors.
+_AT_ONCE = 4
+
+
+class LocalMesh:
+    """One controller and any number of pods.
+
+    :param workloads: what runs; more can be added later
+    :param site: where; namespaces when this process is in a sandbox, loopback addresses otherwise
+    :param controller_settings: of ``controller.yaml``, beside what the mesh decides itself
+    :param sidecar_settings: likewise for every ``sidecar.yaml``
+    :param web: the listening socket of the web API; None opens one on 127.0.0.1 in this process' network
+    :param connector: makes the API client's sockets, when ``web`` is in another network
+    """
+
+    def __init__(
+        self,
+        workloads: Iterable[WorkloadSpec] = (),
+        *,
+        site: Site | None = None,
+        controller_settings: Mapping[str, Any] | None = None,
+        sidecar_settings: Mapping[str, Any] | None = None,
+        web: socket.socket | None = None,
+        connector: Callable[[], aiohttp.BaseConnector] | None = None,
+    ) -> None:
+        self._declared = list(workloads)
+        self._site: Site = site or (NamespaceSite() if is_sandboxed() else LoopbackSite())
+        self._controller_settings = dict(controller_settings or {})
+        self._sidecar_settings = dict(sidecar_settings or {})
+        self._web = web
+        self._connector = connector
+        self._specs: list[WorkloadSpec] = []
+        self._services: list[PlacedService] = []
+        self._pods: dict[str, Pod] = {}
+        self._next_pod = 1
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._clean_up = AsyncExitStack()
+        self._api: Client | None = None
+        self.controller = Process("the controller", self.root / "controller.log")
+
+    # --- what there is
+
+    @property
+    def captures(self) -> bool:
+        """Whether applications are kept from going around their sidecars."""
+        return self._site.captures
+
+    @property
+    def root(self) -> Path:
+        """Where state and logs are; gone when the mesh has stopped."""
+        return self._site.root
+
+    @property
+    def controller_state(self) -> Path:
+        return self.root / "controller"
+
+    @property
+    def pods(self) -> Mapping[str, Pod]:
+        """By name, ``namespace/name``."""
+        return self._pods
+
+    def pod(self, name: str) -> Pod:
+        """:raises LocalMeshError: when there is none of that name"""
+        try:
+            return self._pods[name]
+        except KeyError:
+            raise LocalMeshError(f"no pod {name!r}", f"there are {', '.join(sorted(self._pods))}") from None
+
+    def pods_of(self, workload: WorkloadRef) -> list[Pod]:
+        return [pod for pod in self._pods.values() if pod.placed.spec.ref == workload]
+
+    @property
+    def services(self) -> Sequence[PlacedService]:
+        return tuple(self._services)
+
+    @property
+    def server(self) -> str:
+        """The address of the web API."""
+        assert self._web is not None, "the mesh was not started"
+        host, port = self._web.getsockname()
+        return f"http://{host}:{port}"
+
+    @property
+    def token(self) -> str:
+        """The operator's token."""
+        return (self.controller_state / "operator.token").read_text().strip()
+
+    @property
+    def api(self) -> Client:
+        """A client with the operator's token."""
+        assert self._api is not None, "the mesh was not started"
+        return self._api
+
+    # --- life
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start everything that was declared, and wait until it is ready.
+
+        :raises NotReady: naming what did not come up, with its last words
+        :raises CommandFailed: when a program that prepares something failed
+        """
+        self._clean_up.push_async_callback(self._site.close)
+        await self._site.open()
+        await self._site.add_controller()
+        if self._web is None:
+            self._web = socket.create_server(("127.0.0.1", 0))
+        self._clean_up.callback(self._web.close)
+        self._site.private_directory(self.controller_state, Role.CONTROLLER)
+        self._place(self._declared)
+        self._write_inventory()
+        await self.start_controller()
+        await self._bring_up(list(self._pods.values()))
+
+    async def stop(self) -> None:
+        """Stop everything and remove every trace. May be called at any moment, and twice."""
+        if self._api is not None:
+            await self._api.__aexit__(None, None, None)
+            self._api = None
+        await asyncio.gather(*(pod.stop() for pod in self._pods.values()), self.controller.stop())
+        await self._clean_up.aclose()
+
+    # --- the controller
+
+    async def start_controller(self, deadline: float = 60.0) -> None:
+        """Start the controller, or start it again, and wait until it serves.
+
+        :raises NotReady: with its last words
+        """
+        assert self._web is not None
+        settings = {
+            "state_dir": str(self.controller_state),
+            "inventory": str(self._inventory),
+            "grpc_listen": f"{self._site.controller_address}:15012",
+            "issuer_listen": f"{self._site.controller_address}:15013",
+            "web_listen": f"fd:{self._web.fileno()}",
+            "inventory_interval": 0.2,
+            **self._controller_settings,
+        }
+        config = self.root / "controller.yaml"
+        config.write_text(yaml.safe_dump(settings, sort_keys=False))
+        config.chmod(0o644)
+        argv = [*python(), "-m", "controller", "--config", str(config)]
+        await self._site.start(self.controller, None, Role.CONTROLLER, argv, pass_fds=[self._web.fileno()])
+        await self._wait_for_controller(deadline)
+        bundle = self.root / "trust-bundle.pem"
+        bundle.write_bytes((self.controller_state / "trust-bundle.pem").read_bytes())
+        bundle.chmod(0o644)
+        if self._api is None:
+            self._api = await Client(Access(self.server, self.token), connector=self._connector).__aenter__()
+
+    async def _wait_for_controller(self, deadline: float) -> None:
+        said = "nothing"
+        connector = self._connector() if self._connector is not None else None
+        timeout = aiohttp.ClientTimeout(total=2.0)  # the socket is open before anybody accepts from it
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+            try:
+                async with asyncio.timeout(deadline):
+                    while True:
+                        if not self.controller.running:
+                            raise self._controller_failed(f"ended with {self.controller.returncode}")
+                        try:
+                            async with session.get(f"{self.server}/readyz") as response:
+                                said = f"{response.status} {(await response.text())[:300]}"
+                                if response.status == 200:
+                                    return
+                        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                            said = f"{type(error).__name__}: {error}"
+                        await asyncio.sleep(POLL)
+            except TimeoutError:
+                raise self._controller_failed(f"is not ready after {deadline:g} s: {said}") from None
+
+    def _controller_failed(self, complaint: str) -> NotReady:
+        return NotReady(f"the controller {complaint}\nits last words:\n{self.controller.tail() or '(none)'}")
+
+    async def kill_controller(self) -> None:
+        """``kill -9`` the controller; :meth:`start_controller` starts it again on the same state."""
+        await self.controller.kill()
+
+    # --- pods
+
+    async def add(self, spec: WorkloadSpec) -> list[Pod]:
+        """Add a workload and start its pods; returns when they are ready."""
+        pods = self._place([spec])
+        self._write_inventory()
+        if spec.listed:
+            await self.wait_for(lambda: self._is_listed(pods), "the controller to take the new inventory")
+        await self._bring_up(pods)
+        return pods
+
+    async def remove(self, name: str) -> None:
+        """Stop a pod, take it out of the inventory and remove its place."""
+        pod = self.pod(name)
+        del self._pods[name]
+        self._write_inventory()
+        await pod.stop()
+        await self._site.remove(pod.placed)
+
+    async def kill_sidecar(self, name: str) -> None:
+        """``kill -9`` a pod's sidecar; :meth:`start_sidecar` starts it again on the same state."""
+        await self.pod(name).sidecar.kill()
+
+    async def start_sidecar(self, name: str, *, wait: bool = True) -> None:
+        """Start a pod's sidecar, with a new join token when the controller answers; it may be away."""
+        pod = self.pod(name)
+        if self.controller.running:
+            await self._give_token(pod)
+        await pod.start_sidecar()
+        if wait:
+            await pod.wait_ready()
+
+    async def wait_for[T](self, condition: Callable[[], Awaitable[T]], what: str, deadline: float = 30.0) -> T:
+        """Look at an asynchronous condition until it holds.
+
+        :param condition: called without arguments, awaited; its first true answer is returned
+        :param what: what is waited for, for the error
+        :raises NotReady: when it did not come to hold in ``deadline`` seconds
+        """
+        try:
+            async with asyncio.timeout(deadline):
+                while True:
+                    if answer := await condition():
+                        return answer
+                    await asyncio.sleep(POLL)
+        except TimeoutError:
+            raise NotReady(f"waited {deadline:g} s in vain for {what}") from None
+
+    # --- inside
+
+    @property
+    def _inventory(self) -> Path:
+        return self.root / "inventory.yaml"
+
+    def _place(self, specs: Iterable[WorkloadSpec]) -> list[Pod]:
+        """Give services and pods their addresses. Services first: pods know all services by name."""
+        added: list[PlacedPod] = []
+        for spec in specs:
+            self._specs.append(spec)
+            for service in spec.services:
+                index = len(self._services) + 1
+                address = self._site.service_address(index)
+                self._services.append(
+                    PlacedService(spec.ref.namespace, service.name, index, address, spec.ref, service.ports)
+                )
+            for name in spec.pod_names():
+                added.append(PlacedPod(name, spec, self._next_pod, self._site.pod_address(self._next_pod)))
+                self._next_pod += 1
+        pods = []
+        for placed in added:
+            directory = self.root / f"pod-{placed.index}"
+            directory.mkdir(mode=0o755)
+            pod = Pod(placed, self._site, directory, tuple(self._services))
+            self._pods[pod.name] = pod
+            pods.append(pod)
+        return pods
+
+    def _write_inventory(self) -> None:
+        """Replace the inventory file at once, so that the controller never reads half of it."""
+        document = inventory(self._specs, [pod.placed for pod in self._pods.values()], self._services)
+        written = self._inventory.with_suffix(".new")
+        written.write_text(yaml.safe_dump(document, sort_keys=False))
+        written.chmod(0o644)
+        written.replace(self._inventory)
+
+    async def _is_listed(self, pods: Sequence[Pod]) -> bool:
+        known = await self.api.get("/inventory")
+        names = {(instance["workload"], instance["name"]) for instance in known["instances"]}
+        return all((str(pod.placed.spec.ref), pod.placed.name) in names for pod in pods)
+
+    async def _bring_up(self, pods: Sequence[Pod]) -> None:
+        await self._site.add([pod.placed for pod in pods], self._services)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for pod in pods:
+                    group.create_task(self._start_pod(pod))
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None  # the others were cancelled because of it, or fail likewise
+
+    async def _start_pod(self, pod: Pod) -> None:
+        """Capture first: there is never a moment at which the application could go around its sidecar."""
+        async with self._turns:
+            if pod.meshed:
+                pod.prepare_sidecar(self._sidecar_base())
+                await pod.install_capture()
+                await self._give_token(pod)
+                await pod.start_sidecar()
+            await pod.start_application()
+            if pod.meshed:
+                await pod.wait_ready()
+            await pod.wait_listening()
+
+    def _sidecar_base(self) -> dict[str, Any]:
+        address = self._site.controller_address
+        return {
+            "controller": f"{address}:15012",
+            "issuer": f"{address}:15013",
+            "trust_domain": self._controller_settings.get("trust_domain", "hedgerow.local"),
+            "trust_bundle": str(self.root / "trust-bundle.pem"),
+            **self._sidecar_settings,
+        }
+
+    async def _give_token(self, pod: Pod) -> None:
+        workload, instance = str(pod.placed.spec.ref), pod.placed.name
+        made = await self.api.post("/join-tokens", {"workload": workload, "instance": instance, "expires_in": 300})
+        pod.give_token(made["token"])

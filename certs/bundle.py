@@ -18,6 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from certs.certificate import extension, pem_text, read_certificate, read_pem_certificates
 from certs.errors import CertError, InvalidBundle, InvalidCertificate
+from certs.names import check_constraint_forms
 from certs.spiffe import SpiffeId, check_trust_domain
 
 MAX_ROOTS = 16
@@ -94,9 +95,7 @@ def check_signing_certificate(certificate: x509.Certificate, what: str) -> None:
     if not constraints.critical:
         raise InvalidCertificate(f"{what}: its basic constraints are not critical")
     usage = extension(certificate, x509.KeyUsage)
-    if usage is None or not usage.critical:
-        raise InvalidCertificate(f"{what}: it has no critical key usage")
-    if not usage.value.key_cert_sign:
+    if usage is None or not usage.value.key_cert_sign:
         raise InvalidCertificate(f"{what}: its key usage does not permit signing certificates")
     if not certificate.subject.rdns:
         raise InvalidCertificate(f"{what}: it signs certificates and names no subject")
@@ -109,25 +108,27 @@ def check_signing_certificate(certificate: x509.Certificate, what: str) -> None:
         extended.value
     ):
         raise InvalidCertificate(f"{what}: its extended key usage does not permit servers and clients both")
-    constraint = extension(certificate, x509.NameConstraints)
-    if constraint is not None and not constraint.critical:
-        raise InvalidCertificate(f"{what}: its name constraints are not critical")
+    check_constraint_forms(certificate, what)
 
 
 def check_signing_identity(certificate: x509.Certificate, trust_domain: str, what: str) -> None:
-    """A signing certificate's SPIFFE ID, where it has one, is its trust domain's own (X509-SVID section 3.2).
+    """Apply what holds for a signing certificate that is an SVID itself, as ours are (X509-SVID sections 3.2 and 4.3).
 
-    :raises InvalidCertificate: when it is another
+    :raises InvalidCertificate: when its SPIFFE ID is not that of ``trust_domain``, or its key usage is not critical
     """
     alternative = extension(certificate, x509.SubjectAlternativeName)
     if alternative is None:
         return
     expected = str(SpiffeId.of_trust_domain(trust_domain))
-    for uri in alternative.value.get_values_for_type(x509.UniformResourceIdentifier):
+    uris = alternative.value.get_values_for_type(x509.UniformResourceIdentifier)
+    for uri in uris:
         if uri != expected:
             raise InvalidCertificate(
                 f"{what}: its SPIFFE ID is {uri!a:.300}, in this trust domain it must be {expected}"
             )
+    usage = extension(certificate, x509.KeyUsage)
+    if uris and (usage is None or not usage.critical):
+        raise InvalidCertificate(f"{what}: it has a SPIFFE ID and its key usage is not critical")
 
 
 def _check_root(der: bytes, trust_domain: str, what: str) -> None:

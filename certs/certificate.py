@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from certs.errors import InvalidCertificate
 
@@ -66,7 +66,8 @@ def read_certificate(der: bytes, what: str = "certificate") -> x509.Certificate:
     except x509.DuplicateExtension as error:
         raise InvalidCertificate(f"{what}: extension {error.oid.dotted_string} is there twice") from None
     except (ValueError, TypeError, OverflowError, UnsupportedAlgorithm, x509.UnsupportedGeneralNameType) as error:
-        raise InvalidCertificate(f"{what}: not a readable X.509 certificate in DER ({type(error).__name__})") from None
+        reason = ascii(str(error)[:200])
+        raise InvalidCertificate(f"{what}: not a readable X.509 certificate in DER: {reason}") from None
     if version is not x509.Version.v3:
         raise InvalidCertificate(f"{what}: X.509 version 1; only version 3 is taken")
     if not 0 < certificate.serial_number <= MAX_SERIAL:
@@ -141,14 +142,38 @@ def check_public_key(key: object, what: str) -> None:
 
 def _check_algorithms(certificate: x509.Certificate, what: str) -> None:
     try:
-        key: object = certificate.public_key()
+        key = certificate.public_key()
         digest: object = certificate.signature_hash_algorithm
     except (ValueError, UnsupportedAlgorithm):
-        # also a curve given by its parameters instead of its name (RFC 5480 section 2.1.1)
         raise InvalidCertificate(f"{what}: its key or signature is of a kind that is not taken") from None
     check_public_key(key, what)
+    # a curve given by its parameters, also by those of a named one, is not permitted (RFC 5480 section 2.1.1); the
+    # library reads some of them, and writes every key in the one permitted form
+    if _key_in(certificate) != key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo):
+        raise InvalidCertificate(f"{what}: its key is not written in the usual form, a named curve and the whole point")
     if not isinstance(digest, _DIGESTS):
         raise InvalidCertificate(f"{what}: it is not signed over SHA-256, SHA-384 or SHA-512")
+
+
+def _key_in(certificate: x509.Certificate) -> bytes:
+    """The SubjectPublicKeyInfo as it stands in a certificate (RFC 5280 section 4.1) whose DER has been read before."""
+    body = certificate.tbs_certificate_bytes
+    start, _ = _value_at(body, 0)
+    # version, serial number, signature, issuer, validity, subject
+    for _ in range(6):
+        _, start = _value_at(body, start)
+    return body[start : _value_at(body, start)[1]]
+
+
+def _value_at(data: bytes, start: int) -> tuple[int, int]:
+    """Where the content of the DER value at ``start`` begins and ends (X.690 section 8.1.3, definite lengths)."""
+    length = data[start + 1]
+    begin = start + 2
+    if length & 0x80:
+        size = length & 0x7F
+        length = int.from_bytes(data[begin : begin + size])
+        begin += size
+    return begin, begin + length
 
 
 def _check_extensions(

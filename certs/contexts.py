@@ -1,27 +1,32 @@
 """TLS contexts for both ends of a connection between two identities.
 
-What they promise: TLS 1.3 alone; the peer must send a certificate, and OpenSSL must find a path from it to the
-trust bundle (strict RFC 5280 checks on); no session is ever resumed, so every connection is verified; private keys
-never touch a disk. What they do not do: say who the peer is. Host names are not checked, the identity is the SPIFFE
-ID, and it exists only after
-:func:`certs.svid.check_leaf` on ``getpeercert(binary_form=True)``. Never use a connection before that.
+What they promise: TLS 1.3 alone; the peer must send a certificate, and OpenSSL must find a path from it to the trust
+bundle (strict RFC 5280 checks on); no session is ever resumed, so every connection is verified; private keys never
+touch a disk. What they do not do: say who the peer is. Host names are not checked, the identity is the SPIFFE ID, and
+there is none before :func:`verify_connection`, or at the least :func:`certs.svid.check_leaf` on the peer's leaf.
+Never send or take an application byte before that.
 
 A context is not changed once it is made: a renewal makes a new one.
 """
 
 from __future__ import annotations
 
+import _ssl
 import os
 import ssl
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from certs.bundle import TrustBundle
 from certs.certificate import pem_text, read_certificate
-from certs.errors import CertError, InvalidCertificate, KeyMismatch
+from certs.errors import CertError, InvalidCertificate, KeyMismatch, UntrustedChain
 from certs.keys import key_to_pem, public_bytes
+from certs.spiffe import SpiffeId
+from certs.verify import verify_peer
 
 # 112 bits of strength whatever the distribution's OpenSSL defaults to; the cipher names do not concern TLS 1.3
 _CIPHERS = "DEFAULT:@SECLEVEL=2"
@@ -53,6 +58,33 @@ def server_context(
     context = _context(ssl.PROTOCOL_TLS_SERVER, chain_der, key, bundle, alpn)
     context.num_tickets = 0  # a resumed session would not be verified again
     return context
+
+
+def verify_connection(connection: ssl.SSLSocket | ssl.SSLObject, bundle: TrustBundle, now: float) -> SpiffeId:
+    """Who is at the other end of a finished handshake, by our own reading of all certificates that it sent.
+
+    OpenSSL accepted the chain before; this is the second, stricter opinion, and the only one on the identity.
+
+    :param now: seconds since the epoch
+    :raises CertError: when the peer proves no identity of the bundle's trust domain; close the connection
+    """
+    leaf, *intermediates = peer_certificates(connection)
+    return verify_peer(leaf, intermediates, bundle, now)
+
+
+def peer_certificates(connection: ssl.SSLSocket | ssl.SSLObject) -> tuple[bytes, ...]:
+    """The certificates that the peer sent, in DER, its own first.
+
+    :raises UntrustedChain: when it sent none
+    """
+    end: Any = connection
+    if sys.version_info >= (3, 13):
+        sent = end.get_unverified_chain()
+    else:  # there already, but below the surface
+        sent = [one.public_bytes(_ssl.ENCODING_DER) for one in end._sslobj.get_unverified_chain() or ()]
+    if not sent:
+        raise UntrustedChain("peer: it sent no certificate")
+    return tuple(sent)
 
 
 def _context(

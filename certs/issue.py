@@ -122,8 +122,8 @@ def leaf_certificate(
 ) -> x509.Certificate:
     """Make a leaf for ``identity``. Its subject names nobody, so its names are critical (X509-SVID section 3.1).
 
-    :param instance: written as the subject's only attribute, a dnQualifier (X.520 section 6.2.8: what tells apart entries
-        that are otherwise named alike); readers other than our controller have no use for it
+    :param instance: written as the subject's only attribute, a dnQualifier (X.520 section 6.2.8: what tells apart
+        entries that are otherwise named alike); readers other than our controller have no use for it
     """
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(identity))]
     if dns_name:

@@ -1,5 +1,4 @@
-"""Name constraints (RFC 5280 section 4.2.1.10) over a path, for the two forms of name that Hedgerow's certificates
-carry.
+"""Name constraints (RFC 5280 section 4.2.1.10) over a path, for the forms of name that Hedgerow's certificates carry.
 
 URI constraints name a trust domain: they match the authority of a SPIFFE ID. DNS constraints match host names. A
 constraint of any other form is not evaluated: where it meets a name of its form, the path is refused. Wildcards,
@@ -15,7 +14,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from certs.certificate import extension
-from certs.errors import InvalidSpiffeId, UntrustedChain
+from certs.errors import InvalidCertificate, InvalidSpiffeId, UntrustedChain
 from certs.spiffe import SpiffeId, check_trust_domain
 
 #: Constraints of a path times its names is work done for a stranger.
@@ -34,27 +33,38 @@ def check_name_constraints(path: Sequence[x509.Certificate]) -> None:
     :param path: leaf first, trust anchor last
     :raises UntrustedChain: when a name is outside a constraint, or a constraint cannot be evaluated
     """
-    permitted: list[x509.GeneralName] = []
-    excluded: list[x509.GeneralName] = []
     # a level per signing certificate: a name must be within the permitted names of each level that constrains its form
     levels: list[list[x509.GeneralName]] = []
+    excluded: list[x509.GeneralName] = []
     for certificate in reversed(path):
-        names = names_of(certificate)
-        if levels or excluded:
-            for name in names:
-                _check(name, levels, excluded)
+        for name in names_of(certificate):
+            _check(name, levels, excluded)
         own = extension(certificate, x509.NameConstraints)
-        if own is None:
-            continue
-        permitted = list(own.value.permitted_subtrees or ())
-        excluded.extend(own.value.excluded_subtrees or ())
-        levels.append(permitted)
-        if not permitted and not own.value.excluded_subtrees:
-            raise UntrustedChain("name constraints: they constrain nothing")
-        if sum(map(len, levels)) + len(excluded) > MAX_CONSTRAINTS:
-            raise UntrustedChain(f"name constraints: more than {MAX_CONSTRAINTS} in one path")
-        for constraint in (*permitted, *(own.value.excluded_subtrees or ())):
-            _check_constraint(constraint)
+        if own is not None:
+            levels.append(list(own.value.permitted_subtrees or ()))
+            excluded += own.value.excluded_subtrees or ()
+            if sum(map(len, levels)) + len(excluded) > MAX_CONSTRAINTS:
+                raise UntrustedChain(f"name constraints: more than {MAX_CONSTRAINTS} in one path")
+
+
+def check_constraint_forms(certificate: x509.Certificate, what: str) -> None:
+    """Refuse a signing certificate whose name constraints are not critical, or open to more than one reading.
+
+    :raises InvalidCertificate: when they are
+    """
+    own = extension(certificate, x509.NameConstraints)
+    if own is None:
+        return
+    if not own.critical:
+        raise InvalidCertificate(f"{what}: its name constraints are not critical")
+    for constraint in (*(own.value.permitted_subtrees or ()), *(own.value.excluded_subtrees or ())):
+        if isinstance(constraint, x509.DNSName) and not is_host_name(constraint.value):
+            raise InvalidCertificate(f"{what}: it constrains DNS name {constraint.value!a:.100}, no plain host name")
+        if isinstance(constraint, x509.UniformResourceIdentifier):
+            try:
+                check_trust_domain(constraint.value.removeprefix("."))
+            except InvalidSpiffeId as error:
+                raise InvalidCertificate(f"{what}: it constrains URIs to no trust domain, {error}") from None
 
 
 def names_of(certificate: x509.Certificate) -> list[x509.GeneralName]:
@@ -82,17 +92,6 @@ def names_of(certificate: x509.Certificate) -> list[x509.GeneralName]:
 def is_host_name(text: str) -> bool:
     """Whether ``text`` is a host name in preferred syntax (RFC 1034 section 3.5), lower case, and not an address."""
     return len(text) <= 253 and _HOST_NAME.fullmatch(text) is not None and _ALL_NUMERIC.fullmatch(text) is None
-
-
-def _check_constraint(constraint: x509.GeneralName) -> None:
-    """Refuse constraints whose meaning is open to reading."""
-    if isinstance(constraint, x509.DNSName) and not is_host_name(constraint.value):
-        raise UntrustedChain(f"name constraints: DNS name {constraint.value!a:.100} is not a plain host name")
-    if isinstance(constraint, x509.UniformResourceIdentifier):
-        try:
-            check_trust_domain(constraint.value.removeprefix("."))
-        except InvalidSpiffeId:
-            raise UntrustedChain(f"name constraints: URI {constraint.value!a:.100} is not a trust domain") from None
 
 
 def _check(name: x509.GeneralName, levels: list[list[x509.GeneralName]], excluded: list[x509.GeneralName]) -> None:

@@ -11,6 +11,7 @@ for the path or not.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature as BadSignature
@@ -42,10 +43,15 @@ def verify_peer(leaf_der: bytes, intermediates_der: Sequence[bytes], bundle: Tru
 
 
 def verify_chain(
-    leaf_der: bytes, intermediates_der: Sequence[bytes], bundle: TrustBundle, now: float
+    leaf_der: bytes,
+    intermediates_der: Sequence[bytes],
+    bundle: TrustBundle,
+    now: float,
+    max_path_intermediates: int = MAX_PATH_INTERMEDIATES,
 ) -> tuple[bytes, ...]:
     """The first stage alone: find a path from a leaf to a root. It says nothing about whom the leaf names.
 
+    :param max_path_intermediates: how many intermediates, self-issued ones included, may lie between leaf and root
     :returns: the path in DER, leaf first, root last
     :raises InvalidCertificate: when a certificate cannot be read, or breaks the profile of its place
     :raises UntrustedChain: when there is no valid path
@@ -63,29 +69,27 @@ def verify_chain(
         read_certificate(der, f"intermediate {number}")
         for number, der in enumerate(dict.fromkeys(intermediates_der), 1)
     ]
-    search = _Search(
-        [read_certificate(der, "root") for der in bundle.roots_der], intermediates, bundle.trust_domain, now
-    )
+    roots = [read_certificate(der, "root") for der in bundle.roots_der]
+    search = _Search(roots, intermediates, bundle.trust_domain, now, max_path_intermediates)
     path = search.extend([leaf])
     if path is None:
         reasons = "; ".join(dict.fromkeys(search.reasons)) or "no root and no intermediate is its issuer"
         raise UntrustedChain(f"chain: it does not lead to a root of trust domain {bundle.trust_domain}: {reasons}")
     ders = dict(zip(intermediates, dict.fromkeys(intermediates_der), strict=True))
-    return (leaf_der, *(ders[one] for one in path[1:-1]), bundle.roots_der[search.roots.index(path[-1])])
+    return (leaf_der, *(ders[one] for one in path[1:-1]), bundle.roots_der[roots.index(path[-1])])
 
 
+@dataclass(slots=True)
 class _Search:
     """A depth-first search for a path; remembers why each candidate was left."""
 
-    def __init__(
-        self, roots: list[x509.Certificate], intermediates: list[x509.Certificate], trust_domain: str, now: float
-    ) -> None:
-        self.roots = roots
-        self.intermediates = intermediates
-        self.trust_domain = trust_domain
-        self.now = now
-        self.checks_left = MAX_SIGNATURE_CHECKS
-        self.reasons: list[str] = []
+    roots: list[x509.Certificate]
+    intermediates: list[x509.Certificate]
+    trust_domain: str
+    now: float
+    max_path_intermediates: int
+    checks_left: int = MAX_SIGNATURE_CHECKS
+    reasons: list[str] = field(default_factory=list)
 
     def extend(self, path: list[x509.Certificate]) -> list[x509.Certificate] | None:
         """A complete path that begins with ``path``, or none."""
@@ -95,8 +99,8 @@ class _Search:
         for intermediate in self.intermediates:
             if intermediate in path or not self._issued(path, intermediate, "intermediate"):
                 continue
-            if len(path) > MAX_PATH_INTERMEDIATES:
-                self.reasons.append(f"the path has more than {MAX_PATH_INTERMEDIATES} intermediates")
+            if len(path) > self.max_path_intermediates:
+                self.reasons.append(f"the path would have more than {self.max_path_intermediates} intermediates")
                 return None
             if (found := self.extend([*path, intermediate])) is not None:
                 return found

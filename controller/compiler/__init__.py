@@ -1,16 +1,30 @@
-"""The rules, compiled: one intermediate form (:mod:`controller.compiler.form`) gives snapshots and NetworkPolicy."""
+"""The rules, compiled: one intermediate form (:mod:`controller.compiler.form`) gives snapshots and NetworkPolicy.
+
+:func:`compile_policy` does all of it and proves that the two agree; the engine pushes nothing that it has not returned.
+"""
 
 from controller.compiler.baseline import baseline_rules
 from controller.compiler.errors import CompileError, ProofFailed
+from controller.compiler.evaluate import Limit
 from controller.compiler.form import PolicyInput
+from controller.compiler.networkpolicy import network_policies
+from controller.compiler.proof import Atom, Compiled, Inexpressible, Proof, compile_policy, prove
 from controller.compiler.snapshots import compile_snapshot, compile_snapshots, rule_id
 
 __all__ = [
+    "Atom",
     "CompileError",
+    "Compiled",
+    "Inexpressible",
+    "Limit",
     "PolicyInput",
+    "Proof",
     "ProofFailed",
     "baseline_rules",
+    "compile_policy",
     "compile_snapshot",
     "compile_snapshots",
+    "network_policies",
+    "prove",
     "rule_id",
 ]

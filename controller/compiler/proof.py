@@ -1,0 +1,337 @@
+"""The proof that goes with every policy: sidecars and the cluster's network layer are told the same.
+
+Atoms are finite: workload, direction, peer (every workload at every address of it, every interval of addresses that
+some rule tells apart), protocol, port cell, operation. On each of them
+
+1. the snapshot, judged by :func:`graph.policy.decide`, says what the intermediate form says;
+2. the NetworkPolicies, read back as a cluster would, allow at least that, and
+3. where they allow more, NetworkPolicy v1 has no words for the difference: without that :class:`Limit` the form would
+   allow it too. Each is named.
+
+Anything else is a fault, and :func:`compile_policy` raises. What no atom covers: a workload with a sidecar that goes
+round it. Its sidecar's peers see that no identity was proved; a NetworkPolicy can not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from controller.compiler.baseline import form_of
+from controller.compiler.errors import ProofFailed
+from controller.compiler.evaluate import Cell, Limit, Side, cells_of, outside
+from controller.compiler.form import Form, PolicyInput, Subject, network
+from controller.compiler.labels import PodSelector, pod_selectors
+from controller.compiler.networkpolicy import Manifest, fenced, policy_of
+from controller.compiler.reading import Reading, blocks_of, ranges_of
+from controller.compiler.snapshots import snapshot_of
+from graph.model import Connection, Direction, Mode, Peer, PortRange, Protocol, Snapshot, Verdict, WorkloadRef
+from graph.policy import decide
+
+#: Enough to see what went wrong.
+MAX_FAULTS = 20
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Atom:
+    """Some connections that nothing tells apart.
+
+    :param peer: ``namespace/name``, with ``@address`` behind it, or ``-/address`` outside the inventory
+    """
+
+    workload: WorkloadRef
+    direction: Direction
+    peer: str
+    protocol: Protocol
+    first_port: int
+    last_port: int
+
+    def __str__(self) -> str:
+        arrow = "from" if self.direction is Direction.INBOUND else "to"
+        ports = PortRange(self.first_port, self.last_port)
+        return f"{self.workload} {self.direction} {arrow} {self.peer}, {ports}/{self.protocol}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Inexpressible:
+    """Something that NetworkPolicy v1 can not say.
+
+    :param workload: whose policy it would be in
+    :param rules: the ids of the rules that say it; empty when it is about the workload itself
+    :param widens: whether the NetworkPolicies allow more than the sidecars because of it
+    """
+
+    workload: WorkloadRef
+    limit: Limit
+    rules: tuple[str, ...]
+    detail: str
+    widens: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was found on all atoms.
+
+    :param equal: NetworkPolicies and snapshots allow exactly the same
+    :param wider: what NetworkPolicies alone allow
+    :param faults: where they contradict each other; empty in every policy that is pushed
+    """
+
+    equal: bool
+    wider: tuple[Atom, ...] = ()
+    inexpressible: tuple[Inexpressible, ...] = ()
+    faults: tuple[str, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        return not self.faults
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A policy that is ready to be pushed, with its proof."""
+
+    snapshots: Mapping[WorkloadRef, Snapshot]
+    network_policies: tuple[Manifest, ...]
+    proof: Proof
+
+
+def prove(policy: PolicyInput, now: float, *, only: Collection[WorkloadRef] | None = None) -> Proof:
+    """Compile and compare. Never raises for what it finds: see :attr:`Proof.faults`.
+
+    :param now: seconds since the epoch
+    :param only: prove the sides of these workloads alone
+    :raises CompileError: when the input contradicts itself
+    """
+    return _compiled(policy, now, only).proof
+
+
+def compile_policy(policy: PolicyInput, now: float, *, only: Collection[WorkloadRef] | None = None) -> Compiled:
+    """Compile snapshots and NetworkPolicies and prove that they agree.
+
+    :raises CompileError: when the input contradicts itself
+    :raises ProofFailed: when they do not agree; nothing of it may be pushed
+    """
+    compiled = _compiled(policy, now, only)
+    if not compiled.proof.holds:
+        raise ProofFailed(
+            f"the compiled policy does not say what the rules say: {'; '.join(compiled.proof.faults)}",
+            remedy="report this with the output of `hedgerow policy show`; the policy before it stays in force",
+        )
+    return compiled
+
+
+def _compiled(policy: PolicyInput, now: float, only: Collection[WorkloadRef] | None) -> Compiled:
+    form = form_of(policy, now)
+    selectors = pod_selectors(form.subjects.values())
+    wanted = [s for ref, s in form.subjects.items() if s.listed and (only is None or ref in only)]
+    snapshots = {subject.ref: snapshot_of(form, subject) for subject in wanted if subject.meshed}
+    # a twin's policy applies to this workload's pods too, so it is part of what has to be read
+    needed = {s.ref for s in wanted} | {twin for s in wanted for twin in selectors[s.ref].twins}
+    policies = {
+        ref: policy_of(form, form.subjects[ref], selectors)
+        for ref in sorted(needed)
+        if fenced(form, form.subjects[ref])
+    }
+    proof = compare(form, wanted, snapshots, tuple(policies.values()), selectors)
+    made = tuple(manifest for ref, manifest in policies.items() if only is None or ref in only)
+    return Compiled(snapshots, made, proof)
+
+
+def compare(
+    form: Form,
+    subjects: Sequence[Subject],
+    snapshots: Mapping[WorkloadRef, Snapshot],
+    policies: Sequence[Manifest],
+    selectors: Mapping[WorkloadRef, PodSelector],
+) -> Proof:
+    """Hold given snapshots and NetworkPolicies against the form, on every atom of these workloads."""
+    work = _Work(form, policies, selectors)
+    for subject in subjects:
+        for direction in Direction:
+            work.side(subject, direction, snapshots.get(subject.ref))
+        work.notes(subject)
+    findings = {(f.workload, f.limit, f.rules): f for f in sorted(work.found, key=lambda f: f.widens)}
+    return Proof(
+        equal=not work.wider and not work.faults,
+        wider=tuple(sorted(set(work.wider))),
+        inexpressible=tuple(sorted(findings.values())),
+        faults=tuple(work.faults[:MAX_FAULTS]),
+    )
+
+
+class _Work:
+    def __init__(self, form: Form, policies: Sequence[Manifest], selectors: Mapping[WorkloadRef, PodSelector]) -> None:
+        self.form = form
+        self.policies = policies
+        self.selectors = selectors
+        self.ranges = ranges_of(policies)
+        self.blocks = [network(cidr) for cidr in blocks_of(policies)]
+        self.wider: list[Atom] = []
+        self.found: list[Inexpressible] = []
+        self.faults: list[str] = []
+
+    def side(self, subject: Subject, direction: Direction, snapshot: Snapshot | None) -> None:
+        """Judge every peer of one side. Peers that no rule and no policy tells apart are judged once."""
+        side = Side(self.form, subject, direction, extra=ranges_of(self._of(subject)))
+        reading = Reading(self.policies, subject, direction, side.space) if fenced(self.form, subject) else None
+        cells = [cell for peer in self.form.subjects.values() for cell in cells_of(peer)]
+        cells += outside(self.form, [*side.networks(), *self.blocks])
+        judged: set[tuple[object, ...]] = set()
+        for cell in cells:
+            if snapshot is not None and (kind := _kind(side, cell, snapshot)) not in judged:
+                judged.add(kind)
+                self._snapshot(side, cell, snapshot)
+            if reading is not None:
+                self._policy(side, cell, reading.allowed(cell))
+
+    def _of(self, subject: Subject) -> list[Manifest]:
+        return [p for p in self.policies if p["metadata"]["namespace"] == subject.ref.namespace]  # type: ignore[index]
+
+    def _snapshot(self, side: Side, cell: Cell, snapshot: Snapshot) -> None:
+        closed = _closed(snapshot)
+        for operation in side.operations:
+            allowed = side.allowed(cell, operation)
+            for bit, protocol, ports in side.space.bits(side.space.full):
+                decision = decide(closed, _connection(side, cell, protocol, ports.first, operation), self.form.now)
+                if (decision.verdict is Verdict.ALLOW) != bool(allowed & bit):
+                    atom = _atom(side, cell, protocol, ports)
+                    self.faults.append(f"the snapshot says {decision.verdict} and the rules do not: {atom} {operation}")
+
+    def _policy(self, side: Side, cell: Cell, opened: int) -> None:
+        some = side.some(cell)
+        for protocol, ports in side.space.ranges(some & ~opened):
+            self.faults.append(f"the NetworkPolicy is narrower: {_atom(side, cell, protocol, ports)}")
+        extra = opened & ~side.every(cell)
+        if not extra:
+            return
+        self.wider += [_atom(side, cell, protocol, ports) for protocol, ports in side.space.ranges(extra)]
+        for protocol, ports in side.space.ranges(self._explained(side, cell, extra, some)):
+            self.faults.append(f"the NetworkPolicy is wider without a reason: {_atom(side, cell, protocol, ports)}")
+
+    def _explained(self, side: Side, cell: Cell, extra: int, some: int) -> int:
+        """Name the limits behind what is wider; returns what is left without one."""
+        if extra & some:
+            self._note(side, Limit.OPERATIONS, _rules(side, cell, extra & some, operations=True))
+            extra &= ~some
+        limits = (Limit.DENY, Limit.MUTUAL_TLS, Limit.ADDRESS)
+        for relaxed in (*(frozenset({limit}) for limit in limits), frozenset(limits)):
+            reached = extra & side.some(cell, relaxed)
+            if reached:
+                for limit in sorted(relaxed):
+                    self._note(side, limit, _rules(side, cell, reached, deny=limit is Limit.DENY))
+            extra &= ~reached
+        for theirs, mine in self._twins(side, cell):
+            if not extra:
+                break
+            other = (
+                side
+                if mine is side.subject
+                else Side(self.form, mine, side.direction, extra=[(p, r) for p, r in side.space.cells])
+            )
+            reached = extra & _translated(other, side, other.some(theirs, frozenset(limits)))
+            if reached:
+                self._note(side, Limit.LABELS, ())
+            extra &= ~reached
+        return extra
+
+    def _twins(self, side: Side, cell: Cell) -> Iterator[tuple[Cell, Subject]]:
+        """The same connection with an end exchanged for another workload that has the same labels."""
+        mine = [side.subject, *(self.form.subjects[ref] for ref in self.selectors[side.subject.ref].twins)]
+        theirs = [cell]
+        if cell.subject is not None:
+            twins = self.selectors[cell.subject.ref].twins
+            theirs += [twin for ref in twins for twin in cells_of(self.form.subjects[ref])]
+        for subject in mine:
+            for peer in theirs:
+                if subject is not side.subject or peer is not cell:
+                    yield peer, subject
+
+    def _note(self, side: Side, limit: Limit, rules: tuple[str, ...]) -> None:
+        self.found.append(Inexpressible(side.subject.ref, limit, rules, _WIDER[limit], widens=True))
+
+    def notes(self, subject: Subject) -> None:
+        """What the policy says in other words, without allowing more."""
+        if not fenced(self.form, subject):
+            return
+        for rule in self.form.concerning(subject):
+            ends = (rule.source, rule.destination)
+            unknown = [e for e in ends if e.workload and WorkloadRef(e.namespace, e.workload) not in self.form.subjects]
+            limits = [Limit.DENY] * (rule.effect is Verdict.DENY)
+            limits += [Limit.ACCOUNT] * any(end.service_account for end in ends)
+            limits += [Limit.UNKNOWN] * bool(unknown)
+            for limit in limits:
+                self.found.append(Inexpressible(subject.ref, limit, (rule.id,), _SAME[limit], widens=False))
+
+
+_WIDER = {
+    Limit.OPERATIONS: "NetworkPolicy ends at the transport layer: the ports are open for every operation",
+    Limit.DENY: "NetworkPolicy can not deny: the peer is part of a wider selection that is allowed",
+    Limit.MUTUAL_TLS: "NetworkPolicy can not ask for mutual TLS",
+    Limit.ADDRESS: "NetworkPolicy can not ask for a workload at certain addresses, or tell who shares one",
+    Limit.LABELS: "another workload of the namespace has the same labels: give one of them a label of its own",
+}
+_SAME = {
+    Limit.DENY: "NetworkPolicy can not deny: the peer is left out, but another NetworkPolicy that allows it would win",
+    Limit.ACCOUNT: "NetworkPolicy does not know service accounts: the workloads that run as it today are named",
+    Limit.UNKNOWN: "the inventory does not know the workload, so its labels are unknown: it is left out",
+}
+
+
+def _rules(side: Side, cell: Cell, mask: int, *, operations: bool = False, deny: bool = False) -> tuple[str, ...]:
+    return tuple(
+        sorted(
+            clause.rule.id
+            for clause in side.clauses
+            if clause.mask & mask
+            and clause.names(cell, inbound=side.inbound, lax=not deny)
+            and (bool(clause.rule.operations) if operations else (clause.rule.effect is Verdict.DENY) is deny)
+        )
+    )
+
+
+def _translated(source: Side, target: Side, mask: int) -> int:
+    """A mask of one port space in another whose cells it does not cut."""
+    found = 0
+    for protocol, ports in source.space.ranges(mask):
+        found |= target.space.mask(protocol, (ports,))
+    return found
+
+
+def _closed(snapshot: Snapshot) -> Snapshot:
+    """The snapshot as it is when the workload is closed; a quarantine stays one."""
+    inbound, outbound = (
+        mode if mode is Mode.QUARANTINE else Mode.ENFORCE for mode in (snapshot.inbound_mode, snapshot.outbound_mode)
+    )
+    return replace(snapshot, inbound_mode=inbound, outbound_mode=outbound)
+
+
+def _kind(side: Side, cell: Cell, snapshot: Snapshot) -> tuple[object, ...]:
+    """What the form and the snapshot can tell a peer by. Peers of one kind need to be judged once."""
+    peer = _peer(side, cell)
+    return (
+        cell.verified,
+        tuple(clause.names(cell, inbound=side.inbound) for clause in side.clauses),
+        tuple((rule.source if side.inbound else rule.destination).matches(peer) for rule in snapshot.rules),
+    )
+
+
+def _peer(side: Side, cell: Cell) -> Peer:
+    """The far end as the sidecar of this side sees it: what did not prove an identity is an address."""
+    subject = cell.subject
+    if subject is None or (side.inbound and not cell.verified):
+        return Peer(address=cell.address)
+    account = subject.account if subject.meshed else ""
+    return Peer(subject.ref, subject.ref.namespace, account, cell.address, verified=cell.verified)
+
+
+def _connection(side: Side, cell: Cell, protocol: Protocol, port: int, operation: str) -> Connection:
+    """The connection as the sidecar of this side sees it."""
+    me = Peer(side.subject.ref, side.subject.ref.namespace, side.subject.account, verified=True)
+    peer = _peer(side, cell)
+    source, destination = (peer, me) if side.inbound else (me, peer)
+    return Connection(side.direction, source, destination, port, protocol, operation)
+
+
+def _atom(side: Side, cell: Cell, protocol: Protocol, ports: PortRange) -> Atom:
+    return Atom(side.subject.ref, side.direction, str(cell), protocol, ports.first, ports.last)

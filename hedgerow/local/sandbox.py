@@ -175,7 +175,7 @@ def _rehearse(kind: Confinement) -> str:
     """Try everything a mesh needs; the answer is why it failed, empty when it did not."""
     read, write = os.pipe()
     try:
-        code = run_in_sandbox(["sh", "-c", f"exec >&{write} 2>&1; {_REHEARSAL}"], kind=kind, pass_fds=[write])
+        code = run_in_sandbox(["sh", "-c", f"exec >/proc/self/fd/{write} 2>&1; {_REHEARSAL}"], kind=kind, pass_fds=[write])
     except SandboxUnavailable as error:
         return error.message
     finally:

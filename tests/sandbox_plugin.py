@@ -1,0 +1,36 @@
+"""Runs the whole test session in a sandbox, so that no test can leave a process, namespace or rule behind.
+
+Loaded with ``-p`` from pytest's ``addopts``, before output is captured and before anything else is imported. As root, the
+session starts once more inside :func:`hedgerow.local.sandbox.run_in_sandbox`; the outer process only waits for it and exits
+with its code. Without root, or where namespaces are not permitted, the session runs where it is, and tests that need network
+namespaces say so. ``HEDGEROW_TESTS_OUTSIDE=1`` keeps it outside.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from hedgerow.local.sandbox import Confinement, is_sandboxed, probe, run_in_sandbox
+
+
+def _started_by_its_command() -> bool:
+    """Not when another program runs pytest within itself: its own process must go on."""
+    program = Path(sys.argv[0])
+    return program.name in ("pytest", "py.test") or program.parts[-2:] == ("pytest", "__main__.py")
+
+
+def _enter() -> None:
+    if os.geteuid() != 0 or is_sandboxed() or os.environ.get("HEDGEROW_TESTS_OUTSIDE") or not _started_by_its_command():
+        return
+    permitted = probe()
+    if permitted.confinement is not Confinement.ROOT:
+        print(f"tests run without a sandbox: {permitted.why_not}", file=sys.stderr)
+        return
+    code = run_in_sandbox([sys.executable, "-m", "pytest", *sys.argv[1:]])
+    sys.stdout.flush()
+    os._exit(code)
+
+
+_enter()

@@ -4,12 +4,19 @@
 """
 
 from controller.compiler.baseline import baseline_rules
+from controller.compiler.compiling import (
+    Compiled,
+    compile_policy,
+    compile_snapshot,
+    compile_snapshots,
+    network_policies,
+    prove,
+)
 from controller.compiler.errors import CompileError, ProofFailed
 from controller.compiler.evaluate import Limit
 from controller.compiler.form import PolicyInput
-from controller.compiler.networkpolicy import network_policies
-from controller.compiler.proof import Atom, Compiled, Inexpressible, Proof, compile_policy, prove
-from controller.compiler.snapshots import compile_snapshot, compile_snapshots, rule_id
+from controller.compiler.proof import Atom, Inexpressible, Proof
+from controller.compiler.snapshots import rule_id
 
 __all__ = [
     "Atom",

@@ -82,9 +82,10 @@ def baseline_of(form: Form, subject: Subject) -> tuple[Rule, ...]:
 
 
 def _dns(form: Form, subject: Subject) -> list[Rule]:
+    taken = {address for other in form.subjects.values() for address in other.addresses}
     servers = [s for s in form.subjects.values() if is_dns(s.ref, s.labels)]
     targets = [(str(server.ref), Selector.of(server.ref)) for server in servers]
-    targets += [(resolver, _resolver(resolver)) for resolver in sorted(set(form.input.resolvers))]
+    targets += [(name, selector) for name, selector in _resolvers(form.input) if name not in taken]
     rules = []
     for name, destination in targets:
         udp = Rule(
@@ -107,9 +108,10 @@ def _dns(form: Form, subject: Subject) -> list[Rule]:
     return rules
 
 
-def _resolver(text: str) -> Selector:
-    """An address, or a network, of a resolver. :raises graph.errors.InvalidValue: when it is neither"""
-    return Selector(cidr=text) if "/" in text else Selector.of(WorkloadRef.external(text, field="resolvers"))
+def _resolvers(policy: PolicyInput) -> list[tuple[str, Selector]]:
+    """The resolvers outside the inventory. :raises graph.errors.InvalidValue: when one is not an address"""
+    refs = sorted({WorkloadRef.external(text, field="resolvers") for text in policy.resolvers})
+    return [(ref.name, Selector.of(ref)) for ref in refs]
 
 
 def baseline_rules(policy: PolicyInput) -> tuple[Rule, ...]:

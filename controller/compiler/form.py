@@ -58,7 +58,7 @@ class PolicyInput:
     :param modes: a workload that is not in it is compiled as ``enforce``: in doubt it is closed
     :param rules: learned, static and override rules, ids unique; baseline rules are added by the compiler
     :param control_plane: the controller's workload; None means ``hedgerow-system/hedgerow-controller``
-    :param resolvers: addresses or networks of DNS servers that are not in the inventory
+    :param resolvers: addresses of DNS servers that are not in the inventory; one that an instance holds does not count
     """
 
     trust_domain: str

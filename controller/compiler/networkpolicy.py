@@ -14,13 +14,13 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from controller.compiler.baseline import CLUSTER_DNS, CONTROL_PLANE, form_of
+from controller.compiler.baseline import CLUSTER_DNS, CONTROL_PLANE
 from controller.compiler.evaluate import Cell, Side, address_of, cells_of, intervals
-from controller.compiler.form import Form, PolicyInput, Subject, parsed
-from controller.compiler.labels import PodSelector, pod_selectors
+from controller.compiler.form import Form, Subject, parsed
+from controller.compiler.labels import PodSelector
 from controller.compiler.ports import ALL_PORTS, PortSpace
 from graph.model import Direction, WorkloadRef
 
@@ -32,24 +32,6 @@ GENERATION_ANNOTATION = "hedgerow.dev/generation"
 MAX_NAME = 253  # RFC 1123 subdomain, as Kubernetes limits names
 
 type Manifest = dict[str, object]
-
-
-def network_policies(
-    policy: PolicyInput, now: float = 0.0, *, only: Collection[WorkloadRef] | None = None
-) -> list[Manifest]:
-    """The NetworkPolicies of a mesh, by namespace and name.
-
-    :param now: seconds since the epoch; rules that expired by then are left out. 0 leaves none out
-    :param only: those of these workloads alone
-    :raises CompileError: when the input contradicts itself
-    """
-    form = form_of(policy, now)
-    selectors = pod_selectors(form.subjects.values())
-    return [
-        policy_of(form, subject, selectors)
-        for ref, subject in form.subjects.items()
-        if fenced(form, subject) and (only is None or ref in only)
-    ]
 
 
 def fenced(form: Form, subject: Subject) -> bool:
@@ -120,8 +102,8 @@ def _entries(side: Side, subjects: Iterable[Subject], selectors: Mapping[Workloa
     for block in blocks:
         peers.setdefault(block.mask, []).extend({"ipBlock": {"cidr": cidr}} for cidr in block.networks())
     for subject in subjects:
-        mask = _by_name(side, subject, blocks) & ~anybody
-        if mask:
+        mask = _by_name(side, subject, blocks)
+        if mask & ~anybody:
             peers.setdefault(mask, []).append(_peer(subject.ref, selectors[subject.ref]))
     entries: list[Manifest] = [{"ports": port_entries(side.space, anybody)}] if anybody else []
     key = "from" if side.inbound else "to"
@@ -154,11 +136,13 @@ def _blocks(side: Side, anybody: int) -> list[_Block]:
     """What is open to addresses, whoever is there, beyond what is open to anybody. Neighbours are joined."""
     blocks: list[_Block] = []
     for version, first, last in intervals(side.networks()):
-        mask = side.some(Cell(None, address_of(version, first))) & ~anybody
+        mask = side.some(Cell(None, address_of(version, first)))
+        if not mask & ~anybody:
+            continue
         before = blocks[-1] if blocks else None
-        if mask and before and (before.version, before.last + 1, before.mask) == (version, first, mask):
+        if before and (before.version, before.last + 1, before.mask) == (version, first, mask):
             blocks[-1] = _Block(version, before.first, last, mask)
-        elif mask:
+        else:
             blocks.append(_Block(version, first, last, mask))
     return blocks
 

@@ -8,23 +8,21 @@ some rule tells apart), protocol, port cell, operation. On each of them
 3. where they allow more, NetworkPolicy v1 has no words for the difference: without that :class:`Limit` the form would
    allow it too. Each is named.
 
-Anything else is a fault, and :func:`compile_policy` raises. What no atom covers: a workload with a sidecar that goes
+Anything else is a fault, and :mod:`controller.compiler.compiling` raises. What no atom covers: a workload with a sidecar that goes
 round it. Its sidecar's peers see that no identity was proved; a NetworkPolicy can not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
-from controller.compiler.baseline import form_of
-from controller.compiler.errors import ProofFailed
 from controller.compiler.evaluate import Cell, Limit, Side, cells_of, outside
-from controller.compiler.form import Form, PolicyInput, Subject, network
-from controller.compiler.labels import PodSelector, pod_selectors
-from controller.compiler.networkpolicy import Manifest, fenced, policy_of
+from controller.compiler.form import Form, Subject, network
+from controller.compiler.labels import PodSelector
+from controller.compiler.networkpolicy import Manifest, fenced
 from controller.compiler.reading import Reading, blocks_of, ranges_of
-from controller.compiler.snapshots import snapshot_of
 from graph.model import Connection, Direction, Mode, Peer, PortRange, Protocol, Snapshot, Verdict, WorkloadRef
 from graph.policy import decide
 
@@ -85,57 +83,6 @@ class Proof:
     @property
     def holds(self) -> bool:
         return not self.faults
-
-
-@dataclass(frozen=True, slots=True)
-class Compiled:
-    """A policy that is ready to be pushed, with its proof."""
-
-    snapshots: Mapping[WorkloadRef, Snapshot]
-    network_policies: tuple[Manifest, ...]
-    proof: Proof
-
-
-def prove(policy: PolicyInput, now: float, *, only: Collection[WorkloadRef] | None = None) -> Proof:
-    """Compile and compare. Never raises for what it finds: see :attr:`Proof.faults`.
-
-    :param now: seconds since the epoch
-    :param only: prove the sides of these workloads alone
-    :raises CompileError: when the input contradicts itself
-    """
-    return _compiled(policy, now, only).proof
-
-
-def compile_policy(policy: PolicyInput, now: float, *, only: Collection[WorkloadRef] | None = None) -> Compiled:
-    """Compile snapshots and NetworkPolicies and prove that they agree.
-
-    :raises CompileError: when the input contradicts itself
-    :raises ProofFailed: when they do not agree; nothing of it may be pushed
-    """
-    compiled = _compiled(policy, now, only)
-    if not compiled.proof.holds:
-        raise ProofFailed(
-            f"the compiled policy does not say what the rules say: {'; '.join(compiled.proof.faults)}",
-            remedy="report this with the output of `hedgerow policy show`; the policy before it stays in force",
-        )
-    return compiled
-
-
-def _compiled(policy: PolicyInput, now: float, only: Collection[WorkloadRef] | None) -> Compiled:
-    form = form_of(policy, now)
-    selectors = pod_selectors(form.subjects.values())
-    wanted = [s for ref, s in form.subjects.items() if s.listed and (only is None or ref in only)]
-    snapshots = {subject.ref: snapshot_of(form, subject) for subject in wanted if subject.meshed}
-    # a twin's policy applies to this workload's pods too, so it is part of what has to be read
-    needed = {s.ref for s in wanted} | {twin for s in wanted for twin in selectors[s.ref].twins}
-    policies = {
-        ref: policy_of(form, form.subjects[ref], selectors)
-        for ref in sorted(needed)
-        if fenced(form, form.subjects[ref])
-    }
-    proof = compare(form, wanted, snapshots, tuple(policies.values()), selectors)
-    made = tuple(manifest for ref, manifest in policies.items() if only is None or ref in only)
-    return Compiled(snapshots, made, proof)
 
 
 def compare(
@@ -215,12 +162,14 @@ class _Work:
             self._note(side, Limit.OPERATIONS, _rules(side, cell, extra & some, operations=True))
             extra &= ~some
         limits = (Limit.DENY, Limit.MUTUAL_TLS, Limit.ADDRESS)
-        for relaxed in (*(frozenset({limit}) for limit in limits), frozenset(limits)):
+        for relaxed in (frozenset(some_of) for size in (1, 2, 3) for some_of in combinations(limits, size)):
             reached = extra & side.some(cell, relaxed)
             if reached:
                 for limit in sorted(relaxed):
                     self._note(side, limit, _rules(side, cell, reached, deny=limit is Limit.DENY))
             extra &= ~reached
+            if not extra:
+                return 0
         for theirs, mine in self._twins(side, cell):
             if not extra:
                 break

@@ -10,49 +10,12 @@ the workloads that run as it, as not every peer proves an account. Such a rule k
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 
-from controller.compiler.baseline import baseline_of, form_of
-from controller.compiler.errors import CompileError
-from controller.compiler.form import Form, PolicyInput, Subject, parsed, within
+from controller.compiler.baseline import baseline_of
+from controller.compiler.form import Form, Subject, parsed, within
 from graph.model import Direction, Rule, Selector, Snapshot, Verdict, WorkloadRef
-
-
-def compile_snapshots(
-    policy: PolicyInput, now: float = 0.0, *, only: Collection[WorkloadRef] | None = None
-) -> Mapping[WorkloadRef, Snapshot]:
-    """The snapshot of every workload with a sidecar, version 0 and ``issued_at`` 0: the engine numbers them.
-
-    :param now: seconds since the epoch; rules that expired by then are left out. 0 leaves none out
-    :param only: compile these workloads alone; those without a sidecar are skipped
-    :raises CompileError: when the input contradicts itself, or ``only`` names an unknown workload
-    """
-    form = form_of(policy, now)
-    wanted = sorted(form.subjects if only is None else set(only))
-    return {
-        ref: snapshot_of(form, subject)
-        for ref, subject in ((ref, _subject(form, ref)) for ref in wanted)
-        if subject.meshed and subject.listed
-    }
-
-
-def compile_snapshot(policy: PolicyInput, ref: WorkloadRef, now: float = 0.0) -> Snapshot:
-    """The snapshot of one workload, without work for the others.
-
-    :raises CompileError: when the input contradicts itself, or ``ref`` is unknown or has no sidecar
-    """
-    form = form_of(policy, now)
-    subject = _subject(form, ref)
-    if not subject.meshed:
-        raise CompileError(f"{ref} has no sidecar", field="workload", remedy="only meshed workloads have snapshots")
-    return snapshot_of(form, subject)
-
-
-def _subject(form: Form, ref: WorkloadRef) -> Subject:
-    if ref not in form.subjects:
-        raise CompileError(f"{ref} is not in the inventory", field="workload", remedy="add it to the inventory first")
-    return form.subjects[ref]
 
 
 def snapshot_of(form: Form, subject: Subject) -> Snapshot:

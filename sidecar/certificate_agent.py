@@ -25,6 +25,7 @@ from certs.certificate import pem_text, read_pem_certificates
 from certs.errors import CertError
 from certs.keys import key_from_pem, key_to_pem, make_csr, new_key
 from certs.rotation import renewal_at
+from certs.svid import instance_of
 from graph.wire import hedgerow_pb2 as pb
 from graph.wire import hedgerow_pb2_grpc as rpc
 from sidecar.backoff import Backoff
@@ -162,9 +163,10 @@ class CertificateAgent:
         offered = TrustBundle(answer.bundle.trust_domain, tuple(answer.bundle.roots_der), answer.bundle.sequence)
         bundle = next_bundle(held, offered)
         svid = check_svid(tuple(answer.chain_der), key, bundle, domain, self._clock())
-        if answer.instance != self._settings.instance:
+        instance = instance_of(svid.chain_der[0]) or answer.instance
+        if instance != self._settings.instance or answer.instance != instance:
             raise CertError(
-                f"it is for instance {answer.instance[:80]!r} and this is {self._settings.instance!r} (see `instance:`)"
+                f"it is for instance {instance[:80]!r} and this is {self._settings.instance!r} (see `instance:`)"
             )
         if answer.spiffe_id != str(svid.identity) or answer.workload != str(svid.workload):
             raise CertError(f"it says {answer.spiffe_id[:200]!r} beside a certificate for {svid.identity}")

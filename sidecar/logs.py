@@ -1,4 +1,4 @@
-"""One line for every event, on standard error: ``2026-01-31T12:00:00.123Z WARNING sidecar.channel the controller is away``.
+"""One line for every event, on standard error: ``2026-01-31T12:00:00.123Z WARNING sidecar.channel controller is away``.
 
 A message can hold what a peer wrote; control characters are escaped, so that nobody forges a line.
 """

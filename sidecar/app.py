@@ -1,0 +1,275 @@
+"""One run of the sidecar: the only place that makes its parts and joins them.
+
+The order at the start: state directory, readiness port, certificate, last snapshot, listeners, then the controller. At
+the end: not ready, drain, last report, everything closed. A fault in a part that only talks to the controller is
+logged and that part begins again: it must not cost the workload its traffic.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from importlib import metadata
+from random import Random
+
+from sidecar.authority import PolicyAuthority
+from sidecar.backoff import Backoff
+from sidecar.certificate_agent import CertificateAgent
+from sidecar.channel import ControllerLink
+from sidecar.credentials import CredentialStore
+from sidecar.dataplane.proxy import DataPlane
+from sidecar.dataplane.settings import DataPlaneSettings, ExplicitInbound, ExplicitOutbound
+from sidecar.dataplane.sockets import Address as SocketAddress
+from sidecar.directory import DirectoryClient
+from sidecar.errors import ConfigError
+from sidecar.flows import FlowTracker
+from sidecar.policy_client import PolicyClient
+from sidecar.readiness import ReadinessServer
+from sidecar.settings import Address, Capture, Settings
+from sidecar.state import StateDirectory
+from sidecar.telemetry import TelemetryClient
+
+log = logging.getLogger(__name__)
+
+#: Istio's ports, which are ours whether we listen there or not.
+SIDECAR_PORTS = frozenset({15000, 15001, 15006, 15020, 15021})
+
+#: Seconds that the last report may take.
+FLUSH_SECONDS = 3.0
+
+
+class Sidecar:
+    """One run, from settings to an orderly end."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._random = Random()  # noqa: S311  # jitter
+        self._clock = time.time
+        self._boot_id = str(uuid.uuid4())
+        self._stopping = asyncio.Event()
+        self._agent: CertificateAgent | None = None
+        self._mesh: _Mesh | None = None
+        self.readiness = ReadinessServer(settings.ready_listen, self._missing, self._stats)
+
+    def stop(self) -> None:
+        """Begin the orderly end."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Serve until :meth:`stop`.
+
+        :raises SidecarError: when the sidecar can not begin to work; the message names the remedy
+        """
+        settings = self._settings
+        _check_user(settings)
+        state = StateDirectory(settings.state_dir)
+        try:
+            await self.readiness.start()
+            try:
+                self._agent = CertificateAgent(settings, state, self._random, self._clock)
+                credentials = await self._unless_stopped(self._agent.obtain())
+                if credentials is not None:
+                    self._mesh = _Mesh(settings, state, self._agent, credentials, self._boot_id, self._random)
+                    await self._mesh.serve(self._stopping)
+            finally:
+                await self.readiness.stop()
+        finally:
+            state.close()
+
+    async def _unless_stopped[T](self, work: Awaitable[T]) -> T | None:
+        """The result of ``work``, or None when the end came first."""
+        task = asyncio.ensure_future(work)
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else None
+        finally:
+            for one in (task, stopping):
+                one.cancel()
+            await asyncio.gather(task, stopping, return_exceptions=True)
+
+    def _missing(self) -> list[str]:
+        if self._stopping.is_set():
+            return ["draining: the sidecar was told to end"]
+        if self._mesh is None:
+            problem = self._agent.problem if self._agent is not None else ""
+            return [problem or "no certificate yet"]
+        return self._mesh.missing()
+
+    def _stats(self) -> dict[str, object]:
+        stats: dict[str, object] = {"instance": self._settings.instance, "boot_id": self._boot_id}
+        if self._mesh is not None:
+            stats |= self._mesh.stats()
+        return stats
+
+
+class _Mesh:
+    """Everything that needs a certificate."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        state: StateDirectory,
+        agent: CertificateAgent,
+        credentials: CredentialStore,
+        boot_id: str,
+        random: Random,
+    ) -> None:
+        clock = time.time
+        self._settings = settings
+        self._agent = agent
+        self._credentials = credentials
+        self._random = random
+        self._clock = clock
+        call_later = asyncio.get_running_loop().call_later
+        self._authority = PolicyAuthority(
+            credentials.identity, settings.unsynced, settings.addresses, clock, call_later
+        )
+        self._link = ControllerLink(settings.controller, credentials, random)
+        self._policy = PolicyClient(self._authority, credentials, state, boot_id, software(), clock)
+        self._directory = DirectoryClient(
+            self._authority.workload, settings.instance, settings.addresses, state, time.monotonic
+        )
+        self._tracker = FlowTracker(settings.instance)
+        self._telemetry = TelemetryClient(self._tracker, self._authority, boot_id, settings.report_interval, clock)
+        self._data_plane = DataPlane(
+            data_plane_settings(settings), self._authority, self._directory, credentials, self._tracker
+        )
+        self._listening = False
+
+    async def serve(self, stopping: asyncio.Event) -> None:
+        self._policy.restore()
+        self._directory.restore()
+        try:
+            await self._data_plane.start()
+        except OSError as error:
+            self._authority.close()
+            raise ConfigError(f"listeners: {error}; free the port or choose another one") from None
+        self._listening = True
+        log.info("listening for %s", self._credentials.identity)
+        tasks = [
+            asyncio.ensure_future(self._begin_again(name, work))
+            for name, work in (
+                ("certificates", lambda: self._agent.run(self._credentials)),
+                ("policy", lambda: self._link.keep("policy", self._policy.session)),
+                ("directory", lambda: self._link.keep("directory", self._directory.session, self._directory.lost)),
+                ("telemetry", lambda: self._link.keep("telemetry", self._telemetry.session)),
+                ("reports", self._telemetry.run),
+                ("upkeep", self._directory.upkeep),
+            )
+        ]
+        try:
+            await stopping.wait()
+            log.info("draining for at most %g s", self._settings.drain_seconds)
+            await self._data_plane.drain(self._settings.drain_seconds)
+            if not await self._telemetry.flush(FLUSH_SECONDS):
+                log.warning("the last report was not acknowledged; %d flows were not sent", self._waiting())
+            await self._directory.persist()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._data_plane.stop()
+            self._authority.close()
+            await self._link.close()
+
+    def _waiting(self) -> int:
+        return self._telemetry.outbox.waiting_flows
+
+    async def _begin_again(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        backoff = Backoff(self._random)
+        while True:
+            try:
+                await work()
+            except Exception:
+                log.exception("a fault of ours in %s; it begins again", name)
+            await asyncio.sleep(backoff.failed())
+
+    def missing(self) -> list[str]:
+        """What is not there, for people; empty when a workload behind us would be served."""
+        missing = []
+        if self._credentials.not_after <= self._clock():
+            missing.append(self._agent.problem or "the certificate has expired")
+        if not self._authority.version:
+            missing.append("no policy snapshot yet: none is stored and the controller has not sent one")
+        if not self._listening:
+            missing.append("not listening yet")
+        return missing
+
+    def stats(self) -> dict[str, object]:
+        """What ``/stats`` shows."""
+        return {
+            "workload": str(self._authority.workload),
+            "identity": str(self._credentials.identity),
+            "certificate": {"not_after": self._credentials.not_after, "renewals": self._credentials.renewals},
+            "policy": {
+                "version": self._authority.version,
+                "connected": self._policy.connected,
+                "rejected": self._policy.last_rejection,
+            },
+            "directory": {"addresses": self._directory.entries, "connected": self._directory.connected},
+            "flows": {
+                "live": self._tracker.live,
+                "records": self._tracker.total_records,
+                "shed": self._tracker.total_shed + self._telemetry.outbox.total_shed,
+                "waiting": self._waiting(),
+                "acknowledged": self._telemetry.outbox.acknowledged,
+            },
+        }
+
+
+def data_plane_settings(settings: Settings) -> DataPlaneSettings:
+    """What the data path needs to know of the settings."""
+    redirect = settings.capture is Capture.REDIRECT
+    own = {settings.outbound_listen.port, settings.inbound_listen.port, settings.ready_listen.port} - {0}
+    return DataPlaneSettings(
+        addresses=frozenset(settings.addresses),
+        outbound_listen=(_address(settings.outbound_listen),) if redirect else (),
+        inbound_listen=(_address(settings.inbound_listen),) if redirect else (),
+        explicit_outbound=tuple(
+            ExplicitOutbound(_address(one.listen), _address(one.destination)) for one in settings.explicit.outbound
+        ),
+        explicit_inbound=tuple(
+            ExplicitInbound(_address(one.listen), _address(one.application)) for one in settings.explicit.inbound
+        ),
+        sidecar_ports=frozenset(SIDECAR_PORTS | own) if redirect else frozenset(own),
+        mark=settings.mark or 0,
+    )
+
+
+def _address(address: Address) -> SocketAddress:
+    return SocketAddress(address.host, address.port)
+
+
+def software() -> str:
+    """Our name and version, for people."""
+    try:
+        return f"hedgerow/{metadata.version('hedgerow')}"
+    except metadata.PackageNotFoundError:  # run from a bare checkout
+        return "hedgerow/unknown"
+
+
+def _check_user(settings: Settings) -> None:
+    """Capture tells our connections from the application's by our user; as another one we would capture ourselves."""
+    if settings.capture is Capture.REDIRECT and settings.mark is None and os.geteuid() != settings.uid:
+        raise ConfigError(
+            f"uid: connections of user {settings.uid} are exempt from capture and this is user {os.geteuid()}; "
+            f"run the sidecar as user {settings.uid} (setpriv --reuid={settings.uid} --clear-groups …)"
+        )
+
+
+async def run(settings: Settings) -> None:
+    """Run a sidecar until SIGTERM or SIGINT.
+
+    :raises SidecarError: when it can not begin to work
+    """
+    sidecar = Sidecar(settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, sidecar.stop)
+    await sidecar.run()

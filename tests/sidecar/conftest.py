@@ -1,0 +1,40 @@
+"""What the tests of the control side share: a running controller and a sidecar's credentials for it."""
+
+from __future__ import annotations
+
+import time
+from random import Random
+
+import pytest
+
+from sidecar.certificate_agent import CertificateAgent
+from sidecar.channel import ControllerLink
+from sidecar.state import StateDirectory
+from tests.sidecar.fake_controller import FakeController
+
+
+@pytest.fixture
+async def controller():
+    async with FakeController() as fake:
+        yield fake
+
+
+class Joined:
+    """A sidecar that has joined: settings, state, credentials and a link to the controller."""
+
+    def __init__(self, settings, credentials, state, link):
+        self.settings = settings
+        self.credentials = credentials
+        self.state = state
+        self.link = link
+
+
+@pytest.fixture
+async def joined(controller, tmp_path):
+    settings = controller.settings(tmp_path)
+    state = StateDirectory(settings.state_dir)
+    credentials = await CertificateAgent(settings, state, Random(3), time.time).obtain()
+    link = ControllerLink(settings.controller, credentials, Random(4))
+    yield Joined(settings, credentials, state, link)
+    await link.close()
+    state.close()

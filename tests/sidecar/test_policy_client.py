@@ -1,0 +1,273 @@
+"""Snapshots pushed by a real gRPC server, with real signatures and real tampering."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+
+import pytest
+
+from certs.ca import CertificateAuthority
+from certs.keys import make_csr, new_key
+from certs.signing import sign_payload
+from graph.model import Mode, Selector, WorkloadRef
+from graph.model import Rule as ModelRule
+from graph.wire import hedgerow_pb2 as pb
+from sidecar.authority import PolicyAuthority
+from sidecar.errors import StateError
+from sidecar.policy_client import PolicyClient
+from sidecar.settings import Unsynced
+from sidecar.state import SNAPSHOT
+from tests.sidecar.fake_controller import ADDRESS, TRUST_DOMAIN, WORKLOAD, running, snapshot, until
+
+FRONT = ModelRule("learned/1", Selector.of(WorkloadRef("shop", "front")), Selector.of(WORKLOAD))
+
+
+def client_of(joined):
+    loop = asyncio.get_running_loop()
+    authority = PolicyAuthority(joined.credentials.identity, Unsynced.DENY, (ADDRESS,), time.time, loop.call_later)
+    return authority, PolicyClient(authority, joined.credentials, joined.state, "boot", "hedgerow/test", time.time)
+
+
+@pytest.fixture
+async def parts(joined):
+    authority, client = client_of(joined)
+    yield authority, client
+    authority.close()
+
+
+async def test_a_pushed_snapshot_is_stored_then_applied_then_acknowledged(controller, joined, parts):
+    authority, client = parts
+    stored_when_applied = []
+    authority.subscribe(lambda: stored_when_applied.append(joined.state.read_checked(SNAPSHOT) is not None))
+    controller.push(snapshot(7, FRONT))
+    async with running(joined.link.keep("policy", client.session)):
+        await until(lambda: controller.watchers and controller.watchers[0].acks)
+        assert client.connected
+    watcher = controller.watchers[0]
+    assert watcher.hello.held_version == 0
+    assert watcher.hello.boot_id == "boot"
+    assert [(ack.nonce, ack.version) for ack in watcher.acks] == [("1", 7)]
+    assert stored_when_applied == [True]
+    assert authority.version == 7
+    assert authority.snapshot.rules == (FRONT,)
+
+
+def tampered_payload(controller):
+    good = controller.sign(snapshot(9, FRONT))
+    payload = good.payload.replace(b"shop", b"shoq", 1)
+    assert payload != good.payload
+    return pb.SignedSnapshot(payload=payload, signature=good.signature, signer_chain_der=good.signer_chain_der)
+
+
+def tampered_signature(controller):
+    good = controller.sign(snapshot(9, FRONT))
+    good.signature = good.signature[:-1] + bytes([good.signature[-1] ^ 1])
+    return good
+
+
+def unsigned(controller):
+    return pb.SignedSnapshot(payload=controller.sign(snapshot(9)).payload)
+
+
+def signed_by_a_workload(controller):
+    """A compromised workload has a certificate of the same authority, and is no signer."""
+    from tests.sidecar.fake_controller import IDENTITY
+
+    key = new_key()
+    chain = controller.authority.sign_workload(make_csr(key), IDENTITY, time.time(), 3600).chain_der
+    payload = controller.sign(snapshot(9)).payload
+    return pb.SignedSnapshot(payload=payload, signature=sign_payload(key, payload), signer_chain_der=chain)
+
+
+def signed_by_another_authority(controller):
+    other = CertificateAuthority.create(TRUST_DOMAIN, time.time())
+    key = new_key()
+    chain = other.sign_policy_signer(make_csr(key), time.time()).chain_der
+    payload = controller.sign(snapshot(9)).payload
+    return pb.SignedSnapshot(payload=payload, signature=sign_payload(key, payload), signer_chain_der=chain)
+
+
+def signed_rubbish(controller):
+    payload = b"\xff\xff rubbish"
+    return pb.SignedSnapshot(
+        payload=payload,
+        signature=sign_payload(controller.signer_key, payload),
+        signer_chain_der=controller.signer_chain,
+    )
+
+
+def signed_unknown_mode(controller):
+    message = pb.Snapshot.FromString(controller.sign(snapshot(9)).payload)
+    message.inbound_mode = "open"
+    payload = message.SerializeToString()
+    return pb.SignedSnapshot(
+        payload=payload,
+        signature=sign_payload(controller.signer_key, payload),
+        signer_chain_der=controller.signer_chain,
+    )
+
+
+def for_another_workload(controller):
+    return controller.sign(snapshot(9, workload=WorkloadRef("shop", "front")))
+
+
+def for_another_trust_domain(controller):
+    return controller.sign(snapshot(9, trust_domain="elsewhere.test"))
+
+
+def older(controller):
+    return controller.sign(snapshot(4))
+
+
+def same_version_other_content(controller):
+    return controller.sign(snapshot(5, mode=Mode.LEARN))
+
+
+def too_many_certificates(controller):
+    good = controller.sign(snapshot(9))
+    good.signer_chain_der.extend([good.signer_chain_der[-1]] * 10)
+    return good
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (tampered_payload, "signature"),
+        (tampered_signature, "signature"),
+        (unsigned, "signature"),
+        (signed_by_a_workload, "may not sign policy"),
+        (signed_by_another_authority, "signature"),
+        (signed_rubbish, "not a snapshot"),
+        (signed_unknown_mode, "inbound_mode"),
+        (for_another_workload, "workload: it is for shop/front"),
+        (for_another_trust_domain, "trust_domain"),
+        (older, "version: 4 is older than 5"),
+        (same_version_other_content, "says something else"),
+        (too_many_certificates, "signer"),
+    ],
+)
+async def test_a_bad_snapshot_is_refused_with_the_reason_and_the_last_good_one_stays(
+    controller, joined, parts, make, reason
+):
+    authority, client = parts
+    controller.push(snapshot(5, FRONT))
+    async with running(joined.link.keep("policy", client.session)):
+        await until(lambda: authority.version == 5)
+        held, stored = authority.snapshot, joined.state.read(SNAPSHOT)
+        controller.push(make(controller))
+        watcher = controller.watchers[0]
+        await until(lambda: watcher.nacks)
+        assert reason in watcher.nacks[0].error
+        assert watcher.nacks[0].nonce == "2"
+        assert client.last_rejection == watcher.nacks[0].error
+        assert authority.snapshot is held
+        assert joined.state.read(SNAPSHOT) == stored
+        # the stream is still good for the next one
+        controller.push(snapshot(10))
+        await until(lambda: authority.version == 10)
+        assert client.last_rejection == ""
+
+
+async def test_the_same_snapshot_again_is_acknowledged(controller, joined, parts):
+    authority, client = parts
+    controller.push(snapshot(5, FRONT))
+    async with running(joined.link.keep("policy", client.session)):
+        await until(lambda: authority.version == 5)
+        controller.push(snapshot(5, FRONT, issued_at=time.time() + 1))  # signed again after a restart
+        await until(lambda: len(controller.watchers[0].acks) == 2)
+    assert not controller.watchers[0].nacks
+
+
+async def test_a_restart_without_the_controller_uses_the_stored_snapshot(controller, joined, parts):
+    authority, client = parts
+    controller.push(snapshot(5, FRONT))
+    async with running(joined.link.keep("policy", client.session)):
+        await until(lambda: authority.version == 5)
+    await controller.stop()
+    restarted, again = client_of(joined)
+    assert restarted.version == 0
+    assert again.restore()
+    assert restarted.snapshot == authority.snapshot
+
+
+async def test_the_stored_snapshot_outlives_every_certificate_of_a_workload(controller, joined, parts):
+    authority, client = parts
+    controller.push(snapshot(5, FRONT))
+    async with running(joined.link.keep("policy", client.session)):
+        await until(lambda: authority.version == 5)
+    restarted, again = client_of(joined)
+    again._clock = lambda: joined.credentials.not_after + 3600
+    assert again.restore()
+    assert restarted.version == 5
+
+
+@pytest.mark.parametrize("position", [0, 20, 60, 200, -1])
+async def test_a_damaged_stored_snapshot_is_not_used(controller, joined, parts, position, caplog):
+    authority, client = parts
+    controller.push(snapshot(5, FRONT))
+    async with running(joined.link.keep("policy", client.session)):
+        await until(lambda: authority.version == 5)
+    path = joined.settings.state_dir / SNAPSHOT
+    data = bytearray(path.read_bytes())
+    data[position] ^= 0x20
+    path.write_bytes(data)
+    restarted, again = client_of(joined)
+    assert not again.restore()
+    assert restarted.version == 0
+    assert "snapshot.bin" in caplog.text
+    assert "Remove it" in caplog.text
+
+
+async def test_a_forged_stored_snapshot_with_a_right_checksum_is_not_used(controller, joined, parts, caplog):
+    joined.state.write_checked(SNAPSHOT, signed_by_another_authority(controller).SerializeToString())
+    authority, client = parts
+    assert not client.restore()
+    assert authority.version == 0
+    assert "signature" in caplog.text
+
+
+async def test_a_full_disk_does_not_keep_a_new_policy_out(controller, joined, parts, caplog, monkeypatch):
+    authority, client = parts
+
+    class FullDisk:
+        def write_checked(self, name, payload):
+            raise StateError(f"{name} can not be written: No space left on device")
+
+    client._state = FullDisk()
+    controller.push(snapshot(5, FRONT))
+    async with running(joined.link.keep("policy", client.session)):
+        await until(lambda: controller.watchers and controller.watchers[0].acks)
+    assert authority.version == 5
+    assert "will not survive a restart" in caplog.text
+
+
+async def test_the_watch_is_taken_up_again_after_the_controller_was_away(controller, joined, parts):
+    authority, client = parts
+    controller.push(snapshot(5, FRONT))
+    async with running(joined.link.keep("policy", client.session)):
+        await until(lambda: authority.version == 5)
+        await controller.stop()
+        await until(lambda: not client.connected)
+        assert authority.version == 5
+        controller.push(snapshot(6))
+        await controller.start()
+        await until(lambda: authority.version == 6)
+        assert controller.watchers[-1].hello.held_version == 5
+
+
+async def test_the_watch_moves_to_a_new_channel_on_renewal(controller, joined, parts):
+    authority, client = parts
+    controller.push(snapshot(5, FRONT))
+    lost = []
+    async with running(joined.link.keep("policy", client.session, lambda: lost.append(1))):
+        await until(lambda: authority.version == 5)
+        key = new_key()
+        svid = joined.credentials.svid
+        chain = controller.authority.sign_workload(make_csr(key), svid.identity, time.time(), 3600).chain_der
+        joined.credentials.replace(replace(svid, chain_der=chain, key=key))
+        await until(lambda: len(controller.watchers) == 2)
+        controller.push(snapshot(6))
+        await until(lambda: authority.version == 6)
+    assert not lost

@@ -133,8 +133,11 @@ class _Search:
         self.checks_left -= 1
         try:
             subject.verify_directly_issued_by(issuer)
-        except (ValueError, TypeError, BadSignature, UnsupportedAlgorithm):
+        except BadSignature:
             return f"{what}: its key did not sign the certificate below it"
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            # among others: the signed and the unsigned statement of the algorithm differ (RFC 5280 section 4.1.1.2)
+            return f"{what}: the signature on the certificate below it cannot be checked: {str(error)!a:.200}"
         return ""
 
     def _within_constraints(self, path: list[x509.Certificate]) -> bool:

@@ -50,7 +50,7 @@ def build[M: Message](name: str, make: Callable[[], M]) -> M:
 def refuse_unknown_fields(message: Message) -> None:
     unknown = UnknownFieldSet(message)
     if len(unknown):
-        raise DecodeError(f"field number {unknown[0].field_number} is not known to this version")
+        raise DecodeError("a field that this version does not know", f"#{unknown[0].field_number}")
 
 
 def at_most(values: object, limit: int, field: str) -> None:

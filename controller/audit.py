@@ -1,7 +1,8 @@
 """The audit log: a chain of entries in which none can be changed, dropped or put in between without a trace.
 
-The hash of an entry is SHA-256 over its canonical JSON (keys sorted, no spaces, UTF-8) with the hash of the entry before
-in it; the first one's predecessor is 64 zeros. Whoever keeps the newest hash elsewhere can prove the whole past by it.
+The hash of an entry is SHA-256 over its canonical JSON (keys sorted, no spaces, UTF-8) with the hash of the entry
+before in it; the first one's predecessor is 64 zeros. Whoever keeps the newest hash elsewhere can prove the whole past
+by it.
 
 This module computes and checks; what is kept, and where, is the store's business.
 """

@@ -1,8 +1,8 @@
 """One-time join tokens: how a machine without Kubernetes gets its first certificate.
 
-A token's text is ``hedgerow-join.ID.SECRET`` with 256 random bits as the secret. Only the SHA-256 of the secret is kept:
-who reads the database can join nothing. (A plain hash is enough for a secret that cannot be guessed.) The ID finds the
-token, the secret is compared in constant time, and a wrong secret and an unknown ID take the same path.
+A token's text is ``hedgerow-join.ID.SECRET`` with 256 random bits as the secret. Only the SHA-256 of the secret is
+kept: who reads the database can join nothing. (A plain hash is enough for a secret that cannot be guessed.) The ID
+finds the token, the secret is compared in constant time, and a wrong secret and an unknown ID take the same path.
 """
 
 from __future__ import annotations

@@ -131,10 +131,13 @@ class View:
     :param modes: every workload of the inventory is in it
     :param rules: by id: everything that is in force now, overrides included, baseline excluded
     :param edges: what the learner knows, also of edges that are not (or no longer) allowed
+    :param edges_of: the keys in ``edges`` of which a workload, or an address, is an end
     :param snapshots: the newest policy of every meshed workload
     :param overrides: by id; ended ones stay for a day
     :param sidecars: by ``namespace/instance``
-    :param nodes: the service graph's nodes, and ``traffic`` its edges, with counters
+    :param nodes: the service graph's nodes, with their modes
+    :param traffic: the service graph's edges, with counters, and with the learner's state, evidence and the rule that
+        decides about them; an edge that was only ever refused is here and not in ``edges``
     :param audit_head: the newest entry of the audit log; None before the first
     """
 
@@ -146,6 +149,7 @@ class View:
     modes: Mapping[WorkloadRef, WorkloadMode] = field(default_factory=FrozenMap)
     rules: Mapping[str, Rule] = field(default_factory=FrozenMap)
     edges: Mapping[EdgeKey, LearnedEdge] = field(default_factory=FrozenMap)
+    edges_of: Mapping[WorkloadRef, frozenset[EdgeKey]] = field(default_factory=FrozenMap)
     snapshots: Mapping[WorkloadRef, Snapshot] = field(default_factory=FrozenMap)
     overrides: Mapping[str, Override] = field(default_factory=FrozenMap)
     sidecars: Mapping[str, SidecarState] = field(default_factory=FrozenMap)

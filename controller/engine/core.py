@@ -2,13 +2,15 @@
 
 The order of things is the promise:
 
-1. Messages are handled one after the other, in the order in which they arrived, on a draft of the state.
+1. Messages are handled one after the other, in the order in which they arrived, on the working state.
 2. The writes of a group of messages are one transaction of the store. While it is written, the next group gathers.
 3. Only after the commit does the view change, are subscribers told, and do the senders get their answers: an answer
    means that a power cut can not take the change back.
-4. When the store refuses, the draft is thrown away, every sender of the group is told, and the state is as it was.
+4. When the store refuses, the working state is thrown away and loaded again, and every sender of the group is told.
+5. An operation that fails half-way spoils nothing: the state is loaded again and the rest of its group done without it.
 
-What is done to the state is in :mod:`controller.engine.draft`; this module knows about order, waiting and time only.
+What is done to the state is in :mod:`controller.engine.operations` and its neighbours; this module knows about order,
+waiting and time only.
 """
 
 from __future__ import annotations
@@ -17,23 +19,16 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
+from controller.engine import ingest, operations, sidecars, upkeep
 from controller.engine.settings import EngineSettings
 from controller.engine.subscriptions import SnapshotWatch, Subscription
+from controller.engine.worker import Worker
 from controller.inventory import Inventory
 from controller.store import Store
-from controller.view import AuditEntry, Override, SidecarState, View
-from graph.model import (
-    Direction,
-    EdgeKey,
-    Flow,
-    InboundTls,
-    Instance,
-    Mode,
-    Protocol,
-    Verdict,
-    WorkloadRef,
-)
+from controller.view import AuditEntry, Override, View
+from graph.model import Direction, EdgeKey, Flow, InboundTls, Instance, Mode, Protocol, Verdict, WorkloadRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +59,8 @@ class Engine:
         trust_domain: str,
         settings: EngineSettings | None = None,
         clock: Callable[[], float] = time.time,
-    ) -> None: ...
+    ) -> None:
+        self._worker = Worker(store, trust_domain, settings or EngineSettings(), clock)
 
     # --- life
 
@@ -73,41 +69,60 @@ class Engine:
 
         :raises StoreError: when the stored state can not be read
         """
+        await self._worker.run()
 
     async def started(self) -> None:
         """Wait until the stored state is loaded.
 
         :raises NotReady: when the engine stopped instead
         """
+        await self._worker.began()
 
     async def stop(self) -> None:
         """Refuse new messages, finish those that wait, close the store; returns when it is done."""
+        await self._worker.stop()
 
     async def tick(self) -> None:
         """Do now what is due by the clock (overrides that end, edges that ripen) and wait until it is stored.
 
         The engine does so by itself at the right moments; this is for those who move the clock.
         """
+        await self._worker.ask(upkeep.advance)
 
     # --- looking
 
     @property
     def view(self) -> View:
         """The newest view. Never blocks, never changes under the reader."""
+        return self._worker.view
 
     def subscribe(self, limit: int = 256) -> Subscription:
         """Be told of every :class:`~controller.view.Change` from now on."""
+        return self._worker.subscribe(limit)
 
     def watch_snapshot(self, workload: WorkloadRef) -> SnapshotWatch:
         """Get the present snapshot of ``workload`` and every newer one; only the newest ever waits."""
+        return self._worker.watch(workload)
 
     def flows(
         self, limit: int = 100, workload: WorkloadRef | None = None, verdict: Verdict | None = None, since: float = 0.0
     ) -> tuple[Flow, ...]:
         """Flows that were counted lately, newest first. ``since`` compares with ``last_seen``."""
+        found = (
+            flow
+            for flow in reversed(self._worker.flows)
+            if (workload is None or workload in (flow.source, flow.destination))
+            and (verdict is None or flow.verdict is verdict)
+            and flow.last_seen >= since
+        )
+        return tuple(islice(found, limit))
 
     async def audit(self, limit: int = 100) -> AuditPage:
         """The newest audit entries from the store, after the whole chain has been checked again."""
+        store, head = self._worker.store, self.view.audit_head
+        entries = await asyncio.to_thread(store.audit_page, limit)
+        verified = await asyncio.to_thread(store.audit_verified, head)
+        return AuditPage(entries, verified.intact, verified.problem)
 
     # --- changing: inventory and policy
 
@@ -116,6 +131,8 @@ class Engine:
 
         :return: the generation; unchanged when the inventory is what it was
         """
+        await self._worker.ask(lambda state, now: operations.set_inventory(state, now, inventory, actor))
+        return self.view.generation
 
     async def set_mode(
         self,
@@ -133,6 +150,9 @@ class Engine:
         :return: the workloads that it concerns, sorted, also those that had the mode already
         :raises UnknownWorkload, InvalidRequest:
         """
+        return await self._worker.ask(
+            lambda state, now: operations.set_mode(state, now, target, direction, mode, inbound_tls, owner, reason)
+        )
 
     async def approve(self, edges: Iterable[EdgeKey] | None, owner: str, reason: str) -> tuple[EdgeKey, ...]:
         """Let edges be allowed without waiting for the gate.
@@ -141,6 +161,8 @@ class Engine:
         :return: the edges that this made active, sorted
         :raises NotFound: when an edge was never observed
         """
+        wanted = None if edges is None else tuple(edges)
+        return await self._worker.ask(lambda state, now: operations.approve_edges(state, now, wanted, owner, reason))
 
     async def create_override(
         self,
@@ -159,6 +181,11 @@ class Engine:
         :param expires_in: seconds; None means that it has no end
         :raises UnknownWorkload, InvalidRequest, Conflict:
         """
+        return await self._worker.ask(
+            lambda state, now: operations.create_override(
+                state, now, effect, source, destination, port, protocol, owner, reason, expires_in
+            )
+        )
 
     async def revoke_override(self, override_id: str, owner: str, reason: str) -> Override:
         """End an override now.
@@ -166,6 +193,9 @@ class Engine:
         :raises NotFound:
         :raises Conflict: when it has ended already
         """
+        return await self._worker.ask(
+            lambda state, now: operations.revoke_override(state, now, override_id, owner, reason)
+        )
 
     # --- changing: sidecars
 
@@ -188,21 +218,32 @@ class Engine:
         :return: the sequence up to which everything of this boot is stored
         :raises IngestError: when the batch as a whole is malformed
         """
+        batch = tuple(flows)
+        return await self._worker.ask(
+            lambda state, now: ingest.ingest(state, now, instance, boot_id, sequence, policy_version, batch, shed)
+        )
 
     async def sidecar_connected(self, instance: Instance, boot_id: str, held_version: int, software: str) -> None:
         """A sidecar's policy stream opened."""
+        await self._worker.ask(
+            lambda state, now: sidecars.connected(state, now, instance, boot_id, held_version, software)
+        )
 
     async def sidecar_pushed(self, instance: Instance, boot_id: str, version: int) -> None:
         """A snapshot was sent to it."""
+        await self._worker.ask(lambda state, now: sidecars.pushed(state, now, instance, boot_id, version))
 
     async def sidecar_acked(self, instance: Instance, boot_id: str, version: int) -> None:
         """It holds ``version`` now."""
+        await self._worker.ask(lambda state, now: sidecars.acked(state, now, instance, boot_id, version))
 
     async def sidecar_nacked(self, instance: Instance, boot_id: str, version: int, error: str) -> None:
         """It refused ``version`` and keeps what it has. ``error`` is shown to people."""
+        await self._worker.ask(lambda state, now: sidecars.nacked(state, now, instance, boot_id, version, error))
 
     async def sidecar_disconnected(self, instance: Instance, boot_id: str) -> None:
         """Its policy stream ended. Ignored when a newer stream of another boot has replaced it."""
+        await self._worker.ask(lambda state, now: sidecars.disconnected(state, now, instance, boot_id))
 
     async def wait_pushed(
         self,
@@ -215,6 +256,28 @@ class Engine:
         :param versions: None means those of the present view. External references are passed over.
         :return: False when one refused it, or ``timeout`` seconds went by
         """
+        view = self.view
+        wanted = {
+            ref: view.snapshots[ref].version if versions is None else versions.get(ref, 0)
+            for ref in workloads
+            if ref in view.snapshots
+        }
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    held = _held(self.view, wanted)
+                    if held is not None:
+                        return held
+                    await self._worker.published()
+        except TimeoutError:
+            return False
+
+    async def record(self, actor: str, action: str, subject: str, detail: Mapping[str, object]) -> None:
+        """Write an audit entry for what was done beside the engine, such as a certificate that was signed.
+
+        :param detail: JSON types only; no secrets
+        """
+        await self._worker.ask(lambda state, now: state.log(now, actor, action, subject, **detail))
 
     # --- join tokens
 
@@ -225,9 +288,22 @@ class Engine:
         :return: the token's text; it is stored only as a hash and can not be shown again
         :raises UnknownWorkload, InvalidRequest:
         """
+        return await self._worker.ask(
+            lambda state, now: operations.create_join_token(state, now, workload, instance, expires_in, owner)
+        )
 
     async def redeem_join_token(self, token: str) -> Instance:
         """Use a join token up.
 
         :raises JoinTokenError: telling whether it is unknown, expired, used or orphaned
         """
+        return await self._worker.ask(lambda state, now: operations.redeem_join_token(state, now, token))
+
+
+def _held(view: View, wanted: Mapping[WorkloadRef, int]) -> bool | None:
+    """Whether every connected sidecar holds what is wanted of its workload; None while that is not decided."""
+    concerned = [each for each in view.sidecars.values() if each.connected and each.workload in wanted]
+    behind = [each for each in concerned if each.held_version < wanted[each.workload]]
+    if any(each.nack and each.pushed_version >= wanted[each.workload] for each in behind):
+        return False
+    return None if behind else True

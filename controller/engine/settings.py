@@ -17,10 +17,14 @@ class EngineSettings:
     :param group: the most messages that share one transaction
     :param mailbox: the most messages that wait; a sender beyond it waits itself
     :param override_max: the longest life that an override may be given
+    :param max_overrides: the most overrides that hold at one time
     :param override_kept: how long an ended override is still shown
     :param oldest_flow: a flow is taken to be no older than this, whatever a sidecar's clock says
-    :param max_edges: the most edges remembered; flows on further ones are refused and counted
-    :param max_external_peers: the most addresses outside the inventory remembered for one workload
+    :param token_kept: how long a join token that ended is remembered, to tell that it ended
+    :param refusal_pause: how often at most one sidecar's refused flows make an audit entry
+    :param housekeeping: how often what is no longer needed is cleared away
+    :param max_edges: the most edges remembered, and ``max_external`` the most addresses outside the inventory; what
+        goes beyond is counted and teaches nothing
     :param recent_flows: how many flows are kept in memory for people to look at
     """
 
@@ -29,8 +33,12 @@ class EngineSettings:
     group: int = 128
     mailbox: int = 4096
     override_max: float = 366 * 86400.0
+    max_overrides: int = 10_000
     override_kept: float = 86400.0
+    token_kept: float = 7 * 86400.0
+    refusal_pause: float = 60.0
+    housekeeping: float = 600.0
     oldest_flow: float = 86400.0
     max_edges: int = 200_000
-    max_external_peers: int = 2_000
+    max_external: int = 1_000
     recent_flows: int = 5_000

@@ -1,7 +1,7 @@
 """The inventory as a value: workloads, instances, services, and the indexes by which the rest asks for them.
 
-It is made by :mod:`controller.inventory.reader`, which refuses whatever is inconsistent: every instance has its workload,
-and an address belongs to one instance or one service.
+It is made by :mod:`controller.inventory.reader`, which refuses whatever is inconsistent: every instance has its
+workload, and an address belongs to one instance or one service.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ class Inventory:
     # --- its form for the store, the web API, and the file
 
     def to_dict(self) -> dict[str, Any]:
-        """The inventory in the form of the file, from which :func:`controller.inventory.inventory_of` reads it again."""
+        """The form of the file, from which :func:`controller.inventory.inventory_of` reads it again."""
         return {
             "apiVersion": API_VERSION,
             "kind": KIND,

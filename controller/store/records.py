@@ -53,7 +53,7 @@ class Writes:
     trust_domain: str | None = None
     inventory: Mapping[str, Any] | None = None
     inventory_revision: int | None = None
-    edges: dict[EdgeKey, LearnedEdge] = field(default_factory=dict)
+    edges: dict[EdgeKey, LearnedEdge | None] = field(default_factory=dict)
     traffic: dict[tuple[EdgeKey, Direction], EdgeTotals | None] = field(default_factory=dict)
     windows: dict[tuple[EdgeKey, int, int], Counts | None] = field(default_factory=dict)
     modes: dict[WorkloadRef, WorkloadMode] = field(default_factory=dict)

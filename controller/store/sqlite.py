@@ -1,7 +1,7 @@
 """The store in one SQLite file (SQLAlchemy Core): WAL, synchronous=FULL, one writer, one controller.
 
-Opening looks before it touches: a file that is no database, is another program's, is newer than this program, or is in use
-by another controller is refused as it is. Writes go through one connection; reads of the audit log have their own,
+Opening looks before it touches: a file that is no database, is another program's, is newer than this program, or is in
+use by another controller is refused as it is. Writes go through one connection; reads of the audit log have their own,
 which WAL lets run beside a write.
 """
 
@@ -11,12 +11,12 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import Connection, Engine, Table, create_engine, delete, event, select
+from sqlalchemy import Connection, Engine, Table, bindparam, create_engine, delete, event, select
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
@@ -73,13 +73,9 @@ class SqliteStore:
             raise StoreError(f"{self._path} is damaged: {checked}", remedy="restore it from a backup")
         found = migrations.migrate(connection, steps)
         if found != len(steps):  # so that the next start sees the version without reading the log
-            self._raw(connection).execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
-    @staticmethod
-    def _raw(connection: Connection) -> sqlite3.Connection:
-        raw = connection.connection.dbapi_connection
-        assert isinstance(raw, sqlite3.Connection)
-        return raw
+            cursor = connection.connection.cursor()  # a checkpoint is not possible inside a transaction
+            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            cursor.close()
 
     def close(self) -> None:
         """Close the database and let another controller use it."""
@@ -156,7 +152,8 @@ class SqliteStore:
         if writes.inventory_revision is not None:
             meta["inventory_revision"] = str(writes.inventory_revision)
         _put(connection, schema.meta, [{"key": key, "value": value} for key, value in meta.items()])
-        _put(connection, schema.edges, [rows.learned_row(edge) for edge in writes.edges.values()])
+        _put(connection, schema.edges, [rows.learned_row(edge) for edge in writes.edges.values() if edge])
+        _drop(connection, schema.edges, [(str(key),) for key, edge in writes.edges.items() if edge is None])
         _put(
             connection, schema.traffic, [rows.traffic_row(each) for each in writes.traffic.values() if each is not None]
         )
@@ -217,12 +214,14 @@ def _put(connection: Connection, table: Table, values: Sequence[dict[str, Any]])
     connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changes), values)
 
 
-def _drop(connection: Connection, table: Table, keys: Iterable[tuple[Any, ...]]) -> None:
-    for key in keys:
-        statement = delete(table)
-        for column, value in zip(table.primary_key, key, strict=True):
-            statement = statement.where(column == value)
-        connection.execute(statement)
+def _drop(connection: Connection, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
+    """Delete rows by their keys, which are in the order of the primary key."""
+    if not keys:
+        return
+    columns = list(table.primary_key)
+    statement = delete(table).where(*(column == bindparam(f"key_{column.name}") for column in columns))
+    names = [f"key_{column.name}" for column in columns]
+    connection.execute(statement, [dict(zip(names, key, strict=True)) for key in keys])
 
 
 def _engine(path: Path) -> Engine:
@@ -266,7 +265,7 @@ def _locked(path: Path) -> int:
 
 
 def _look(path: Path, newest: int) -> None:
-    """Refuse what is plainly not ours by its first bytes, before SQLite may change anything (SQLite file format, 1.3)."""
+    """Refuse by its first bytes what is plainly not ours, before SQLite may change it (SQLite file format, 1.3)."""
     if not path.exists():
         return
     if not path.is_file():

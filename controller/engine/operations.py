@@ -1,0 +1,299 @@
+"""What people ask of the engine: inventory, modes, approvals, overrides, join tokens.
+
+Each function checks everything first and changes the state after that, so that a refused request leaves nothing behind.
+``now`` is seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import replace
+
+from controller import join_tokens, overrides
+from controller.engine.policy import concerns_everybody
+from controller.engine.state import State
+from controller.errors import Conflict, InvalidRequest, InventoryError, JoinTokenError, NotFound
+from controller.inventory import Inventory
+from controller.learner import EdgeState, LearnedEdge, approve
+from controller.view import Override, OverrideState, WorkloadMode
+from graph.errors import InvalidValue
+from graph.model import Direction, EdgeKey, InboundTls, Instance, Mode, Protocol, Verdict, WorkloadRef
+
+_SHOWN = 50
+
+
+def set_inventory(state: State, now: float, inventory: Inventory, actor: str) -> None:
+    """Replace the inventory; see :meth:`controller.engine.Engine.set_inventory`."""
+    if inventory.trust_domain != state.trust_domain:
+        raise InventoryError(
+            f"it was read for the trust domain {inventory.trust_domain!r}", field="trust_domain", remedy="read it anew"
+        )
+    before = state.inventory
+    if inventory == before:
+        return
+    actor = overrides.checked_owner(actor)
+    state.changed()
+    state.inventory = replace(inventory, revision=before.revision + 1)
+    state.inventory_changed = True
+    state.writes.inventory = inventory.to_dict()
+    state.writes.inventory_revision = state.inventory.revision
+    changed = _changed_workloads(before, inventory)
+    _follow_in_graph(state, before, changed, now)
+    _follow_in_policy(state, before, changed)
+    refs, known = {str(ref) for ref in before.workloads}, {str(ref) for ref in inventory.workloads}
+    state.log(
+        now,
+        actor,
+        "inventory.replace",
+        "inventory",
+        revision=state.inventory.revision,
+        workloads=len(inventory.workloads),
+        instances=len(inventory.instances),
+        services=len(inventory.services),
+        added=sorted(known - refs)[:_SHOWN],
+        removed=sorted(refs - known)[:_SHOWN],
+        changed=[str(ref) for ref in sorted(changed) if str(ref) in refs & known][:_SHOWN],
+    )
+
+
+def _changed_workloads(before: Inventory, after: Inventory) -> set[WorkloadRef]:
+    """The workloads that came, went or changed, themselves or in their instances."""
+    return {
+        ref
+        for ref in before.workloads.keys() | after.workloads.keys()
+        if before.workloads.get(ref) != after.workloads.get(ref) or before.instances_of(ref) != after.instances_of(ref)
+    }
+
+
+def _follow_in_graph(state: State, before: Inventory, changed: set[WorkloadRef], now: float) -> None:
+    after = state.inventory
+    for ref in changed:
+        workload = after.workloads.get(ref)
+        if workload is None:
+            state.graph.remove_workload(ref, now)
+            continue
+        state.graph.put_workload(workload, after.identity_of(ref))
+        present = set(after.instances_of(ref))
+        for gone in set(before.instances_of(ref)) - present:
+            if f"{ref.namespace}/{gone.name}" not in after.instances:
+                state.graph.remove_instance(ref.namespace, gone.name)
+        for instance in present:
+            state.graph.put_instance(instance)
+
+
+def _follow_in_policy(state: State, before: Inventory, changed: set[WorkloadRef]) -> None:
+    after = state.inventory
+    touched = set(changed)
+    for ref in changed:
+        touched |= state.index.neighbours(ref, state.rules)  # by the rules as they were
+        if ref in after.workloads:
+            state.modes.put(ref, state.mode_of(ref))
+        else:
+            state.modes.drop(ref)
+        for key in state.edges_of.get(ref, frozenset()):
+            state.refresh_rule(key)
+        touched |= state.index.neighbours(ref, state.rules)  # and as they are
+        for instance in (*before.instances_of(ref), *after.instances_of(ref)):
+            touched |= state.index.neighbours(WorkloadRef.external(instance.address), state.rules)
+    if any(concerns_everybody(before.workloads.get(ref), after.workloads.get(ref)) for ref in changed):
+        touched |= set(after.workloads)
+    state.stale |= touched
+
+
+def set_mode(
+    state: State,
+    now: float,
+    target: WorkloadRef | str,
+    direction: Direction | None,
+    mode: Mode | None,
+    inbound_tls: InboundTls | None,
+    owner: str,
+    reason: str,
+) -> tuple[WorkloadRef, ...]:
+    """Set a mode; see :meth:`controller.engine.Engine.set_mode`."""
+    if isinstance(target, WorkloadRef):
+        refs: tuple[WorkloadRef, ...] = (overrides.checked_workload(target, state.inventory, "workload"),)
+    else:
+        refs = tuple(sorted(ref for ref in state.inventory.workloads if ref.namespace == target))
+        if not refs:
+            known = sorted({ref.namespace for ref in state.inventory.workloads})
+            near = difflib.get_close_matches(target, known, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"use one of {', '.join(known[:10]) or 'none yet'}"
+            raise InvalidRequest(f"no workload is in the namespace {target!r:.80}", field="namespace", remedy=remedy)
+    if mode is None and inbound_tls is None:
+        raise InvalidRequest("missing", field="mode", remedy="give a mode, or inbound_tls, or both")
+    owner, reason = overrides.checked_owner(owner), overrides.checked_reason(reason)
+    changed = []
+    for ref in refs:
+        before = state.mode_of(ref)
+        after = WorkloadMode(
+            mode if mode is not None and direction is not Direction.OUTBOUND else before.inbound,
+            mode if mode is not None and direction is not Direction.INBOUND else before.outbound,
+            inbound_tls if inbound_tls is not None else before.inbound_tls,
+        )
+        if after != before or ref not in state.set_modes:
+            state.put_mode(ref, after)
+            changed.append(str(ref))
+    state.log(
+        now,
+        owner,
+        "mode.set",
+        str(target),
+        reason=reason,
+        direction=str(direction or "both"),
+        mode=str(mode or ""),
+        inbound_tls=str(inbound_tls or ""),
+        changed=changed,
+    )
+    return refs
+
+
+def approve_edges(
+    state: State, now: float, edges: Iterable[EdgeKey] | None, owner: str, reason: str
+) -> tuple[EdgeKey, ...]:
+    """Vouch for edges; see :meth:`controller.engine.Engine.approve`."""
+    owner, reason = overrides.checked_owner(owner), overrides.checked_reason(reason)
+    wanted = (
+        [edge for edge in state.edges.values() if _waits(edge)]
+        if edges is None
+        else [_seen(state, key) for key in dict.fromkeys(edges)]
+    )
+    made = []
+    for edge in sorted(wanted, key=lambda edge: edge.key):
+        try:
+            made.append((edge, approve(edge, owner, now)))
+        except InvalidValue as error:
+            raise Conflict(error.problem, field="edges", remedy=error.remedy) from None
+    for before, after in made:
+        if after is not before:
+            state.put_edge(after, now)
+            state.log(now, owner, "edge.approve", str(after.key), reason=reason, was=str(before.state))
+    return tuple(after.key for before, after in made if after is not before)
+
+
+def _waits(edge: LearnedEdge) -> bool:
+    return edge.state is EdgeState.PROPOSED or (edge.state is EdgeState.CANDIDATE and edge.reached > 0)
+
+
+def _seen(state: State, key: EdgeKey) -> LearnedEdge:
+    edge = state.edges.get(key)
+    if edge is None:
+        near = difflib.get_close_matches(str(key), [str(known) for known in state.edges], n=1)
+        remedy = f"did you mean {near[0]}?" if near else "open it with an allow override instead"
+        raise NotFound(f"{key} was never observed to be allowed", field="edges", remedy=remedy)
+    return edge
+
+
+def create_override(
+    state: State,
+    now: float,
+    effect: Verdict,
+    source: WorkloadRef,
+    destination: WorkloadRef,
+    port: int | None,
+    protocol: Protocol,
+    owner: str,
+    reason: str,
+    expires_in: float | None,
+) -> Override:
+    """Create an override; see :meth:`controller.engine.Engine.create_override`."""
+    override = overrides.make(
+        state.inventory,
+        effect,
+        source,
+        destination,
+        port,
+        protocol,
+        owner,
+        reason,
+        expires_in,
+        now=now,
+        longest=state.settings.override_max,
+    )
+    active = sum(1 for each in state.overrides.values() if each.state(now) is OverrideState.ACTIVE)
+    if active >= state.settings.max_overrides:
+        raise Conflict(f"there are {active} active overrides", remedy="revoke those that are no longer needed")
+    state.put_override(override)
+    state.put_rule(overrides.rule_of(override))
+    state.schedule_override(override)
+    state.log(
+        now,
+        override.owner,
+        "override.create",
+        override.id,
+        effect=str(effect),
+        source=str(source),
+        destination=str(destination),
+        port=port,
+        protocol=str(protocol),
+        reason=override.reason,
+        expires_at=override.expires_at,
+    )
+    return override
+
+
+def revoke_override(state: State, now: float, override_id: str, owner: str, reason: str) -> Override:
+    """End an override; see :meth:`controller.engine.Engine.revoke_override`."""
+    override = state.overrides.get(override_id)
+    if override is None:
+        raise NotFound(f"there is no override {override_id!r:.80}", field="id", remedy="see `hedgerow overrides`")
+    if override.state(now) is not OverrideState.ACTIVE:
+        raise Conflict(
+            f"{override_id} is {override.state(now)} already",
+            field="id",
+            remedy="see `hedgerow overrides` for those that hold",
+        )
+    owner, reason = overrides.checked_owner(owner), overrides.checked_reason(reason)
+    ended = replace(override, revoked_at=now, revoked_by=owner, revoke_reason=reason, ended=True)
+    state.put_override(ended)
+    state.drop_rule(override_id)
+    state.log(now, owner, "override.revoke", override_id, reason=reason)
+    return ended
+
+
+def create_join_token(
+    state: State, now: float, workload: WorkloadRef, instance: str, expires_in: float, owner: str
+) -> str:
+    """Make a join token; see :meth:`controller.engine.Engine.create_join_token`."""
+    overrides.checked_workload(workload, state.inventory, "workload")
+    if not state.inventory.workloads[workload].meshed:
+        raise InvalidRequest(
+            f"{workload} is not meshed", field="workload", remedy="set `meshed: true` in the inventory first"
+        )
+    name = instance.removeprefix(f"{workload.namespace}/")
+    found = state.inventory.instances.get(f"{workload.namespace}/{name}")
+    if found is None or found.workload != workload:
+        names = [each.name for each in state.inventory.instances_of(workload)]
+        near = difflib.get_close_matches(name, names, n=1) or names[:1]
+        remedy = f"did you mean {near[0]}?" if near else "add it to `instances` in the inventory"
+        raise InvalidRequest(f"{workload} has no instance {name!r:.80}", field="instance", remedy=remedy)
+    owner = overrides.checked_owner(owner)
+    text, token = join_tokens.make(found, expires_in, owner, now)
+    state.put_token(token)
+    state.log(
+        now,
+        owner,
+        "join-token.create",
+        token.id,
+        instance=token.instance_key,
+        workload=str(workload),
+        expires_in=expires_in,
+    )
+    return text
+
+
+def redeem_join_token(state: State, now: float, text: str) -> Instance:
+    """Use a join token up; see :meth:`controller.engine.Engine.redeem_join_token`."""
+    token = join_tokens.check(text, state.tokens, now)
+    instance = state.inventory.instances.get(token.instance_key)
+    if instance is None or instance.workload != token.workload:
+        raise JoinTokenError(
+            f"{token.instance_key} is no longer an instance of {token.workload}",
+            field="join_token",
+            remedy="add it to the inventory and create another token",
+            code="join-token-orphaned",
+        )
+    state.put_token(replace(token, used_at=now))
+    state.log(now, f"sidecar:{token.instance_key}", "join-token.redeem", token.id, workload=str(token.workload))
+    return instance

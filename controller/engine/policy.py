@@ -1,0 +1,126 @@
+"""Which workloads a rule concerns, so that a changed rule costs the compilation of those policies and of no other."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, replace
+
+from controller.compiler import PolicyInput, compile_snapshots
+from controller.compiler.baseline import is_dns
+from controller.inventory import Inventory
+from controller.view import WorkloadMode
+from graph.model import Rule, Selector, Snapshot, Workload, WorkloadRef
+
+
+class PolicyIndex:
+    """Rules by the workloads, and by the single addresses, that they name at either end.
+
+    The engine's rules name exactly one workload or one address at each end (:meth:`graph.model.Selector.of`). Anything
+    wider would need another index, and is refused rather than overlooked.
+    """
+
+    def __init__(self) -> None:
+        self._by_ref: dict[WorkloadRef, set[str]] = {}
+        self._dns: tuple[Inventory | None, dict[WorkloadRef, Workload]] = (None, {})
+
+    def add(self, rule: Rule) -> set[WorkloadRef]:
+        """Index a rule. :return: the workloads that it names"""
+        ends = {_ref_of(rule.source), _ref_of(rule.destination)}
+        for ref in ends:
+            self._by_ref.setdefault(ref, set()).add(rule.id)
+        return {ref for ref in ends if not ref.is_external}
+
+    def remove(self, rule: Rule) -> set[WorkloadRef]:
+        """Forget a rule. :return: the workloads that it names"""
+        ends = {_ref_of(rule.source), _ref_of(rule.destination)}
+        for ref in ends:
+            named = self._by_ref.get(ref, set())
+            named.discard(rule.id)
+            if not named:
+                self._by_ref.pop(ref, None)
+        return {ref for ref in ends if not ref.is_external}
+
+    def concerning(self, ref: WorkloadRef, inventory: Inventory) -> set[str]:
+        """Ids of the rules that name a workload, or the address of one of its instances."""
+        found = set(self._by_ref.get(ref, ()))
+        for instance in inventory.instances_of(ref):
+            found |= self._by_ref.get(WorkloadRef.external(instance.address), set())
+        return found
+
+    def neighbours(self, ref: WorkloadRef, rules: Mapping[str, Rule]) -> set[WorkloadRef]:
+        """The workloads that some rule names together with ``ref``; their policies may hold its addresses."""
+        ends = (
+            end
+            for rule_id in self._by_ref.get(ref, ())
+            for end in (_ref_of(rules[rule_id].source), _ref_of(rules[rule_id].destination))
+        )
+        return {end for end in ends if not end.is_external and end != ref}
+
+    def compile(
+        self,
+        refs: Collection[WorkloadRef],
+        rules: Mapping[str, Rule],
+        inventory: Inventory,
+        modes: Mapping[WorkloadRef, WorkloadMode],
+        now: float,
+    ) -> Mapping[WorkloadRef, Snapshot]:
+        """The policies of ``refs``, as a compilation of the whole mesh would give them, without the rest of the mesh.
+
+        What is passed on is what can matter to them: the rules that name them, both ends of those, and the DNS servers.
+        (That no address has two owners, which would matter too, the inventory has made sure of.)
+        """
+        wanted = {ref for ref in refs if ref in inventory.workloads}
+        named = {rule_id for ref in wanted for rule_id in self.concerning(ref, inventory)}
+        chosen = [rules[rule_id] for rule_id in sorted(named)]
+        ends = {_ref_of(end) for rule in chosen for end in (rule.source, rule.destination)}
+        ends |= {inventory.attributed(end) for end in ends}
+        workloads = {ref: inventory.workloads[ref] for ref in ends | wanted if ref in inventory.workloads}
+        workloads |= self._dns_servers(inventory)
+        policy = PolicyInput(
+            trust_domain=inventory.trust_domain,
+            workloads=tuple(workloads[ref] for ref in sorted(workloads)),
+            instances=tuple(each for ref in sorted(workloads) for each in inventory.instances_of(ref)),
+            modes=modes,
+            rules=tuple(chosen),
+        )
+        return compile_snapshots(policy, now, only=wanted)
+
+    def _dns_servers(self, inventory: Inventory) -> dict[WorkloadRef, Workload]:
+        if self._dns[0] is not inventory:
+            found = {ref: each for ref, each in inventory.workloads.items() if is_dns(ref, each.labels)}
+            self._dns = (inventory, found)
+        return self._dns[1]
+
+
+def concerns_everybody(before: Workload | None, after: Workload | None) -> bool:
+    """Whether a change of this workload may change every policy: every workload may ask the DNS servers."""
+    return any(each is not None and is_dns(each.ref, each.labels) for each in (before, after))
+
+
+def same_policy(one: Snapshot, other: Snapshot) -> bool:
+    """Whether two snapshots say the same, whatever their versions, times and evidence."""
+    return _content(one) == _content(other)
+
+
+def digest_of(snapshot: Snapshot) -> str:
+    """A hash of what a snapshot says, the same over restarts."""
+    text = json.dumps(asdict(_content(snapshot)), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _content(snapshot: Snapshot) -> Snapshot:
+    rules = tuple(replace(rule, evidence=()) if rule.evidence else rule for rule in snapshot.rules)
+    return replace(snapshot, version=0, issued_at=0.0, rules=rules)
+
+
+def _ref_of(selector: Selector) -> WorkloadRef:
+    if selector.cidr and not selector.by_identity:
+        network = ipaddress.ip_network(selector.cidr)
+        if network.num_addresses == 1:
+            return WorkloadRef.external(str(network.network_address))
+    if selector.workload and not selector.service_account and not selector.cidr:
+        return WorkloadRef(selector.namespace, selector.workload)
+    raise ValueError(f"the selector {selector} names neither one workload nor one address")

@@ -1,0 +1,70 @@
+"""What sidecars say of themselves: connected, holding which version, refusing which and why. None of it is stored.
+
+A sidecar that restarts has a new boot id. Its old stream may end after the new one began, so what is said under another
+boot id than the newest is passed over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from controller.engine.ingest import key_of
+from controller.engine.state import State
+from controller.view import SidecarState
+from graph.model import Instance
+
+MAX_TEXT = 500
+
+
+def connected(state: State, now: float, instance: Instance, boot_id: str, held_version: int, software: str) -> None:
+    key = key_of(instance)
+    before = state.sidecars.get(key) or SidecarState(instance.name, instance.workload)
+    state.put_sidecar(
+        key,
+        replace(
+            before,
+            workload=instance.workload,
+            connected=True,
+            held_version=held_version,
+            pushed_version=0,
+            nack="",
+            last_seen=now,
+            software=shown(software),
+            boot_id=boot_id,
+        ),
+    )
+
+
+def pushed(state: State, now: float, instance: Instance, boot_id: str, version: int) -> None:
+    present = _present(state, instance, boot_id)
+    if present is not None:
+        state.put_sidecar(key_of(instance), replace(present, pushed_version=version, nack=""))
+
+
+def acked(state: State, now: float, instance: Instance, boot_id: str, version: int) -> None:
+    present = _present(state, instance, boot_id)
+    if present is not None:
+        state.put_sidecar(key_of(instance), replace(present, held_version=version, nack="", last_seen=now))
+
+
+def nacked(state: State, now: float, instance: Instance, boot_id: str, version: int, error: str) -> None:
+    present = _present(state, instance, boot_id)
+    if present is not None:
+        text = f"version {version}: {shown(error) or 'no reason given'}"
+        state.put_sidecar(key_of(instance), replace(present, nack=text, last_seen=now))
+
+
+def disconnected(state: State, now: float, instance: Instance, boot_id: str) -> None:
+    present = _present(state, instance, boot_id)
+    if present is not None:
+        state.put_sidecar(key_of(instance), replace(present, connected=False, last_seen=now))
+
+
+def _present(state: State, instance: Instance, boot_id: str) -> SidecarState | None:
+    present = state.sidecars.get(key_of(instance))
+    return present if present is not None and present.connected and present.boot_id == boot_id else None
+
+
+def shown(text: str) -> str:
+    """Somebody else's words, fit for a terminal and a log."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:MAX_TEXT]).strip()

@@ -1,0 +1,295 @@
+"""The working state: everything that the engine knows, changed in place, and the writes that make a change last.
+
+Only the engine's task touches it, and only what :meth:`State.settle` has completed is written and published. When a
+write fails the whole of it is thrown away and loaded again, so nothing here needs to be undone step by step;
+``changes`` counts what was done, so that the engine knows whether a failed operation left something behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from controller import audit, overrides
+from controller.engine.policy import PolicyIndex, digest_of, same_policy
+from controller.engine.settings import EngineSettings
+from controller.engine.timers import Due, Timers
+from controller.engine.tracked import Tracked
+from controller.inventory import Inventory, inventory_of
+from controller.join_tokens import JoinToken
+from controller.learner import EdgeState, LearnedEdge, rule_of
+from controller.store import Mark, Position, Stored, Writes
+from controller.view import AuditEntry, Override, SidecarState, WorkloadMode
+from graph.model import Direction, EdgeKey, Flow, Rule, Snapshot, WorkloadRef
+from graph.service_graph import Limits, ServiceGraph
+from graph.views import GraphChanges
+from graph.windows import Window
+
+
+class State:
+    """See the module. ``stored`` is what the store gave; ``sidecars`` what was known of them before a reload."""
+
+    def __init__(
+        self,
+        stored: Stored,
+        trust_domain: str,
+        settings: EngineSettings,
+        now: float,
+        sidecars: Mapping[str, SidecarState] | None = None,
+    ) -> None:
+        self.trust_domain = trust_domain
+        self.settings = settings
+        self.writes = Writes(trust_domain=None if stored.trust_domain else trust_domain)
+        self.changes = 0
+        self.published_changes = -1  # what ``changes`` was when the last view was made; -1: none was made of this state
+        self.generation = stored.generation
+        self.inventory = Inventory(trust_domain)
+        if stored.inventory is not None:
+            self.inventory = replace(inventory_of(stored.inventory, trust_domain), revision=stored.inventory_revision)
+        self.inventory_changed = True
+        #: what people set, also for workloads that are not in the inventory now
+        self.set_modes: dict[WorkloadRef, WorkloadMode] = dict(stored.modes)
+        self.modes: Tracked[WorkloadRef, WorkloadMode] = Tracked()
+        self.edges: Tracked[EdgeKey, LearnedEdge] = Tracked({edge.key: edge for edge in stored.edges})
+        self.edges_of: Tracked[WorkloadRef, frozenset[EdgeKey]] = Tracked(_by_workload(stored.edges))
+        self.rules: Tracked[str, Rule] = Tracked()
+        self.overrides: Tracked[str, Override] = Tracked({each.id: each for each in stored.overrides})
+        self.snapshots: Tracked[WorkloadRef, Snapshot] = Tracked()
+        self.sidecars: Tracked[str, SidecarState] = Tracked(sidecars)
+        self.marks: dict[WorkloadRef, Mark] = dict(stored.marks)
+        self.tokens: dict[str, JoinToken] = {token.id: token for token in stored.tokens}
+        self.positions: dict[tuple[str, str], Position] = dict(stored.positions)
+        self.audit_head: AuditEntry | None = stored.audit_head
+        self.flows: list[Flow] = []  # counted since the last view
+        self.timers = Timers()
+        #: flows that a sidecar reported and may not, by reason, that are not in the audit log yet; and until when not
+        self.refusals: dict[str, dict[str, int]] = {}
+        self.quiet_until: dict[str, float] = {}
+        self.index = PolicyIndex()
+        self.stale: set[WorkloadRef] = set()
+        limits = Limits(external=settings.max_external, edges=settings.max_edges)
+        self.graph = ServiceGraph(limits)
+        self.graph_changes: list[GraphChanges] = []
+        self._graph_seen = 0
+        self._load_graph(stored, now)
+        self._derive(now)
+
+    # --- loading
+
+    def _load_graph(self, stored: Stored, now: float) -> None:
+        for ref, workload in self.inventory.workloads.items():
+            self.graph.put_workload(workload, self.inventory.identity_of(ref))
+        for instance in self.inventory.instances.values():
+            self.graph.put_instance(instance)
+        self.graph.load(stored.traffic)
+        self.graph.windows.load(
+            (Window(key, width, start, counts) for (key, width, start), counts in stored.windows.items()), now
+        )
+        whole = self.graph.changes(0)
+        self._graph_seen = whole.generation
+        self.graph_changes.append(replace(whole, whole=True))
+
+    def _derive(self, now: float) -> None:
+        """Everything that follows from what was stored."""
+        for ref in self.inventory.workloads:
+            self.modes.put(ref, self.mode_of(ref))
+        for key, edge in self.edges.items():
+            self.refresh_rule(key)
+            self.schedule_edge(edge, now)
+        for override in self.overrides.values():
+            if override.revoked_at is None and not override.ended:
+                self.put_rule(overrides.rule_of(override))
+                self.schedule_override(override)
+        self.timers.at(now + self.settings.housekeeping, Due.HOUSEKEEPING, "")
+        self.stale = {ref for ref, workload in self.inventory.workloads.items() if workload.meshed}
+        self._compile(now)
+
+    # --- small changes, each with its write
+
+    def changed(self) -> None:
+        """Every method that changes something that is stored or shown calls this."""
+        self.changes += 1
+
+    def log(self, now: float, actor: str, action: str, subject: str, **detail: object) -> None:
+        """Write an audit entry."""
+        self.changed()
+        self.audit_head = audit.append(self.audit_head, now, actor, action, subject, detail)
+        self.writes.audit.append(self.audit_head)
+
+    def mode_of(self, ref: WorkloadRef) -> WorkloadMode:
+        return self.set_modes.get(ref, self.settings.default_mode)
+
+    def put_mode(self, ref: WorkloadRef, mode: WorkloadMode) -> None:
+        self.changed()
+        self.set_modes[ref] = mode
+        self.writes.modes[ref] = mode
+        self.modes.put(ref, mode)
+        self.stale.add(ref)
+
+    def put_edge(self, edge: LearnedEdge, now: float) -> None:
+        """Remember what is known of an edge now, and follow it with its rule and its timer."""
+        self.changed()
+        before = self.edges.get(edge.key)
+        self.edges.put(edge.key, edge)
+        self.writes.edges[edge.key] = edge
+        if before is None:
+            for ref in {edge.key.source, edge.key.destination}:
+                self.edges_of.put(ref, self.edges_of.get(ref, frozenset()) | {edge.key})
+        if before is None or (before.allows, before.approved_by) != (edge.allows, edge.approved_by):
+            self.refresh_rule(edge.key)
+        self.schedule_edge(edge, now)
+
+    def forget_edge(self, key: EdgeKey) -> None:
+        """Drop an edge that has been retired for long, with its counters."""
+        self.changed()
+        self.edges.drop(key)
+        self.writes.edges[key] = None
+        for ref in {key.source, key.destination}:
+            left = self.edges_of.get(ref, frozenset()) - {key}
+            if left:
+                self.edges_of.put(ref, left)
+            else:
+                self.edges_of.drop(ref)
+        self.graph.remove_edge(key)
+        self.drop_rule(f"learned/{key}")
+
+    def known(self, ref: WorkloadRef) -> bool:
+        """Whether a rule about ``ref`` can mean anything now."""
+        return ref.is_external or ref in self.inventory.workloads
+
+    def refresh_rule(self, key: EdgeKey) -> None:
+        """Let the rule of an edge be what its state and the inventory say."""
+        edge = self.edges[key]
+        if edge.allows and self.known(key.source) and self.known(key.destination):
+            self.put_rule(rule_of(edge))
+        else:
+            self.drop_rule(f"learned/{key}")
+
+    def put_rule(self, rule: Rule) -> None:
+        self.changed()
+        self.drop_rule(rule.id)
+        self.rules.put(rule.id, rule)
+        self.stale |= self.index.add(rule)
+
+    def drop_rule(self, rule_id: str) -> None:
+        rule = self.rules.drop(rule_id)
+        if rule is not None:
+            self.changed()
+            self.stale |= self.index.remove(rule)
+
+    def put_override(self, override: Override) -> None:
+        self.changed()
+        self.overrides.put(override.id, override)
+        self.writes.overrides[override.id] = override
+
+    def schedule_override(self, override: Override) -> None:
+        """Come back to an override when it ends."""
+        if override.expires_at is not None:
+            self.timers.at(override.expires_at, Due.OVERRIDE, override.id)
+
+    def remove_override(self, override_id: str) -> None:
+        """Stop showing an override that ended long ago; the audit log keeps it."""
+        self.changed()
+        self.overrides.drop(override_id)
+        self.writes.overrides[override_id] = None
+
+    def remove_token(self, token_id: str) -> None:
+        self.changed()
+        del self.tokens[token_id]
+        self.writes.tokens[token_id] = None
+
+    def remove_sidecar(self, key: str) -> None:
+        self.changed()
+        self.sidecars.drop(key)
+
+    def put_token(self, token: JoinToken) -> None:
+        self.changed()
+        self.tokens[token.id] = token
+        self.writes.tokens[token.id] = token
+
+    def put_position(self, key: tuple[str, str], position: Position | None) -> None:
+        self.changed()
+        self.writes.positions[key] = position
+        if position is None:
+            self.positions.pop(key, None)
+        else:
+            self.positions[key] = position
+
+    def put_sidecar(self, key: str, sidecar: SidecarState) -> None:
+        """Not stored: it says itself what it is when it connects again."""
+        self.changed()
+        self.sidecars.put(key, sidecar)
+
+    def schedule_edge(self, edge: LearnedEdge, now: float) -> None:
+        """Come back to an edge when time alone can move it."""
+        gate = self.settings.gate
+        moments = [edge.last_seen + gate.stale_after, edge.last_seen + gate.retire_after]
+        if edge.state in (EdgeState.CANDIDATE, EdgeState.PROPOSED):
+            moments.append(edge.first_seen + gate.min_seconds)
+        if edge.state is EdgeState.RETIRED:
+            moments = [edge.last_seen + 2 * gate.retire_after]
+        due = min((moment for moment in moments if moment > now), default=None)
+        if due is not None:
+            self.timers.at(due, Due.EDGE, edge.key)
+
+    # --- completing a group of changes
+
+    def settle(self, now: float) -> Writes:
+        """Complete what the operations began: counters, policies, versions.
+
+        :return: what has to be written; they are the caller's now
+        """
+        changes = self.graph.changes(self._graph_seen)
+        if changes.generation != self._graph_seen:
+            self._graph_seen = changes.generation
+            self.graph_changes.append(changes)
+            for totals in self.graph.dump(view.key for view in changes.edges):
+                self.writes.traffic[totals.key, totals.direction] = totals
+            for key in changes.removed_edges:
+                for direction in Direction:
+                    self.writes.traffic[key, direction] = None
+        drained = self.graph.windows.drain(now)
+        for window in drained.changed:
+            self.writes.windows[window.key, window.width, window.start] = window.counts
+        for window in drained.ended:
+            self.writes.windows[window.key, window.width, window.start] = None
+        self._compile(now)
+        writes, self.writes = self.writes, Writes()
+        if writes:
+            self.generation += 1
+            writes.generation = self.generation
+        return writes
+
+    def _compile(self, now: float) -> None:
+        """Compile the policies of the stale workloads and number those that say something new."""
+        if not self.stale:
+            return
+        stale, self.stale = self.stale, set()
+        compiled = self.index.compile(stale, self.rules, self.inventory, self.modes, now)
+        for ref in stale:
+            fresh = compiled.get(ref)
+            if fresh is None:
+                self.snapshots.drop(ref)
+                continue
+            held = self.snapshots.get(ref)
+            if held is not None and same_policy(held, fresh):
+                continue
+            self.snapshots.put(ref, self._numbered(fresh, now))
+
+    def _numbered(self, fresh: Snapshot, now: float) -> Snapshot:
+        mark = self.marks.get(fresh.workload)
+        digest = digest_of(fresh)
+        if mark is None or mark.digest != digest:
+            mark = Mark(mark.version + 1 if mark is not None else 1, digest, now)
+            self.changed()
+            self.marks[fresh.workload] = mark
+            self.writes.marks[fresh.workload] = mark
+        return replace(fresh, version=mark.version, issued_at=mark.issued_at)
+
+
+def _by_workload(edges: tuple[LearnedEdge, ...]) -> dict[WorkloadRef, frozenset[EdgeKey]]:
+    found: dict[WorkloadRef, set[EdgeKey]] = {}
+    for edge in edges:
+        for ref in (edge.key.source, edge.key.destination):
+            found.setdefault(ref, set()).add(edge.key)
+    return {ref: frozenset(keys) for ref, keys in found.items()}

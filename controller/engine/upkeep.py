@@ -1,0 +1,83 @@
+"""What time itself changes: overrides end, edges ripen, fade and go, old things are cleared away."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from controller.engine.ingest import destination_meshed
+from controller.engine.state import State
+from controller.engine.timers import Due
+from controller.learner import EdgeState, step
+from graph.model import EdgeKey
+
+
+def advance(state: State, now: float) -> None:
+    """Do everything that is due by ``now``."""
+    for kind, subject in state.timers.take(now):
+        if isinstance(subject, EdgeKey):
+            _ripen(state, now, subject)
+        elif kind is Due.OVERRIDE:
+            _end_override(state, now, subject)
+        elif kind is Due.REFUSALS:
+            _report_refusals(state, now, subject)
+        elif kind is Due.HOUSEKEEPING:
+            _clear_away(state, now)
+
+
+def _end_override(state: State, now: float, override_id: str) -> None:
+    override = state.overrides.get(override_id)
+    if override is None or override.ended or override.expires_at is None or override.expires_at > now:
+        return
+    state.put_override(replace(override, ended=True))
+    state.drop_rule(override_id)
+    state.log(now, "controller", "override.expire", override_id, expires_at=override.expires_at)
+
+
+def _ripen(state: State, now: float, key: EdgeKey) -> None:
+    before = state.edges.get(key)
+    if before is None:
+        return
+    gate = state.settings.gate
+    if before.state is EdgeState.RETIRED and now - before.last_seen >= 2 * gate.retire_after:
+        state.forget_edge(key)
+        state.log(now, "learner", "edge.forget", str(key), last_seen=before.last_seen)
+        return
+    after = step(before, gate, now, destination_meshed=destination_meshed(state, key.destination))
+    if after is before:
+        state.schedule_edge(before, now)
+        return
+    state.put_edge(after, now)
+    state.log(now, "learner", f"edge.{after.state}", str(key), was=str(before.state), evidence=list(after.evidence()))
+
+
+def _report_refusals(state: State, now: float, key: str) -> None:
+    """One audit entry for all that a sidecar reported and may not; then none of it for a while."""
+    held = state.refusals.pop(key, {})
+    if not held:
+        state.quiet_until.pop(key, None)
+        return
+    pause = state.quiet_until.get(key, 0.0)
+    if now < pause:
+        state.refusals[key] = held
+        state.timers.at(pause, Due.REFUSALS, key)
+        return
+    state.quiet_until[key] = now + state.settings.refusal_pause
+    state.timers.at(now + state.settings.refusal_pause, Due.REFUSALS, key)
+    state.log(now, "controller", "flows.refuse", f"sidecar:{key}", refused=sum(held.values()), reasons=held)
+
+
+def _clear_away(state: State, now: float) -> None:
+    settings = state.settings
+    for override in list(state.overrides.values()):
+        if override.ended and now - (override.revoked_at or override.expires_at or now) > settings.override_kept:
+            state.remove_override(override.id)
+    for token in list(state.tokens.values()):
+        if now - max(token.expires_at, token.used_at or 0.0) > settings.token_kept:
+            state.remove_token(token.id)
+    for key, sidecar in list(state.sidecars.items()):
+        if not sidecar.connected and key not in state.inventory.instances:
+            state.remove_sidecar(key)
+    for position_key, position in list(state.positions.items()):
+        if position_key[0] not in state.inventory.instances and now - position.at > settings.token_kept:
+            state.put_position(position_key, None)
+    state.timers.at(now + settings.housekeeping, Due.HOUSEKEEPING, "")

@@ -1,9 +1,9 @@
 """Runs the whole test session in a sandbox, so that no test can leave a process, namespace or rule behind.
 
-Loaded with ``-p`` from pytest's ``addopts``, before output is captured and before anything else is imported. As root, the
-session starts once more inside :func:`hedgerow.local.sandbox.run_in_sandbox`; the outer process only waits for it and exits
-with its code. Without root, or where namespaces are not permitted, the session runs where it is, and tests that need network
-namespaces say so. ``HEDGEROW_TESTS_OUTSIDE=1`` keeps it outside.
+Loaded with ``-p`` from pytest's ``addopts``, before output is captured and before anything else is imported. As root,
+the session starts once more inside :func:`hedgerow.local.sandbox.run_in_sandbox`; the outer process only waits for it
+and exits with its code. Without root, or where namespaces are not permitted, the session runs where it is, and tests
+that need network namespaces say so. ``HEDGEROW_TESTS_OUTSIDE=1`` keeps it outside.
 """
 
 from __future__ import annotations

@@ -19,8 +19,9 @@ _PLACEHOLDER = re.compile(r"\$\{(listen|address|service:[a-z0-9./-]+)\}")
 class Program:
     """An application that knows nothing of the mesh.
 
-    In ``argv`` and in the values of ``env``, ``${listen}`` stands for the address to listen on, ``${address}`` for the pod's
-    own and ``${service:NAME}`` (or ``NAME.NAMESPACE``) for the host to reach a service by: its name, where the pod has names.
+    In ``argv`` and in the values of ``env``, ``${listen}`` stands for the address to listen on, ``${address}`` for
+    the pod's own and ``${service:NAME}`` (or ``NAME.NAMESPACE``) for the host to reach a service by: its name, where
+    the pod has names.
 
     :param uid: the user it runs as, where the sandbox has more than one
     """
@@ -116,11 +117,25 @@ def fill(text: str, *, listen: str, address: str, host_of: Callable[[str], str])
     return _PLACEHOLDER.sub(value, text)
 
 
+#: The controller is a pod of the mesh as well, without a sidecar.
+CONTROLLER = WorkloadSpec(
+    WorkloadRef("hedgerow-system", "hedgerow-controller"),
+    ports=(Port(15012, name="grpc", app_protocol="grpc"), Port(15013, name="issuer", app_protocol="grpc")),
+    service_account="hedgerow-controller",
+    labels={"app.kubernetes.io/name": "hedgerow-controller"},
+    meshed=False,
+)
+
+
 def inventory(
-    specs: Iterable[WorkloadSpec], pods: Iterable[PlacedPod], services: Iterable[PlacedService]
+    specs: Iterable[WorkloadSpec], pods: Iterable[PlacedPod], services: Iterable[PlacedService], controller: str
 ) -> dict[str, Any]:
-    """The controller's inventory file of this mesh, ready for YAML."""
-    listed = [spec for spec in specs if spec.listed]
+    """The controller's inventory file of this mesh, ready for YAML.
+
+    :param controller: the controller's address
+    """
+    listed = [CONTROLLER, *(spec for spec in specs if spec.listed)]
+    pods = [PlacedPod(CONTROLLER.pod_names()[0], CONTROLLER, 0, controller), *pods]
     return {
         "apiVersion": "hedgerow.dev/v1alpha1",
         "kind": "Inventory",

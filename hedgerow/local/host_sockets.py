@@ -1,8 +1,8 @@
 """TCP sockets of the host's network for a program in a sandbox.
 
-A socket belongs to the network namespace that it was made in, wherever it is used. The front process, which is outside,
-makes listening and unconnected sockets and hands them in; so the page is reachable for the people of this machine, and the
-demo can call the controller's API there, while the sandbox keeps having no way out of its own.
+A socket belongs to the network namespace that it was made in, wherever it is used. The front process, which is
+outside, makes listening and unconnected sockets and hands them in; so the page is reachable for the people of this
+machine, and the demo can call the controller's API there, while the sandbox keeps having no way out of its own.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Pods as loopback addresses, for machines that permit no namespaces: explicit mode.
 
-Every pod is known by an address of 127.77.0.0/16, at which its sidecar listens on the application's own port; the application
-listens on an address of 127.78.0.0/16 that nobody is told of. A client reaches each service through a listener of its own
-sidecar (127.79.0.0/16, one address for each pair of client and service). Nothing is captured, so nothing keeps a program from
-going around the sidecars: :data:`CANNOT_SHOW` says so in words for people.
+Every pod is known by an address of 127.77.0.0/16, at which its sidecar listens on the application's own port; the
+application listens on an address of 127.78.0.0/16 that nobody is told of. A client reaches each service through a
+listener of its own sidecar (127.79.0.0/16, one address for each pair of client and service). Nothing is captured, so
+nothing keeps a program from going around the sidecars: :data:`CANNOT_SHOW` says so in words for people.
 
-Programs are killed by the kernel when this process ends. The state directory is removed at the end; one that a killed run
-left behind is removed by the next run.
+Programs are killed by the kernel when this process ends. The state directory is removed at the end; one that a killed
+run left behind is removed by the next run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hedgerow.local.processes import Completed, Process, run
 from hedgerow.local.site import Role
 
 CANNOT_SHOW = (
-    "connections are not captured: applications are told their sidecar's ports, and one that ignores them goes around it",
+    "connections are not captured: applications are told their sidecar's ports, and one that ignores them goes around",
     "pods have no network of their own: everything on this machine can reach every application's real port",
     "applications and sidecars run as the same user and could read each other's files",
     "service addresses and names lead nowhere: each client has a loopback address for each service instead",

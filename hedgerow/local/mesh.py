@@ -5,9 +5,9 @@
         status = await mesh.api.get("/status")
         await mesh.kill_controller()
 
-Whatever runs is a real program at the other side of a process boundary: the controller and the sidecars are started by their
-commands with configuration files, and everything else goes through the web API. Every wait has an end; every process is
-stopped by its own id.
+Whatever runs is a real program at the other side of a process boundary: the controller and the sidecars are started
+by their commands with configuration files, and everything else goes through the web API. Every wait has an end; every
+process is stopped by its own id.
 """
 
 from __future__ import annotations
@@ -91,6 +91,10 @@ class LocalMesh:
         return self.root / "controller"
 
     @property
+    def controller_address(self) -> str:
+        return self._site.controller_address
+
+    @property
     def pods(self) -> Mapping[str, Pod]:
         """By name, ``namespace/name``."""
         return self._pods
@@ -104,6 +108,9 @@ class LocalMesh:
 
     def pods_of(self, workload: WorkloadRef) -> list[Pod]:
         return [pod for pod in self._pods.values() if pod.placed.spec.ref == workload]
+
+    def placed_pods(self) -> list[PlacedPod]:
+        return [pod.placed for pod in self._pods.values()]
 
     @property
     def services(self) -> Sequence[PlacedService]:
@@ -304,7 +311,7 @@ class LocalMesh:
 
     def _write_inventory(self) -> None:
         """Replace the inventory file at once, so that the controller never reads half of it."""
-        document = inventory(self._specs, [pod.placed for pod in self._pods.values()], self._services)
+        document = inventory(self._specs, self.placed_pods(), self._services, self._site.controller_address)
         written = self._inventory.with_suffix(".new")
         written.write_text(yaml.safe_dump(document, sort_keys=False))
         written.chmod(0o644)

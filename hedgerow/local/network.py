@@ -1,13 +1,13 @@
 """Pods as network namespaces: the sandbox is the switch they hang on, a bridge its backplane.
 
-Inside a sandbox (:mod:`hedgerow.local.sandbox`) each pod is a named network namespace with one link, ``eth0``, an address of
-10.77.0.0/16 and a default route to the switch. Service addresses (10.78.0.0/16) belong to nobody: they lead somewhere only
-where a sidecar captures them; from any other pod the switch answers that they are unreachable. Names come from a hosts file
-of the pod's own; there is no DNS and no way out.
+Inside a sandbox (:mod:`hedgerow.local.sandbox`) each pod is a named network namespace with one link, ``eth0``, an
+address of 10.77.0.0/16 and a default route to the switch. Service addresses (10.78.0.0/16) belong to nobody: they
+lead somewhere only where a sidecar captures them; from any other pod the switch answers that they are unreachable.
+Names come from a hosts file of the pod's own; there is no DNS and no way out.
 
-Applications have no capabilities and a user of their own. In a user namespace there is one user only: there a sidecar is
-told apart by its packets' mark, which takes a capability that applications lack (and without which they cannot read the
-memory of a program that has it, either).
+Applications have no capabilities and a user of their own. In a user namespace there is one user only: there a sidecar
+is told apart by its packets' mark, which takes a capability that applications lack (and without which they cannot
+read the memory of a program that has it, either).
 """
 
 from __future__ import annotations

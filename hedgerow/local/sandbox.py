@@ -1,16 +1,17 @@
 """A place that the kernel clears away: private process, mount, network, IPC and host-name namespaces.
 
-Everything a local mesh makes (processes, network namespaces, nft rules, state) lives in one sandbox, and the sandbox lives
-exactly as long as the process that called :func:`run_in_sandbox`. The governing rules:
+Everything a local mesh makes (processes, network namespaces, nft rules, state) lives in one sandbox, and the sandbox
+lives exactly as long as the process that called :func:`run_in_sandbox`. The governing rules:
 
-1. Each process of the chain *front → keeper → init* is killed by the kernel when the one before it ends, however it ends.
-2. *init* is process 1 of the process namespace: when it ends, the kernel kills whatever else runs there, and with the last
-   process go the mounts, the network namespaces and their rules. Nobody has to clean up, so nobody can forget to.
+1. Each process of the chain *front → keeper → init* is killed by the kernel when the one before it ends, however that
+   comes about.
+2. *init* is process 1 of the process namespace: when it ends, the kernel kills whatever else runs there, and with the
+   last process go the mounts, the network namespaces and their rules. Nobody has to clean up, so nobody can forget to.
 3. The sandbox has no way to the host's network. A front process that wants one hands down open sockets
    (:mod:`hedgerow.local.host_sockets`).
 
-Real root gets no user namespace, so that programs may run as other users (PostgreSQL, nginx). Anybody else gets one with
-their own user id alone in it.
+Real root gets no user namespace, so that programs may run as other users (PostgreSQL, nginx). Anybody else gets one
+with their own user id alone in it.
 """
 
 from __future__ import annotations
@@ -175,7 +176,9 @@ def _rehearse(kind: Confinement) -> str:
     """Try everything a mesh needs; the answer is why it failed, empty when it did not."""
     read, write = os.pipe()
     try:
-        code = run_in_sandbox(["sh", "-c", f"exec >/proc/self/fd/{write} 2>&1; {_REHEARSAL}"], kind=kind, pass_fds=[write])
+        code = run_in_sandbox(
+            ["sh", "-c", f"exec >/proc/self/fd/{write} 2>&1; {_REHEARSAL}"], kind=kind, pass_fds=[write]
+        )
     except SandboxUnavailable as error:
         return error.message
     finally:
@@ -186,7 +189,7 @@ def _rehearse(kind: Confinement) -> str:
 
 
 def _in_child(report: int, body: Callable[[], int]) -> NoReturn:
-    """Run the rest of a forked process' life; never return into the caller's frames, tell failures through ``report``."""
+    """Run the rest of a forked process' life: never return into the caller's frames, tell failures by ``report``."""
     code = 70  # EX_SOFTWARE of sysexits.h
     try:
         code = body()

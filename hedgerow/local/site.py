@@ -1,7 +1,8 @@
 """Where the pods of a local mesh are: what :mod:`hedgerow.local.mesh` needs to know of it, whichever kind it is.
 
-Two kinds implement :class:`Site`: :class:`hedgerow.local.network.NamespaceSite` (a network namespace for each pod, traffic
-captured) and :class:`hedgerow.local.loopback.LoopbackSite` (loopback addresses, declared ports, nothing captured).
+Two kinds implement :class:`Site`: :class:`hedgerow.local.network.NamespaceSite` (a network namespace for each pod,
+traffic captured) and :class:`hedgerow.local.loopback.LoopbackSite` (loopback addresses, declared ports, nothing
+captured).
 """
 
 from __future__ import annotations

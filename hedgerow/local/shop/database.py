@@ -1,6 +1,7 @@
 """The database: plain TCP, one line a command, and the server speaks first.
 
-It greets with ``SHOPDB 1 ready``. ``ALL`` and ``GET id`` answer with JSON, ``TOTAL`` counts the stock, ``PING`` says ``PONG``.
+It greets with ``SHOPDB 1 ready``. ``ALL`` and ``GET id`` answer with JSON, ``TOTAL`` counts the stock, ``PING`` says
+``PONG``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The shopper: drives the front with a fixed mix from a fixed seed and counts every request and every failure.
 
-``RATE`` is in requests a second over all ``SHOPPERS``; every ``RECONNECT`` requests a shopper starts on new connections.
+``RATE`` is in requests a second over all ``SHOPPERS``; every ``RECONNECT`` requests a shopper starts on new
+connections.
 """
 
 from __future__ import annotations

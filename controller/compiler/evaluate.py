@@ -7,7 +7,7 @@ workload is closed (mode ``enforce``; a quarantine stays one).
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
@@ -39,10 +39,12 @@ class Cell:
 
     :param subject: None outside the inventory
     :param address: empty when the workload has no instance; both empty is nobody in particular
+    :param mine: our own address, where it matters: when a workload speaks with another instance of itself
     """
 
     subject: Subject | None = None
     address: str = ""
+    mine: str = ""
 
     @property
     def verified(self) -> bool:
@@ -57,23 +59,30 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Clause:
-    """One rule at one side: whom it speaks of, and on which cells of the port space."""
+    """One rule at one side: whom it speaks of, and on which cells of the port space.
+
+    :param peer: the end of the rule that is not ours
+    :param turned: ours is the end that this side is not: between instances of one workload the rule holds both ways
+    """
 
     rule: Rule
     peer: Selector
     mask: int
+    turned: bool = False
 
     def names(self, cell: Cell, *, inbound: bool, lax: bool = False) -> bool:
-        """Whether it speaks of this peer. ``lax`` takes every workload for what it says it is, wherever it is."""
-        if self.peer.by_identity:
-            subject = cell.subject
-            if subject is None or not subject.named_by(self.peer):
+        """Whether it speaks of this peer. ``lax`` takes a workload for what it says it is, at any of its addresses."""
+        subject = cell.subject
+        address = cell.mine if self.turned else cell.address
+        if self.turned or self.peer.by_identity:
+            if subject is None or (self.peer.by_identity and not subject.named_by(self.peer)):
                 return False
-            if lax:
-                return True
-            if inbound and not subject.meshed and cell.address not in subject.own:
+            if inbound and not subject.meshed and cell.address not in subject.own and not lax:
                 return False
-        return not self.peer.cidr or within(cell.address, self.peer.cidr)
+        if not self.peer.cidr:
+            return True
+        addresses = subject.addresses if lax and subject is not None else (address,)
+        return any(within(known, self.peer.cidr) for known in addresses)
 
     def covers(self, operation: str) -> bool:
         """Whether it speaks of this operation; of one that is not known, a deny does and an allow does not."""
@@ -99,22 +108,29 @@ class Side:
         mode = settings.inbound if self.inbound else settings.outbound
         self._quarantine = mode is Mode.QUARANTINE
         self._strict = self.inbound and subject.meshed and settings.inbound_tls is InboundTls.STRICT
-        rules = [
-            rule
-            for rule in (*baseline_of(form, subject), *form.concerning(subject))
-            if form.at_own_end(rule, subject, direction)
-        ]
-        self.space = PortSpace([*((rule.protocol, ports) for rule in rules for ports in rule.ports), *extra])
+        known = (*baseline_of(form, subject), *form.concerning(subject))
+        back = Direction.OUTBOUND if self.inbound else Direction.INBOUND
+        rules = [(rule, False) for rule in known if form.at_own_end(rule, subject, direction)]
+        rules += [(rule, True) for rule in known if form.at_own_end(rule, subject, back)]
+        self.space = PortSpace([*((rule.protocol, ports) for rule, _ in rules for ports in rule.ports), *extra])
         self.clauses = tuple(
             Clause(
                 rule,
-                rule.source if self.inbound else rule.destination,
+                rule.source if self.inbound != turned else rule.destination,
                 self.space.mask(rule.protocol, rule.ports),
+                turned,
             )
-            for rule in rules
+            for rule, turned in rules
         )
-        named = {operation for rule in rules for operation in rule.operations}
-        self.operations = ("", OTHER_OPERATION, *sorted(named)) if named else ("",)
+        self._denies = self._where(lambda clause: clause.rule.effect is Verdict.DENY)
+        self._networks = self._where(lambda clause: bool(clause.peer.cidr) and not clause.peer.by_identity)
+        self._networks &= ~self._denies
+        self._known: dict[tuple[int, str, bool], int] = {}
+        operations = {operation for rule, _ in rules for operation in rule.operations}
+        self.operations = ("", OTHER_OPERATION, *sorted(operations)) if operations else ("",)
+
+    def _where(self, holds: Callable[[Clause], bool]) -> int:
+        return sum(1 << n for n, clause in enumerate(self.clauses) if holds(clause))
 
     def allowed(
         self, cell: Cell, operation: str = "", relaxed: frozenset[Limit] = frozenset(), *, by_name: bool = False
@@ -123,31 +139,48 @@ class Side:
 
         :param by_name: leave out the allow rules that open networks, whoever is there
         """
-        essential = baseline = override_allow = override_deny = static_deny = allow = 0
         lax = Limit.ADDRESS in relaxed
-        for clause in self.clauses:
-            deny = clause.rule.effect is Verdict.DENY
-            if deny and Limit.DENY in relaxed:
+        named = self.named(cell)
+        if lax:
+            named |= self.named(cell, lax=True) & ~self._denies
+        if Limit.DENY in relaxed:
+            named &= ~self._denies
+        if by_name:
+            named &= ~self._networks
+        plaintext = self._strict and not cell.verified and Limit.MUTUAL_TLS not in relaxed
+        key = (named, operation, plaintext)
+        if key not in self._known:
+            self._known[key] = self._judged(named, operation, plaintext=plaintext)
+        return self._known[key]
+
+    def named(self, cell: Cell, *, lax: bool = False) -> int:
+        """The clauses that speak of a peer; the n-th one is bit n."""
+        itself = cell.subject is self.subject
+        return sum(
+            1 << n
+            for n, clause in enumerate(self.clauses)
+            if (itself or not clause.turned) and clause.names(cell, inbound=self.inbound, lax=lax)
+        )
+
+    def _judged(self, named: int, operation: str, *, plaintext: bool) -> int:
+        essential = baseline = override_allow = override_deny = static_deny = allow = 0
+        for n, clause in enumerate(self.clauses):
+            if not named >> n & 1 or not clause.covers(operation):
                 continue
-            if by_name and not deny and clause.peer.cidr and not clause.peer.by_identity:
-                continue
-            if not clause.covers(operation) or not clause.names(cell, inbound=self.inbound, lax=lax and not deny):
-                continue
-            match clause.rule.origin, deny:
+            match clause.rule.origin, clause.rule.effect:
                 case Origin.BASELINE, _:
                     essential |= clause.mask if clause.rule.essential else 0
                     baseline |= clause.mask
-                case Origin.OVERRIDE, True:
+                case Origin.OVERRIDE, Verdict.DENY:
                     override_deny |= clause.mask
-                case Origin.OVERRIDE, False:
+                case Origin.OVERRIDE, _:
                     override_allow |= clause.mask
-                case _, True:
+                case _, Verdict.DENY:
                     static_deny |= clause.mask
                 case _:
                     allow |= clause.mask
         if self._quarantine:
             return essential
-        plaintext = self._strict and not cell.verified and Limit.MUTUAL_TLS not in relaxed
         opened = 0 if plaintext else ((allow & ~static_deny) | override_allow) & ~override_deny
         return baseline | opened
 
@@ -169,10 +202,16 @@ class Side:
         """The networks that the rules of this side tell apart."""
         return sorted({network(c.peer.cidr) for c in self.clauses if c.peer.cidr}, key=lambda n: (n.version, n))
 
+    def cells_of(self, peer: Subject, networks: Iterable[Network] = ()) -> list[Cell]:
+        """The cells of one workload: one for every kind of address that it has, one without when it has none.
 
-def cells_of(subject: Subject) -> list[Cell]:
-    """One cell for every address; one without when there is no instance."""
-    return [Cell(subject, address) for address in subject.addresses or ("",)]
+        :param networks: what tells addresses apart, besides the rules of this side
+        """
+        blocks = {*self.networks(), *networks}
+        kinds = {(a in peer.own, *(parsed(a) in block for block in blocks)): a for a in reversed(peer.addresses)}
+        addresses = sorted(kinds.values()) or [""]
+        mine = addresses if peer is self.subject else [""]
+        return [Cell(peer, address, own) for address in addresses for own in mine]
 
 
 def intervals(networks: Iterable[Network]) -> Iterator[tuple[int, int, int]]:

@@ -8,7 +8,8 @@ What it fixes, so that sidecars and the cluster's network layer can be told the 
    other workload shares and that are not loopback; in doubt it is nobody.
 3. A network at a workload's own end means the workload when *all* its instances are inside, for an allow rule, and
    when *any* is, for a deny rule.
-4. Each end is judged on its own: what a rule says holds for the source's way out and the destination's way in.
+4. Each end is judged on its own: what a rule says holds for the source's way out and the destination's way in. Between
+   two instances of one workload, both ends are its own, and what holds at either end holds.
 
 Pure: time is an argument, seconds since the epoch.
 """

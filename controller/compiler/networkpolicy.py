@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from controller.compiler.baseline import CLUSTER_DNS, CONTROL_PLANE
-from controller.compiler.evaluate import Cell, Side, address_of, cells_of, intervals
+from controller.compiler.evaluate import Cell, Side, address_of, intervals
 from controller.compiler.form import Form, Subject, parsed
 from controller.compiler.labels import PodSelector
 from controller.compiler.ports import ALL_PORTS, PortSpace
@@ -124,7 +124,7 @@ def _by_name(side: Side, subject: Subject, blocks: list[_Block]) -> int:
     """What has to be open to a workload by its labels: what rules about identities open (an address may change), and
     whatever else is open to it that no address block opens already."""
     mask = 0
-    for cell in cells_of(subject):
+    for cell in side.cells_of(subject):
         covered = 0
         for block in blocks:
             covered |= block.mask if block.holds(cell.address) else 0

@@ -8,8 +8,8 @@ some rule tells apart), protocol, port cell, operation. On each of them
 3. where they allow more, NetworkPolicy v1 has no words for the difference: without that :class:`Limit` the form would
    allow it too. Each is named.
 
-Anything else is a fault, and :mod:`controller.compiler.compiling` raises. What no atom covers: a workload with a sidecar that goes
-round it. Its sidecar's peers see that no identity was proved; a NetworkPolicy can not.
+Anything else is a fault, and :mod:`controller.compiler.compiling` raises. What no atom covers: a workload that goes
+round its own sidecar. Its peers' sidecars see that no identity was proved; a NetworkPolicy can not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from controller.compiler.evaluate import Cell, Limit, Side, cells_of, outside
+from controller.compiler.evaluate import Cell, Limit, Side, outside
 from controller.compiler.form import Form, Subject, network
 from controller.compiler.labels import PodSelector
 from controller.compiler.networkpolicy import Manifest, fenced
@@ -122,8 +122,14 @@ class _Work:
         """Judge every peer of one side. Peers that no rule and no policy tells apart are judged once."""
         side = Side(self.form, subject, direction, extra=ranges_of(self._of(subject)))
         reading = Reading(self.policies, subject, direction, side.space) if fenced(self.form, subject) else None
-        cells = [cell for peer in self.form.subjects.values() for cell in cells_of(peer)]
-        cells += outside(self.form, [*side.networks(), *self.blocks])
+        written = (
+            {selector.cidr for rule in snapshot.rules for selector in (rule.source, rule.destination)}
+            if snapshot
+            else ()
+        )
+        networks = [*self.blocks, *(network(cidr) for cidr in written if cidr)]
+        cells = [cell for peer in self.form.subjects.values() for cell in side.cells_of(peer, networks)]
+        cells += outside(self.form, [*side.networks(), *networks])
         judged: set[tuple[object, ...]] = set()
         for cell in cells:
             if snapshot is not None and (kind := _kind(side, cell, snapshot)) not in judged:
@@ -161,28 +167,26 @@ class _Work:
         if extra & some:
             self._note(side, Limit.OPERATIONS, _rules(side, cell, extra & some, operations=True))
             extra &= ~some
-        limits = (Limit.DENY, Limit.MUTUAL_TLS, Limit.ADDRESS)
-        for relaxed in (frozenset(some_of) for size in (1, 2, 3) for some_of in combinations(limits, size)):
+        extra &= ~self._by_twins(side, cell, extra, frozenset())
+        for relaxed in (frozenset(some_of) for size in (1, 2, 3) for some_of in combinations(_LIMITS, size)):
             reached = extra & side.some(cell, relaxed)
             if reached:
                 for limit in sorted(relaxed):
                     self._note(side, limit, _rules(side, cell, reached, deny=limit is Limit.DENY))
             extra &= ~reached
-            if not extra:
-                return 0
-        for theirs, mine in self._twins(side, cell):
-            if not extra:
-                break
-            other = (
-                side
-                if mine is side.subject
-                else Side(self.form, mine, side.direction, extra=[(p, r) for p, r in side.space.cells])
-            )
-            reached = extra & _translated(other, side, other.some(theirs, frozenset(limits)))
-            if reached:
-                self._note(side, Limit.LABELS, ())
-            extra &= ~reached
-        return extra
+        return extra & ~self._by_twins(side, cell, extra, frozenset(_LIMITS))
+
+    def _by_twins(self, side: Side, cell: Cell, extra: int, relaxed: frozenset[Limit]) -> int:
+        """What of it is open because an end has the same labels as another workload."""
+        found = 0
+        for theirs, mine in self._twins(side, cell) if extra else ():
+            other = side
+            if mine is not side.subject:
+                other = Side(self.form, mine, side.direction, extra=side.space.cells)
+            found |= extra & _translated(other, side, other.some(theirs, relaxed))
+        if found:
+            self._note(side, Limit.LABELS, ())
+        return found
 
     def _twins(self, side: Side, cell: Cell) -> Iterator[tuple[Cell, Subject]]:
         """The same connection with an end exchanged for another workload that has the same labels."""
@@ -190,7 +194,7 @@ class _Work:
         theirs = [cell]
         if cell.subject is not None:
             twins = self.selectors[cell.subject.ref].twins
-            theirs += [twin for ref in twins for twin in cells_of(self.form.subjects[ref])]
+            theirs += [twin for ref in twins for twin in side.cells_of(self.form.subjects[ref])]
         for subject in mine:
             for peer in theirs:
                 if subject is not side.subject or peer is not cell:
@@ -213,6 +217,7 @@ class _Work:
                 self.found.append(Inexpressible(subject.ref, limit, (rule.id,), _SAME[limit], widens=False))
 
 
+_LIMITS = (Limit.DENY, Limit.MUTUAL_TLS, Limit.ADDRESS)
 _WIDER = {
     Limit.OPERATIONS: "NetworkPolicy ends at the transport layer: the ports are open for every operation",
     Limit.DENY: "NetworkPolicy can not deny: the peer is part of a wider selection that is allowed",
@@ -233,6 +238,7 @@ def _rules(side: Side, cell: Cell, mask: int, *, operations: bool = False, deny:
             clause.rule.id
             for clause in side.clauses
             if clause.mask & mask
+            and not clause.turned
             and clause.names(cell, inbound=side.inbound, lax=not deny)
             and (bool(clause.rule.operations) if operations else (clause.rule.effect is Verdict.DENY) is deny)
         )
@@ -257,11 +263,14 @@ def _closed(snapshot: Snapshot) -> Snapshot:
 
 def _kind(side: Side, cell: Cell, snapshot: Snapshot) -> tuple[object, ...]:
     """What the form and the snapshot can tell a peer by. Peers of one kind need to be judged once."""
-    peer = _peer(side, cell)
+    connection = _connection(side, cell, Protocol.TCP, 1, "")
     return (
         cell.verified,
-        tuple(clause.names(cell, inbound=side.inbound) for clause in side.clauses),
-        tuple((rule.source if side.inbound else rule.destination).matches(peer) for rule in snapshot.rules),
+        side.named(cell),
+        tuple(
+            rule.source.matches(connection.source) and rule.destination.matches(connection.destination)
+            for rule in snapshot.rules
+        ),
     )
 
 
@@ -276,7 +285,7 @@ def _peer(side: Side, cell: Cell) -> Peer:
 
 def _connection(side: Side, cell: Cell, protocol: Protocol, port: int, operation: str) -> Connection:
     """The connection as the sidecar of this side sees it."""
-    me = Peer(side.subject.ref, side.subject.ref.namespace, side.subject.account, verified=True)
+    me = Peer(side.subject.ref, side.subject.ref.namespace, side.subject.account, cell.mine, verified=True)
     peer = _peer(side, cell)
     source, destination = (peer, me) if side.inbound else (me, peer)
     return Connection(side.direction, source, destination, port, protocol, operation)

@@ -1,10 +1,11 @@
 """Sidecar snapshots from the intermediate form: only the rules that concern one workload, in one order.
 
 A sidecar judges by what it sees: a proved identity, or an address. So what the form says of workloads is written in
-those terms. A source without a sidecar becomes the networks of its instances; so does every source of a deny rule,
-because whoever goes round its own sidecar still comes from its own address. A service account at the far end becomes
-the workloads that run as it, as not every peer proves an account. Such a rule keeps its id, with
-``@source->destination`` behind it where there are several; :func:`rule_id` takes it off again.
+those terms. Its own end is always its workload, the one thing that a sidecar surely knows of itself. A source without a
+sidecar becomes the networks of its instances; so does every source of a deny rule, because whoever goes round its own
+sidecar still comes from its own address. A service account at the far end becomes the workloads that run as it, as not
+every peer proves an account. Such a rule keeps its id, with ``@source->destination`` behind it where there are several;
+:func:`rule_id` takes it off again.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ def _written(form: Form, subject: Subject, rule: Rule) -> list[Rule]:
     with every flow, and a snapshot must not."""
     rule = replace(rule, evidence=())
     variants: dict[Rule, None] = {}
+    mine = Selector.of(subject.ref)
     for direction in Direction:
         if form.at_own_end(rule, subject, direction):
             inbound = direction is Direction.INBOUND
-            mine = _own_end(rule.destination if inbound else rule.source, subject)
             far = rule.source if inbound else rule.destination
             for peer in _sources(form, rule, far) if inbound else _destinations(form, far):
                 ends = {"source": peer, "destination": mine} if inbound else {"source": mine, "destination": peer}
@@ -59,11 +60,6 @@ def _written(form: Form, subject: Subject, rule: Rule) -> list[Rule]:
         else replace(variant, id=f"{rule.id}@{variant.source}->{variant.destination}")
         for variant in variants
     ]
-
-
-def _own_end(selector: Selector, subject: Subject) -> Selector:
-    """What a sidecar surely knows of itself is its workload."""
-    return Selector.of(subject.ref) if selector.cidr or selector.service_account else selector
 
 
 def _sources(form: Form, rule: Rule, selector: Selector) -> Iterator[Selector]:

@@ -143,11 +143,17 @@ def seconds(low: float, high: float) -> Check[float]:
 def choice[E: StrEnum](*members: E) -> Check[E]:
     """One of some members of an enumeration, by its value."""
     by_value = {str(member): member for member in members}
+    check = word(*by_value)
+    return lambda value: by_value[check(value)]
 
-    def check(value: object) -> E:
-        if not isinstance(value, str) or value not in by_value:
-            raise Unfit(f"{kind(value)} is none of the choices", f"use one of: {', '.join(by_value)}")
-        return by_value[value]
+
+def word(*words: str) -> Check[str]:
+    """One of some words."""
+
+    def check(value: object) -> str:
+        if not isinstance(value, str) or value not in words:
+            raise Unfit(f"{kind(value)} is none of the choices", f"use one of: {', '.join(words)}")
+        return value
 
     return check
 

@@ -33,6 +33,7 @@ from controller.fields import (
     seconds,
     text,
     unfit,
+    word,
 )
 from controller.learner import Gate
 from graph.errors import InvalidValue
@@ -158,7 +159,7 @@ class Settings:
             inventory_interval=fields.take("inventory_interval", seconds(0.05, 3600), 1.0),
             learning=fields.take("learning", _gate, Gate()),
             sse_clients=fields.take("sse_clients", integer(1, 10_000), 64),
-            log_level=fields.take("log_level", _log_level, "info"),
+            log_level=fields.take("log_level", word("debug", "info", "warning", "error"), "info"),
         )
         fields.finish()
         settings._check_whole()
@@ -263,9 +264,3 @@ def _gate(value: object) -> Gate:
         raise Unfit(error.problem, error.remedy, "." + error.field.rpartition(".")[2]) from None
     fields.finish()
     return gate
-
-
-def _log_level(value: object) -> str:
-    if value not in ("debug", "info", "warning", "error"):
-        raise Unfit(f"{kind(value)} is none of the choices", "use one of: debug, info, warning, error")
-    return str(value)

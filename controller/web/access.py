@@ -3,8 +3,8 @@
 A token is a person's whole authority, so it is never held: what is kept is its SHA-256, and a presented token is hashed
 and compared with every one in constant time. (A slow hash would add nothing: the tokens are 256 random bits.)
 
-``Host`` must be a name that we were told to serve, which ends DNS rebinding; ``Origin``, where a browser sends one, must
-be that very host, which ends requests of other pages' scripts (Fetch standard, section 3.2).
+``Host`` must be a name that we were told to serve, which ends DNS rebinding; ``Origin``, where a browser sends one,
+must be that very host, which ends requests of other pages' scripts (Fetch standard, section 3.2).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The values of the controller as the JSON of ``docs/api.md``. Pure: a view in, dictionaries out."""
+"""The controller's values as the JSON of ``docs/api.md``; nodes, edges and rules are written by :mod:`graph.export`."""
 
 from __future__ import annotations
 
@@ -6,26 +6,9 @@ import json
 from typing import Any
 
 from controller.view import AuditEntry, Override, SidecarState
-from graph.model import Flow, Rule, Snapshot
+from graph.export import rule_document
+from graph.model import Flow, Snapshot
 from graph.policy import Decision
-from graph.views import EdgeView, GraphView, NodeView
-
-
-def rule_document(rule: Rule) -> dict[str, Any]:
-    return {
-        "id": rule.id,
-        "from": str(rule.source),
-        "to": str(rule.destination),
-        "ports": [str(ports) for ports in rule.ports],
-        "protocol": str(rule.protocol),
-        "operations": list(rule.operations),
-        "effect": str(rule.effect),
-        "origin": str(rule.origin),
-        "owner": rule.owner,
-        "reason": rule.reason,
-        "expires_at": rule.expires_at or None,
-        "evidence": list(rule.evidence),
-    }
 
 
 def snapshot_document(snapshot: Snapshot) -> dict[str, Any]:
@@ -115,55 +98,4 @@ def decision_document(decision: Decision | None, mode: str) -> dict[str, Any] | 
         "reason": str(decision.reason),
         "mode": mode,
         "rule": rule_document(decision.rule) if decision.rule is not None else None,
-    }
-
-
-def node_document(node: NodeView) -> dict[str, Any]:
-    return {
-        "id": node.id,
-        "namespace": node.ref.namespace,
-        "name": node.ref.name,
-        "kind": node.kind,
-        "meshed": node.meshed,
-        "instances": node.instances,
-        "identity": node.identity,
-        "inbound_mode": node.inbound_mode,
-        "outbound_mode": node.outbound_mode,
-        "external": node.external,
-    }
-
-
-def edge_document(edge: EdgeView) -> dict[str, Any]:
-    return {
-        "id": edge.id,
-        "from": str(edge.source),
-        "to": str(edge.destination),
-        "port": edge.port,
-        "protocol": str(edge.protocol),
-        "app_protocol": edge.app_protocol,
-        "state": edge.state,
-        "verdict": str(edge.verdict),
-        "connections": edge.connections,
-        "denied": edge.denied,
-        "would_deny": edge.would_deny,
-        "failed": edge.failed,
-        "bytes_sent": edge.bytes_sent,
-        "bytes_received": edge.bytes_received,
-        "verified": edge.verified,
-        "first_seen": edge.first_seen,
-        "last_seen": edge.last_seen,
-        "source_identities": list(edge.source_identities),
-        "destination_identities": list(edge.destination_identities),
-        "replicas": edge.replicas,
-        "evidence": list(edge.evidence),
-        "rule": rule_document(edge.rule) if edge.rule is not None else None,
-    }
-
-
-def graph_document(graph: GraphView) -> dict[str, Any]:
-    return {
-        "generation": graph.generation,
-        "at": graph.at,
-        "nodes": [node_document(node) for node in graph.nodes],
-        "edges": [edge_document(edge) for edge in graph.edges],
     }

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from controller.learner import Gate, waiting_for
 from controller.view import View
-from controller.web.picture import Picture
+from controller.web.picture import peer
 from graph.model import Connection, Direction, EdgeKey, Mode, Origin, Rule, Verdict, WorkloadRef
 from graph.policy import Decision, Reason, decide
 from graph.views import EdgeView
@@ -41,13 +41,12 @@ def explain(view: View, key: EdgeKey, gate: Gate, now: float) -> Explanation:
     :param gate: what learning waits for
     :param now: seconds since the epoch
     """
-    picture = Picture(view, now)
-    outbound = _decision(picture, key, Direction.OUTBOUND)
-    inbound = _decision(picture, key, Direction.INBOUND)
+    outbound = _decision(view, key, Direction.OUTBOUND, now)
+    inbound = _decision(view, key, Direction.INBOUND, now)
     made = [decision for decision in (outbound, inbound) if decision is not None]
     verdict = _worst([decision.verdict for decision in made])
     pending = _worst([decision.pending for decision in made])
-    edge = picture.edge(key)
+    edge = view.traffic.get(key)
     return Explanation(
         verdict,
         pending,
@@ -60,21 +59,21 @@ def explain(view: View, key: EdgeKey, gate: Gate, now: float) -> Explanation:
     )
 
 
-def _decision(picture: Picture, key: EdgeKey, direction: Direction) -> Decision | None:
+def _decision(view: View, key: EdgeKey, direction: Direction, now: float) -> Decision | None:
     mine = key.source if direction is Direction.OUTBOUND else key.destination
-    snapshot = picture.view.snapshots.get(mine)
+    snapshot = view.snapshots.get(mine)
     if snapshot is None:
         return None
     # a source with a sidecar proves itself to a destination with one; no other can
-    proved = key.source in picture.view.snapshots
+    proved = key.source in view.snapshots
     connection = Connection(
         direction,
-        picture.peer(key.source, verified=proved),
-        picture.peer(key.destination),
+        peer(view, key.source, verified=proved),
+        peer(view, key.destination),
         key.port,
         key.protocol,
     )
-    return decide(snapshot, connection, picture.now)
+    return decide(snapshot, connection, now)
 
 
 def _worst(verdicts: list[Verdict]) -> Verdict:

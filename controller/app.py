@@ -1,0 +1,248 @@
+"""One run of the controller: the only place that makes its parts and joins them.
+
+The order at the start: the database (which also keeps a second controller out), tokens, keys, inventory, engine, and
+only then the doors. At the end: no new calls, live streams ended, what waits is stored, the database closed.
+
+A changed inventory file is read again by itself, or on SIGHUP. One that is wrong is refused as a whole with a message,
+and the one before stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import stat
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+from controller.engine import Engine, EngineSettings
+from controller.errors import ConfigError, ControllerError, InventoryError, NotReady
+from controller.inventory import Inventory, load_inventory
+from controller.issuer import Issuer
+from controller.keyring import Keyring
+from controller.rpc.directory import DirectoryService
+from controller.rpc.gate import Gate
+from controller.rpc.policy import PolicyService, SnapshotSigner
+from controller.rpc.server import Server
+from controller.rpc.services import AttestingIssuer, RenewingIssuer, TelemetryService
+from controller.settings import Settings
+from controller.store import SqliteStore
+from controller.web.access import Tokens
+from controller.web.live import Live
+from controller.web.server import WebServer, application, hosts_of
+from graph.wire import hedgerow_pb2_grpc as rpc
+
+log = logging.getLogger("hedgerow.controller")
+
+DATABASE = "controller.db"
+
+#: Seconds that single gRPC calls have when the controller stops. Streams do not end by themselves and are cut then.
+GRACE_SECONDS = 0.5
+
+#: In the audit log: changes that came with the inventory file.
+FILE_ACTOR = "inventory-file"
+
+
+class Controller:
+    """One run, from settings to an orderly end.
+
+    :param clock: seconds since the epoch
+    """
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._stopping = asyncio.Event()
+        self._reloading = asyncio.Event()
+        self._reload_lock = asyncio.Lock()
+        prepare_state_dir(settings.state_dir)
+        store = SqliteStore(settings.state_dir / DATABASE)
+        try:
+            self._tokens = Tokens.open(settings.state_dir)
+            self._keyring = Keyring.open(settings.state_dir, settings.trust_domain, settings.svid_lifetime, clock)
+            self._inventory = _InventoryFile(settings.inventory, settings.trust_domain)
+            self._first_inventory = self._inventory.read()
+        except BaseException:
+            store.close()
+            raise
+        self.engine = Engine(store, settings.trust_domain, EngineSettings(gate=settings.learning), clock)
+        self._make_servers()
+
+    def _make_servers(self) -> None:
+        settings, engine, keyring, clock = self._settings, self.engine, self._keyring, self._clock
+
+        self._gate = Gate(lambda: engine.view, lambda: keyring.bundle, clock)
+        issuer = Issuer(keyring, engine, settings.svid_lifetime, clock)
+        self.issuer_server = Server("issuer_listen", settings.issuer_listen, lambda: keyring.material, mutual=False)
+        rpc.add_IssuerServicer_to_server(AttestingIssuer(issuer), self.issuer_server.grpc)
+        self.grpc_server = Server("grpc_listen", settings.grpc_listen, lambda: keyring.material, mutual=True)
+        mutual = self.grpc_server.grpc
+        signer = SnapshotSigner(lambda: keyring.signer)
+        rpc.add_IssuerServicer_to_server(RenewingIssuer(issuer, self._gate), mutual)
+        rpc.add_TelemetryServicer_to_server(TelemetryService(engine, self._gate), mutual)
+        rpc.add_PolicyServicer_to_server(PolicyService(engine, self._gate, signer), mutual)
+        rpc.add_DirectoryServicer_to_server(DirectoryService(engine, self._gate), mutual)
+        live = Live(engine, clock, settings.sse_clients)
+        app = application(
+            engine,
+            settings.learning,
+            live,
+            lambda: self._tokens,
+            hosts_of(settings),
+            clock,
+            metadata.version("hedgerow"),
+        )
+        self.web_server = WebServer(app, settings)
+
+    # --- life
+
+    def stop(self) -> None:
+        """Begin the orderly end."""
+        self._stopping.set()
+
+    def reload(self) -> None:
+        """Read inventory and tokens again, soon."""
+        self._reloading.set()
+
+    async def run(self, started: Callable[[], None] = lambda: None) -> None:
+        """Serve until :meth:`stop`.
+
+        :param started: called when everything serves
+        :raises ControllerError: when the controller can not begin, or not go on; the message names the remedy
+        """
+        engine = asyncio.create_task(self.engine.run())
+        background: list[asyncio.Task[None]] = []
+        try:
+            await self._open(engine)
+            background = [asyncio.create_task(self._keyring.run()), asyncio.create_task(self._follow_inventory())]
+            started()
+            stopping = asyncio.create_task(self._stopping.wait())
+            await asyncio.wait([engine, stopping, *background], return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            for task in (engine, *background):
+                if task.done():
+                    task.result()
+            if engine.done():
+                raise NotReady("the engine has stopped by itself", remedy="see the log, and start the controller again")
+            log.info("stopping")
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            await self._close(engine)
+
+    async def _open(self, engine: asyncio.Task[None]) -> None:
+        try:
+            await self.engine.started()
+        except NotReady:
+            await engine  # tells why
+            raise
+        await self.engine.set_inventory(self._first_inventory, FILE_ACTOR)
+        issuer = await self.issuer_server.start()
+        grpc_address = await self.grpc_server.start()
+        url = await self.web_server.start()
+        log.info("serving: gRPC on %s, issuer on %s, web on %s", grpc_address, issuer, url)
+
+    async def _close(self, engine: asyncio.Task[None]) -> None:
+        await self.web_server.stop()
+        await asyncio.gather(self.issuer_server.stop(GRACE_SECONDS), self.grpc_server.stop(GRACE_SECONDS))
+        if not engine.done():
+            await self.engine.stop()
+        await asyncio.gather(engine, return_exceptions=True)
+
+    # --- what changes while it runs
+
+    async def _follow_inventory(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.inventory_interval):
+                    await self._reloading.wait()
+            asked = self._reloading.is_set()
+            self._reloading.clear()
+            if asked:
+                self._reload_tokens()
+            await self._reload_inventory(asked=asked)
+
+    def _reload_tokens(self) -> None:
+        try:
+            self._tokens = Tokens.open(self._settings.state_dir)
+        except ConfigError as error:
+            log.error("the tokens were not read again, the old ones stay: %s", error)
+
+    async def _reload_inventory(self, *, asked: bool) -> None:
+        try:
+            inventory = await asyncio.to_thread(self._inventory.read_if_changed, asked=asked)
+            if inventory is None:
+                return
+            generation = await self.engine.set_inventory(inventory, FILE_ACTOR)
+        except ControllerError as error:
+            log.error("the inventory was not taken, the old one stays: %s", error)
+            return
+        self._gate.recheck()
+        log.info("inventory taken: %d workloads, generation %d", len(inventory.workloads), generation)
+
+
+class _InventoryFile:
+    """The inventory file, and whether it has changed since it was read."""
+
+    def __init__(self, path: Path, trust_domain: str) -> None:
+        self._path = path
+        self._trust_domain = trust_domain
+        self._seen: tuple[int, ...] = ()
+
+    def read(self) -> Inventory:
+        """:raises InventoryError: naming the file, the field and the remedy"""
+        self._seen = self._look()
+        try:
+            return load_inventory(self._path, self._trust_domain)
+        except InventoryError as error:
+            raise InventoryError(
+                f"{self._path}: {error.problem}", field=error.field, remedy=error.remedy, code=error.code
+            ) from None
+
+    def read_if_changed(self, *, asked: bool) -> Inventory | None:
+        """None when it is as it was when it was last read, well or not."""
+        return self.read() if asked or self._look() != self._seen else None
+
+    def _look(self) -> tuple[int, ...]:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return ()
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def prepare_state_dir(path: Path) -> None:
+    """Make the state directory, for us alone, or check the one that is there.
+
+    :raises ConfigError: when it can not be made, or others could put files into it
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.stat()
+    except OSError as error:
+        raise ConfigError(
+            f"{path} can not be made: {error.strerror}", field="state_dir", remedy="name a directory of your own"
+        ) from None
+    if stat.S_IMODE(found.st_mode) & stat.S_IWOTH:
+        raise ConfigError(f"{path} can be written by everybody", field="state_dir", remedy=f"chmod 700 {path}")
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        raise ConfigError(f"{path} is not ours to write", field="state_dir", remedy="name a directory of your own")
+
+
+async def run(settings: Settings) -> None:
+    """Run a controller until SIGTERM or SIGINT; SIGHUP reads inventory and tokens again.
+
+    :raises ControllerError: see :meth:`Controller.run`
+    """
+    controller = Controller(settings)
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, controller.stop)
+    loop.add_signal_handler(signal.SIGHUP, controller.reload)
+    await controller.run()

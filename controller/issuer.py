@@ -1,0 +1,169 @@
+"""Signs workload certificates: the first one against a join token, every later one against the one before.
+
+Rules:
+
+1. A join token is spent only for a request that can be signed: the request is checked first.
+2. Who asks with a certificate gets one for the same workload and the same instance, and nothing else.
+3. A certificate names the instance that it was signed for, so that later calls are bound to it by what the caller
+   proves and not by the address it seems to come from.
+4. Every signature is an audit entry, written before the certificate is handed out.
+5. Wrong tokens cost their sender's address: :class:`Throttle`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from certs.bundle import TrustBundle
+from certs.ca import SignedChain
+from certs.issue import read_csr
+from certs.keys import public_bytes
+from certs.spiffe import SpiffeId
+from controller.errors import ControllerError, JoinTokenError
+from controller.keyring import Keyring
+from controller.view import View
+from graph.model import Instance
+
+
+class Throttled(ControllerError):
+    """Too many wrong join tokens came from this address; later ones are not even looked at for a while."""
+
+    code = "throttled"
+
+
+class Attestations(Protocol):
+    """What the issuer asks of the engine."""
+
+    @property
+    def view(self) -> View: ...
+
+    async def redeem_join_token(self, token: str) -> Instance: ...
+
+    async def record(self, actor: str, action: str, subject: str, detail: Mapping[str, object]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A signed certificate and what its holder has to know besides."""
+
+    chain: SignedChain
+    bundle: TrustBundle
+    instance: Instance
+
+
+class Throttle:
+    """A bucket of attempts for every address. IPv6 addresses count by their /64, which one machine can have alone.
+
+    :param burst: attempts in a row
+    :param interval: seconds after which one more is given
+    :param most: addresses remembered; beyond it those not heard of for longest are forgotten
+    """
+
+    def __init__(self, burst: int = 10, interval: float = 6.0, most: int = 10_000) -> None:
+        self._burst = burst
+        self._interval = interval
+        self._most = most
+        self._spent: OrderedDict[str, tuple[float, float]] = OrderedDict()  # attempts spent, and when that was true
+
+    def check(self, address: str, now: float) -> None:
+        """:raises Throttled: when the address has no attempt left"""
+        left = self._burst - self._spent_by(_network(address), now)
+        if left < 1:
+            raise Throttled(
+                "too many wrong join tokens came from this address",
+                remedy=f"try again in {(1 - left) * self._interval:.0f} s with a token from `hedgerow join-token`",
+            )
+
+    def failed(self, address: str, now: float) -> None:
+        """Count one wrong token."""
+        key = _network(address)
+        self._spent[key] = (self._spent_by(key, now) + 1, now)
+        self._spent.move_to_end(key)
+        if len(self._spent) > self._most:
+            self._spent.popitem(last=False)
+
+    def _spent_by(self, key: str, now: float) -> float:
+        spent, at = self._spent.get(key, (0.0, now))
+        return max(0.0, spent - max(0.0, now - at) / self._interval)
+
+
+def _network(address: str) -> str:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address[:64]
+    if parsed.version == 4:
+        return str(parsed)
+    return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed, 64), strict=False))
+
+
+class Issuer:
+    """Decides who gets which certificate.
+
+    :param lifetime: seconds that a workload's certificate holds
+    :param clock: seconds since the epoch
+    """
+
+    def __init__(
+        self,
+        keyring: Keyring,
+        engine: Attestations,
+        lifetime: float,
+        clock: Callable[[], float],
+        throttle: Throttle | None = None,
+    ) -> None:
+        self._keyring = keyring
+        self._engine = engine
+        self._lifetime = lifetime
+        self._clock = clock
+        self._throttle = throttle or Throttle()
+
+    async def join(self, csr_der: bytes, token: str, address: str) -> Issued:
+        """The first certificate of an instance, for a join token.
+
+        :param address: where the caller seems to be, for the throttle
+        :raises Throttled: before anything else is looked at
+        :raises certs.errors.InvalidCsr: the token is then still good
+        :raises JoinTokenError: when the token opens nothing
+        """
+        now = self._clock()
+        self._throttle.check(address, now)
+        read_csr(csr_der)
+        self._keyring.check_ready()
+        try:
+            instance = await self._engine.redeem_join_token(token)
+        except JoinTokenError:
+            self._throttle.failed(address, now)
+            raise
+        return await self._sign(csr_der, instance, "certificate.join")
+
+    async def renew(self, csr_der: bytes, instance: Instance) -> Issued:
+        """The next certificate of an instance that proved who it is.
+
+        :raises certs.errors.InvalidCsr:
+        """
+        read_csr(csr_der)
+        self._keyring.check_ready()
+        return await self._sign(csr_der, instance, "certificate.renew")
+
+    async def _sign(self, csr_der: bytes, instance: Instance, action: str) -> Issued:
+        view = self._engine.view
+        identity = SpiffeId.parse(view.inventory.identity_of(instance.workload))
+        chain = self._keyring.sign_workload(csr_der, identity, instance.name, self._lifetime)
+        await self._engine.record(
+            f"sidecar:{instance.workload.namespace}/{instance.name}",
+            action,
+            str(instance.workload),
+            {
+                "instance": instance.name,
+                "spiffe_id": str(identity),
+                "not_after": chain.not_after,
+                "public_key_sha256": hashlib.sha256(public_bytes(read_csr(csr_der))).hexdigest(),
+            },
+        )
+        return Issued(chain, self._keyring.bundle, instance)

@@ -1,0 +1,1 @@
+"""The gRPC side of the controller: two servers, four services, and the one place that decides who is calling."""

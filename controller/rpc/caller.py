@@ -1,0 +1,112 @@
+"""Who is calling: from what gRPC's TLS handshake left behind to one instance of the inventory, or to a refusal.
+
+gRPC has checked the client's chain against our roots before a call arrives. On top of that every call is put through
+our own rules (:func:`certs.verify.verify_peer`), and then:
+
+1. The SPIFFE ID must be exactly the one that the inventory gives the workload now.
+2. The instance is the one that the certificate was signed for (:func:`certs.svid.instance_of`), which must still be an
+   instance of that workload. The address that a call comes from proves nothing and is not asked for.
+3. What is unclear is refused.
+
+A stream ends when its certificate does, or when the inventory no longer knows its instance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import grpc
+
+from certs.bundle import TrustBundle
+from certs.certificate import read_certificate, read_pem_certificates
+from certs.errors import CertError
+from certs.spiffe import SpiffeId
+from certs.svid import instance_of
+from certs.verify import verify_peer
+from controller.view import View
+from graph.errors import InvalidValue
+from graph.model import Instance, WorkloadRef
+
+type AuthContext = Mapping[str, Sequence[bytes]]
+
+
+class Refused(Exception):
+    """A call is refused. :param status: for the caller; the message is, too."""
+
+    def __init__(self, status: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A sidecar that proved who it is.
+
+    :param not_after: until when it proved it, seconds since the epoch
+    """
+
+    instance: Instance
+    identity: SpiffeId
+    not_after: float
+
+    @property
+    def key(self) -> str:
+        """As in :attr:`controller.inventory.Inventory.instances`."""
+        return f"{self.instance.workload.namespace}/{self.instance.name}"
+
+
+def identify(auth: AuthContext, view: View, bundle: TrustBundle, now: float) -> Caller:
+    """The caller that a call's authentication context proves.
+
+    :param auth: as ``ServicerContext.auth_context()`` gives it
+    :param now: seconds since the epoch
+    :raises Refused: when it proves none, with the reason
+    """
+    if auth.get("ssl_tls_version", [b"TLSv1.3"])[0] != b"TLSv1.3":
+        raise Refused(grpc.StatusCode.UNAUTHENTICATED, "TLS 1.3 is required; update the client")
+    leaf, others = _certificates(auth)
+    try:
+        identity = verify_peer(leaf, others, bundle, now)
+        name = instance_of(leaf)
+        not_after = read_certificate(leaf).not_valid_after_utc.timestamp()
+    except CertError as error:
+        raise Refused(grpc.StatusCode.UNAUTHENTICATED, f"the certificate is refused: {error}") from None
+    return Caller(instance_in(view, identity, name), identity, not_after)
+
+
+def instance_in(view: View, identity: SpiffeId, name: str) -> Instance:
+    """The instance of the inventory that ``identity`` and ``name`` are, now.
+
+    :raises Refused: when there is none
+    """
+    denied = grpc.StatusCode.PERMISSION_DENIED
+    if not identity.workload:
+        raise Refused(denied, f"{identity} is no workload's identity; sidecars call as spiffe://…/ns/…/sa/…/wl/…")
+    if not name:
+        raise Refused(denied, "the certificate names no instance; join again with a join token")
+    try:
+        ref = WorkloadRef.parse(f"{identity.namespace}/{identity.workload}")
+    except InvalidValue as error:
+        raise Refused(denied, str(error)) from None
+    if view.inventory.identity_of(ref) != str(identity):
+        raise Refused(denied, f"{identity} is not in the inventory; was the workload renamed or its account changed?")
+    instance = view.inventory.instances.get(f"{ref.namespace}/{name}")
+    if instance is None or instance.workload != ref:
+        raise Refused(denied, f"the inventory has no instance {name!r:.80} of {ref}; was it removed?")
+    return instance
+
+
+def _certificates(auth: AuthContext) -> tuple[bytes, tuple[bytes, ...]]:
+    """The caller's own certificate and the others that it sent, in DER."""
+    own = auth.get("x509_pem_cert")
+    if not own:
+        raise Refused(grpc.StatusCode.UNAUTHENTICATED, "no client certificate; use mutual TLS")
+    try:
+        leaf = read_pem_certificates(own[0], "certificate")
+        sent = auth.get("x509_pem_cert_chain")
+        chain = read_pem_certificates(sent[0], "certificate chain") if sent and sent[0].strip() else ()
+    except CertError as error:
+        raise Refused(grpc.StatusCode.UNAUTHENTICATED, f"the certificate is refused: {error}") from None
+    # on the server's side OpenSSL leaves the leaf out of the chain, elsewhere it does not
+    return leaf[0], tuple(der for der in chain if der != leaf[0])

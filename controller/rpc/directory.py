@@ -1,0 +1,145 @@
+"""Tells sidecars who answers at the addresses that they ask for, and of changes to those alone.
+
+A watch holds a bounded set of addresses. What changed waits as a set of addresses, never as a queue of answers: a slow
+sidecar gets the newest answer late, and no answer twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Protocol
+
+import grpc
+
+from controller.engine import Subscription
+from controller.rpc.caller import Caller, Refused
+from controller.rpc.gate import Context, Gate, answered
+from controller.view import View
+from graph.errors import InvalidValue
+from graph.model import Destination
+from graph.model import Protocol as Transport
+from graph.wire import hedgerow_pb2 as pb
+from graph.wire import hedgerow_pb2_grpc as rpc
+from graph.wire.codec import destination_to_message
+
+#: The most addresses that one stream may watch. Sidecars let go what they do not use at 4096.
+MAX_WATCHED = 8192
+
+
+class Changes(Protocol):
+    """What the directory asks of the engine."""
+
+    @property
+    def view(self) -> View: ...
+
+    def subscribe(self, limit: int = 256) -> Subscription: ...
+
+
+type Target = tuple[str, int, Transport]
+"""What is asked for: address, port and protocol."""
+
+
+def target_of(request: pb.ResolveRequest) -> Target:
+    """Read a question.
+
+    :raises InvalidValue: naming the field
+    """
+    if request.protocol not in list(Transport):
+        raise InvalidValue("protocol", f"{request.protocol!r:.40} is not a protocol", "use TCP, UDP or SCTP")
+    return request.address, request.port, Transport(request.protocol)
+
+
+class DirectoryService(rpc.DirectoryServicer):
+    """Serves ``Directory.Resolve`` and ``Directory.Watch``."""
+
+    def __init__(self, engine: Changes, gate: Gate, max_watched: int = MAX_WATCHED) -> None:
+        self._engine = engine
+        self._gate = gate
+        self._max_watched = max_watched
+
+    async def Resolve(self, request: pb.ResolveRequest, context: Context) -> pb.Destination:
+        async with answered(context):
+            self._gate.caller(context)
+            return destination_to_message(self._resolve(target_of(request)))
+        raise AssertionError("answered() does not swallow")  # for the type checker: abort always raises
+
+    async def Watch(self, requests: AsyncIterator[pb.WatchRequest], context: Context) -> None:
+        async def serve(_: Caller) -> None:
+            watch = _Watch(self._resolve, self._max_watched)
+            async with self._engine.subscribe() as changes:
+                tasks = {
+                    asyncio.ensure_future(watch.read(requests)),
+                    asyncio.ensure_future(watch.follow(changes)),
+                    asyncio.ensure_future(watch.write(context)),
+                }
+                try:
+                    done, _pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        task.result()
+                finally:
+                    for task in tasks:
+                        task.cancel()
+                    await asyncio.gather(*tasks, return_exceptions=True)
+
+        async with answered(context):
+            await self._gate.stream(context, "directory", serve)
+
+    def _resolve(self, target: Target) -> Destination:
+        return self._engine.view.inventory.resolve(*target)
+
+
+class _Watch:
+    """One stream: what it watches, what it was told last, and what it has to be told."""
+
+    def __init__(self, resolve: Callable[[Target], Destination], limit: int) -> None:
+        self._resolve = resolve
+        self._limit = limit
+        self._told: dict[Target, Destination | None] = {}
+        self._due: dict[Target, None] = {}
+        self._wake = asyncio.Event()
+
+    async def read(self, requests: AsyncIterator[pb.WatchRequest]) -> None:
+        async for request in requests:
+            target = target_of(request.target)
+            if request.remove:
+                self._told.pop(target, None)
+                self._due.pop(target, None)
+                continue
+            self._resolve(target)  # refuses what is no address before it is remembered
+            if target not in self._told and len(self._told) >= self._limit:
+                raise Refused(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                    f"target: {self._limit} addresses are watched already; remove those that are not used",
+                )
+            self._told[target] = None  # asked again: told again
+            self._mark(target)
+
+    async def follow(self, changes: Subscription) -> None:
+        async for change in changes:
+            if change.inventory or change.resync:
+                for target in self._told:
+                    self._mark(target)
+        raise Refused(grpc.StatusCode.UNAVAILABLE, "the controller is stopping")
+
+    async def write(self, context: Context) -> None:
+        while True:
+            while self._due:
+                target = next(iter(self._due))
+                del self._due[target]
+                answer = self._resolve(target)
+                if not _same(self._told.get(target), answer):
+                    self._told[target] = answer
+                    await context.write(destination_to_message(answer))
+            self._wake.clear()
+            await self._wake.wait()
+
+    def _mark(self, target: Target) -> None:
+        self._due[target] = None
+        self._wake.set()
+
+
+def _same(told: Destination | None, answer: Destination) -> bool:
+    """Whether an answer says what was told, whichever version of the inventory it is from."""
+    return told is not None and replace(told, version=answer.version) == answer

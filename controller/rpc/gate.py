@@ -1,0 +1,153 @@
+"""Lets calls in, keeps account of the open ones, and ends a stream whose caller is no longer who it was.
+
+Services run their work inside :func:`answered`, streams inside :meth:`Gate.stream` as well; every refusal that they
+raise becomes a gRPC status here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from certs.bundle import TrustBundle
+from certs.errors import AuthorityError, CertError
+from controller.errors import (
+    ControllerError,
+    IngestError,
+    InvalidRequest,
+    JoinTokenError,
+    NotReady,
+    StoreError,
+)
+from controller.issuer import Throttled
+from controller.rpc.caller import Caller, Refused, identify, instance_in
+from controller.view import View
+from graph.errors import DecodeError, InvalidValue
+
+log = logging.getLogger("hedgerow.grpc")
+
+type Context = grpc.aio.ServicerContext[Any, Any]
+
+#: How many streams of one kind an instance may have open: one, and the next one while certificates change.
+MAX_STREAMS = 4
+
+
+def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """The gRPC status that tells the caller what to do: mend the request, prove itself, or come again later."""
+    code = grpc.StatusCode
+    match error:
+        case Refused():
+            return error.status, str(error)
+        case Throttled():
+            return code.RESOURCE_EXHAUSTED, str(error)
+        case JoinTokenError():
+            return code.PERMISSION_DENIED, str(error)
+        case NotReady() | StoreError() | AuthorityError():
+            return code.UNAVAILABLE, str(error)
+        case IngestError() | InvalidRequest() | DecodeError() | InvalidValue() | CertError():
+            return code.INVALID_ARGUMENT, str(error)
+        case _:
+            return code.INTERNAL, "the controller failed; its log says why"
+
+
+EXPECTED = (Refused, ControllerError, CertError, DecodeError, InvalidValue)
+
+
+@contextlib.asynccontextmanager
+async def answered(context: Context) -> AsyncIterator[None]:
+    """Turn what is raised inside into the call's status. What nobody expected is a bug and is logged."""
+    try:
+        yield
+    except grpc.aio.AbortError:
+        raise
+    except Exception as error:
+        if context.cancelled():  # the caller has left: nobody hears an answer
+            raise asyncio.CancelledError from error
+        status, message = status_of(error)
+        if not isinstance(error, EXPECTED):
+            log.exception("a call failed")
+        else:
+            log.info("a call from %s is refused: %s", context.peer(), message)
+        await context.abort(status, message[:1000])
+
+
+class Gate:
+    """Identifies callers and holds their open streams.
+
+    :param view: gives the newest view; ``bundle`` the roots in force; ``clock`` seconds since the epoch
+    """
+
+    def __init__(self, view: Callable[[], View], bundle: Callable[[], TrustBundle], clock: Callable[[], float]) -> None:
+        self._view = view
+        self._bundle = bundle
+        self._clock = clock
+        self._open: Counter[tuple[str, str]] = Counter()
+        self._revoked: dict[asyncio.Future[Any], Caller] = {}
+
+    def caller(self, context: Context) -> Caller:
+        """Who makes this call.
+
+        :raises Refused: when that is not clear
+        """
+        view = self._view()
+        if not view.ready:
+            raise Refused(grpc.StatusCode.UNAVAILABLE, "the controller is starting; try again")
+        auth = {name: list(values) for name, values in context.auth_context().items()}
+        return identify(auth, view, self._bundle(), self._clock())
+
+    async def stream(self, context: Context, kind: str, serve: Callable[[Caller], Coroutine[Any, Any, None]]) -> None:
+        """Serve one stream for as long as its caller is who it was when it began.
+
+        :param kind: what streams are counted by
+        :param serve: the stream's whole work; cancelled when it has to end
+        :raises Refused: at once, or when the certificate ends or the instance is removed
+        """
+        caller = self.caller(context)
+        counted = (kind, caller.key)
+        if self._open[counted] >= MAX_STREAMS:
+            raise Refused(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_STREAMS} {kind} streams are open already; close one"
+            )
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[Any] = loop.create_future()
+        alarm = loop.call_later(
+            max(0.0, caller.not_after - self._clock()), _end, ended, "the certificate has ended; renew it"
+        )
+        self._open[counted] += 1
+        self._revoked[ended] = caller
+        work: asyncio.Task[Any] = asyncio.create_task(serve(caller))
+        try:
+            await asyncio.wait({work, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise Refused(grpc.StatusCode.UNAUTHENTICATED, ended.result())
+        finally:
+            alarm.cancel()
+            ended.cancel()
+            del self._revoked[ended]
+            self._open[counted] -= 1
+            if not self._open[counted]:
+                del self._open[counted]
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+        work.result()
+
+    def recheck(self) -> None:
+        """End the streams of those whom the inventory does not know any more. Call it when the inventory changed."""
+        view = self._view()
+        for ended, caller in list(self._revoked.items()):
+            try:
+                instance_in(view, caller.identity, caller.instance.name)
+            except Refused as error:
+                _end(ended, str(error))
+
+
+def _end(ended: asyncio.Future[Any], why: str) -> None:
+    if not ended.done():
+        ended.set_result(why)

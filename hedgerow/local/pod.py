@@ -229,7 +229,8 @@ class Pod:
 
 def _listens(pid: int, address: str, port: int) -> bool:
     """Whether a TCP socket listens on ``address`` (or on all) and ``port`` in the network of process ``pid``."""
-    wanted = {_hex(address), "0" * 8, "0" * 32}
+    mapped = "0" * 16 + _hex("0.0.255.255") + _hex(address)  # ::ffff:a.b.c.d, as gRPC binds IPv4 addresses
+    wanted = {_hex(address), mapped, "0" * 8, "0" * 32}
     for table in ("tcp", "tcp6"):
         try:
             lines = Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]

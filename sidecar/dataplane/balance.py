@@ -1,0 +1,94 @@
+"""Which endpoint of a destination a connection goes to. Pure: time and chance are arguments.
+
+Power of two choices: of two endpoints drawn at random the one with fewer connections outstanding
+(M. Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001). An endpoint that failed is left out
+for a time that doubles with every further failure; when all are left out, the one that comes back first is tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+from graph.model import Endpoint
+
+type EndpointKey = tuple[str, int, str]
+
+
+def key_of(endpoint: Endpoint) -> EndpointKey:
+    """What makes an endpoint the same one: a pod that got the address of another is a different endpoint."""
+    return endpoint.address, endpoint.port, endpoint.identity
+
+
+class Balancer:
+    """Counts outstanding connections and failures of endpoints.
+
+    :param backoff: seconds that an endpoint is left out after its first failure
+    :param longest: seconds that it is left out at most
+    """
+
+    __slots__ = ("_backoff", "_failures", "_longest", "_outstanding", "_random", "_until")
+
+    def __init__(self, random: Random, *, backoff: float, longest: float) -> None:
+        self._random = random
+        self._backoff = backoff
+        self._longest = longest
+        self._outstanding: dict[EndpointKey, int] = {}
+        self._failures: dict[EndpointKey, int] = {}
+        self._until: dict[EndpointKey, float] = {}
+
+    def order(self, endpoints: Sequence[Endpoint], now: float) -> list[Endpoint]:
+        """The ready endpoints in the order in which to try them; empty when none is ready."""
+        if len(endpoints) == 1:
+            return list(endpoints) if endpoints[0].ready else []
+        good: list[Endpoint] = []
+        out: list[Endpoint] = []
+        for endpoint in endpoints:
+            if endpoint.ready:
+                (out if self.retry_at(endpoint) > now else good).append(endpoint)
+        self._random.shuffle(good)
+        if len(good) > 1 and self.outstanding(good[1]) < self.outstanding(good[0]):
+            good[0], good[1] = good[1], good[0]
+        out.sort(key=self.retry_at)
+        return good + out
+
+    def outstanding(self, endpoint: Endpoint) -> int:
+        """Connections begun and not ended."""
+        return self._outstanding.get(key_of(endpoint), 0)
+
+    def retry_at(self, endpoint: Endpoint) -> float:
+        """When the endpoint is to be tried again; 0 when it did not fail."""
+        return self._until.get(key_of(endpoint), 0.0)
+
+    def began(self, endpoint: Endpoint) -> None:
+        key = key_of(endpoint)
+        self._outstanding[key] = self._outstanding.get(key, 0) + 1
+
+    def ended(self, endpoint: Endpoint) -> None:
+        key = key_of(endpoint)
+        left = self._outstanding[key] - 1
+        if left:
+            self._outstanding[key] = left
+        else:
+            del self._outstanding[key]
+
+    def failed(self, endpoint: Endpoint, now: float) -> None:
+        """A connection to it could not be made."""
+        key = key_of(endpoint)
+        failures = self._failures.get(key, 0) + 1
+        self._failures[key] = failures
+        self._until[key] = now + min(self._longest, self._backoff * 2 ** min(failures - 1, 16))
+        if len(self._until) > 4096:
+            self._forget(now)
+
+    def succeeded(self, endpoint: Endpoint) -> None:
+        """A connection to it was made."""
+        key = key_of(endpoint)
+        if key in self._failures:
+            del self._failures[key]
+            del self._until[key]
+
+    def _forget(self, now: float) -> None:
+        for key in [key for key, until in self._until.items() if until < now]:
+            del self._until[key]
+            del self._failures[key]

@@ -1,0 +1,148 @@
+"""Reading a TLS ClientHello from the first bytes of a connection, without I/O and without believing any length.
+
+Used to tell our own tunnels from everything else, so it answers as soon as it can: bytes that can not become a
+ClientHello are ``OTHER`` at once. Sources: RFC 8446 section 4.1.2 (ClientHello) and 5.1 (records; a message may be cut
+over several), RFC 7301 section 3.1 (ALPN).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+#: A ClientHello with its record headers is never longer than this; a longer one is not one of ours.
+LIMIT = 16_384 + 5 * 4
+
+_HANDSHAKE = 22
+_CLIENT_HELLO = 1
+_ALPN = 16
+_MAX_RECORD = 16_384
+
+
+class Reading(Enum):
+    """What the bytes are when they are no complete ClientHello."""
+
+    MORE = "a ClientHello so far"
+    OTHER = "something else"
+
+
+@dataclass(frozen=True, slots=True)
+class ClientHello:
+    """A well-formed ClientHello.
+
+    :param alpn: the protocols offered, in the client's order
+    """
+
+    alpn: tuple[bytes, ...]
+
+
+class _Malformed(Exception):
+    """The bytes contradict the format."""
+
+
+class _Fields:
+    """Takes fields off the front of a byte string."""
+
+    __slots__ = ("_at", "_data")
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    @property
+    def left(self) -> int:
+        return len(self._data) - self._at
+
+    def take(self, size: int) -> bytes:
+        if size > self.left:
+            raise _Malformed
+        self._at += size
+        return self._data[self._at - size : self._at]
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.take(size))
+
+    def vector(self, length_size: int, least: int, most: int) -> bytes:
+        """A vector of between ``least`` and ``most`` bytes behind its length."""
+        size = self.number(length_size)
+        if not least <= size <= most:
+            raise _Malformed
+        return self.take(size)
+
+
+def read(data: bytes) -> ClientHello | Reading:
+    """Judge the first bytes of a connection."""
+    message = bytearray()
+    at = 0
+    expected = 4  # bytes of the message that we know of: its header, then all of it
+    while True:
+        header = data[at : at + 5]
+        if not _may_be_record(header):
+            return Reading.OTHER
+        size = int.from_bytes(header[3:5]) if len(header) == 5 else 0
+        if len(header) == 5 and not 1 <= size <= _MAX_RECORD:
+            return Reading.OTHER
+        message += data[at + 5 : at + 5 + size]
+        if message[:1] and message[0] != _CLIENT_HELLO:
+            return Reading.OTHER
+        if len(message) >= 4:
+            expected = 4 + int.from_bytes(message[1:4])
+            if expected > LIMIT or len(message) > expected:
+                return Reading.OTHER  # nothing may follow a ClientHello before the server answers
+            if len(message) == expected:
+                break
+        at += 5 + size
+        if len(header) < 5 or at > len(data):
+            return Reading.MORE if len(data) < LIMIT else Reading.OTHER
+    try:
+        return _parse(_Fields(bytes(message[4:])))
+    except _Malformed:
+        return Reading.OTHER
+
+
+def _may_be_record(header: bytes) -> bool:
+    """Whether these bytes, five or fewer, can begin a handshake record."""
+    return all(
+        (
+            not header[:1] or header[0] == _HANDSHAKE,
+            not header[1:2] or header[1] == 3,
+            not header[2:3] or header[2] <= 3,
+            not header[3:4] or header[3] <= _MAX_RECORD >> 8,
+        )
+    )
+
+
+def _parse(body: _Fields) -> ClientHello:
+    if body.number(2) != 0x0303:
+        raise _Malformed
+    body.take(32)
+    body.vector(1, 0, 32)
+    if len(body.vector(2, 2, 0xFFFE)) % 2:
+        raise _Malformed
+    body.vector(1, 1, 255)
+    if not body.left:
+        return ClientHello(())  # TLS 1.2 without extensions
+    extensions = _Fields(body.vector(2, 0, 0xFFFF))
+    if body.left:
+        raise _Malformed
+    seen: set[int] = set()
+    alpn: tuple[bytes, ...] = ()
+    while extensions.left:
+        kind = extensions.number(2)
+        content = extensions.vector(2, 0, 0xFFFF)
+        if kind in seen:
+            raise _Malformed
+        seen.add(kind)
+        if kind == _ALPN:
+            alpn = _protocols(_Fields(content))
+    return ClientHello(alpn)
+
+
+def _protocols(content: _Fields) -> tuple[bytes, ...]:
+    names = _Fields(content.vector(2, 2, 0xFFFF))
+    if content.left:
+        raise _Malformed
+    found = []
+    while names.left:
+        found.append(names.vector(1, 1, 255))
+    return tuple(found)

@@ -1,0 +1,91 @@
+"""What the parts of the data path share, and how identities become peers."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from certs.spiffe import SpiffeId
+from graph.model import Peer, WorkloadRef
+from sidecar.dataplane import sockets
+from sidecar.dataplane.balance import Balancer
+from sidecar.dataplane.contracts import Authority, Credentials, Directory
+from sidecar.dataplane.live import Connections
+from sidecar.dataplane.reactor import IN, Reactor
+from sidecar.dataplane.settings import DataPlaneSettings
+from sidecar.dataplane.tunnel import Budget
+
+_log = logging.getLogger(__name__)
+
+#: Connections accepted from one listener before others have their turn.
+_ACCEPTS = 32
+#: Seconds without accepting after the process ran out of descriptors.
+_EXHAUSTED = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Fabric:
+    """Made once by the data plane, handed to each of its parts."""
+
+    reactor: Reactor
+    settings: DataPlaneSettings
+    authority: Authority
+    directory: Directory
+    credentials: Credentials
+    connections: Connections
+    balancer: Balancer
+    budget: Budget
+
+
+@lru_cache(maxsize=4096)
+def peer_of(spiffe_id: SpiffeId, address: str, verified: bool) -> Peer:
+    """The peer that an identity names; an account alone when the identity stops at ``/sa/…``."""
+    workload = WorkloadRef(spiffe_id.namespace, spiffe_id.workload) if spiffe_id.workload else None
+    return Peer(workload, spiffe_id.namespace, spiffe_id.service_account, address, verified)
+
+
+class Acceptor:
+    """Accepts connections from ``listener`` and hands each to ``accepted``, which then owns it."""
+
+    __slots__ = ("_accepted", "_listener", "_reactor")
+
+    def __init__(self, reactor: Reactor, listener: socket.socket, accepted: Callable[[socket.socket], None]) -> None:
+        self._reactor = reactor
+        self._listener = listener
+        self._accepted = accepted
+        reactor.register(listener, IN, self)
+
+    def on_event(self, events: int) -> None:
+        for _ in range(_ACCEPTS):
+            try:
+                sock, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                continue  # the client was gone before we came
+            except OSError as error:
+                _log.error("cannot accept connections for a moment: %s; raise the limit of open files", error.strerror)
+                self._reactor.forget(self._listener)
+                self._reactor.loop.call_later(_EXHAUSTED, self._resume)
+                return
+            sock.setblocking(False)
+            try:
+                self._accepted(sock)
+            except Exception:
+                _log.exception("a fault in the data path refused one connection; please report it")
+                sockets.refuse(sock)
+
+    def abort(self, why: str) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop listening. What waits in the backlog is reset."""
+        if self._listener.fileno() >= 0:
+            self._reactor.close(self._listener)
+
+    def _resume(self) -> None:
+        if self._listener.fileno() >= 0:
+            self._reactor.register(self._listener, IN, self)

@@ -1,0 +1,165 @@
+"""yamux frames: what goes over a tunnel, read strictly and without I/O.
+
+A frame is a header of 12 bytes (version, type, flags, stream id, length; big-endian) and, for data, ``length`` bytes.
+Source: the yamux specification (hashicorp/yamux, ``spec.md``). Stricter than it:
+
+1. Only the combinations of type and flags in :data:`VALID` exist. Anything else ends the tunnel.
+2. Data and window updates belong to a stream, pings and GoAway to the session (stream 0).
+3. Nothing is ever collected: a frame that arrives in pieces is passed on in pieces.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, Protocol
+
+from sidecar.errors import SidecarError
+
+HEADER: Final = struct.Struct("!III")  # version, type and flags as one word
+HEADER_SIZE: Final = HEADER.size
+#: Payload of a full frame: header and payload together fill four TLS records of 16,384 bytes.
+PAYLOAD: Final = 65_536 - HEADER_SIZE
+#: Bytes that may be in flight in a new stream, per direction. Fixed by the specification.
+WINDOW: Final = 262_144
+#: The largest window that a peer may grant.
+WINDOW_LIMIT: Final = (1 << 32) - 1
+
+DATA: Final = 0 << 16
+WINDOW_UPDATE: Final = 1 << 16
+PING: Final = 2 << 16
+GO_AWAY: Final = 3 << 16
+
+SYN: Final = 1
+ACK: Final = 2
+FIN: Final = 4
+RST: Final = 8
+FLAGS: Final = 0xFFFF
+
+#: Reasons of a GoAway.
+NORMAL: Final = 0
+PROTOCOL_ERROR: Final = 1
+INTERNAL_ERROR: Final = 2
+
+_STREAM_FLAGS: Final = (0, SYN, ACK, FIN, RST, SYN | FIN, ACK | FIN)
+#: Every first word that a frame may begin with. The version is 0.
+VALID: Final = frozenset(
+    [kind | flags for kind in (DATA, WINDOW_UPDATE) for flags in _STREAM_FLAGS] + [PING | SYN, PING | ACK, GO_AWAY]
+)
+
+
+class FrameError(SidecarError):
+    """The peer broke the protocol; its tunnel is ended with GoAway(protocol error)."""
+
+
+class Receiver(Protocol):
+    """Takes the payload of one stream."""
+
+    def deliver(self, payload: memoryview, size: int) -> None:
+        """Take ``size`` bytes, valid during the call only."""
+
+    def finish(self) -> None:
+        """The peer will send no more."""
+
+
+class FrameSink(Protocol):
+    """Is told of every frame."""
+
+    def on_data(self, stream_id: int, flags: int, length: int) -> Receiver | None:
+        """A data frame begins; its payload goes to the answer, or nowhere. The sink has checked the window.
+
+        ``flags`` may hold SYN, ACK or RST, which the sink acts on. FIN is reported by ``finish`` after the payload.
+        """
+
+    def on_control(self, kind: int, flags: int, stream_id: int, length: int) -> None:
+        """A frame without payload: WINDOW_UPDATE, PING or GO_AWAY with its flags and its number."""
+
+
+class FrameReader:
+    """Cuts a byte stream into frames and hands them to ``sink``."""
+
+    __slots__ = ("_fin", "_receiver", "_remaining", "_sink", "closed", "held")
+
+    def __init__(self, sink: FrameSink) -> None:
+        self._sink = sink
+        self._remaining = 0  # payload bytes of the present data frame still to come
+        self._receiver: Receiver | None = None
+        self._fin = False
+        #: Bytes of an unfinished header. The caller puts them in front of what comes next.
+        self.held = b""
+        #: Set by the sink's owner to drop the rest of what is being read; feed it no more then.
+        self.closed = False
+
+    def feed(self, buffer: bytearray, view: memoryview, end: int) -> None:
+        """Read ``buffer[:end]``, which begins with ``held``. ``view`` is a view of ``buffer``.
+
+        :raises FrameError: when the peer broke the protocol; the reader must not be used again
+        """
+        self.held = b""
+        position = 0
+        sink = self._sink
+        if self._remaining:
+            size = self._remaining if self._remaining < end else end
+            receiver = self._receiver
+            if receiver is not None:
+                receiver.deliver(view[:size], size)
+            self._remaining -= size
+            position = size
+            if not self._remaining:
+                self._receiver = None
+                if self._fin and receiver is not None:
+                    receiver.finish()
+        while end - position >= HEADER_SIZE:
+            word, stream_id, length = HEADER.unpack_from(buffer, position)
+            position += HEADER_SIZE
+            if word not in VALID:
+                raise FrameError(f"frame header {word:#010x} is no frame of yamux version 0")
+            if word <= FLAGS:
+                if word & RST and length:
+                    raise FrameError("a reset that carries data")
+                if stream_id == 0:
+                    raise FrameError("data for stream 0")
+                receiver = sink.on_data(stream_id, word, length)
+                size = length
+                if size > end - position:
+                    size = end - position
+                    self._remaining = length - size
+                    self._receiver = receiver
+                    self._fin = bool(word & FIN)
+                if receiver is not None:
+                    if size:
+                        receiver.deliver(view[position : position + size], size)
+                    if word & FIN and size == length:
+                        receiver.finish()
+                position += size
+            else:
+                kind = word & ~FLAGS
+                if (kind == WINDOW_UPDATE) != (stream_id != 0):
+                    raise FrameError(f"a frame of type {kind >> 16} for stream {stream_id}")
+                if word & RST and length:
+                    raise FrameError("a reset that grants a window")
+                sink.on_control(kind, word & FLAGS, stream_id, length)
+            if self.closed:
+                return
+        if position < end:
+            self.held = bytes(view[position:end])
+
+
+class Rate:
+    """A token bucket: ``per_second`` in the long run, twice as many at once."""
+
+    __slots__ = ("_at", "_left", "_per_second")
+
+    def __init__(self, per_second: float) -> None:
+        self._per_second = per_second
+        self._left = 2 * per_second
+        self._at = 0.0
+
+    def take(self, now: float) -> bool:
+        """Whether one more is within the rate at ``now`` (seconds, any origin, never going back)."""
+        left = min(2 * self._per_second, self._left + (now - self._at) * self._per_second) if self._at else self._left
+        self._at = now
+        if left < 1:
+            self._left = left
+            return False
+        self._left = left - 1
+        return True

@@ -1,0 +1,193 @@
+"""The register of live connections: judged when they open, judged again whenever the policy changes.
+
+Rules:
+
+1. Register first, then judge. A change of policy between the two finds the connection and ends it.
+2. What a change denies is ended with a reset, at once.
+3. The flow sink hears ``opened`` once for every connection and ``closed`` once for every one that was not refused.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from graph.model import Direction, Peer, Verdict
+from graph.policy import Decision, Reason
+from sidecar.dataplane.contracts import Authority, FlowSink, Record
+
+type _Key = tuple[Direction, Peer, int]
+
+_UNDECIDED = Decision(Verdict.DENY, Verdict.DENY, Reason.UNRESOLVED)
+
+
+def refusal(reason: Reason) -> Decision:
+    """The decision on a connection of which too little is known to ask the policy."""
+    return Decision(Verdict.DENY, Verdict.DENY, reason)
+
+
+class Connection:
+    """One connection's entry. Its owner calls :meth:`announce` when it runs and :meth:`finish` when it ended."""
+
+    __slots__ = ("_after", "_announced", "_end", "_key", "_register", "record")
+
+    def __init__(self, register: Connections, key: _Key, record: Record, end: Callable[[], None]) -> None:
+        self._register = register
+        self._key = key
+        self._end = end
+        self._announced = False
+        self._after: Callable[[bool], None] | None = None
+        self.record = record
+
+    @property
+    def allowed(self) -> bool:
+        return self.record.decision.allowed
+
+    def owned_by(self, end: Callable[[], None]) -> None:
+        """Have ``end`` called, instead of the present owner's, when the policy ends this connection."""
+        self._end = end
+
+    def after(self, over: Callable[[bool], None]) -> None:
+        """Have ``over`` called when it has ended, with whether it failed."""
+        self._after = over
+
+    def announce(self) -> None:
+        """Tell the flow sink, with everything that is known of the peer by now."""
+        if not self._announced:
+            self._announced = True
+            self._register.flows.opened(self.record)
+
+    def finish(self, *, failed: bool = False) -> None:
+        """The connection is over. Calling it again changes nothing.
+
+        :param failed: it never reached the application
+        """
+        record = self.record
+        if record.closed:
+            return
+        record.failed = failed
+        self.announce()
+        record.closed = True
+        self._end = _nothing
+        self._register.remove(self._key, self)
+        self._register.flows.closed(record)
+        if self._after is not None:
+            self._after(failed)
+
+    def withdraw(self) -> None:
+        """Take it out without a report: the same connection is entered again, to another endpoint."""
+        if not self.record.closed and not self._announced:
+            self.record.closed = True
+            self._end = _nothing
+            self._register.remove(self._key, self)
+
+    def refuse(self, decision: Decision) -> None:
+        """Report that it was refused, before it was announced; it is over."""
+        record = self.record
+        if record.closed or self._announced:
+            self.finish()
+            return
+        record.decision = decision
+        record.closed = True
+        self._announced = True
+        self._end = _nothing
+        self._register.remove(self._key, self)
+        self._register.flows.opened(record)
+
+    def end(self) -> None:
+        """Have the owner end it with a reset."""
+        self._end()
+
+
+class Connections:
+    """Every live connection of the data path."""
+
+    __slots__ = ("_authority", "_empty", "_groups", "count", "flows")
+
+    def __init__(self, authority: Authority, flows: FlowSink) -> None:
+        self._authority = authority
+        self.flows = flows
+        self._groups: dict[_Key, set[Connection]] = {}
+        self._empty: list[Callable[[], None]] = []
+        #: How many there are.
+        self.count = 0
+        authority.subscribe(self.check_all)
+
+    def judge(self, record: Record, end: Callable[[], None]) -> Connection:
+        """Enter a connection and ask the policy. A refused one is reported and out of the register again.
+
+        :param record: its ``decision`` is set here
+        :param end: ends the connection with a reset; called when a later policy denies it
+        """
+        connection = self.enter(record, end)
+        decision = self._ask(connection._key)
+        if decision.allowed:
+            record.decision = decision
+        else:
+            connection.refuse(decision)
+        return connection
+
+    def enter(self, record: Record, end: Callable[[], None]) -> Connection:
+        """Enter a connection that is not judged yet; it counts as denied until it is."""
+        outbound = record.direction is Direction.OUTBOUND
+        key = (record.direction, record.destination if outbound else record.source, record.port)
+        record.decision = _UNDECIDED
+        connection = Connection(self, key, record, end)
+        self._groups.setdefault(key, set()).add(connection)
+        self.count += 1
+        return connection
+
+    def remove(self, key: _Key, connection: Connection) -> None:
+        """Take a connection out; its end was reported."""
+        group = self._groups[key]
+        group.remove(connection)
+        if not group:
+            del self._groups[key]
+        self.count -= 1
+        if not self.count and self._empty:
+            waiting, self._empty = self._empty, []
+            for callback in waiting:
+                callback()
+
+    def when_empty(self, callback: Callable[[], None]) -> None:
+        """Call back once when there is no connection left; at once if so now."""
+        if self.count:
+            self._empty.append(callback)
+        else:
+            callback()
+
+    def check_all(self) -> None:
+        """Judge every connection again and end those that are denied now."""
+        for key, group in list(self._groups.items()):
+            if not self._ask(key).allowed:
+                for connection in list(group):
+                    connection.end()
+
+    def end_all(self) -> None:
+        """End every connection with a reset."""
+        for group in list(self._groups.values()):
+            for connection in list(group):
+                connection.end()
+
+    def _ask(self, key: _Key) -> Decision:
+        direction, peer, port = key
+        if direction is Direction.OUTBOUND:
+            return self._authority.outbound(peer, port)
+        return self._authority.inbound(peer, port)
+
+
+def new_record(
+    direction: Direction, source: Peer, destination: Peer, port: int, decision: Decision = _UNDECIDED
+) -> Record:
+    """A record that begins now."""
+    return Record(direction, source, destination, port, decision, opened_at=time.time())
+
+
+def report_refused(flows: FlowSink, record: Record) -> None:
+    """Report a connection that was refused before there was anything to judge."""
+    record.closed = True
+    flows.opened(record)
+
+
+def _nothing() -> None:
+    """A connection that is over has no owner to call."""

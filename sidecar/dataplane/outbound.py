@@ -1,0 +1,322 @@
+"""Connections of our application to others: captured, judged, and carried over a tunnel or passed on as they are.
+
+Rules:
+
+1. A destination that the directory does not know in time is refused. Nothing is guessed from the address.
+2. What the directory calls meshed is reached by mutual TLS or not at all.
+3. A refused client sees a TCP reset, and so does one whose destination could not be reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+
+from certs.errors import InvalidSpiffeId
+from certs.spiffe import SpiffeId
+from graph.model import Destination, Direction, Endpoint, Peer
+from graph.policy import Reason
+from sidecar.dataplane import sockets
+from sidecar.dataplane.fabric import Acceptor, Fabric, peer_of
+from sidecar.dataplane.live import Connection, new_record, refusal, report_refused
+from sidecar.dataplane.pool import DialFailed, Pool
+from sidecar.dataplane.relay import Relay
+from sidecar.dataplane.sockets import Address
+from sidecar.dataplane.stream import Stream
+from sidecar.dataplane.tunnel import Tunnel
+from sidecar.errors import Unresolved
+
+_log = logging.getLogger(__name__)
+
+#: Endpoints tried for one connection, at most.
+_ATTEMPTS = 3
+
+
+class Outbound:
+    """Takes the application's connections from its listeners."""
+
+    __slots__ = ("_acceptors", "_fabric", "_pool", "_waiting")
+
+    def __init__(self, fabric: Fabric, pool: Pool) -> None:
+        self._fabric = fabric
+        self._pool = pool
+        self._acceptors: list[Acceptor] = []
+        self._waiting: set[_Attempt] = set()
+
+    def listen(self, listener: socket.socket, declared: Address | None = None) -> None:
+        """Take connections from ``listener``.
+
+        :param declared: where they are meant to go; None: capture knows
+        """
+
+        def accepted(sock: socket.socket) -> None:
+            self._accepted(sock, declared)
+
+        self._acceptors.append(Acceptor(self._fabric.reactor, listener, accepted))
+
+    def stop(self) -> None:
+        """Listen no more and give up what is still on its way."""
+        for acceptor in self._acceptors:
+            acceptor.close()
+        self._acceptors.clear()
+        for attempt in list(self._waiting):
+            attempt.end()
+
+    def _accepted(self, sock: socket.socket, declared: Address | None) -> None:
+        fabric = self._fabric
+        if fabric.connections.count + len(self._waiting) >= fabric.settings.connections:
+            _log.warning("refused a connection: %d are alive already", fabric.settings.connections)
+            sockets.refuse(sock)
+            return
+        target = declared or self._captured(sock)
+        if target is None:
+            sockets.refuse(sock)
+            return
+        destination = fabric.directory.cached(target.host, target.port)
+        if destination is not None and destination.meshed:
+            endpoints = fabric.balancer.order(destination.endpoints, fabric.reactor.loop.time())
+            if endpoints and endpoints[0].address not in fabric.settings.addresses:
+                tunnel = self._pool.ready(endpoints[0])
+                if tunnel is not None:
+                    self._carry_now(sock, target, destination, endpoints[0], tunnel)
+                    return
+        attempt = _Attempt(fabric, self._pool, sock, target, destination)
+        self._waiting.add(attempt)
+        attempt.start(self._waiting.discard)
+
+    def _captured(self, sock: socket.socket) -> Address | None:
+        """Where a captured connection was to go; None when it must not be carried there."""
+        target = sockets.original_destination(sock)
+        here = sockets.local_address(sock)
+        if target is None or here is None or target == here:
+            _log.info("refused a connection that was not captured but made to the capture port itself")
+            return None
+        if target.port in self._fabric.settings.sidecar_ports and target.host in self._fabric.settings.addresses:
+            _log.info("refused a connection to port %d of our own", target.port)
+            return None
+        return target
+
+    def _carry_now(
+        self, sock: socket.socket, target: Address, destination: Destination, endpoint: Endpoint, tunnel: Tunnel
+    ) -> None:
+        """The usual case: the destination is known and its tunnel is warm, so nothing is waited for."""
+
+        def end() -> None:
+            fabric.reactor.close(sock)
+            connection.finish()
+
+        fabric = self._fabric
+        peer = destination_peer(destination, endpoint, target)
+        record = new_record(Direction.OUTBOUND, source_peer(fabric), peer, endpoint.port)
+        record.source_identity = str(fabric.credentials.identity)
+        connection = fabric.connections.judge(record, end)
+        if connection.allowed:
+            carry(fabric, sock, connection, endpoint, tunnel)
+        else:
+            sockets.refuse(sock)
+
+
+class _Attempt:
+    """One connection that has to wait: for the directory, for a tunnel, or for another endpoint."""
+
+    __slots__ = ("_connection", "_destination", "_fabric", "_pool", "_sock", "_target", "_task")
+
+    def __init__(
+        self, fabric: Fabric, pool: Pool, sock: socket.socket, target: Address, destination: Destination | None
+    ) -> None:
+        self._fabric = fabric
+        self._pool = pool
+        self._sock: socket.socket | None = sock
+        self._target = target
+        self._destination = destination
+        self._connection: Connection | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, done: Callable[[_Attempt], None]) -> None:
+        self._task = self._fabric.reactor.loop.create_task(self._run())
+        self._task.add_done_callback(lambda task: self._done(task, done))
+
+    def end(self) -> None:
+        """Refuse the client now: the policy has changed, or we stop."""
+        self._refuse_client()
+        if self._connection is not None:
+            self._connection.finish()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _done(self, task: asyncio.Task[None], done: Callable[[_Attempt], None]) -> None:
+        done(self)
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            _log.error("a fault in the data path refused one connection; please report it", exc_info=fault)
+            self.end()
+
+    async def _run(self) -> None:
+        destination = self._destination or await self._resolve()
+        if destination is None:
+            peer = Peer(address=self._target.host)
+            decision = refusal(Reason.UNRESOLVED)
+            record = new_record(Direction.OUTBOUND, source_peer(self._fabric), peer, self._target.port, decision)
+            report_refused(self._fabric.connections.flows, record)
+            self._refuse_client()
+            return
+        untrusted = False
+        for endpoint in self._candidates(destination):
+            if self._connection is not None:
+                self._connection.withdraw()
+            peer = destination_peer(destination, endpoint, self._target)
+            record = new_record(Direction.OUTBOUND, source_peer(self._fabric), peer, endpoint.port)
+            record.source_identity = str(self._fabric.credentials.identity)
+            connection = self._connection = self._fabric.connections.judge(record, self.end)
+            if not connection.allowed:
+                self._refuse_client()
+                return
+            try:
+                await self._reach(destination, endpoint, connection)
+            except DialFailed as error:
+                _log.info("%s", error)
+                untrusted = error.untrusted
+            else:
+                return
+        if self._connection is None:  # nothing runs there now
+            peer = destination_peer(destination, None, self._target)
+            record = new_record(Direction.OUTBOUND, source_peer(self._fabric), peer, self._target.port)
+            self._connection = self._fabric.connections.judge(record, self.end)
+        self._refuse_client()
+        if untrusted:
+            self._connection.refuse(refusal(Reason.UNTRUSTED_PEER))
+        elif self._connection.allowed:
+            self._connection.finish(failed=True)
+
+    async def _resolve(self) -> Destination | None:
+        settings, target = self._fabric.settings, self._target
+        try:
+            async with asyncio.timeout(settings.resolve_timeout):
+                return await self._fabric.directory.resolve(target.host, target.port)
+        except (Unresolved, TimeoutError) as error:
+            _log.warning(
+                "refused a connection to %s, which the directory did not resolve: %s",
+                target,
+                error or f"no answer within {settings.resolve_timeout:g} s",
+            )
+            return None
+
+    def _candidates(self, destination: Destination) -> list[Endpoint]:
+        """Where to try, in this order."""
+        if destination.workload is None:
+            return [Endpoint(self._target.host, self._target.port)]
+        now = self._fabric.reactor.loop.time()
+        return self._fabric.balancer.order(destination.endpoints, now)[:_ATTEMPTS]
+
+    async def _reach(self, destination: Destination, endpoint: Endpoint, connection: Connection) -> None:
+        """Carry the connection to ``endpoint``.
+
+        :raises DialFailed: when it can not be reached
+        """
+        fabric = self._fabric
+        # A connection to ourselves stays in the pod: the application's own socket is on the loopback device.
+        if destination.meshed and endpoint.address not in fabric.settings.addresses:
+            tunnel = await self._pool.open(endpoint)
+            if (client := self._take_client()) is not None:
+                carry(fabric, client, connection, endpoint, tunnel)
+            return
+        server = await self._connect(Address(endpoint.address, endpoint.port))
+        client = self._take_client()
+        if client is None:
+            server.close()
+            return
+        fabric.balancer.succeeded(endpoint)
+        _count_load(fabric, connection, endpoint)
+        Relay(fabric.reactor, client, server, connection)
+        connection.announce()
+
+    async def _connect(self, address: Address) -> socket.socket:
+        """A plain connection.
+
+        :raises DialFailed: when there is none in time; the failure is counted
+        """
+        fabric = self._fabric
+        timeout = fabric.settings.connect_timeout
+        try:
+            server = sockets.outgoing(address.family, fabric.settings.mark)
+        except OSError as error:
+            raise DialFailed(f"no connection to {address}: {error.strerror}") from error
+        try:
+            async with asyncio.timeout(timeout):
+                await asyncio.get_running_loop().sock_connect(server, address)
+        except TimeoutError:
+            server.close()
+            why = f"no answer within {timeout:g} s"
+        except OSError as error:
+            server.close()
+            why = error.strerror or str(error)
+        except BaseException:
+            server.close()
+            raise
+        else:
+            return server
+        fabric.balancer.failed(Endpoint(*address), asyncio.get_running_loop().time())
+        raise DialFailed(f"no connection to {address}: {why}")
+
+    def _take_client(self) -> socket.socket | None:
+        """Hand the client's socket over; None when it was refused meanwhile."""
+        sock, self._sock = self._sock, None
+        return sock
+
+    def _refuse_client(self) -> None:
+        sock = self._take_client()
+        if sock is not None:
+            sockets.refuse(sock)
+
+
+def carry(fabric: Fabric, sock: socket.socket, connection: Connection, endpoint: Endpoint, tunnel: Tunnel) -> None:
+    """Open a stream for an allowed connection."""
+    record = connection.record
+    record.destination = replace(record.destination, verified=True)
+    record.destination_identity = endpoint.identity
+    _count_load(fabric, connection, endpoint)
+    stream = Stream(fabric.reactor, tunnel, tunnel.open_id(), sock, connection, opened_here=True)
+    connection.announce()
+    stream.begin()
+
+
+def destination_peer(destination: Destination, endpoint: Endpoint | None, target: Address) -> Peer:
+    """Whom the policy is asked about. The identity is expected, not proved yet."""
+    address = endpoint.address if endpoint is not None else target.host
+    if endpoint is not None and endpoint.identity and destination.workload is not None:
+        peer = _expected_peer(endpoint.identity, address)
+        if peer is not None and peer.workload in (None, destination.workload):
+            return replace(peer, workload=destination.workload)
+    workload = destination.workload
+    return Peer(workload, workload.namespace if workload is not None else "", address=address)
+
+
+@lru_cache(maxsize=4096)
+def _expected_peer(identity: str, address: str) -> Peer | None:
+    try:
+        return peer_of(SpiffeId.parse(identity), address, False)
+    except InvalidSpiffeId:
+        return None  # no certificate can carry it either
+
+
+def source_peer(fabric: Fabric) -> Peer:
+    """Ourselves, as the source."""
+    address = next(iter(fabric.settings.addresses), "")
+    return peer_of(fabric.credentials.identity, address, True)
+
+
+def _count_load(fabric: Fabric, connection: Connection, endpoint: Endpoint) -> None:
+    balancer = fabric.balancer
+    balancer.began(endpoint)
+
+    def over(failed: bool) -> None:
+        balancer.ended(endpoint)
+        if failed:
+            balancer.failed(endpoint, fabric.reactor.loop.time())
+        else:
+            balancer.succeeded(endpoint)
+
+    connection.after(over)

@@ -1,0 +1,237 @@
+"""The epoll set of the data path, itself one descriptor of the asyncio loop.
+
+Rules:
+
+1. One turn handles a bounded number of batches and then returns to asyncio, where everything else runs. What is left
+   is taken up in the next iteration of the loop.
+2. Within a batch every source is called once, then every stream that has more to read gets one frame, then every tunnel
+   is flushed once. One TLS write and one ``send`` per tunnel and batch is what makes many small messages cheap.
+3. A descriptor that is closed within a batch is closed at the batch's end: its number can not come back while events
+   for the old owner are still being handed out.
+4. An exception of a source ends that source and no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import select
+import socket
+from typing import Protocol
+
+IN = select.EPOLLIN
+OUT = select.EPOLLOUT
+RDHUP = select.EPOLLRDHUP
+EDGE = select.EPOLLET
+ERROR = select.EPOLLERR
+HUP = select.EPOLLHUP
+#: Any event but "writable".
+NOT_OUT = ~select.EPOLLOUT
+#: The peer will send no more, or the connection is gone.
+GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+
+#: One read from a tunnel's socket, bytes.
+RECEIVE = 262_144
+#: Room for what one such read decrypts to, behind an unfinished record.
+PLAIN = RECEIVE + 32_768
+
+_log = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """Owns a registered descriptor."""
+
+    def on_event(self, events: int) -> None:
+        """Handle ``events``, an epoll mask."""
+
+    def abort(self, why: str) -> None:
+        """Give up at once, releasing everything. Must not raise."""
+
+
+class Pump(Protocol):
+    """Has more to read than one frame."""
+
+    queued: bool
+
+    def pump(self) -> None: ...
+
+    def abort(self, why: str) -> None: ...
+
+
+class Flushable(Protocol):
+    """Has frames to send at the end of the batch."""
+
+    def flush(self) -> None: ...
+
+    def abort(self, why: str) -> None: ...
+
+
+class Reactor:
+    """Runs sources on one asyncio loop.
+
+    :param batch: events taken from the kernel at once
+    :param rounds: batches in one turn, at most
+    """
+
+    __slots__ = (
+        "_again",
+        "_batch",
+        "_dirty",
+        "_epoll",
+        "_graveyard",
+        "_in_turn",
+        "_loop",
+        "_rounds",
+        "_scheduled",
+        "_sources",
+        "buffers",
+        "plain",
+        "plain_view",
+        "received",
+        "received_view",
+    )
+
+    def __init__(self, *, batch: int = 128, rounds: int = 8) -> None:
+        self._epoll = select.epoll()
+        self._sources: dict[int, Source] = {}
+        self._batch = batch
+        self._rounds = rounds
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._in_turn = False
+        self._scheduled = False
+        self._graveyard: list[socket.socket] = []
+        self._dirty: list[Flushable] = []
+        self._again: list[Pump] = []
+        # Shared by all sources, because each is done with them before the next is called.
+        self.received = bytearray(RECEIVE)
+        self.received_view = memoryview(self.received)
+        self.plain = bytearray(PLAIN)
+        self.plain_view = memoryview(self.plain)
+        #: Send buffers of tunnels that have nothing to send.
+        self.buffers: list[bytearray] = []
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        assert self._loop is not None, "start() comes first"
+        return self._loop
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to handle events on ``loop``."""
+        self._loop = loop
+        loop.add_reader(self._epoll.fileno(), self._turn)
+
+    def stop(self) -> None:
+        """Abort what is still registered, close the set. Nothing can be registered afterwards."""
+        for source in list(self._sources.values()):
+            source.abort("the data path stops")
+        self._bury()
+        if self._loop is not None:
+            self._loop.remove_reader(self._epoll.fileno())
+            self._loop = None
+        self._epoll.close()
+
+    def register(self, sock: socket.socket, events: int, source: Source) -> None:
+        """Call ``source`` when one of ``events`` happens on ``sock``."""
+        fd = sock.fileno()
+        self._epoll.register(fd, events)
+        self._sources[fd] = source
+
+    def hand_over(self, sock: socket.socket, events: int, source: Source) -> None:
+        """Give a registered ``sock`` to another source."""
+        fd = sock.fileno()
+        self._sources[fd] = source
+        self._epoll.modify(fd, events)
+
+    def modify(self, sock: socket.socket, events: int) -> None:
+        self._epoll.modify(sock.fileno(), events)
+
+    def forget(self, sock: socket.socket) -> None:
+        """Stop watching ``sock`` without closing it."""
+        if self._sources.pop(sock.fileno(), None) is not None:
+            self._epoll.unregister(sock.fileno())
+
+    def close(self, sock: socket.socket) -> None:
+        """Stop watching ``sock`` and close it, at once or at the end of the batch."""
+        if not self._in_turn:
+            self._sources.pop(sock.fileno(), None)
+            sock.close()
+        elif sock.fileno() >= 0:
+            if self._sources.pop(sock.fileno(), None) is not None:
+                self._epoll.unregister(sock.fileno())
+            self._graveyard.append(sock)
+
+    def mark_dirty(self, tunnel: Flushable) -> None:
+        """Have ``tunnel`` flushed at the end of the batch. The caller asks once until that happens."""
+        self._dirty.append(tunnel)
+        if not self._in_turn:
+            self._schedule()
+
+    def pump_again(self, stream: Pump) -> None:
+        """Have ``stream`` pumped once more after everybody else. The caller asks once until that happens."""
+        stream.queued = True
+        self._again.append(stream)
+        if not self._in_turn:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._scheduled and self._loop is not None:
+            self._scheduled = True
+            self._loop.call_soon(self._resume)
+
+    def _resume(self) -> None:
+        self._scheduled = False
+        if self._loop is not None:
+            self._turn()
+
+    def _turn(self) -> None:
+        self._in_turn = True
+        poll = self._epoll.poll
+        sources = self._sources
+        try:
+            for _ in range(self._rounds):
+                events = poll(0, self._batch)
+                for fd, mask in events:
+                    source = sources.get(fd)
+                    if source is not None:
+                        try:
+                            source.on_event(mask)
+                        except Exception:
+                            self._contain(source)
+                if self._again:
+                    self._pump()
+                if self._dirty:
+                    self._flush()
+                if self._graveyard:
+                    self._bury()
+                if not self._again and len(events) < self._batch and not self._dirty:
+                    break
+        finally:
+            self._in_turn = False
+        if self._again or self._dirty:
+            self._schedule()
+
+    def _pump(self) -> None:
+        streams, self._again = self._again, []
+        for stream in streams:
+            stream.queued = False
+            try:
+                stream.pump()
+            except Exception:
+                self._contain(stream)
+
+    def _flush(self) -> None:
+        tunnels, self._dirty = self._dirty, []
+        for tunnel in tunnels:
+            try:
+                tunnel.flush()
+            except Exception:
+                self._contain(tunnel)
+
+    def _bury(self) -> None:
+        for sock in self._graveyard:
+            sock.close()
+        self._graveyard.clear()
+
+    def _contain(self, owner: Source | Pump | Flushable) -> None:
+        _log.exception("a fault in the data path ended one connection; please report it")
+        owner.abort("internal fault")

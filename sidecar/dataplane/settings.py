@@ -1,0 +1,85 @@
+"""Every number that bounds the data path, with its unit and what it protects against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sidecar.dataplane.sockets import Address
+
+#: ALPN protocol name of our tunnels (RFC 7301).
+ALPN = "hedgerow/1"
+
+
+@dataclass(frozen=True, slots=True)
+class ExplicitOutbound:
+    """Without capture: what the application connects to instead of ``destination``."""
+
+    listen: Address
+    destination: Address
+
+
+@dataclass(frozen=True, slots=True)
+class ExplicitInbound:
+    """Without capture: where peers connect to, and where the application really listens.
+
+    The port of ``listen`` is the one that policy speaks of.
+    """
+
+    listen: Address
+    application: Address
+
+
+@dataclass(frozen=True, slots=True)
+class DataPlaneSettings:
+    """How the data path listens and how much it takes on.
+
+    :param addresses: the pod's own addresses; captured inbound connections to any other are refused
+    :param outbound_listen: where captured outbound connections arrive; one per address family. Empty: no capture
+    :param inbound_listen: the same for inbound ones
+    :param explicit_outbound: declared listeners of a pod without capture; ``explicit_inbound`` likewise
+    :param sidecar_ports: ports of the sidecar itself, never relayed to as if they were the application's
+    :param mark: ``SO_MARK`` of our own sockets, where capture tells us apart by mark and not by uid; 0: none
+    :param connections: connections of applications and peers alive at once; more are refused
+    :param handshakes: inbound connections sniffed or in a TLS handshake at once; more are refused
+    :param streams_per_tunnel: streams alive at once in one tunnel; a peer that opens more has them reset
+    :param opens_per_second: streams that a peer may open in one tunnel; twice as many in a burst, more end the tunnel
+    :param resets_per_second: streams that a peer may reset in one tunnel (rapid reset); as above
+    :param pings_per_second: pings that a peer may send in one tunnel; as above
+    :param buffered_bytes: bytes held in all streams for receivers that do not read; a stream that goes beyond is reset
+    :param control_bytes: control frames queued for a peer that does not read before its tunnel is ended
+    :param sniff_wait: seconds to wait for a first byte before a connection counts as plaintext (server speaks first)
+    :param handshake_timeout: seconds for a whole TLS handshake, and for a client hello that arrives in pieces
+    :param connect_timeout: seconds for a TCP connection, and for a tunnel to become ready
+    :param resolve_timeout: seconds to wait for the directory before an unknown destination is refused
+    :param keepalive: seconds without a byte from the peer before a tunnel is pinged
+    :param keepalive_timeout: seconds for the answer before the tunnel is ended
+    :param tunnel_idle: seconds without a stream before a tunnel is let go
+    :param backoff: seconds before an endpoint that failed is dialled again; doubles up to ``backoff_max``
+    :param renewal_spread: seconds over which the peers are asked to come back after our certificate was renewed
+    """
+
+    addresses: frozenset[str] = frozenset()
+    outbound_listen: tuple[Address, ...] = (Address("127.0.0.1", 15001),)
+    inbound_listen: tuple[Address, ...] = (Address("0.0.0.0", 15006),)
+    explicit_outbound: tuple[ExplicitOutbound, ...] = ()
+    explicit_inbound: tuple[ExplicitInbound, ...] = ()
+    sidecar_ports: frozenset[int] = field(default=frozenset({15000, 15001, 15006, 15020, 15021}))
+    mark: int = 0
+    connections: int = 16384
+    handshakes: int = 1024
+    streams_per_tunnel: int = 4096
+    opens_per_second: int = 20_000
+    resets_per_second: int = 2_000
+    pings_per_second: int = 50
+    buffered_bytes: int = 256 << 20
+    control_bytes: int = 1 << 20
+    sniff_wait: float = 0.2
+    handshake_timeout: float = 5.0
+    connect_timeout: float = 5.0
+    resolve_timeout: float = 5.0
+    keepalive: float = 15.0
+    keepalive_timeout: float = 10.0
+    tunnel_idle: float = 300.0
+    backoff: float = 0.05
+    backoff_max: float = 1.0
+    renewal_spread: float = 1.0

@@ -1,0 +1,147 @@
+"""Sockets as the data path needs them: non-blocking, closed with a reset where a client was refused, never blocking.
+
+The original destination of a redirected connection comes from netfilter's connection tracking
+(``SO_ORIGINAL_DST``, ``linux/netfilter_ipv4.h``; ``IP6T_SO_ORIGINAL_DST``, ``linux/netfilter_ipv6/ip6_tables.h``).
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+import struct
+from typing import NamedTuple
+
+from sidecar.errors import ConfigError
+
+_SO_ORIGINAL_DST = 80  # the same number for IPv6, at level IPPROTO_IPV6
+_SO_MARK = 36
+_TCP_NOTSENT_LOWAT = 25
+_LINGER_RESET = struct.pack("ii", 1, 0)
+_SOCKADDR_IN = struct.Struct("!2xH4s8x")
+_SOCKADDR_IN6 = struct.Struct("!2xH4x16s4x")
+
+#: Results of a non-blocking connect that are no failure.
+CONNECTING = (0, errno.EINPROGRESS)
+
+
+class Address(NamedTuple):
+    """An IP address and a port."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str, *, field: str = "address") -> Address:
+        """Read ``192.0.2.1:80`` or ``[2001:db8::1]:80``.
+
+        :raises ConfigError: naming ``field``
+        """
+        host, _, port = text.rpartition(":")
+        if host.startswith("[") and host.endswith("]"):
+            host = host[1:-1]
+        try:
+            number = int(port) if port.isascii() and port.isdigit() else 0
+            if not 1 <= number <= 65535:
+                raise ValueError
+            return cls(str(ipaddress.ip_address(host)), number)
+        except ValueError:
+            raise ConfigError(
+                f"{field}: {text!r} is not an address and a port; write 192.0.2.1:80 or [2001:db8::1]:80"
+            ) from None
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        return socket.AF_INET6 if ":" in self.host else socket.AF_INET
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def listener(address: Address, *, backlog: int = 4096, mark: int = 0) -> socket.socket:
+    """Listen on ``address``. Accepted sockets inherit TCP_NODELAY.
+
+    :raises ConfigError: when the address can not be listened on, saying why
+    """
+    sock = socket.socket(address.family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if address.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if mark:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark)
+        sock.bind(tuple(address))
+        sock.listen(backlog)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        remedy = "stop the program that holds the port, or choose another"
+        if error.errno == errno.EADDRNOTAVAIL:
+            remedy = "use an address of this machine"
+        elif error.errno in (errno.EACCES, errno.EPERM):
+            remedy = "choose a port from 1024 up (a mark also needs CAP_NET_ADMIN)"
+        raise ConfigError(f"cannot listen on {address}: {error.strerror}; {remedy}") from error
+    return sock
+
+
+def outgoing(family: socket.AddressFamily, mark: int) -> socket.socket:
+    """A non-blocking TCP socket of our own, marked so that capture lets it pass.
+
+    :raises OSError: when there are no more descriptors, or the mark is not permitted
+    """
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if mark:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def tune_tunnel(sock: socket.socket) -> None:
+    """Send small records at once, and keep what waits in the kernel short, so that small streams are not behind it."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, 262_144)
+
+
+def original_destination(sock: socket.socket) -> Address | None:
+    """Where the client of a redirected connection meant to go; None when the connection was not redirected."""
+    try:
+        if sock.family == socket.AF_INET6:
+            port, packed = _SOCKADDR_IN6.unpack(sock.getsockopt(socket.IPPROTO_IPV6, _SO_ORIGINAL_DST, 28))
+            return Address(socket.inet_ntop(socket.AF_INET6, packed), port)
+        port, packed = _SOCKADDR_IN.unpack(sock.getsockopt(socket.SOL_IP, _SO_ORIGINAL_DST, 16))
+        return Address(socket.inet_ntop(socket.AF_INET, packed), port)
+    except OSError:
+        return None
+
+
+def local_address(sock: socket.socket) -> Address | None:
+    """This end of the connection; None when it is gone already."""
+    try:
+        name = sock.getsockname()
+    except OSError:
+        return None
+    return Address(name[0], name[1])
+
+
+def reset(sock: socket.socket) -> None:
+    """Have the following close send a reset instead of an orderly end."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+    except OSError:
+        return  # the peer was faster
+
+
+def refuse(sock: socket.socket) -> None:
+    """Close a connection that nothing else knows of; the client sees a reset."""
+    reset(sock)
+    sock.close()
+
+
+def connect_error(sock: socket.socket) -> int:
+    """The result of a connection attempt that has ended; 0 when it succeeded."""
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

@@ -1,0 +1,375 @@
+"""One stream of a tunnel and the local connection behind it.
+
+The local socket is edge-triggered and registered once. Windows start at 256 KiB and double to 1 MiB while the local
+side keeps up; bytes are granted only after the kernel took them, so that a slow reader slows the sender and nobody
+else, and never holds more than its window.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections import deque
+from typing import Final
+
+from sidecar.dataplane import frames, sockets
+from sidecar.dataplane.frames import FrameError
+from sidecar.dataplane.live import Connection
+from sidecar.dataplane.reactor import EDGE, ERROR, GONE, HUP, IN, NOT_OUT, OUT, RDHUP, Reactor
+from sidecar.dataplane.tunnel import SEND_BUFFER, Tunnel
+
+#: What a window grows to while the receiver keeps up, bytes.
+MAX_WINDOW: Final = 1_048_576
+#: A read is not begun with less room than this in the send buffer.
+_LEAST_ROOM: Final = 4096
+_HEADER_SIZE: Final = frames.HEADER_SIZE
+_PAYLOAD: Final = frames.PAYLOAD
+_ROOM: Final = SEND_BUFFER - frames.HEADER_SIZE
+_FIN: Final = frames.WINDOW_UPDATE | frames.FIN
+_RST: Final = frames.WINDOW_UPDATE | frames.RST
+_ACK: Final = frames.WINDOW_UPDATE | frames.ACK
+_pack_into = frames.HEADER.pack_into
+
+
+class Stream:
+    """A connection between the local ``sock`` and the peer's stream ``stream_id``.
+
+    :param opened_here: the local side is the client; else it is our application
+    :param connecting: seconds within which ``sock``, whose connect is under way, must be connected; 0: it is
+    """
+
+    __slots__ = (
+        "_acked",
+        "_connecting",
+        "_connection",
+        "_eof",
+        "_fin",
+        "_hup",
+        "_id",
+        "_opened_here",
+        "_queue",
+        "_reactor",
+        "_readable",
+        "_receive_left",
+        "_receive_window",
+        "_recv_into",
+        "_send",
+        "_send_window",
+        "_sock",
+        "_taken",
+        "_timer",
+        "_tunnel",
+        "queued",
+    )
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        tunnel: Tunnel,
+        stream_id: int,
+        sock: socket.socket,
+        connection: Connection,
+        *,
+        opened_here: bool,
+        connecting: float = 0.0,
+    ) -> None:
+        self._reactor = reactor
+        self._tunnel = tunnel
+        self._id = stream_id
+        self._sock: socket.socket | None = sock
+        self._recv_into = sock.recv_into
+        self._send = sock.send
+        self._connection = connection
+        self._opened_here = opened_here
+        self._acked = False  # the peer has reached its application
+        self._connecting = connecting > 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._send_window = frames.WINDOW
+        self._receive_window = frames.WINDOW
+        self._receive_left = frames.WINDOW  # what the peer may still send
+        self._taken = 0  # taken by the kernel, not granted again yet
+        self._queue: deque[bytes | memoryview] = deque()  # not taken by the kernel; bounded by the window
+        self._readable = False
+        self._hup = False  # a short read does not mean that the socket is empty: the end is behind it
+        self._eof = False  # the local side will send no more; FIN is sent
+        self._fin = False  # the peer will send no more
+        self.queued = False  # somebody will pump us
+        connection.owned_by(self.reset)
+        tunnel.attach(stream_id, self)
+        reactor.register(sock, IN | OUT | RDHUP | EDGE, self)
+        if connecting:
+            self._timer = reactor.loop.call_later(connecting, self.reset)
+
+    # the local side
+
+    def on_event(self, events: int) -> None:
+        if self._connecting and not self._connected():
+            return
+        if events & OUT and self._queue:
+            self._drain()
+        if events & NOT_OUT and self._sock is not None:
+            if not self._eof:
+                self._readable = True
+                if events & GONE:
+                    self._hup = True
+                if not self.queued:
+                    self.pump()
+            elif events & (HUP | ERROR) and not self._fin:
+                self.reset()
+
+    def _connected(self) -> bool:
+        """Whether the application has accepted us."""
+        assert self._sock is not None
+        if sockets.connect_error(self._sock):
+            self.reset()
+            return False
+        try:
+            self._sock.getpeername()
+        except OSError as error:
+            if error.errno == errno.ENOTCONN:
+                return False
+            self.reset()
+            return False
+        self._connecting = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._tunnel.control(_ACK, self._id, 0)
+        if self._queue or self._fin:
+            self._drain()
+        return self._sock is not None
+
+    def begin(self) -> None:
+        """Try to read at once: a client that speaks first has mostly spoken already."""
+        self._readable = True
+        self.pump()
+
+    def pump(self) -> None:
+        """Read the local socket straight into the tunnel's send buffer, one frame at most: the others want room too."""
+        if not self._readable or self._sock is None:
+            return
+        tunnel = self._tunnel
+        while self._send_window > 0:
+            position = tunnel.position
+            room = _ROOM - position
+            if room < _PAYLOAD:
+                if room < _LEAST_ROOM:
+                    tunnel.flush()
+                    if tunnel.closed:
+                        return
+                    if tunnel.blocked:
+                        tunnel.wait(self)
+                        return
+                    position = tunnel.position
+                    room = _PAYLOAD
+            else:
+                room = _PAYLOAD
+            if room > self._send_window:
+                room = self._send_window
+            if tunnel.buffer is None:
+                tunnel.lease()
+            view = tunnel.view
+            assert view is not None
+            assert tunnel.buffer is not None
+            start = position + _HEADER_SIZE
+            try:
+                size = self._recv_into(view[start : start + room])
+            except BlockingIOError:
+                self._readable = False
+                if not position:
+                    tunnel.release()
+                return
+            except OSError:
+                self.reset()
+                return
+            if size == 0:
+                self._local_end()
+                return
+            _pack_into(tunnel.buffer, position, 0, self._id, size)
+            tunnel.position = start + size
+            self._send_window -= size
+            if self._opened_here:
+                self._connection.record.bytes_sent += size
+            else:
+                self._connection.record.bytes_received += size
+            tunnel.mark()
+            if size == room:
+                if self._send_window:
+                    tunnel.again(self)
+                return
+            if not self._hup:
+                self._readable = False  # a short read: the socket is empty, an edge will follow
+                return
+
+    def _local_end(self) -> None:
+        self._readable = False
+        self._eof = True
+        self._tunnel.control(_FIN, self._id, 0)
+        if self._fin and not self._queue:
+            self._close()
+
+    # the tunnel's side
+
+    def expect(self, length: int) -> None:
+        """``length`` bytes of data are announced.
+
+        :raises FrameError: when the peer may not send them
+        """
+        if self._fin:
+            raise FrameError("data after the end of a stream")
+        if length > self._receive_left:
+            raise FrameError(f"{length} bytes of data in a window of {self._receive_left}")
+        self._receive_left -= length
+
+    def deliver(self, payload: memoryview, size: int) -> None:
+        if self._sock is None:
+            return
+        if self._queue or self._connecting:
+            self._hold(bytes(payload))
+            return
+        try:
+            taken = self._send(payload)
+        except BlockingIOError:
+            taken = 0
+        except OSError:
+            self.reset()
+            return
+        self._count(taken)
+        if taken < size:
+            self._hold(bytes(payload[taken:]))
+        elif self._taken >= self._receive_window >> 1:
+            self._grant()
+
+    def granted(self, length: int) -> None:
+        """The peer takes ``length`` bytes more.
+
+        :raises FrameError: when the window passes 2^32 - 1
+        """
+        window = self._send_window
+        self._send_window = window + length
+        if self._send_window > frames.WINDOW_LIMIT:
+            raise FrameError(f"a window of {self._send_window} bytes")
+        if not window and self._readable and not self.queued:
+            self.pump()
+
+    def accepted(self) -> None:
+        """The peer has reached its application.
+
+        :raises FrameError: when it said so before, or was not asked
+        """
+        if self._acked or not self._opened_here:
+            raise FrameError("a stream acknowledged out of turn")
+        self._acked = True
+
+    def finish(self) -> None:
+        """The peer will send no more.
+
+        :raises FrameError: when it said so before
+        """
+        if self._fin:
+            raise FrameError("a stream ended twice")
+        self._fin = True
+        if not self._queue and not self._connecting:
+            self._shut()
+
+    def reset_by_peer(self) -> None:
+        """The peer gave the stream up: refused it, or lost its end."""
+        self._give_up(tell=False)
+
+    def _hold(self, data: bytes) -> None:
+        budget = self._tunnel.budget
+        if budget.left < len(data):
+            self.reset()
+            return
+        budget.left -= len(data)
+        self._queue.append(data)
+
+    def _drain(self) -> None:
+        """Give the kernel what it did not take before."""
+        queue = self._queue
+        budget = self._tunnel.budget
+        try:
+            while queue:
+                data = queue[0]
+                taken = self._send(data)
+                budget.left += taken
+                self._count(taken)
+                if taken < len(data):
+                    queue[0] = memoryview(data)[taken:]
+                    break
+                queue.popleft()
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.reset()
+            return
+        if self._taken >= self._receive_window >> 1:
+            self._grant()
+        if self._fin and not queue:
+            self._shut()
+
+    def _count(self, taken: int) -> None:
+        self._taken += taken
+        if self._opened_here:
+            self._connection.record.bytes_received += taken
+        else:
+            self._connection.record.bytes_sent += taken
+
+    def _grant(self) -> None:
+        if self._fin:
+            return
+        number = self._taken
+        if self._receive_window < MAX_WINDOW and not self._queue:  # the local side takes all it gets: widen
+            number += self._receive_window
+            self._receive_window += self._receive_window
+        self._taken = 0
+        self._receive_left += number
+        self._tunnel.control(frames.WINDOW_UPDATE, self._id, number)
+
+    # ending
+
+    def _shut(self) -> None:
+        """Everything the peer sent is delivered, and there will be no more."""
+        if self._eof:
+            self._close()
+            return
+        assert self._sock is not None
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.reset()
+
+    def reset(self) -> None:
+        """End the stream at both ends at once."""
+        self._give_up(tell=True)
+
+    def abort(self, why: str) -> None:
+        """The tunnel is gone, or we are; the local side sees a reset."""
+        self._give_up(tell=True)
+
+    def _give_up(self, *, tell: bool) -> None:
+        if self._sock is None:
+            return
+        if tell:
+            self._tunnel.control(_RST, self._id, 0)
+        sockets.reset(self._sock)
+        self._close(failed=self._connecting or (self._opened_here and not self._acked))
+
+    def _close(self, *, failed: bool = False) -> None:
+        sock = self._sock
+        if sock is None:
+            return
+        self._sock = None
+        self._readable = False
+        self._eof = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._queue:
+            self._tunnel.budget.left += sum(map(len, self._queue))
+            self._queue.clear()
+        self._reactor.close(sock)
+        del self._recv_into, self._send  # bound methods would keep a cycle with the socket
+        self._connection.finish(failed=failed)
+        self._tunnel.detach(self._id)

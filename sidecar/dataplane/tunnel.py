@@ -1,0 +1,532 @@
+"""One tunnel: many streams over one mutual TLS connection, framed with yamux.
+
+Promise: what one end of a stream sends arrives at the other in order, whole, and not faster than it is taken; a stream
+that ends badly is reset at both ends. Rules:
+
+1. Local reads land in the send buffer straight behind a reserved header; the buffer is encrypted and sent once per
+   batch (:mod:`sidecar.dataplane.reactor`). When the kernel takes no more, streams wait in a queue, one frame each.
+2. The peer is not trusted with our memory: streams, opens, resets, pings, unread bytes and unread control frames are
+   bounded, and every breach of the protocol ends the tunnel with GoAway(protocol error).
+3. Only the end that dialled opens streams.
+4. After our GoAway(normal) the peer's streams are still accepted: those that crossed it on the way are no error, and
+   the tunnel ends when the last one does, or with its certificate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from typing import TYPE_CHECKING, Final, Protocol
+
+from sidecar.dataplane import frames
+from sidecar.dataplane.frames import FrameError, FrameReader, Rate
+from sidecar.dataplane.reactor import IN, NOT_OUT, OUT, PLAIN, Reactor
+from sidecar.dataplane.settings import DataPlaneSettings
+from sidecar.dataplane.tls import Channel, Identified
+
+if TYPE_CHECKING:
+    from sidecar.dataplane.stream import Stream
+
+#: Frames that wait for the end of the batch; reading of applications stops when it is full.
+SEND_BUFFER: Final = 4 * (frames.HEADER_SIZE + frames.PAYLOAD)
+#: Room for control frames behind it.
+SLACK: Final = 4096
+_RECORD: Final = 16_384
+#: Seconds in which the peer closes its end of a tunnel that was ended in good order.
+_LINGER: Final = 5.0
+_LAST_ID: Final = (1 << 32) - 3
+
+_log = logging.getLogger(__name__)
+
+
+class TunnelOwner(Protocol):
+    """Is told what becomes of a tunnel."""
+
+    def tunnel_ready(self, tunnel: Tunnel) -> None:
+        """The peer has accepted us (it answered a ping). Only for tunnels that we dialled."""
+
+    def tunnel_stream(self, tunnel: Tunnel, stream_id: int) -> None:
+        """The peer opened a stream: attach one, or refuse it. Only for tunnels that the peer dialled."""
+
+    def tunnel_leaving(self, tunnel: Tunnel) -> None:
+        """The peer wants no new streams."""
+
+    def tunnel_empty(self, tunnel: Tunnel) -> None:
+        """The last stream ended."""
+
+    def tunnel_closed(self, tunnel: Tunnel, why: str) -> None:
+        """The tunnel is gone and its streams are reset."""
+
+
+class Budget:
+    """Bytes held for receivers that do not read, over all tunnels."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, limit: int) -> None:
+        self.left = limit
+
+
+class Tunnel:
+    """A running tunnel. ``start()`` begins it; the socket is registered with the reactor already.
+
+    :param dialled: whether we opened it, and so open its streams
+    :param seconds: how long it may live
+    """
+
+    # buffer, view and position are the streams' too: they read straight into the send buffer.
+    __slots__ = (
+        "_channel",
+        "_closing",
+        "_control_limit",
+        "_dirty",
+        "_end_timer",
+        "_heard",
+        "_last_peer_id",
+        "_next_id",
+        "_opens",
+        "_owner",
+        "_pending",
+        "_ping_out",
+        "_pings",
+        "_reactor",
+        "_reader",
+        "_ready",
+        "_resets",
+        "_settings",
+        "_tick_timer",
+        "_waiting",
+        "blocked",
+        "budget",
+        "buffer",
+        "closed",
+        "dialled",
+        "leaving",
+        "peer",
+        "position",
+        "sock",
+        "streams",
+        "view",
+    )
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        sock: socket.socket,
+        channel: Channel,
+        peer: Identified,
+        settings: DataPlaneSettings,
+        owner: TunnelOwner,
+        budget: Budget,
+        *,
+        dialled: bool,
+        seconds: float,
+    ) -> None:
+        self._reactor = reactor
+        self.sock = sock
+        self._channel = channel
+        self.peer = peer
+        self._settings = settings
+        self._owner = owner
+        self.budget = budget
+        self.dialled = dialled
+        self.streams: dict[int, Stream] = {}
+        self._reader = FrameReader(self)
+        self.buffer: bytearray | None = None
+        self.view: memoryview | None = None
+        self.position = 0
+        self._pending: memoryview | None = None  # encrypted bytes that the kernel did not take
+        self.blocked = False
+        self._dirty = False
+        self._waiting: list[Stream] = []  # streams that have more to send than fits now
+        self._next_id = 1 if dialled else 2
+        self._last_peer_id = 0
+        self._opens = Rate(settings.opens_per_second)
+        self._resets = Rate(settings.resets_per_second)
+        self._pings = Rate(settings.pings_per_second)
+        self._control_limit = SEND_BUFFER + SLACK + settings.control_bytes
+        self._heard = True
+        self._ping_out = False
+        self._ready = not dialled
+        self._closing = ""  # why, once the last bytes are on their way
+        #: No new streams of ours go here.
+        self.leaving = False
+        self.closed = False
+        loop = reactor.loop
+        self._end_timer: asyncio.TimerHandle = loop.call_later(seconds, self.abort, "its certificate ended")
+        self._tick_timer: asyncio.TimerHandle = loop.call_later(settings.keepalive, self._tick)
+
+    def start(self) -> None:
+        """Take over the socket. A tunnel that we dialled is ready when the peer answers."""
+        self._reactor.hand_over(self.sock, IN, self)
+        if self.dialled:
+            # In TLS 1.3 our handshake ends before the peer has judged our certificate; an answer says it did.
+            self._ping_out = True
+            self.control(frames.PING | frames.SYN, 0, 1)
+        if self._channel.incoming.pending:
+            self._receive()
+
+    @property
+    def usable(self) -> bool:
+        """Whether one more stream can be opened."""
+        return (
+            self._ready
+            and not self.leaving
+            and len(self.streams) < self._settings.streams_per_tunnel
+            and self._next_id <= _LAST_ID
+        )
+
+    # streams
+
+    def open_id(self) -> int:
+        """Open a stream towards the peer; the caller attaches it."""
+        stream_id = self._next_id
+        self._next_id = stream_id + 2
+        self.control(frames.WINDOW_UPDATE | frames.SYN, stream_id, 0)
+        return stream_id
+
+    def attach(self, stream_id: int, stream: Stream) -> None:
+        self.streams[stream_id] = stream
+
+    def detach(self, stream_id: int) -> None:
+        """The stream is over at both ends."""
+        if self.streams.pop(stream_id, None) is not None and not self.streams:
+            self._owner.tunnel_empty(self)
+
+    def refuse(self, stream_id: int) -> None:
+        """Answer a stream that the peer opened with a reset."""
+        self.control(frames.WINDOW_UPDATE | frames.RST, stream_id, 0)
+
+    def wait(self, stream: Stream) -> None:
+        """Have ``stream`` pumped when there is room again."""
+        stream.queued = True
+        self._waiting.append(stream)
+
+    def again(self, stream: Stream) -> None:
+        """Have ``stream`` pumped after everybody else."""
+        self._reactor.pump_again(stream)
+
+    # sending
+
+    def lease(self) -> None:
+        """Take a send buffer; it goes back when it is sent."""
+        buffers = self._reactor.buffers
+        self.buffer = buffers.pop() if buffers else bytearray(SEND_BUFFER + SLACK)
+        self.view = memoryview(self.buffer)
+
+    def mark(self) -> None:
+        """Have the send buffer sent at the end of the batch."""
+        if not self._dirty:
+            self._dirty = True
+            self._reactor.mark_dirty(self)
+
+    def control(self, word: int, stream_id: int, number: int) -> None:
+        """Queue a frame without payload. They are never lost and never wait for room, but their sum is bounded."""
+        if self.closed:
+            return
+        if self.buffer is None:
+            self.lease()
+        assert self.buffer is not None
+        position = self.position
+        if position + frames.HEADER_SIZE > len(self.buffer):
+            if len(self.buffer) >= self._control_limit:
+                self._reactor.loop.call_soon(self.abort, "the peer does not read")
+                return
+            self.view = None
+            self.buffer = self.buffer + bytearray(min(len(self.buffer), self._control_limit))
+            self.view = memoryview(self.buffer)
+        frames.HEADER.pack_into(self.buffer, position, word, stream_id, number)
+        self.position = position + frames.HEADER_SIZE
+        if not self._dirty:
+            self.mark()
+
+    def flush(self) -> None:
+        """Encrypt what is in the send buffer and give it to the kernel."""
+        self._dirty = False
+        if self.blocked or self.closed:
+            return
+        size = self.position
+        if size:
+            view = self.view
+            assert view is not None
+            write = self._channel.write
+            try:
+                done = write(view[:size])
+                while done < size:
+                    done += write(view[done:size])
+            except ssl.SSLError as error:
+                self.abort(str(error))
+                return
+            self.position = 0
+            self.release()
+        data = self._channel.outgoing.read()
+        if not data:
+            if self._closing:
+                self._shut()
+            return
+        try:
+            sent = self.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.abort(str(error))
+            return
+        if sent < len(data):
+            self._pending = memoryview(data)[sent:]
+            self.blocked = True
+            self._reactor.modify(self.sock, IN | OUT)
+        elif self._closing:
+            self._shut()
+
+    def release(self) -> None:
+        """Give an empty send buffer back."""
+        buffer, self.buffer, self.view = self.buffer, None, None
+        if buffer is not None and len(buffer) == SEND_BUFFER + SLACK and len(self._reactor.buffers) < 16:
+            self._reactor.buffers.append(buffer)
+
+    def _writable(self) -> None:
+        pending = self._pending
+        assert pending is not None
+        try:
+            sent = self.sock.send(pending)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.abort(str(error))
+            return
+        if sent < len(pending):
+            self._pending = pending[sent:]
+            return
+        self._pending = None
+        self.blocked = False
+        self._reactor.modify(self.sock, IN)
+        self.flush()
+        waiting, self._waiting = self._waiting, []
+        for stream in waiting:
+            stream.queued = False
+            stream.pump()
+
+    # receiving
+
+    def on_event(self, events: int) -> None:
+        if events & OUT and self.blocked:
+            self._writable()
+        if events & NOT_OUT and not self.closed:
+            try:
+                size = self.sock.recv_into(self._reactor.received)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self.abort(str(error))
+                return
+            if size == 0:
+                self.abort(self._closing or "the peer closed the connection")
+                return
+            if self._closing:
+                return  # there is nothing left that could matter
+            self._heard = True
+            self._channel.incoming.write(self._reactor.received_view[:size])
+            self._receive()
+
+    def _receive(self) -> None:
+        """Decrypt and read everything that has arrived."""
+        incoming = self._channel.incoming
+        read = self._channel.read
+        reader = self._reader
+        plain, view = self._reactor.plain, self._reactor.plain_view
+        held = reader.held
+        end = len(held)
+        if end:
+            plain[:end] = held
+        ended = False
+        try:
+            try:
+                while incoming.pending:  # small messages end here without an exception
+                    size = read(_RECORD, view[end:])
+                    if size == 0:
+                        ended = True
+                        break
+                    end += size
+                    if PLAIN - end < _RECORD:
+                        reader.feed(plain, view, end)
+                        if reader.closed:
+                            return
+                        held = reader.held
+                        end = len(held)
+                        plain[:end] = held
+            except ssl.SSLWantReadError:
+                pass
+            reader.feed(plain, view, end)
+        except ssl.SSLError as error:
+            self.abort(error.reason.lower().replace("_", " ") if error.reason else str(error))
+            return
+        except FrameError as error:
+            self._protocol_error(error)
+            return
+        if ended:
+            self.abort("the peer ended the tunnel")
+        elif self._channel.outgoing.pending:  # a key update to answer
+            self.mark()
+
+    def on_data(self, stream_id: int, flags: int, length: int) -> Stream | None:
+        if flags & ~frames.FIN:
+            self._flags(stream_id, flags)
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self._check_known(stream_id)
+            return None
+        stream.expect(length)
+        return stream
+
+    def on_control(self, kind: int, flags: int, stream_id: int, length: int) -> None:
+        if kind == frames.WINDOW_UPDATE:
+            if flags & ~frames.FIN:
+                self._flags(stream_id, flags)
+            stream = self.streams.get(stream_id)
+            if stream is None:
+                self._check_known(stream_id)
+                return
+            if length:
+                stream.granted(length)
+            if flags & frames.FIN:
+                stream.finish()
+        elif kind == frames.PING:
+            self._on_ping(flags, length)
+        else:
+            self._on_go_away(length)
+
+    def _flags(self, stream_id: int, flags: int) -> None:
+        """Act on SYN, ACK or RST; there is only one of them in a valid frame."""
+        if flags & frames.SYN:
+            self._on_open(stream_id)
+            return
+        stream = self.streams.get(stream_id)
+        if flags & frames.RST and not self._resets.take(self._reactor.loop.time()):
+            raise FrameError(f"more than {self._settings.resets_per_second} resets a second")
+        if stream is None:
+            self._check_known(stream_id)
+        elif flags & frames.RST:
+            stream.reset_by_peer()
+        else:
+            stream.accepted()
+
+    def _on_open(self, stream_id: int) -> None:
+        if self.dialled:
+            raise FrameError("the end that was dialled opened a stream")
+        if not stream_id & 1 or stream_id <= self._last_peer_id:
+            raise FrameError(f"stream {stream_id} can not be opened after stream {self._last_peer_id}")
+        self._last_peer_id = stream_id
+        if not self._opens.take(self._reactor.loop.time()):
+            raise FrameError(f"more than {self._settings.opens_per_second} streams opened a second")
+        if len(self.streams) >= self._settings.streams_per_tunnel:
+            self.refuse(stream_id)
+        else:
+            self._owner.tunnel_stream(self, stream_id)
+
+    def _check_known(self, stream_id: int) -> None:
+        """Frames for a stream that ended may still be on their way; for one that never was there is no excuse."""
+        ours = bool(stream_id & 1) == self.dialled
+        if stream_id >= self._next_id if ours else stream_id > self._last_peer_id:
+            raise FrameError(f"a frame for stream {stream_id}, which was never opened")
+
+    def _on_ping(self, flags: int, number: int) -> None:
+        if flags & frames.SYN:
+            if not self._pings.take(self._reactor.loop.time()):
+                raise FrameError(f"more than {self._settings.pings_per_second} pings a second")
+            self.control(frames.PING | frames.ACK, 0, number)
+            return
+        if not self._ping_out:
+            raise FrameError("an answer to no ping")
+        self._ping_out = False
+        if not self._ready:
+            self._ready = True
+            self._owner.tunnel_ready(self)
+
+    def _on_go_away(self, code: int) -> None:
+        if code != frames.NORMAL:
+            _log.warning("%s ended the tunnel with GoAway(%d)", self.peer.spiffe_id, code)
+            self.abort(f"the peer ended the tunnel with GoAway({code})")
+        elif not self.leaving:
+            self.leaving = True
+            self._owner.tunnel_leaving(self)
+
+    # ending
+
+    def leave(self) -> None:
+        """Ask the peer to open its next streams elsewhere."""
+        self.leaving = True
+        self.control(frames.GO_AWAY, 0, frames.NORMAL)
+
+    def close(self, why: str) -> None:
+        """End a tunnel without streams in good order: what is queued, GoAway, close_notify, then wait for the peer.
+
+        Closing the socket with bytes of the peer unread would reset the connection and lose what is still to be sent.
+        """
+        if self.closed or self._closing:
+            return
+        if self.streams:
+            self.abort(why)
+            return
+        self.leaving = True
+        self.control(frames.GO_AWAY, 0, frames.NORMAL)
+        self._end_in_order(why)
+
+    def _end_in_order(self, why: str) -> None:
+        self._end_timer.cancel()
+        self._tick_timer.cancel()
+        self._end_timer = self._reactor.loop.call_later(_LINGER, self.abort, why)
+        self._reader.closed = True
+        self._closing = why
+        self.mark()
+
+    def _shut(self) -> None:
+        """Everything is sent: end our direction."""
+        with contextlib.suppress(ssl.SSLError):  # it waits for the peer's close_notify; ours is in the buffer now
+            self._channel.session.unwrap()
+        try:
+            self.sock.send(self._channel.outgoing.read())
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            self.abort(str(error))
+
+    def abort(self, why: str) -> None:
+        """End the tunnel now; its streams are reset."""
+        if self.closed:
+            return
+        self.closed = self.leaving = self._reader.closed = True
+        self._end_timer.cancel()
+        self._tick_timer.cancel()
+        streams = list(self.streams.values())
+        self.streams.clear()
+        for stream in streams:
+            stream.abort(why)
+        self._waiting.clear()
+        self._pending = None
+        self.release()
+        self._reactor.close(self.sock)
+        self._owner.tunnel_closed(self, why)
+
+    def _protocol_error(self, error: FrameError) -> None:
+        _log.warning("%s broke the tunnel protocol: %s", self.peer.spiffe_id, error)
+        self.leaving = True
+        self.control(frames.GO_AWAY, 0, frames.PROTOCOL_ERROR)
+        self._end_in_order(f"protocol error: {error}")
+        for stream in list(self.streams.values()):
+            stream.abort(str(error))
+
+    def _tick(self) -> None:
+        """Ping a silent peer; end the tunnel when it stays silent."""
+        settings = self._settings
+        wait = settings.keepalive
+        if not self._heard:
+            if self._ping_out:
+                self.abort(f"no answer to a ping within {settings.keepalive_timeout:g} s")
+                return
+            self._ping_out = True
+            self.control(frames.PING | frames.SYN, 0, 2)
+            wait = settings.keepalive_timeout
+        self._heard = False
+        self._tick_timer = self._reactor.loop.call_later(wait, self._tick)

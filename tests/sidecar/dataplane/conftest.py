@@ -1,0 +1,49 @@
+"""Pods and sidecars for the data path's tests."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from certs.ca import CertificateAuthority
+from tests.sidecar.dataplane.mesh import Network, Sidecar
+from tests.sidecar.dataplane.stand_ins import TRUST_DOMAIN
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return CertificateAuthority.create(TRUST_DOMAIN, time.time())
+
+
+@pytest.fixture
+def network():
+    if os.geteuid() != 0:
+        pytest.skip("needs root for network namespaces")
+    network = Network()
+    yield network
+    network.remove()
+
+
+@pytest.fixture
+def sidecars(network, authority, tmp_path):
+    """Starts sidecars; ends them after the test and looks for faults in their logs."""
+    started: list[Sidecar] = []
+
+    def start(pod, workload, **options) -> Sidecar:
+        options.setdefault("policy", {"inbound": "enforce", "outbound": "enforce"})
+        signer = options.pop("signer", authority)
+        sidecar = Sidecar(pod, workload, signer, log=tmp_path / f"{len(started)}.log", **options)
+        started.append(sidecar)
+        return sidecar
+
+    yield start
+    faults = []
+    for sidecar in started:
+        try:
+            sidecar.end()
+        except Exception as error:
+            faults.append(error)
+    if faults:
+        raise faults[0]

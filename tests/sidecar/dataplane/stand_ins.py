@@ -1,0 +1,136 @@
+"""Small real implementations of the data path's contracts: a policy, a directory, a certificate and a list of flows."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from certs.bundle import TrustBundle
+from certs.ca import CertificateAuthority
+from certs.contexts import client_context, server_context
+from certs.keys import make_csr, new_key
+from certs.spiffe import SpiffeId
+from certs.svid import check_leaf
+from graph.model import Connection, Destination, Direction, Peer, Snapshot, WorkloadRef
+from graph.policy import Decision, decide
+from sidecar.dataplane.contracts import Record
+from sidecar.errors import Unresolved
+
+TRUST_DOMAIN = "hedgerow.test"
+ALPN = ("hedgerow/1",)
+
+
+class HeldPolicy:
+    """An authority over one snapshot."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._changed: list[Callable[[], None]] = []
+
+    @property
+    def version(self) -> int:
+        return self._snapshot.version
+
+    @property
+    def workload(self) -> WorkloadRef:
+        return self._snapshot.workload
+
+    def outbound(self, destination: Peer, port: int) -> Decision:
+        return self._decide(Connection(Direction.OUTBOUND, Peer(self.workload, verified=True), destination, port))
+
+    def inbound(self, source: Peer, port: int) -> Decision:
+        return self._decide(Connection(Direction.INBOUND, source, Peer(self.workload, verified=True), port))
+
+    def subscribe(self, changed: Callable[[], None]) -> None:
+        self._changed.append(changed)
+
+    def apply(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        for changed in self._changed:
+            changed()
+
+    def _decide(self, connection: Connection) -> Decision:
+        return decide(self._snapshot, connection, time.time())
+
+
+class HeldDirectory:
+    """A directory whose answers are set by the test; the first question about an address is answered by ``resolve``."""
+
+    def __init__(self, destinations: Iterable[Destination] = ()) -> None:
+        self.known = {(destination.address, destination.port): destination for destination in destinations}
+        self._asked: set[tuple[str, int]] = set()
+
+    def cached(self, address: str, port: int) -> Destination | None:
+        return self.known.get((address, port)) if (address, port) in self._asked else None
+
+    async def resolve(self, address: str, port: int) -> Destination:
+        self._asked.add((address, port))
+        try:
+            return self.known[(address, port)]
+        except KeyError:
+            raise Unresolved(f"{address}:{port} is not known") from None
+
+
+class HeldCredentials:
+    """Credentials over one chain, replaced by ``renew``."""
+
+    def __init__(
+        self, identity: SpiffeId, chain_der: Sequence[bytes], key: ec.EllipticCurvePrivateKey, bundle: TrustBundle, not_after: float
+    ) -> None:
+        self._renewed: list[Callable[[], None]] = []
+        self._hold(identity, chain_der, key, bundle, not_after)
+
+    def _hold(
+        self, identity: SpiffeId, chain_der: Sequence[bytes], key: ec.EllipticCurvePrivateKey, bundle: TrustBundle, not_after: float
+    ) -> None:
+        self.identity = identity
+        self.not_after = not_after
+        self.client_context: ssl.SSLContext = client_context(chain_der, key, bundle, alpn=ALPN)
+        self.server_context: ssl.SSLContext = server_context(chain_der, key, bundle, alpn=ALPN)
+
+    def renew(self, chain_der: Sequence[bytes], key: ec.EllipticCurvePrivateKey, bundle: TrustBundle, not_after: float) -> None:
+        self._hold(self.identity, chain_der, key, bundle, not_after)
+        for renewed in self._renewed:
+            renewed()
+
+    def verify_peer(self, leaf_der: bytes) -> SpiffeId:
+        return check_leaf(leaf_der, self.identity.trust_domain, time.time())
+
+    def subscribe(self, renewed: Callable[[], None]) -> None:
+        self._renewed.append(renewed)
+
+
+def credentials(
+    authority: CertificateAuthority, namespace: str, workload: str, *, lifetime: float = 3600.0, account: str = "default"
+) -> HeldCredentials:
+    """Fresh credentials of one workload."""
+    identity = SpiffeId.for_workload(authority.trust_domain, namespace, account, workload)
+    return credentials_for(authority, identity, lifetime=lifetime)
+
+
+def credentials_for(
+    authority: CertificateAuthority, identity: SpiffeId, *, lifetime: float = 3600.0
+) -> HeldCredentials:
+    key = new_key()
+    chain = authority.sign_workload(make_csr(key), identity, time.time(), lifetime)
+    return HeldCredentials(identity, chain.chain_der, key, authority.bundle(), chain.not_after)
+
+
+class FlowList:
+    """A sink that keeps every record and refuses to be told twice."""
+
+    def __init__(self) -> None:
+        self.opened_records: list[Record] = []
+        self.closed_records: list[Record] = []
+
+    def opened(self, record: Record) -> None:
+        assert not any(known is record for known in self.opened_records[-64:]), "opened twice"
+        self.opened_records.append(record)
+
+    def closed(self, record: Record) -> None:
+        assert record.closed, "closed without the mark"
+        assert not any(known is record for known in self.closed_records[-64:]), "closed twice"
+        self.closed_records.append(record)

@@ -124,6 +124,14 @@ class Engine:
         verified = await asyncio.to_thread(store.audit_verified, head)
         return AuditPage(entries, verified.intact, verified.problem)
 
+    async def record(self, actor: str, action: str, subject: str, detail: Mapping[str, object]) -> None:
+        """Write an audit entry about something that happened elsewhere in the controller, such as a signature.
+
+        :param detail: JSON types only
+        """
+        entry = dict(detail)
+        await self._worker.ask(lambda state, now: state.log(now, actor, action, subject, **entry))
+
     # --- changing: inventory and policy
 
     async def set_inventory(self, inventory: Inventory, actor: str) -> int:
@@ -271,13 +279,6 @@ class Engine:
                     await self._worker.published()
         except TimeoutError:
             return False
-
-    async def record(self, actor: str, action: str, subject: str, detail: Mapping[str, object]) -> None:
-        """Write an audit entry for what was done beside the engine, such as a certificate that was signed.
-
-        :param detail: JSON types only; no secrets
-        """
-        await self._worker.ask(lambda state, now: state.log(now, actor, action, subject, **detail))
 
     # --- join tokens
 

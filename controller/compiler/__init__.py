@@ -15,6 +15,7 @@ from controller.compiler.compiling import (
 from controller.compiler.errors import CompileError, ProofFailed
 from controller.compiler.evaluate import Limit
 from controller.compiler.form import PolicyInput
+from controller.compiler.manifests import inventory_files, network_policy_files, to_yaml
 from controller.compiler.proof import Atom, Inexpressible, Proof
 from controller.compiler.snapshots import rule_id
 
@@ -31,7 +32,10 @@ __all__ = [
     "compile_policy",
     "compile_snapshot",
     "compile_snapshots",
+    "inventory_files",
     "network_policies",
+    "network_policy_files",
     "prove",
     "rule_id",
+    "to_yaml",
 ]

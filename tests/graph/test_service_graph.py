@@ -1,0 +1,422 @@
+"""The live graph: two witnesses are not two events, changes are found by generation, traffic cannot make it grow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from graph.model import Direction, EdgeKey, Flow, Instance, Port, Protocol, Verdict, Workload, WorkloadRef
+from graph.service_graph import OTHER_ADDRESSES, EdgeVerdict, Limits, ServiceGraph
+from graph.views import EdgeView, GraphChanges, NodeView
+from graph.windows import Counts
+from tests.graph.strategies import flows
+
+FRONT, CART, DB = (WorkloadRef("shop", name) for name in ("front", "cart", "db"))
+KEY = EdgeKey(FRONT, CART, 8080)
+OUT = Flow(
+    FRONT,
+    CART,
+    8080,
+    Protocol.TCP,
+    Direction.OUTBOUND,
+    "front-0",
+    True,
+    Verdict.ALLOW,
+    Verdict.ALLOW,
+    "allow-rule",
+    source_identity="spiffe://td/front",
+    destination_identity="spiffe://td/cart",
+    connections=3,
+    bytes_sent=30,
+    bytes_received=300,
+    first_seen=10.0,
+    last_seen=20.0,
+)
+IN = replace(OUT, direction=Direction.INBOUND, reporter="cart-0")
+NOW = 100.0
+
+
+def edge(graph: ServiceGraph, key: EdgeKey = KEY) -> EdgeView:
+    view = graph.edge(key)
+    assert view is not None
+    return view
+
+
+def outside(number: int) -> WorkloadRef:
+    return WorkloadRef.external(f"192.0.2.{number}")
+
+
+def test_one_end_reports_and_the_edge_has_its_figures() -> None:
+    graph = ServiceGraph()
+    assert graph.ingest([OUT], NOW) == {KEY}
+    assert edge(graph) == EdgeView(
+        key=KEY,
+        verdict=EdgeVerdict.ALLOW,
+        connections=3,
+        verified=3,
+        bytes_sent=30,
+        bytes_received=300,
+        first_seen=10.0,
+        last_seen=20.0,
+        source_identities=("spiffe://td/front",),
+        destination_identities=("spiffe://td/cart",),
+        reporters=("front-0",),
+        replicas=1,
+    )
+
+
+def test_both_ends_reports_are_one_truth_and_the_larger_counts() -> None:
+    graph = ServiceGraph()
+    graph.ingest([OUT, replace(IN, connections=2, bytes_sent=40)], NOW)
+    view = edge(graph)
+    assert (view.connections, view.verified, view.bytes_sent, view.bytes_received) == (3, 3, 40, 300)
+    assert view.reporters == ("cart-0", "front-0")
+    assert view.replicas == 1, "replicas of the source"
+    graph.ingest([replace(IN, connections=2)], NOW)
+    assert edge(graph).connections == 4, "3 from the one end, 2 + 2 from the other"
+
+
+def test_reports_of_one_end_add_up_over_its_replicas() -> None:
+    graph = ServiceGraph()
+    graph.ingest([OUT, replace(OUT, reporter="front-1", source_identity="")], NOW)
+    graph.ingest([replace(OUT, failed=1, verified=False)], NOW)
+    view = edge(graph)
+    assert (view.connections, view.verified, view.failed, view.replicas) == (9, 6, 1, 2)
+    assert view.source_identities == ("spiffe://td/front",)
+
+
+def test_refused_connections_are_counted_apart() -> None:
+    graph = ServiceGraph()
+    graph.ingest([replace(OUT, verdict=Verdict.DENY, pending=Verdict.DENY)], NOW)
+    view = edge(graph)
+    assert (view.connections, view.verified, view.denied, view.verdict) == (0, 0, 3, EdgeVerdict.DENY)
+    graph.ingest([replace(OUT, pending=Verdict.DENY, last_seen=30.0)], NOW)
+    view = edge(graph)
+    assert (view.connections, view.would_deny, view.denied) == (3, 3, 3)
+    assert view.verdict is EdgeVerdict.WOULD_DENY
+
+
+def test_the_verdict_is_that_of_the_last_connections_not_of_the_last_report() -> None:
+    denied = replace(OUT, verdict=Verdict.DENY, pending=Verdict.DENY)
+    graph = ServiceGraph()
+    graph.ingest([replace(OUT, last_seen=50.0), replace(denied, last_seen=40.0)], NOW)
+    assert edge(graph).verdict is EdgeVerdict.ALLOW
+    graph.ingest([replace(denied, last_seen=50.0)], NOW)
+    assert edge(graph).verdict is EdgeVerdict.DENY, "of two at the same time the stricter"
+
+
+def test_bytes_of_a_living_connection_do_not_hide_a_new_refusal() -> None:
+    graph = ServiceGraph()
+    graph.ingest([replace(OUT, last_seen=20.0), replace(OUT, connections=0, last_seen=60.0)], NOW)
+    graph.ingest([replace(OUT, verdict=Verdict.DENY, pending=Verdict.DENY, last_seen=55.0)], NOW)
+    assert edge(graph).verdict is EdgeVerdict.DENY
+
+
+def test_one_end_that_refuses_is_enough_until_it_is_overtaken() -> None:
+    graph = ServiceGraph()
+    refused = replace(IN, verdict=Verdict.DENY, pending=Verdict.DENY, last_seen=20.5)
+    graph.ingest([replace(OUT, last_seen=21.0), refused], NOW)
+    assert edge(graph).verdict is EdgeVerdict.DENY
+    graph.ingest([replace(OUT, last_seen=90.0)], NOW)
+    assert edge(graph).verdict is EdgeVerdict.ALLOW
+
+
+def test_times_from_a_clock_ahead_count_as_now_and_reversed_ones_are_put_right() -> None:
+    graph = ServiceGraph()
+    graph.ingest([replace(OUT, first_seen=1e12, last_seen=50.0)], NOW)
+    assert (edge(graph).first_seen, edge(graph).last_seen) == (50.0, NOW)
+
+
+def test_nodes_carry_what_the_inventory_says() -> None:
+    graph = ServiceGraph()
+    graph.put_workload(Workload(CART, kind="StatefulSet", labels=(("app", "cart"),)), "spiffe://td/cart")
+    graph.put_instance(Instance("cart-0", CART, "10.0.0.1"))
+    graph.put_instance(Instance("cart-1", CART, "10.0.0.2"))
+    assert graph.node(CART) == NodeView(CART, "StatefulSet", True, 2, "spiffe://td/cart", (("app", "cart"),))
+    graph.ingest([replace(OUT, source=outside(1))], NOW)
+    assert graph.node(outside(1)) == NodeView(outside(1), "External")
+    assert graph.node(DB) is None
+
+
+def test_edges_carry_the_destinations_application_protocol_also_when_it_changes() -> None:
+    graph = ServiceGraph()
+    graph.ingest([OUT], NOW)
+    assert edge(graph).app_protocol == ""
+    before = graph.generation
+    graph.put_workload(Workload(CART, ports=(Port(8080, app_protocol="grpc"), Port(8080, Protocol.UDP))))
+    assert edge(graph).app_protocol == "grpc"
+    assert KEY in {view.key for view in graph.changes(before).edges}
+
+
+def test_scaling_down_changes_the_node_and_keeps_the_edges() -> None:
+    graph = ServiceGraph()
+    graph.put_workload(Workload(FRONT))
+    for number in range(3):
+        graph.put_instance(Instance(f"front-{number}", FRONT, f"10.0.0.{number}"))
+    graph.ingest([OUT], NOW)
+    before = graph.generation
+    assert graph.remove_instance("shop", "front-0")
+    assert not graph.remove_instance("shop", "front-0")
+    changes = graph.changes(before)
+    assert [(node.id, node.instances) for node in changes.nodes] == [("shop/front", 2)]
+    assert changes.edges == changes.removed_edges == ()
+    assert edge(graph).reporters == ("front-0",), "what it reported stays"
+
+
+def test_an_instance_belongs_to_one_workload() -> None:
+    graph = ServiceGraph()
+    for ref in (FRONT, CART):
+        graph.put_workload(Workload(ref))
+    graph.put_instance(Instance("web-0", FRONT, "10.0.0.1"))
+    graph.put_instance(Instance("web-0", CART, "10.0.0.1"))
+    assert [(node.id, node.instances) for node in graph.nodes()] == [("shop/cart", 1), ("shop/front", 0)]
+    assert graph.instances(CART) == (Instance("web-0", CART, "10.0.0.1"),)
+
+
+def test_removing_a_workload_takes_its_edges_and_lonely_outsiders_along() -> None:
+    graph = ServiceGraph()
+    for ref in (FRONT, CART):
+        graph.put_workload(Workload(ref))
+    graph.ingest([OUT, replace(OUT, source=outside(1)), replace(OUT, source=CART, destination=DB)], NOW)
+    before = graph.generation
+    removed = graph.remove_workload(CART, NOW)
+    assert len(removed) == 3
+    changes = graph.changes(before)
+    assert set(changes.removed_edges) == set(removed)
+    assert set(changes.removed_nodes) == {CART, outside(1), DB}
+    assert [node.ref for node in graph.nodes()] == [FRONT]
+    assert graph.windows.series(KEY) == ()
+
+
+def test_reports_from_before_a_removal_do_not_bring_a_workload_back() -> None:
+    graph = ServiceGraph()
+    graph.put_workload(Workload(CART))
+    graph.remove_workload(CART, 50.0)
+    assert graph.ingest([replace(OUT, last_seen=49.0)], NOW) == frozenset()
+    assert graph.shed.late == 1
+    assert graph.nodes() == ()
+    graph.ingest([replace(OUT, last_seen=51.0)], NOW)
+    assert edge(graph).connections == 3
+    graph.remove_workload(CART, 60.0)
+    graph.put_workload(Workload(CART))
+    graph.ingest([replace(OUT, last_seen=55.0)], NOW)
+    assert edge(graph).connections == 3, "it is there again, so its reports count"
+
+
+def test_changes_tell_what_changed_and_nothing_else() -> None:
+    graph = ServiceGraph()
+    assert graph.changes(0) == GraphChanges(0)
+    graph.ingest([OUT], NOW)
+    first = graph.generation
+    assert graph.changes(first) == GraphChanges(first)
+    other = replace(OUT, destination=DB, port=5432)
+    graph.ingest([other], NOW)
+    changes = graph.changes(first)
+    assert [view.key for view in changes.edges] == [other.edge]
+    assert [view.ref for view in changes.nodes] == [DB]
+    assert not changes.whole
+    everything = graph.changes(0)
+    assert len(everything.edges) == 2
+    assert len(everything.nodes) == 3
+
+
+def test_what_changes_nothing_is_no_change() -> None:
+    graph = ServiceGraph()
+    workload, instance = Workload(CART), Instance("cart-0", CART, "10.0.0.1")
+    graph.put_workload(workload)
+    graph.put_instance(instance)
+    before = graph.generation
+    graph.put_workload(workload)
+    graph.put_instance(instance)
+    graph.ingest([], NOW)
+    graph.remove_workload(DB, NOW)
+    assert not graph.remove_edge(KEY)
+    assert graph.generation == before
+
+
+def test_changes_since_a_time_that_is_forgotten_are_everything() -> None:
+    graph = ServiceGraph(Limits(removals=2))
+    graph.ingest([replace(OUT, source=outside(number)) for number in range(1, 5)], NOW)
+    before = graph.generation
+    graph.remove_edge(replace(KEY, source=outside(1)))
+    assert not graph.changes(before).whole
+    graph.remove_edge(replace(KEY, source=outside(2)))
+    changes = graph.changes(before)
+    assert changes.whole
+    assert {view.key.source for view in changes.edges} == {outside(3), outside(4)}
+    assert graph.changes(graph.generation + 5).whole, "a generation of another life"
+
+
+def test_unchanged_views_are_the_same_objects() -> None:
+    graph = ServiceGraph()
+    other = replace(OUT, destination=DB)
+    graph.ingest([OUT, other], NOW)
+    before = {view.key: view for view in graph.edges()}
+    graph.ingest([OUT], NOW)
+    after = {view.key: view for view in graph.edges()}
+    assert after[other.edge] is before[other.edge]
+    assert after[KEY] is not before[KEY]
+
+
+def test_outside_addresses_beyond_the_bound_share_one_node_and_are_counted() -> None:
+    graph = ServiceGraph(Limits(external=2))
+    graph.ingest([replace(OUT, destination=outside(number), port=443) for number in range(1, 8)], NOW)
+    nodes = {node.ref for node in graph.nodes()}
+    assert nodes == {FRONT, outside(1), outside(2), OTHER_ADDRESSES}
+    assert edge(graph, EdgeKey(FRONT, OTHER_ADDRESSES, 443)).connections == 15
+    assert graph.shed.folded == 5
+    graph.ingest([replace(OUT, destination=outside(1), port=443)], NOW)
+    assert edge(graph, EdgeKey(FRONT, outside(1), 443)).connections == 6, "those that have a node keep it"
+    graph.prune(before=NOW)
+    assert graph.edges() == ()
+    graph.ingest([replace(OUT, destination=outside(7), port=443)], NOW)
+    assert graph.node(outside(7)) is not None, "there is room again"
+
+
+def test_invented_workloads_and_edges_are_bounded_and_counted() -> None:
+    graph = ServiceGraph(Limits(unknown=3, edges=4))
+    graph.put_workload(Workload(FRONT))
+    invented = [replace(OUT, destination=WorkloadRef("shop", f"x{number}")) for number in range(9)]
+    graph.ingest(invented, NOW)
+    assert len(graph.nodes()) == 4
+    assert graph.shed.unknown == 6
+    graph.ingest([replace(OUT, destination=WorkloadRef("shop", "x0"), port=port) for port in range(1, 10)], NOW)
+    assert len(graph.edges()) == 4
+    assert graph.shed.edges == 8
+    graph.put_workload(Workload(WorkloadRef("shop", "x0")))
+    graph.remove_edge(invented[0].edge)
+    graph.ingest([replace(OUT, destination=DB)], NOW)
+    assert graph.node(DB) is not None, "an inventory that names one makes room"
+
+
+def test_reporters_and_identities_are_bounded_to_the_latest() -> None:
+    graph = ServiceGraph()
+    graph.ingest(
+        [replace(OUT, reporter=f"front-{n:03}", source_identity=f"spiffe://td/{n:03}") for n in range(200)], NOW
+    )
+    view = edge(graph)
+    assert len(view.reporters) == view.replicas == 64
+    assert view.reporters[-1] == "front-199"
+    assert len(view.source_identities) == 16
+    assert view.source_identities[-1] == "spiffe://td/199"
+    assert view.connections == 600
+
+
+def test_windows_take_the_edges_figures_not_both_reports() -> None:
+    graph = ServiceGraph()
+    graph.ingest([replace(OUT, last_seen=95.0), replace(IN, last_seen=95.0)], NOW)
+    total = graph.windows.total(KEY, 0, NOW)
+    assert total == Counts(connections=3, verified=3, bytes_sent=30, bytes_received=300)
+
+
+def test_a_dump_brings_the_edges_back() -> None:
+    graph = ServiceGraph()
+    graph.ingest([OUT, replace(IN, connections=9), replace(OUT, destination=outside(1), verdict=Verdict.DENY)], NOW)
+    totals = graph.dump()
+    assert len(totals) == 3
+    assert {each.direction for each in graph.dump([KEY])} == set(Direction)
+    again = ServiceGraph()
+    again.load(totals)
+    assert again.edges() == graph.edges()
+    assert set(again.dump()) == set(totals)
+    for each in (graph, again):
+        each.ingest([replace(IN, connections=1, last_seen=70.0)], NOW)
+    assert again.edges() == graph.edges()
+    assert edge(again).connections == 10
+
+
+def test_a_dump_is_held_to_the_bounds() -> None:
+    graph = ServiceGraph()
+    graph.ingest([replace(OUT, destination=outside(number)) for number in range(1, 6)], NOW)
+    small = ServiceGraph(Limits(edges=2))
+    small.load(graph.dump())
+    assert len(small.edges()) == 2
+    assert small.shed.edges == 3
+
+
+small_flows = flows.map(
+    lambda flow: replace(flow, connections=flow.connections % 1000, bytes_sent=flow.bytes_sent % 99)
+)
+
+
+@given(st.lists(small_flows, max_size=12), st.lists(st.booleans(), max_size=12))
+def test_figures_are_the_larger_of_both_ends_sums(reported: list[Flow], cuts: list[bool]) -> None:
+    graph = ServiceGraph()
+    batch: list[Flow] = []
+    for index, flow in enumerate(reported):
+        batch.append(flow)
+        if index < len(cuts) and cuts[index]:
+            graph.ingest(batch, 1e10)
+            batch = []
+    graph.ingest(batch, 1e10)
+    for view in graph.edges():
+        sums = dict.fromkeys(Direction, 0)
+        denied = dict(sums)
+        for flow in reported:
+            if flow.edge == view.key:
+                (sums if flow.verdict is Verdict.ALLOW else denied)[flow.direction] += flow.connections
+        assert view.connections == max(sums.values())
+        assert view.denied == max(denied.values())
+        assert view.first_seen <= view.last_seen
+    assert {view.key for view in graph.edges()} == {flow.edge for flow in reported}
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[tuple[str, object]]:
+    refs = st.sampled_from([FRONT, CART, DB])
+    step = st.one_of(
+        st.tuples(st.just("flow"), small_flows),
+        st.tuples(st.just("put"), refs),
+        st.tuples(st.just("remove"), refs),
+        st.tuples(st.just("prune"), st.floats(0, 1e10)),
+        st.tuples(st.just("start"), refs),
+        st.tuples(st.just("stop"), refs),
+    )
+    return draw(st.lists(step, max_size=25))
+
+
+@given(histories())
+def test_a_follower_of_changes_holds_the_same_graph(history: list[tuple[str, object]]) -> None:
+    graph = ServiceGraph(Limits(external=2, unknown=2, edges=6, removals=4))
+    nodes: dict[WorkloadRef, NodeView] = {}
+    edges: dict[EdgeKey, EdgeView] = {}
+    generation = 0
+    for step, (what, value) in enumerate(history):
+        match what, value:
+            case "flow", Flow():
+                graph.ingest([value], 1e10)
+            case "put", WorkloadRef():
+                graph.put_workload(Workload(value, kind=f"Kind{step % 2}"))
+            case "remove", WorkloadRef():
+                graph.remove_workload(value, 5.0)
+            case "start", WorkloadRef():
+                graph.put_instance(Instance(value.name, value, "10.0.0.1"))
+            case "stop", WorkloadRef():
+                graph.remove_instance(value.namespace, value.name)
+            case "prune", float():
+                graph.prune(value)
+            case _:
+                pytest.fail(f"{what} {value!r}")
+        if step % 3:
+            continue  # a follower misses some
+        changes = graph.changes(generation)
+        if changes.whole:
+            nodes.clear()
+            edges.clear()
+        for ref in changes.removed_nodes:
+            nodes.pop(ref, None)
+        for key in changes.removed_edges:
+            edges.pop(key, None)
+        nodes |= {view.ref: view for view in changes.nodes}
+        edges |= {view.key: view for view in changes.edges}
+        generation = changes.generation
+        assert sorted(nodes) == [view.ref for view in graph.nodes()]
+        assert [nodes[ref] for ref in sorted(nodes)] == list(graph.nodes())
+        assert [edges[key] for key in sorted(edges)] == list(graph.edges())
+        assert {end for key in edges for end in (key.source, key.destination)} <= set(nodes)
+        outsiders = [ref for ref in nodes if ref.is_external and ref != OTHER_ADDRESSES]
+        assert len(outsiders) <= 2
+        assert len(edges) <= 6

@@ -1,5 +1,5 @@
-"""``python -m sidecar --config F`` runs the sidecar; ``python -m sidecar capture --config F`` (``--remove``) installs or
-removes the capture of a pod's connections, which takes rights that the sidecar itself does not have.
+"""The command. ``python -m sidecar --config F`` runs the sidecar; ``python -m sidecar capture --config F`` installs the
+capture of a pod's connections (``--remove`` removes it), which takes rights that the sidecar itself does not have.
 
 Exit codes: 0 after an orderly end, 1 when it could not begin or go on, 2 when it was called or configured wrongly.
 """
@@ -7,14 +7,18 @@ Exit codes: 0 after an orderly end, 1 when it could not begin or go on, 2 when i
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from sidecar.errors import ConfigError, SidecarError
-from sidecar.settings import Settings
+from sidecar.settings import Address, Capture, Settings
+
+if TYPE_CHECKING:
+    from sidecar.capture import CaptureRules
 
 #: glibc's defaults map and unmap every buffer over 128 KiB; without that, bulk traffic is twice as fast (measured).
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "67108864", "MALLOC_TRIM_THRESHOLD_": "134217728"}
@@ -70,8 +74,41 @@ def _capture(given: list[str]) -> int:
     if options.remove:
         capture.remove()
     else:
-        capture.install(Settings.load(options.config))
+        capture.install(capture_rules(Settings.load(options.config)))
     return 0
+
+
+def capture_rules(settings: Settings) -> CaptureRules:
+    """What is captured under these settings.
+
+    :raises ConfigError: when they do not ask for capture, or would capture the sidecar itself
+    """
+    from sidecar.capture import CaptureRules
+
+    if settings.capture is not Capture.REDIRECT:
+        raise ConfigError(f"capture: {settings.capture} needs no capture rules; write capture: redirect, or skip this")
+    excluded = settings.exclude_cidrs
+    if settings.mark is not None:
+        # gRPC's sockets can not be marked, so the controller is told by its address
+        excluded += (_host(settings.controller, "controller"), _host(settings.issuer, "issuer"))
+    return CaptureRules(
+        uid=settings.uid if settings.mark is None else None,
+        mark=settings.mark or 0,
+        exclude_cidrs=excluded,
+        outbound_port=settings.outbound_listen.port,
+        inbound_port=settings.inbound_listen.port,
+        sidecar_ports=(settings.inbound_listen.port, 15020, settings.ready_listen.port),
+    )
+
+
+def _host(address: Address, field: str) -> str:
+    try:
+        return str(ipaddress.ip_network(address.host))
+    except ValueError:
+        raise ConfigError(
+            f"{field}: {address.host!r} is a name, and with `mark` set connections to the controller are told by its "
+            "address; write an IP address"
+        ) from None
 
 
 def _reported(command: Callable[[], int]) -> int:
@@ -89,7 +126,7 @@ def _reported(command: Callable[[], int]) -> int:
 
 
 def _begin_again_with(variables: dict[str, str]) -> NoReturn:
-    """Replace this process by itself with more environment: the allocator reads it once, before anything of ours runs."""
+    """Replace this process by itself with more environment, which the allocator reads once, at the very start."""
     environment = {**variables, **os.environ}
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # noqa: S606  # ourselves, no shell
 

@@ -147,9 +147,9 @@ class _Mesh:
         self._directory.restore()
         try:
             await self._data_plane.start()
-        except OSError as error:
+        except BaseException:
             self._authority.close()
-            raise ConfigError(f"listeners: {error}; free the port or choose another one") from None
+            raise
         self._listening = True
         log.info("listening for %s", self._credentials.identity)
         tasks = [
@@ -167,6 +167,8 @@ class _Mesh:
             await stopping.wait()
             log.info("draining for at most %g s", self._settings.drain_seconds)
             await self._data_plane.drain(self._settings.drain_seconds)
+            self._data_plane.stop()  # the last bytes of what was cut off belong into the last report
+            self._link.hurry()
             if not await self._telemetry.flush(FLUSH_SECONDS):
                 log.warning("the last report was not acknowledged; %d flows were not sent", self._waiting())
             await self._directory.persist()
@@ -207,6 +209,11 @@ class _Mesh:
             "workload": str(self._authority.workload),
             "identity": str(self._credentials.identity),
             "certificate": {"not_after": self._credentials.not_after, "renewals": self._credentials.renewals},
+            "tunnels": {
+                "outbound": len(self._data_plane.outbound_tunnels),
+                "inbound": len(self._data_plane.inbound_tunnels),
+            },
+            "connections": self._data_plane.live_connections,
             "policy": {
                 "version": self._authority.version,
                 "connected": self._policy.connected,

@@ -36,15 +36,20 @@ OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.initial_reconnect_backoff_ms", 200),
+    # short, because our own back-off (below) already keeps the sessions from asking too often
+    ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 10_000),
+    ("grpc.max_reconnect_backoff_ms", 500),
     # calls are repeated by us, who know what may be sent twice
     ("grpc.enable_retries", 0),
     # every channel has its own connection: a shared one would keep the certificate of the first
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
 ]
+
+#: Seconds that a session waits at most before it tries again; 0.1 when it was told to hurry.
+MAX_WAIT = 5.0
+HURRIED_WAIT = 0.1
 
 #: A session that lasted this many seconds was a success, however it ended.
 SETTLED = 10.0
@@ -160,6 +165,7 @@ class ControllerLink:
         self._random = random
         self._lease: _Lease | None = None
         self._closing: set[asyncio.Task[None]] = set()
+        self._hurry = asyncio.Event()
         credentials.subscribe(self._renewed)
 
     async def keep(
@@ -170,7 +176,7 @@ class ControllerLink:
         :param session: makes calls under :func:`translated`; returning is as good as being cut off
         :param lost: called after every session that ended for another reason than a renewal
         """
-        backoff = Backoff(self._random)
+        backoff = Backoff(self._random, cap=MAX_WAIT)
         reported = False
 
         def established() -> None:
@@ -196,7 +202,15 @@ class ControllerLink:
             wait = backoff.failed()
             log.log(logging.DEBUG if reported else logging.WARNING, "%s: %s", name, problem)
             reported = True
-            await asyncio.sleep(wait)
+            if self._hurry.is_set():
+                await asyncio.sleep(HURRIED_WAIT)
+                continue
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), wait)
+
+    def hurry(self) -> None:
+        """Try again without long waits from now on: the end is near and a last report has to be sent."""
+        self._hurry.set()
 
     async def close(self) -> None:
         """Close every channel. Sessions must have been cancelled before."""

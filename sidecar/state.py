@@ -110,16 +110,18 @@ class StateDirectory:
             return None
         except OSError as error:
             raise self._refused(name, f"can not be opened ({error.strerror})") from None
-        with open(file, "rb") as opened:
+        try:
             status = os.fstat(file)
             if not stat.S_ISREG(status.st_mode):
                 raise self._refused(name, "is not a regular file")
             if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
                 raise self._refused(name, "was open to other users, so what it says may be theirs")
-            try:
+            with open(file, "rb", closefd=False) as opened:
                 data = opened.read(MAX_STATE_BYTES + 1)
-            except OSError as error:
-                raise self._refused(name, f"can not be read ({error.strerror})") from None
+        except OSError as error:
+            raise self._refused(name, f"can not be read ({error.strerror})") from None
+        finally:
+            os.close(file)
         if len(data) > MAX_STATE_BYTES:
             raise self._refused(name, f"is longer than {MAX_STATE_BYTES} bytes")
         return data

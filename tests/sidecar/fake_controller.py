@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from certs.certificate import pem_text
 from certs.keys import key_to_pem, make_csr, new_key
 from certs.signing import sign_payload
 from certs.spiffe import SpiffeId
-from certs.svid import check_leaf
+from certs.svid import check_leaf, instance_of
 from graph.model import Destination, Flow, InboundTls, Mode, Rule, Snapshot, WorkloadRef
 from graph.wire import hedgerow_pb2 as pb
 from graph.wire import hedgerow_pb2_grpc as rpc
@@ -70,9 +71,9 @@ class FakeController(rpc.IssuerServicer, rpc.TelemetryServicer):
         signer_key = new_key()
         self.signer_key = signer_key
         self.signer_chain = self.authority.sign_policy_signer(make_csr(signer_key), now).chain_der
-        self.current: pb.SignedSnapshot | None = None
+        self.current: dict[WorkloadRef, pb.SignedSnapshot] = {}
         self.watchers: list[Answers] = []
-        self._pushes: set[asyncio.Queue[pb.SignedSnapshot]] = set()
+        self._pushes: dict[asyncio.Queue[pb.SignedSnapshot], WorkloadRef] = {}
         self.batches: dict[tuple[str, int], pb.FlowBatch] = {}
         self.received = 0
         self.acknowledge = True
@@ -154,7 +155,7 @@ class FakeController(rpc.IssuerServicer, rpc.TelemetryServicer):
         else:
             if self.refuse_renewals:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
-            identity, instance = caller, INSTANCE
+            identity, instance = caller, instance_of(self._leaf(context))
         self.signatures += 1
         signed = self.authority.sign_workload(request.csr_der, identity, time.time(), self.lifetime, instance)
         bundle = self.bundle or self.authority.bundle()
@@ -168,15 +169,14 @@ class FakeController(rpc.IssuerServicer, rpc.TelemetryServicer):
             workload=f"{identity.namespace}/{identity.workload}",
         )
 
-    def _caller(self, context) -> SpiffeId | None:
+    @staticmethod
+    def _leaf(context) -> bytes:
         pem = context.auth_context().get("x509_pem_cert")
-        if not pem:
-            return None
-        from cryptography import x509
-        from cryptography.hazmat.primitives.serialization import Encoding
+        return ssl.PEM_cert_to_DER_cert(pem[0].decode()) if pem else b""
 
-        leaf = x509.load_pem_x509_certificate(pem[0]).public_bytes(Encoding.DER)
-        return check_leaf(leaf, TRUST_DOMAIN, time.time())
+    def _caller(self, context) -> SpiffeId | None:
+        leaf = self._leaf(context)
+        return check_leaf(leaf, TRUST_DOMAIN, time.time()) if leaf else None
 
     # Policy -----------------------------------------------------------------------------------------------------------
 
@@ -186,18 +186,22 @@ class FakeController(rpc.IssuerServicer, rpc.TelemetryServicer):
             payload=payload, signature=sign_payload(self.signer_key, payload), signer_chain_der=self.signer_chain
         )
 
-    def push(self, signed: pb.SignedSnapshot | Snapshot) -> None:
-        self.current = self.sign(signed) if isinstance(signed, Snapshot) else signed
-        for queue in self._pushes:
-            queue.put_nowait(self.current)
+    def push(self, signed: pb.SignedSnapshot | Snapshot, workload: WorkloadRef = WORKLOAD) -> None:
+        """Send it to the sidecars of ``workload``, whatever it says."""
+        self.current[workload] = self.sign(signed) if isinstance(signed, Snapshot) else signed
+        for queue, watcher in self._pushes.items():
+            if watcher == workload:
+                queue.put_nowait(self.current[workload])
 
-    async def watch_policy(self, hello: pb.PolicyHello, requests: AsyncIterator):
+    async def watch_policy(self, hello: pb.PolicyHello, requests: AsyncIterator, context):
+        caller = self._caller(context)
+        workload = WorkloadRef(caller.namespace, caller.workload)
         answers = Answers(hello)
         self.watchers.append(answers)
         queue: asyncio.Queue[pb.SignedSnapshot] = asyncio.Queue()
-        if self.current is not None:
-            queue.put_nowait(self.current)
-        self._pushes.add(queue)
+        if workload in self.current:
+            queue.put_nowait(self.current[workload])
+        self._pushes[queue] = workload
         reading = asyncio.ensure_future(self._read_answers(answers, requests))
         try:
             nonce = 0
@@ -206,7 +210,7 @@ class FakeController(rpc.IssuerServicer, rpc.TelemetryServicer):
                 nonce += 1
                 yield pb.PolicyPush(nonce=str(nonce), snapshot=signed)
         finally:
-            self._pushes.discard(queue)
+            del self._pushes[queue]
             reading.cancel()
 
     async def _read_answers(self, answers: Answers, requests: AsyncIterator) -> None:
@@ -279,7 +283,7 @@ class _Policy(rpc.PolicyServicer):
     async def Watch(self, requests: AsyncIterator, context):
         first = await anext(aiter(requests), None)
         if first is not None:
-            async for push in self._owner.watch_policy(first.hello, requests):
+            async for push in self._owner.watch_policy(first.hello, requests, context):
                 yield push
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import selectors
@@ -113,12 +114,12 @@ class Sidecar:
         state: dict[str, Any] = self.do("state")
         return state
 
-    def until(self, condition: Callable[[dict[str, Any]], bool], seconds: float = 20.0) -> dict[str, Any]:
+    async def until(self, condition: Callable[[dict[str, Any]], bool], seconds: float = 20.0) -> dict[str, Any]:
         """Wait until the state fulfils ``condition``."""
         end = time.monotonic() + seconds
         while not condition(state := self.state()):
             assert time.monotonic() < end, f"still {state}: {self.log}"
-            time.sleep(0.02)
+            await asyncio.sleep(0.02)
         return state
 
     def end(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import socket
 
 import pytest
@@ -44,8 +45,8 @@ async def test_an_echo_goes_over_a_tunnel_and_both_ends_report_the_proved_identi
     pair = make_pair(network, sidecars, uvloop=loop_kind)
     async with apps.server(pair.server, PORT):
         await apps.echo(pair.client, pair.server.address, PORT, b"x" * 1000)
-        pair.front.until(lambda state: state["live"] == 0)
-        pair.cart.until(lambda state: state["live"] == 0)
+        await pair.front.until(lambda state: state["live"] == 0)
+        await pair.cart.until(lambda state: state["live"] == 0)
     identities = [identity("shop/front"), identity("shop/cart")]
     for flows in (pair.front.flows(), pair.cart.flows()):
         assert len(flows) == 1
@@ -65,7 +66,7 @@ async def test_hundreds_of_megabytes_arrive_whole_in_both_directions(pair):
             apps.get(pair.client, pair.server.address, PORT, 3, 16 << 20),
             apps.put(pair.client, pair.server.address, PORT, 4, 16 << 20),
         )
-    assert pair.front.until(lambda state: state["live"] == 0)["outbound"] == 1
+    assert (await pair.front.until(lambda state: state["live"] == 0))["outbound"] == 1
     assert pair.front.state()["budget"] == 256 << 20
 
 
@@ -80,12 +81,10 @@ async def test_either_side_may_end_first_and_go_on_reading(pair):
         writer.write(data)
         await writer.drain()
         await apps.close(writer)
-        pair.cart.until(lambda state: state["live"] == 0)
+        await pair.cart.until(lambda state: state["live"] == 0)
         async with asyncio.timeout(20):
             while not apps.HALF_DIGESTS:
                 await asyncio.sleep(0.01)
-        import hashlib
-
         assert apps.HALF_DIGESTS == [hashlib.sha256(data).hexdigest()]
 
 
@@ -95,7 +94,7 @@ async def test_five_hundred_connections_at_once(pair):
             *(apps.get(pair.client, pair.server.address, PORT, seed, 20_000 + seed * 997) for seed in range(250)),
             *(apps.echo(pair.client, pair.server.address, PORT, times=3) for _ in range(250)),
         )
-    state = pair.front.until(lambda state: state["live"] == 0)
+    state = await pair.front.until(lambda state: state["live"] == 0)
     assert state["outbound"] == 1, "they share one tunnel"
     assert len(pair.cart.flows(verdict="allow", failed=False, closed=True)) == 500
 
@@ -165,15 +164,15 @@ async def test_resets_pass_through_in_both_directions(pair):
             writer.write(b"GET 9 100000000\n")
             await reader.readexactly(1000)
             writer.transport.abort()
-        pair.front.until(lambda state: state["live"] == 0)
-        pair.cart.until(lambda state: state["live"] == 0)
+        await pair.front.until(lambda state: state["live"] == 0)
+        await pair.cart.until(lambda state: state["live"] == 0)
         await apps.echo(pair.client, pair.server.address, PORT)
     assert pair.front.state()["budget"] == pair.cart.state()["budget"] == 256 << 20
 
 
 async def test_a_port_that_nobody_listens_on_is_a_reset_and_a_failure(pair):
     await apps.refused(pair.client, pair.server.address, PORT)
-    pair.front.until(lambda state: state["live"] == 0)
+    await pair.front.until(lambda state: state["live"] == 0)
     assert [flow["failed"] for flow in pair.front.flows(verdict="allow")] == [True]
     assert [flow["failed"] for flow in pair.cart.flows(verdict="allow")] == [True]
 
@@ -181,11 +180,11 @@ async def test_a_port_that_nobody_listens_on_is_a_reset_and_a_failure(pair):
 async def test_no_descriptor_or_connection_is_left_behind(pair):
     async with apps.server(pair.server, PORT):
         await apps.echo(pair.client, pair.server.address, PORT)
-        pair.front.until(lambda state: state["live"] == 0)
+        await pair.front.until(lambda state: state["live"] == 0)
         before = pair.front.state()["descriptors"], pair.cart.state()["descriptors"]
         await asyncio.gather(*(apps.echo(pair.client, pair.server.address, PORT) for _ in range(100)))
-        pair.front.until(lambda state: state["live"] == 0)
-        pair.cart.until(lambda state: state["live"] == 0)
+        await pair.front.until(lambda state: state["live"] == 0)
+        await pair.cart.until(lambda state: state["live"] == 0)
     assert (pair.front.state()["descriptors"], pair.cart.state()["descriptors"]) == before
 
 
@@ -199,7 +198,7 @@ async def test_no_byte_of_the_application_is_on_the_wire(pair):
     asyncio.get_running_loop().add_reader(wire.fileno(), lambda: seen.extend(wire.recv(65536)))
     async with apps.server(pair.server, PORT):
         await apps.echo(pair.client, pair.server.address, PORT, marker * 20, times=5)
-        pair.cart.until(lambda state: state["live"] == 0)
+        await pair.cart.until(lambda state: state["live"] == 0)
         await asyncio.sleep(0)
     asyncio.get_running_loop().remove_reader(wire.fileno())
     wire.close()

@@ -1,0 +1,350 @@
+"""Whole sidecar processes against a controller that speaks the real protocol, in explicit mode on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from certs.spiffe import SpiffeId
+from graph.model import Destination, Direction, Endpoint, PortRange, Rule, Selector, Verdict, WorkloadRef
+from sidecar.settings import Settings
+from tests.sidecar.fake_controller import TRUST_DOMAIN, WORKLOAD, FakeController, snapshot, until
+
+ROOT = Path(__file__).parents[2]
+FRONT = WorkloadRef("shop", "front")
+FRONT_ADDRESS, CART_ADDRESS = "127.0.77.3", "127.0.77.2"
+
+
+def free_port(host="127.0.0.1"):
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+
+
+class Process:
+    """One sidecar process with its files."""
+
+    def __init__(self, controller: FakeController, directory: Path, workload: WorkloadRef, address: str, **settings):
+        self.directory = directory / workload.name
+        self.directory.mkdir(exist_ok=True)
+        self.instance = f"{workload.name}-1"
+        self.token = self.directory / "join-token"
+        bundle = self.directory / "trust-bundle.pem"
+        bundle.write_text(controller.authority.bundle().to_pem())
+        identity = SpiffeId.for_workload(TRUST_DOMAIN, workload.namespace, "default", workload.name)
+        controller.tokens[f"token-{workload.name}"] = (identity, self.instance)
+        self.token.write_text(f"token-{workload.name}")
+        self.ready_port = free_port()
+        self.document = {
+            "instance": self.instance,
+            "controller": str(controller.controller),
+            "issuer": str(controller.issuer),
+            "trust_domain": TRUST_DOMAIN,
+            "trust_bundle": str(bundle),
+            "join_token_file": str(self.token),
+            "state_dir": str(self.directory / "state"),
+            "addresses": [address],
+            "capture": "explicit",
+            "ready_listen": f"127.0.0.1:{self.ready_port}",
+            "report_interval": 0.05,
+            "drain_seconds": 0.5,
+        } | settings
+        self.config = self.directory / "sidecar.yaml"
+        self.log = self.directory / "log"
+        self.child = None
+
+    async def __aenter__(self):
+        self.config.write_text(yaml.safe_dump(self.document))
+        Settings.load(self.config)  # a mistake of the test is named here
+        with self.log.open("ab") as log:
+            self.child = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "sidecar", "--config", str(self.config), cwd=ROOT, stdout=log, stderr=log
+            )
+        return self
+
+    async def __aexit__(self, *_):
+        if self.child.returncode is None:
+            self.child.kill()
+            await self.child.wait()
+
+    async def get(self, path, method="GET"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.ready_port)
+        writer.write(f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        response = (await asyncio.wait_for(reader.read(), 10)).decode()
+        writer.close()
+        await writer.wait_closed()
+        head, _, body = response.partition("\r\n\r\n")
+        return int(head.split()[1]), body
+
+    async def ready(self):
+        async with asyncio.timeout(30):
+            while True:
+                assert self.child.returncode is None, self.log.read_text()
+                with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                    status, _ = await self.get("/healthz/ready")
+                    if status == 200:
+                        return
+                await asyncio.sleep(0.05)
+
+    async def terminate(self):
+        self.child.send_signal(signal.SIGTERM)
+        return await asyncio.wait_for(self.child.wait(), 20)
+
+
+async def echo(reader, writer):
+    with contextlib.suppress(ConnectionError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+async def ask(port, text=b"hello"):
+    """What comes back for ``text``; empty when the connection is refused."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(text)
+        writer.write_eof()
+        return await asyncio.wait_for(reader.read(), 10)
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+class Mesh:
+    """front → cart, each with its sidecar process, and an echo service behind cart's."""
+
+    def __init__(self, controller, directory):
+        self.controller = controller
+        self.service = free_port(CART_ADDRESS)
+        self.entrance = free_port()
+        self.application = free_port()
+        out = {"listen": f"127.0.0.1:{self.entrance}", "destination": f"{CART_ADDRESS}:{self.service}"}
+        into = {"listen": f"{CART_ADDRESS}:{self.service}", "application": f"127.0.0.1:{self.application}"}
+        self.front = Process(controller, directory, FRONT, FRONT_ADDRESS, explicit={"outbound": [out]})
+        self.cart = Process(controller, directory, WORKLOAD, CART_ADDRESS, explicit={"inbound": [into]})
+        identity = str(SpiffeId.for_workload(TRUST_DOMAIN, "shop", "default", "cart"))
+        endpoint = Endpoint(CART_ADDRESS, self.service, "cart-1", identity)
+        controller.answer(
+            Destination(CART_ADDRESS, self.service, workload=WORKLOAD, meshed=True, endpoints=(endpoint,))
+        )
+        self.rule = Rule("learned/1", Selector.of(FRONT), Selector.of(WORKLOAD), (PortRange.single(self.service),))
+
+    def allow(self, version):
+        self.controller.push(snapshot(version, self.rule), WORKLOAD)
+        self.controller.push(snapshot(version, self.rule, workload=FRONT), FRONT)
+
+
+async def test_two_sidecars_carry_report_enforce_survive_and_end(controller, tmp_path):
+    mesh = Mesh(controller, tmp_path)
+    mesh.allow(1)
+    server = await asyncio.start_server(echo, "127.0.0.1", mesh.application)
+    async with server, mesh.front as front, mesh.cart as cart:
+        await asyncio.gather(front.ready(), cart.ready())
+        assert not front.token.exists()
+        assert await ask(mesh.entrance) == b"hello"
+
+        # both ends report it, verified, once
+        def reported(direction):
+            return [flow for flow in controller.flows if flow.direction is direction]
+
+        await until(lambda: sum(f.bytes_received for f in reported(Direction.INBOUND)) == 5)
+        await until(lambda: sum(f.bytes_received for f in reported(Direction.OUTBOUND)) == 5)
+        for direction in Direction:
+            flows = reported(direction)
+            assert sum(flow.connections for flow in flows) == 1
+            assert {(str(flow.edge), flow.verified, flow.rule_id) for flow in flows} == {
+                (f"shop/front->shop/cart:{mesh.service}/TCP", True, "learned/1")
+            }
+
+        status, body = await front.get("/stats")
+        stats = json.loads(body)
+        assert status == 200
+        assert stats["policy"]["version"] == 1
+        assert stats["flows"]["records"] == 1
+        assert stats["tunnels"]["outbound"] >= 1
+
+        # a push without the rule closes it, and the refusal is reported
+        controller.push(snapshot(2), WORKLOAD)
+        await until(lambda: any(ack.version == 2 for w in controller.watchers for ack in w.acks))
+        assert await ask(mesh.entrance) == b""
+        await until(lambda: any(flow.verdict is Verdict.DENY for flow in controller.flows))
+        mesh.allow(3)
+        await until(lambda: sum(ack.version == 3 for w in controller.watchers for ack in w.acks) == 2)
+        assert await ask(mesh.entrance) == b"hello"
+
+        # the controller dies: nothing changes for the traffic
+        await controller.stop()
+        assert await ask(mesh.entrance) == b"hello"
+
+        # and a sidecar that restarts meanwhile is ready from its disk alone
+        assert await front.terminate() == 0
+        async with front:
+            await front.ready()
+            assert await ask(mesh.entrance) == b"hello"
+            assert json.loads((await front.get("/stats"))[1])["policy"]["version"] == 3
+            await controller.start()
+            await until(lambda: controller.watchers[-1].hello.held_version == 3)
+            assert await front.terminate() == 0
+        assert await cart.terminate() == 0
+    opened = sum(flow.connections for flow in reported(Direction.INBOUND) if flow.verdict is Verdict.ALLOW)
+    assert opened == 4
+    for process in (front, cart):
+        log = process.log.read_text()
+        assert "Traceback" not in log, log
+        assert "PRIVATE KEY" not in log
+        assert "token-" not in log
+
+
+async def test_renewal_in_seconds_under_traffic_fails_no_request(controller, tmp_path):
+    controller.lifetime = 3.0
+    mesh = Mesh(controller, tmp_path)
+    mesh.allow(1)
+    server = await asyncio.start_server(echo, "127.0.0.1", mesh.application)
+    async with server, mesh.front as front, mesh.cart as cart:
+        await asyncio.gather(front.ready(), cart.ready())
+        signatures = controller.signatures
+        while controller.signatures < signatures + 6:
+            assert await ask(mesh.entrance) == b"hello", front.log.read_text() + cart.log.read_text()
+        assert await front.terminate() == 0
+        assert await cart.terminate() == 0
+
+
+async def test_the_process_is_hardened(controller, tmp_path):
+    listen = {"listen": f"127.0.0.1:{free_port()}", "destination": "127.0.77.9:80"}
+    async with Process(controller, tmp_path, WORKLOAD, CART_ADDRESS, explicit={"outbound": [listen]}) as process:
+        controller.push(snapshot(1))
+        await process.ready()
+        proc = Path("/proc") / str(process.child.pid)
+        environment = dict(item.split(b"=", 1) for item in (proc / "environ").read_bytes().split(b"\0") if item)
+        assert environment[b"MALLOC_MMAP_THRESHOLD_"] == b"67108864"
+        assert environment[b"MALLOC_TRIM_THRESHOLD_"] == b"134217728"
+        limits = (proc / "limits").read_text()
+        assert "Max core file size         0                    0" in limits
+        if os.geteuid() == 0:  # the sign of a process that is not dumpable: its files are root's
+            assert (proc / "mem").stat().st_uid == 0
+        modules = (proc / "maps").read_text()
+        assert "networkx" not in modules
+        assert await process.terminate() == 0
+
+
+async def test_it_is_not_ready_before_it_has_a_policy(controller, tmp_path):
+    listen = {"listen": f"127.0.0.1:{free_port()}", "destination": "127.0.77.9:80"}
+    async with Process(controller, tmp_path, WORKLOAD, CART_ADDRESS, explicit={"outbound": [listen]}) as process:
+        body = ""
+        async with asyncio.timeout(30):
+            while "no policy snapshot yet" not in body:
+                with contextlib.suppress(OSError):
+                    status, body = await process.get("/healthz/ready")
+                    assert status == 503
+                await asyncio.sleep(0.02)
+        controller.push(snapshot(1))
+        await process.ready()
+        assert await process.terminate() == 0
+
+
+async def test_sigterm_ends_it_while_it_waits_for_the_issuer(controller, tmp_path):
+    await controller.stop()
+    listen = {"listen": f"127.0.0.1:{free_port()}", "destination": "127.0.77.9:80"}
+    async with Process(controller, tmp_path, WORKLOAD, CART_ADDRESS, explicit={"outbound": [listen]}) as process:
+        async with asyncio.timeout(30):
+            body = ""
+            while "waiting for a first certificate" not in body:
+                with contextlib.suppress(OSError):
+                    _, body = await process.get("/healthz/ready")
+                await asyncio.sleep(0.02)
+        assert await process.terminate() == 0
+        assert process.token.exists()
+
+
+def start_and_fail(*arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "sidecar", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stderr
+
+
+async def fail(process):
+    process.config.write_text(yaml.safe_dump(process.document))
+    return await asyncio.to_thread(start_and_fail, "--config", str(process.config))
+
+
+EXPLICIT = {"outbound": [{"listen": "127.0.0.1:1", "destination": "127.0.77.9:80"}]}
+
+
+async def test_a_wrong_setting_is_exit_code_2(controller, tmp_path):
+    process = Process(controller, tmp_path, WORKLOAD, CART_ADDRESS, explicit=EXPLICIT, unsynced="dney")
+    code, said = await fail(process)
+    assert code == 2
+    assert "unsynced" in said
+    assert "deny, learn" in said
+
+
+async def test_a_reused_token_is_exit_code_1_with_the_remedy(controller, tmp_path):
+    process = Process(controller, tmp_path, WORKLOAD, CART_ADDRESS, explicit=EXPLICIT)
+    del controller.tokens["token-cart"]
+    code, said = await fail(process)
+    assert code == 1
+    assert "join_token_file" in said
+    assert "used before" in said
+    assert "new join token" in said
+    assert "token-cart" not in said
+
+
+async def test_a_busy_port_is_named(controller, tmp_path):
+    process = Process(controller, tmp_path, WORKLOAD, CART_ADDRESS, explicit=EXPLICIT)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", process.ready_port))
+        taken.listen()
+        code, said = await fail(process)
+    assert code == 2
+    assert "ready_listen" in said
+    assert str(process.ready_port) in said
+
+
+async def test_a_busy_declared_port_is_named(controller, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        explicit = {"outbound": [{"listen": f"127.0.0.1:{port}", "destination": "127.0.77.9:80"}]}
+        process = Process(controller, tmp_path, WORKLOAD, CART_ADDRESS, explicit=explicit)
+        code, said = await fail(process)
+    assert code == 2
+    assert str(port) in said
+
+
+async def test_capture_as_another_user_is_refused(controller, tmp_path):
+    process = Process(controller, tmp_path, WORKLOAD, CART_ADDRESS, capture="redirect", uid=os.geteuid() + 1)
+    code, said = await fail(process)
+    assert code == 2
+    assert "uid" in said
+    assert "setpriv" in said
+
+
+def test_wrong_arguments_are_exit_code_2():
+    assert start_and_fail()[0] == 2
+    assert start_and_fail("--config")[0] == 2
+    code, said = start_and_fail("capture")
+    assert code == 2
+    assert "--config" in said
+
+
+@pytest.mark.parametrize("module", ["networkx", "kubernetes", "sqlalchemy", "aiohttp", "mitmproxy", "yaml"])
+def test_heavy_modules_stay_out(module):
+    script = f"import sys, sidecar.app, sidecar.__main__; sys.exit({module!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False, timeout=60).returncode == 0

@@ -1,0 +1,195 @@
+"""Settings are read strictly: every mistake is named, with what to write instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sidecar.errors import ConfigError
+from sidecar.settings import (
+    Address,
+    Capture,
+    Explicit,
+    InboundListener,
+    OutboundListener,
+    Settings,
+    Unsynced,
+)
+
+LEAST = {
+    "instance": "cart-1",
+    "controller": "10.0.0.1:15012",
+    "issuer": "controller.example:15013",
+    "trust_domain": "hedgerow.local",
+    "trust_bundle": "/etc/hedgerow/trust-bundle.pem",
+    "state_dir": "/var/lib/hedgerow",
+    "addresses": ["10.0.0.7"],
+}
+
+
+def test_the_least_settings_get_the_safe_defaults():
+    settings = Settings.parse(LEAST)
+    assert settings.controller == Address("10.0.0.1", 15012)
+    assert settings.issuer == Address("controller.example", 15013)
+    assert settings.capture is Capture.REDIRECT
+    assert settings.unsynced is Unsynced.DENY
+    assert (settings.uid, settings.mark) == (1337, None)
+    assert str(settings.outbound_listen) == "127.0.0.1:15001"
+    assert str(settings.inbound_listen) == "0.0.0.0:15006"
+    assert str(settings.ready_listen) == "0.0.0.0:15021"
+    assert settings.report_interval == 1.0
+    assert settings.join_token_file is None
+
+
+def test_everything_can_be_set():
+    explicit = {
+        "outbound": [{"listen": "127.0.0.1:9001", "destination": "10.96.0.1:80"}],
+        "inbound": [{"listen": "10.0.0.7:80", "application": "127.0.0.1:8080"}],
+    }
+    document = LEAST | {
+        "join_token_file": "/run/token",
+        "capture": "explicit",
+        "uid": 1000,
+        "mark": 7,
+        "unsynced": "learn",
+        "outbound_listen": "127.0.0.1:25001",
+        "inbound_listen": "[::]:25006",
+        "ready_listen": "127.0.0.1:25021",
+        "exclude_cidrs": ["169.254.0.0/16", "fd00::/8"],
+        "explicit": explicit,
+        "report_interval": 0.25,
+        "drain_seconds": 30,
+        "log_level": "debug",
+    }
+    settings = Settings.parse(document)
+    assert settings.explicit == Explicit(
+        (OutboundListener(Address("127.0.0.1", 9001), Address("10.96.0.1", 80)),),
+        (InboundListener(Address("10.0.0.7", 80), Address("127.0.0.1", 8080)),),
+    )
+    assert settings.unsynced is Unsynced.LEARN
+    assert str(settings.inbound_listen) == "[::]:25006"
+    assert settings.exclude_cidrs == ("169.254.0.0/16", "fd00::/8")
+    assert (settings.mark, settings.drain_seconds) == (7, 30.0)
+
+
+@pytest.mark.parametrize("field", sorted(LEAST))
+def test_a_missing_field_is_named(field):
+    document = {name: value for name, value in LEAST.items() if name != field}
+    with pytest.raises(ConfigError, match=f"^{field}: missing; add a line"):
+        Settings.parse(document)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("unsynced", "dney", "one of: deny, learn"),
+        ("unsynced", None, "one of: deny, learn"),
+        ("capture", "tproxy", "one of: redirect, explicit"),
+        ("instance", "Cart 1", "lower-case"),
+        ("instance", "../x", "lower-case"),
+        ("instance", 7, "not text"),
+        ("controller", "10.0.0.1", "host:port"),
+        ("controller", "10.0.0.1:99999", "host:port"),
+        ("controller", "10.0.0.1:0", "port 0"),
+        ("controller", "::1:15012", "brackets"),
+        ("controller", "a b:1", "not a host"),
+        ("controller", ":15012", "not a host"),
+        ("trust_domain", "Hedgerow.Local", "trust domain"),
+        ("trust_bundle", "", "not text"),
+        ("state_dir", "a\0b", "not text"),
+        ("addresses", [], "at least 1"),
+        ("addresses", "10.0.0.7", "not a list"),
+        ("addresses", ["10.0.0.7/24"], r"addresses\[0\].*not an IP address"),
+        ("addresses", ["localhost"], r"addresses\[0\]"),
+        ("uid", "1337", "whole number"),
+        ("uid", True, "whole number"),
+        ("uid", -1, "whole number"),
+        ("uid", 2**32 - 1, "whole number"),
+        ("mark", 0, "whole number"),
+        ("outbound_listen", "localhost:15001", "not an IP address"),
+        ("exclude_cidrs", ["10.0.0.1/8"], "host bits"),
+        ("report_interval", 0, "seconds from"),
+        ("report_interval", float("nan"), "seconds from"),
+        ("report_interval", float("inf"), "seconds from"),
+        ("drain_seconds", -1, "seconds from"),
+        ("log_level", "trace", "one of: debug"),
+        ("explicit", [], "not a mapping"),
+        ("explicit", {"outbond": []}, r"explicit\.outbond: unknown setting.*outbound, inbound"),
+        ("explicit", {"outbound": [{"listen": "127.0.0.1:1"}]}, r"explicit\.outbound\[0\]\.destination: missing"),
+        (
+            "explicit",
+            {"inbound": [{"listen": "127.0.0.1:1", "application": "127.0.0.1:0"}]},
+            r"explicit\.inbound\[0\]\.application: port 0",
+        ),
+        ("explicit", {"outbound": [7]}, r"explicit\.outbound\[0\].*not a mapping"),
+        ("unsnced", "deny", "unknown setting; remove it or use one of: .*unsynced"),
+    ],
+)
+def test_a_wrong_value_is_named_with_the_remedy(field, value, says):
+    with pytest.raises(ConfigError, match=says) as error:
+        Settings.parse(LEAST | {field: value})
+    assert str(error.value).startswith(field)
+
+
+@pytest.mark.parametrize("document", [None, [], "text", 7])
+def test_what_is_no_mapping_is_refused(document):
+    with pytest.raises(ConfigError, match="not a mapping"):
+        Settings.parse(document)
+
+
+def test_capture_and_declared_ports_must_agree():
+    with pytest.raises(ConfigError, match=r"^explicit: missing; capture: explicit needs"):
+        Settings.parse(LEAST | {"capture": "explicit"})
+    declared = {"outbound": [{"listen": "127.0.0.1:1", "destination": "10.0.0.1:1"}]}
+    with pytest.raises(ConfigError, match=r"^explicit: set with capture: redirect"):
+        Settings.parse(LEAST | {"explicit": declared})
+
+
+def test_no_port_is_used_twice():
+    with pytest.raises(ConfigError, match=r"inbound_listen: 0\.0\.0\.0:15021 is taken by ready_listen"):
+        Settings.parse(LEAST | {"inbound_listen": "0.0.0.0:15021"})
+    twice = {"listen": "127.0.0.1:9001", "destination": "10.96.0.1:80"}
+    with pytest.raises(ConfigError, match=r"explicit\.outbound\[1\]\.listen: .* is taken by explicit\.outbound\[0\]"):
+        Settings.parse(LEAST | {"capture": "explicit", "explicit": {"outbound": [twice, twice]}})
+
+
+def write(tmp_path, text):
+    path = tmp_path / "sidecar.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+GOOD = "\n".join(f"{name}: {value}" for name, value in LEAST.items())
+
+
+def test_a_file_is_read(tmp_path):
+    assert Settings.load(write(tmp_path, GOOD)) == Settings.parse(LEAST)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "not YAML"),
+        ("a: b: c", "not YAML"),
+        (b"\xff\xfe\x00", "not YAML"),
+        ("!!python/object/apply:os.system ['true']", "not YAML"),
+        ("", "not a mapping"),
+        (GOOD + "\nunsynced: deny\nunsynced: learn\n", "unsynced: written twice"),
+        (GOOD + "\nexplicit: {outbound: [], outbound: []}\n", "outbound: written twice"),
+        (GOOD + "\n7: x\n", "not a setting's name"),
+        ("x" * 300_000, "not a settings file"),
+        ("[" * 5000, "not YAML"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_fault(tmp_path, text, says):
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError, match=says) as error:
+        Settings.load(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(ConfigError, match=r"/nowhere/sidecar\.yaml: No such file.*--config"):
+        Settings.load(Path("/nowhere/sidecar.yaml"))

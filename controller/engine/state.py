@@ -110,7 +110,7 @@ class State:
         """Every method that changes something that is stored or shown calls this."""
         self.changes += 1
 
-    def log(self, now: float, actor: str, action: str, subject: str, **detail: object) -> None:
+    def log(self, now: float, actor: str, action: str, subject: str, /, **detail: object) -> None:
         """Write an audit entry."""
         self.changed()
         self.audit_head = audit.append(self.audit_head, now, actor, action, subject, detail)

@@ -24,6 +24,8 @@ from graph.model import EXTERNAL_NAMESPACE, Instance, Port, Protocol, Service, S
 
 #: A mesh of some 40,000 instances fits.
 MAX_INVENTORY_BYTES = 8 * 1024 * 1024
+#: The format itself has six levels.
+MAX_DEPTH = 20
 
 _KIND = re.compile(r"[A-Z][A-Za-z]{0,62}")
 _SCHEDULE = re.compile(r"@(yearly|annually|monthly|weekly|daily|midnight|hourly)|(\S+ +){4}\S+")
@@ -73,7 +75,9 @@ def read_inventory(content: bytes, trust_domain: str, *, name: str = "the invent
             f"{name} has more than {MAX_INVENTORY_BYTES} bytes", remedy="split the mesh over several controllers"
         )
     try:
-        document = yaml.load(content.decode(), Loader=_Loader)  # noqa: S506 - derived from the safe loader
+        text = content.decode()
+        _check_depth(text, name)
+        document = yaml.load(text, Loader=_Loader)  # noqa: S506 - derived from the safe loader
     except UnicodeDecodeError as error:
         raise InventoryError(f"{name} is not UTF-8 (byte {error.start})", remedy="save it as UTF-8") from None
     except yaml.YAMLError as error:
@@ -81,11 +85,24 @@ def read_inventory(content: bytes, trust_domain: str, *, name: str = "the invent
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or "it can not be parsed"
         raise InventoryError(f"{name} is not YAML{where}: {problem}", remedy="correct that line") from None
-    except (RecursionError, ValueError) as error:
-        raise InventoryError(
-            f"{name} is not YAML of ours: {type(error).__name__}", remedy="nest no deeper than the format does"
-        ) from None
+    except ValueError as error:  # what a scalar's own constructor says, such as of a date that is none
+        raise InventoryError(f"{name} is not YAML: {error}", remedy="put that value in quotes") from None
     return inventory_of(document, trust_domain)
+
+
+def _check_depth(text: str, name: str) -> None:
+    """Building nested nodes takes stack for each level, and in C nobody counts it; reading the events takes none."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise InventoryError(
+                    f"{name} is not YAML of ours: it is nested more than {MAX_DEPTH} levels deep",
+                    remedy="nest no deeper than the format does",
+                )
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
 
 
 def inventory_of(document: object, trust_domain: str) -> Inventory:

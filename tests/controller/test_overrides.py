@@ -1,0 +1,99 @@
+"""What a person may ask for, and how a mistake is answered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from controller import overrides
+from controller.errors import ControllerError, InvalidRequest, UnknownWorkload
+from controller.view import Override, OverrideState
+from graph.model import Origin, PortRange, Protocol, Selector, Verdict, WorkloadRef
+from tests.controller.mesh import CART, FRONT, LEGACY, NOW, inventory
+
+
+def make(**changes: Any) -> Override:
+    asked: dict[str, Any] = {
+        "effect": Verdict.ALLOW,
+        "source": FRONT,
+        "destination": CART,
+        "port": 8080,
+        "protocol": Protocol.TCP,
+        "owner": "ann",
+        "reason": "release 7",
+        "expires_in": 60.0,
+    }
+    return overrides.make(inventory(), **(asked | changes), now=NOW, longest=1000.0)
+
+
+def test_an_override_becomes_a_rule_with_owner_reason_and_end() -> None:
+    override = make(owner=" ann ", reason=" release 7 ")
+    rule = overrides.rule_of(override)
+    assert rule.id == override.id
+    assert rule.origin is Origin.OVERRIDE
+    assert (rule.source, rule.destination) == (Selector.of(FRONT), Selector.of(CART))
+    assert rule.ports == (PortRange.single(8080),)
+    assert (rule.owner, rule.reason, rule.expires_at) == ("ann", "release 7", NOW + 60)
+
+
+def test_without_port_and_end_it_holds_for_all_ports_for_ever() -> None:
+    rule = overrides.rule_of(make(port=None, expires_in=None, effect=Verdict.DENY))
+    assert rule.ports == ()
+    assert rule.expires_at == 0.0
+    assert rule.effect is Verdict.DENY
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "remedy"),
+    [
+        ({"source": WorkloadRef("shop", "frnt")}, "from", "shop/front"),
+        ({"destination": WorkloadRef("data", "cart")}, "to", "shop/cart"),
+        ({"destination": WorkloadRef("nowhere", "zzzzzz")}, "to", "hedgerow status"),
+        ({"destination": FRONT}, "to", "two different"),
+        ({"destination": WorkloadRef.external("10.0.0.2")}, "to", "shop/cart"),
+        ({"source": WorkloadRef.external("10.1.0.1")}, "from", "shop/cart"),
+        ({"source": LEGACY, "destination": WorkloadRef.external("192.0.2.1")}, "to", "sidecar"),
+        ({"port": 0}, "port", "65535"),
+        ({"port": 65536}, "port", "65535"),
+        ({"owner": "  "}, "owner", "--owner"),
+        ({"owner": "a" * 201}, "owner", "200"),
+        ({"reason": ""}, "reason", "--reason"),
+        ({"reason": "a\x1b[31mb"}, "reason", "plain text"),
+        ({"expires_in": 0.0}, "expires_in", "1000"),
+        ({"expires_in": -5.0}, "expires_in", "1000"),
+        ({"expires_in": 1001.0}, "expires_in", "1000"),
+        ({"expires_in": float("nan")}, "expires_in", "1000"),
+    ],
+)
+def test_a_mistake_names_the_field_and_the_remedy(changes: dict[str, Any], field: str, remedy: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        make(**changes)
+    assert caught.value.field == field
+    assert remedy in caught.value.remedy
+    assert str(caught.value).startswith(f"{field}: ")
+
+
+def test_an_unknown_workload_has_a_code_of_its_own() -> None:
+    with pytest.raises(ControllerError) as caught:
+        make(destination=WorkloadRef("shop", "carr"))
+    assert isinstance(caught.value, UnknownWorkload)
+    assert caught.value.code == "unknown-workload"
+
+
+def test_an_address_outside_the_inventory_may_be_an_end() -> None:
+    assert overrides.rule_of(make(destination=WorkloadRef.external("192.0.2.1"))).destination.cidr == "192.0.2.1/32"
+
+
+def test_the_state_follows_the_clock() -> None:
+    override = make()
+    assert override.state(NOW + 59.9) is OverrideState.ACTIVE
+    assert override.state(NOW + 60) is OverrideState.EXPIRED
+    assert make(expires_in=None).state(NOW + 1e9) is OverrideState.ACTIVE
+
+
+def test_a_deny_decides_above_an_allow_where_both_speak_of_the_port() -> None:
+    allow, deny, other = make(), make(effect=Verdict.DENY, port=None), make(effect=Verdict.DENY, port=9)
+    assert overrides.deciding([allow, other], 8080, Protocol.TCP) is allow
+    assert overrides.deciding([allow, deny, other], 8080, Protocol.TCP) is deny
+    assert overrides.deciding([allow, deny], 8080, Protocol.UDP) is None

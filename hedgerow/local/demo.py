@@ -27,7 +27,7 @@ from hedgerow.local.pod import Pod
 from hedgerow.local.processes import Process, python
 from hedgerow.local.progress import Progress
 from hedgerow.local.sandbox import Confinement, confinement
-from hedgerow.local.shop.layout import EXPECTED, SHOP, SHOPPER
+from hedgerow.local.shop.layout import CLIENTS, EXPECTED, REPORT, SHOP, SHOPPER
 from hedgerow.local.shop.tally import Tally
 from hedgerow.local.summary import OverrideTrial, Result
 
@@ -85,7 +85,8 @@ class Demo:
         progress = self._progress
         with progress.phase("Start a controller and a shop, a sidecar beside every program"):
             await self.mesh.start()
-            await self.mesh.add(SHOPPER)
+            for client in CLIENTS:
+                await self.mesh.add(client)
             progress.note(f"{len(self.mesh.pods)} pods, {len(self.mesh.services)} services")
         with progress.phase("Learn who talks to whom"):
             await self._learn()
@@ -203,7 +204,7 @@ class Demo:
 
     @property
     def _report(self) -> Pod:
-        return self.mesh.pods_of(WorkloadRef("shop", "report"))[0]
+        return self.mesh.pods_of(REPORT.ref)[0]
 
     @staticmethod
     def _tally(pod: Pod) -> Tally:

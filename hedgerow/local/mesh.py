@@ -329,19 +329,21 @@ class LocalMesh:
                 for pod in pods:
                     group.create_task(self._start_pod(pod))
         except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None  # the others were cancelled because of it, or fail likewise
+            first = failures.exceptions[0]  # the others were cancelled because of it, or fail likewise
+            if not isinstance(first, LocalMeshError):
+                raise first from None
+            raise NotReady(f"{first}\nthe controller's last words:\n{self.controller.tail(10)}") from None
 
     async def _start_pod(self, pod: Pod) -> None:
-        """Capture first: there is never a moment at which the application could go around its sidecar."""
+        """Capture, sidecar, application: it can neither go around its sidecar nor call before there is one."""
         async with self._turns:
             if pod.meshed:
                 pod.prepare_sidecar(self._sidecar_base())
                 await pod.install_capture()
                 await self._give_token(pod)
                 await pod.start_sidecar()
-            await pod.start_application()
-            if pod.meshed:
                 await pod.wait_ready()
+            await pod.start_application()
             await pod.wait_listening()
 
     def _sidecar_base(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ BRIDGE = "hedgerow0"
 _SWITCH_ADDRESS = str(PODS[1])
 _CONTROLLER_ADDRESS = str(PODS[2])
 _CONTROLLER = "hedgerow-controller"
+#: The view of sidecars and controller; no pod's name, which has ``--`` in it.
+_INFRASTRUCTURE = "infrastructure"
 #: Pod number 1 is 10.77.1.1; the addresses below are the switch's and the controller's.
 _FIRST_POD = 256
 
@@ -54,8 +57,8 @@ class NamespaceSite:
             )
         self._many_users = kind is Confinement.ROOT
         self.root = state
-        self._views = state / "views"
-        self._infrastructure = self._views / "infrastructure"
+        self._hosts = state / "hosts"
+        self._views: dict[str, views.View] = {}
         self._links: dict[str, str] = {}
         self._opened = False
 
@@ -68,7 +71,7 @@ class NamespaceSite:
 
         :raises CommandFailed: when the kernel refuses, or other users cannot run this interpreter
         """
-        self._views.mkdir(mode=0o755)
+        self._hosts.mkdir(mode=0o755)
         await run(["sh", "-c", _ANSWER_UNREACHABLE], check=True)
         await _ip(
             f"link add {BRIDGE} type bridge",
@@ -77,18 +80,20 @@ class NamespaceSite:
             "route add unreachable default",
         )
         self._opened = True
-        await views.make_view(self._infrastructure, views.infrastructure_script(other_users=self._many_users))
+        script = views.infrastructure_script(other_users=self._many_users)
+        self._views[_INFRASTRUCTURE] = await views.make_view(script)
         if self._many_users:
             await self._check_interpreter()
 
     async def close(self) -> None:
         for name in list(self._links):
             await self._remove(name)
-        await views.drop_view(self._infrastructure)
+        while self._views:
+            self._views.popitem()[1].close()
         if self._opened:
             self._opened = False
             await _ip("route del unreachable default", f"link del {BRIDGE}")
-            self._views.rmdir()
+        shutil.rmtree(self._hosts, ignore_errors=True)
 
     def pod_address(self, index: int) -> str:
         return str(PODS[_FIRST_POD * (1 + (index - 1) // 250) + 1 + (index - 1) % 250])
@@ -99,11 +104,11 @@ class NamespaceSite:
     async def add(self, pods: Sequence[PlacedPod], services: Sequence[PlacedService]) -> None:
         for pod in pods:
             name = _namespace(pod)
-            hosts = self._views / f"{name}.hosts"
+            hosts = self._hosts / name
             hosts.write_text(_hosts_file(pod, services))
             hosts.chmod(0o644)
             script = views.application_script(hosts, hide=self.root, other_users=self._many_users)
-            await views.make_view(self._views / name, script)
+            self._views[name] = await views.make_view(script)
         await self._connect([(_namespace(pod), pod.index, pod.address) for pod in pods])
 
     async def add_controller(self) -> None:
@@ -138,12 +143,12 @@ class NamespaceSite:
     async def _remove(self, name: str) -> None:
         self._links.pop(name, None)
         await _ip(f"netns del {name}")  # the cable goes with its end
-        view = self._views / name
-        await views.drop_view(view)
-        view.with_name(f"{name}.hosts").unlink(missing_ok=True)
+        if (view := self._views.pop(name, None)) is not None:
+            view.close()
+        (self._hosts / name).unlink(missing_ok=True)
 
     async def _check_interpreter(self) -> None:
-        argv = self._enter(_NETWORK_OF_THE_SWITCH, self._infrastructure, Role.SIDECAR, None)
+        argv = self._enter(_NETWORK_OF_THE_SWITCH, _INFRASTRUCTURE, Role.SIDECAR, None)
         tried = await run([*argv, *python(), "-c", "import hedgerow"], env=_environment(None))
         if tried.code != 0:
             raise CommandFailed(
@@ -211,12 +216,12 @@ class NamespaceSite:
 
     def _into(self, pod: PlacedPod | None, role: Role, uid: int | None) -> list[str]:
         name = _namespace(pod) if pod is not None else _CONTROLLER
-        view = self._views / name if role is Role.APPLICATION else self._infrastructure
+        view = name if role is Role.APPLICATION else _INFRASTRUCTURE
         return self._enter(f"/run/netns/{name}", view, role, uid)
 
-    def _enter(self, network: str, view: Path, role: Role, uid: int | None) -> list[str]:
+    def _enter(self, network: str, view: str, role: Role, uid: int | None) -> list[str]:
         """The command line that enters a namespace and gives up every privilege that the role does not need."""
-        enter = ["nsenter", f"--net={network}", f"--mount={view}"]
+        enter = ["nsenter", f"--net={network}", f"--mount={self._views[view].path}"]
         if role is Role.CAPTURE:
             return enter
         user: list[str] = []

@@ -51,7 +51,7 @@ def try_once(kind: str, host: str, port: int, forged: ssl.SSLContext | None = No
     except TimeoutError:
         return Answer(0, error=f"no answer in {timeout:g} s")
     except OSError as error:
-        return Answer(0, error=f"{type(error).__name__}: {error}")
+        return Answer(0, error=error.strerror or str(error))
 
 
 def hold(kind: str, host: str, port: int, seconds: float) -> None:
@@ -69,7 +69,7 @@ def hold(kind: str, host: str, port: int, seconds: float) -> None:
                 _say(event="kept")
                 return
     except OSError as error:
-        _say(event="cut", error=f"{type(error).__name__}: {error}")
+        _say(event="cut", error=error.strerror or str(error))
         return
     _say(event="cut", error="closed")
 

@@ -56,10 +56,11 @@ table inet rehearsal {
   }
 }
 RULES
-touch /run/hedgerow/rehearsal
-unshare --mount=/run/hedgerow/rehearsal --propagation private mount -t tmpfs tmpfs /run
-nsenter --net=/run/netns/rehearsal --mount=/run/hedgerow/rehearsal \
-  setpriv --bounding-set -all --inh-caps -all --ambient-caps -all --no-new-privs true
+unshare --mount --propagation private sh -e -c '
+  exec 9</run/netns/rehearsal
+  mount -t tmpfs tmpfs /run
+  nsenter --net=/proc/$$/fd/9 setpriv --bounding-set -all --inh-caps -all --ambient-caps -all --no-new-privs true
+'
 """
 
 

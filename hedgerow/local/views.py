@@ -1,11 +1,11 @@
 """What a pod sees of the file system: its own names, none of the mesh's state, and the interpreter.
 
-A view is a mount namespace kept by a file (``unshare --mount=FILE``) and entered with ``nsenter --mount=FILE``. It goes
-away when the file is unmounted, or with the sandbox.
+A view is a mount namespace that this process holds a descriptor of, entered with ``nsenter --mount=``.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 import stat
@@ -13,22 +13,60 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from hedgerow.local.processes import run
+from hedgerow.local.errors import CommandFailed
+
+_DEADLINE = 30.0
 
 
-async def make_view(view: Path, script: str) -> None:
-    """Make a mount namespace that differs from ours by what ``script`` mounts.
+class View:
+    """A mount namespace that differs from ours; it lives until it is closed and the last program in it has ended."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    @property
+    def path(self) -> str:
+        """What ``nsenter --mount=`` takes, from every process of this process namespace."""
+        return f"/proc/{os.getpid()}/fd/{self._descriptor}"
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+async def make_view(script: str) -> View:
+    """Make a mount namespace and mount in it what ``script`` says.
 
     :raises CommandFailed: with what the script said
     """
-    keep = 'view=$1; touch "$view"; exec unshare --mount="$view" --propagation private sh -e -c "$2"'
-    command = ["sh", "-e", "-c", keep, "sh", str(view), script]
-    await run(command, check=True)
+    # Held by a descriptor, not by a bind mount of /proc/PID/ns/mnt: Linux 6.18 refuses that one at times (EINVAL), when
+    # the new namespace's number, drawn from the processor's own range, is smaller than that of the old one.
+    command = f"{script}\necho made\nread -r _ || true"
+    process = await asyncio.create_subprocess_exec(
+        *("unshare", "--mount", "--propagation", "private", "sh", "-e", "-c", command),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd="/",
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(_DEADLINE):
+            view = View(_open_namespace(process.pid)) if await process.stdout.readline() == b"made\n" else None
+            _, said = await process.communicate()
+    except BaseException:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        raise
+    if view is None:
+        raise CommandFailed(f"a pod's view of the file system cannot be made: {said.decode(errors='replace').strip()}")
+    return view
 
 
-async def drop_view(view: Path) -> None:
-    """Let go of a view; the kernel removes its mounts with the last process in it."""
-    await run(["sh", "-c", '[ ! -e "$1" ] || { umount "$1"; rm "$1"; }', "sh", str(view)], check=True)
+def _open_namespace(pid: int) -> int:
+    return os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def application_script(hosts: Path, *, hide: Path, other_users: bool) -> str:

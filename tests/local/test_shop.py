@@ -19,7 +19,7 @@ from hedgerow.local.description import PlacedPod, fill
 from hedgerow.local.pod import _listens
 from hedgerow.local.processes import Process
 from hedgerow.local.shop import cache, database, shopper
-from hedgerow.local.shop.layout import EXPECTED, SHOP, SHOPPER
+from hedgerow.local.shop.layout import CLIENTS, EXPECTED, SHOP, SHOPPER
 from hedgerow.local.shop.tally import Tally
 
 
@@ -86,7 +86,7 @@ class Shop:
 
     async def __aenter__(self) -> Shop:
         try:
-            for spec in (*SHOP, SHOPPER):
+            for spec in (*SHOP, *CLIENTS):
                 await self._start(spec)
         except BaseException:
             await self._stack.aclose()
@@ -105,7 +105,7 @@ class Shop:
                 self.ports[name] = port
             env |= {"LISTEN": "127.0.0.1", "PORT": str(self.ports[name])}
         for variable, value in env.items():
-            for callee in (*SHOP, SHOPPER):
+            for callee in (*SHOP, *CLIENTS):
                 for service in callee.services:
                     for spelling in {service.name, f"{service.name}.{callee.ref.namespace}"}:
                         asked = f"${{service:{spelling}}}:{service.ports[0][0]}"
@@ -180,7 +180,7 @@ def test_every_shopper_soon_uses_everything() -> None:
 
 
 def test_programs_run_this_interpreter_and_nothing_of_the_mesh() -> None:
-    for spec in (*SHOP, SHOPPER):
+    for spec in (*SHOP, *CLIENTS):
         assert spec.program is not None
         assert spec.program.argv[0] == sys.executable
         source = Path(sys.modules["hedgerow.local.shop"].__path__[0]) / f"{spec.ref.name}.py"

@@ -85,18 +85,23 @@ SHOP: tuple[WorkloadSpec, ...] = (
             "recommendation": "${service:recommendation}:50051",
         },
     ),
-    _workload(
-        "report",
-        kind="CronJob",
-        schedule="* * * * *",
-        env={"database": "${service:database.data}:5432", "every": str(REPORT_EVERY)},
-    ),
 )
 
-#: Drives the shop; starts when everything else is ready.
+#: The periodic job.
+REPORT = _workload(
+    "report",
+    kind="CronJob",
+    schedule="* * * * *",
+    env={"database": "${service:database.data}:5432", "every": str(REPORT_EVERY)},
+)
+
+#: Drives the shop.
 SHOPPER = _workload(
     "shopper", env={"front": "http://${service:front}:8000", "rate": "12", "shoppers": "3", "reconnect": "10"}
 )
+
+#: Who calls the shop; they start when it is ready.
+CLIENTS = (REPORT, SHOPPER)
 
 EXPECTED: frozenset[EdgeKey] = frozenset(
     EdgeKey(WorkloadRef.parse(source), WorkloadRef.parse(destination), port)

@@ -161,7 +161,7 @@ async def test_resets_pass_through_in_both_directions(pair):
         await apps.close(writer)
         for _ in range(20):
             reader, writer = await apps.connect(pair.client, pair.server.address, PORT)
-            writer.write(b"GET 9 100000000\n")
+            writer.write(b"GET 9 5000000\n")
             await reader.readexactly(1000)
             writer.transport.abort()
         await pair.front.until(lambda state: state["live"] == 0)

@@ -44,19 +44,27 @@ def load_authority(directory: Path) -> CertificateAuthority | None:
         return None
     except OSError as error:
         raise AuthorityError(f"{path}: cannot be read: {error.strerror}") from None
-    with os.fdopen(descriptor, "rb") as file:
-        about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid():
-            raise AuthorityError(f"{path}: not a regular file of ours; chown it to the controller's user")
-        if about.st_mode & 0o077:
-            raise AuthorityError(f"{path}: others can read it, so its keys are not secret; chmod 600 it if nobody did")
-        if about.st_size > _MAX_BYTES:
-            raise AuthorityError(f"{path}: {about.st_size} bytes long, at most {_MAX_BYTES} are read; {REMEDY}")
-        pem = file.read(_MAX_BYTES)
+    try:
+        _check_secret(path, os.fstat(descriptor))
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            pem = file.read(_MAX_BYTES)
+    except OSError as error:
+        raise AuthorityError(f"{path}: cannot be read: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
     try:
         return CertificateAuthority.load(pem)
     except AuthorityError as error:
         raise AuthorityError(f"{path}: {error}") from None
+
+
+def _check_secret(path: Path, about: os.stat_result) -> None:
+    if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid():
+        raise AuthorityError(f"{path}: not a regular file of ours; chown it to the controller's user")
+    if about.st_mode & 0o077:
+        raise AuthorityError(f"{path}: others can read it, so its keys are not secret; chmod 600 it if nobody did")
+    if about.st_size > _MAX_BYTES:
+        raise AuthorityError(f"{path}: {about.st_size} bytes long, at most {_MAX_BYTES} are read; {REMEDY}")
 
 
 def write_private(path: Path, data: bytes) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -65,7 +64,7 @@ def read_certificate(der: bytes, what: str = "certificate") -> x509.Certificate:
         raise InvalidCertificate(f"{what}: its version is not known; only X.509 version 3 is taken") from None
     except x509.DuplicateExtension as error:
         raise InvalidCertificate(f"{what}: extension {error.oid.dotted_string} is there twice") from None
-    except (ValueError, TypeError, OverflowError, UnsupportedAlgorithm, x509.UnsupportedGeneralNameType) as error:
+    except Exception as error:  # the parser's own; it lets KeyError and others escape too
         reason = ascii(str(error)[:200])
         raise InvalidCertificate(f"{what}: not a readable X.509 certificate in DER: {reason}") from None
     if version is not x509.Version.v3:
@@ -86,8 +85,11 @@ def read_pem_certificates(pem: bytes, what: str) -> tuple[bytes, ...]:
     """
     try:
         certificates = x509.load_pem_x509_certificates(pem)
-    except (ValueError, TypeError, OverflowError, UnsupportedAlgorithm):
+    except Exception:  # see read_certificate
         raise InvalidCertificate(f"{what}: not a PEM text with certificates") from None
+    # a block that is cut off is passed over by the library: fewer certificates than were meant
+    if not pem.count(b"-----BEGIN CERTIFICATE-----") == pem.count(b"-----END CERTIFICATE-----") == len(certificates):
+        raise InvalidCertificate(f"{what}: a PEM block is cut off")
     return tuple(certificate.public_bytes(Encoding.DER) for certificate in certificates)
 
 
@@ -144,7 +146,7 @@ def _check_algorithms(certificate: x509.Certificate, what: str) -> None:
     try:
         key = certificate.public_key()
         digest: object = certificate.signature_hash_algorithm
-    except (ValueError, UnsupportedAlgorithm):
+    except Exception:  # see read_certificate
         raise InvalidCertificate(f"{what}: its key or signature is of a kind that is not taken") from None
     check_public_key(key, what)
     # a curve given by its parameters, also by those of a named one, is not permitted (RFC 5480 section 2.1.1); the

@@ -91,6 +91,7 @@ class ServiceGraph:
         self._forgotten = 0  # removals up to this generation are no longer known
         self._tombstones: dict[WorkloadRef, float] = {}
         self._owners: dict[tuple[str, str], WorkloadRef] = {}  # of instances, by namespace and name
+        self._edges = 0  # networkx would count them anew
         self._externals = 0
         self._unknowns = 0
         self.windows: Windows[EdgeKey] = windows if windows is not None else Windows()
@@ -328,7 +329,7 @@ class ServiceGraph:
             key = replace(key, source=source, destination=destination)
         if self._accounts(key) is not None:
             return key
-        if self._graph.number_of_edges() >= self._limits.edges:
+        if self._edges >= self._limits.edges:
             self.shed.edges += 1
             return None
         unknown = sum(1 for ref in {source, destination} if not ref.is_external and ref not in self._graph)
@@ -375,10 +376,12 @@ class ServiceGraph:
                 self._touch_node(node, generation)
         accounts = EdgeAccounts(key)
         self._graph.add_edge(key.source, key.destination, key=(key.port, key.protocol), accounts=accounts)
+        self._edges += 1
         return accounts
 
     def _drop_edge(self, key: EdgeKey, generation: int) -> None:
         self._graph.remove_edge(key.source, key.destination, key=(key.port, key.protocol))
+        self._edges -= 1
         self.windows.forget(key)
         self._forget(key, generation)
 

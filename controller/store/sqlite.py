@@ -12,7 +12,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -265,7 +265,10 @@ def _locked(path: Path) -> int:
 
 
 def _look(path: Path, newest: int) -> None:
-    """Refuse by its first bytes what is plainly not ours, before SQLite may change it (SQLite file format, 1.3)."""
+    """Refuse what is plainly not ours before anything may change it, be it only its journal mode.
+
+    The file alone is looked at, without the log beside it: after a crash in our first moments it may still be blank.
+    """
     if not path.exists():
         return
     if not path.is_file():
@@ -276,10 +279,17 @@ def _look(path: Path, newest: int) -> None:
         return
     if len(header) < 100 or not header.startswith(_MAGIC):
         raise StoreError(f"{path} is not a database", remedy="move it away, or restore it from a backup")
-    version, application = int.from_bytes(header[60:64], "big"), int.from_bytes(header[68:72], "big")
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)) as file_alone:
+            version, application, tables = (
+                int(file_alone.execute(question).fetchone()[0])
+                for question in ("PRAGMA user_version", "PRAGMA application_id", "SELECT count(*) FROM sqlite_schema")
+            )
+    except sqlite3.Error as error:
+        raise _translate(path, "open", error) from None
     if application == migrations.APPLICATION_ID:
         migrations.check_not_newer(version, newest)
-    elif application:
+    elif application or version or tables:
         raise StoreError(f"{path} belongs to another program", remedy="set state_dir to a directory of its own")
 
 

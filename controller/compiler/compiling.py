@@ -39,7 +39,14 @@ def compile_policy(policy: PolicyInput, now: float = 0.0, *, only: Collection[Wo
     :raises CompileError: when the input contradicts itself, or ``only`` names an unknown workload
     :raises ProofFailed: when they do not agree; nothing of it may be pushed
     """
-    compiled = _compiled(policy, now, only)
+    return accepted(_compiled(policy, now, only))
+
+
+def accepted(compiled: Compiled) -> Compiled:
+    """Let a policy through when its proof holds.
+
+    :raises ProofFailed: when it does not
+    """
     if not compiled.proof.holds:
         raise ProofFailed(
             f"the compiled policy does not say what the rules say: {'; '.join(compiled.proof.faults)}",

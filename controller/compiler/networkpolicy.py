@@ -109,7 +109,9 @@ def _entries(side: Side, subjects: Iterable[Subject], selectors: Mapping[Workloa
     key = "from" if side.inbound else "to"
     for mask, members in peers.items():
         distinct = {_text(member): member for member in members}  # twins have the same selector
-        entries.append({key: [distinct[text] for text in sorted(distinct)], "ports": port_entries(side.space, mask)})
+        entries.append(
+            {key: [distinct[text] for text in sorted(distinct)], "ports": port_entries(side.space, mask, known=anybody)}
+        )
     return sorted(entries, key=_text)
 
 
@@ -147,10 +149,12 @@ def _blocks(side: Side, anybody: int) -> list[_Block]:
     return blocks
 
 
-def port_entries(space: PortSpace, mask: int) -> list[Manifest]:
-    """A mask as NetworkPolicyPort objects."""
+def port_entries(space: PortSpace, mask: int, *, known: int = 0) -> list[Manifest]:
+    """A mask as NetworkPolicyPort objects, without the ranges that are in ``known`` as a whole."""
     entries: list[Manifest] = []
     for protocol, ports in space.ranges(mask):
+        if not space.mask(protocol, (ports,)) & ~known:
+            continue
         entry: Manifest = {"protocol": str(protocol)}
         if ports != ALL_PORTS:
             entry["port"] = ports.first

@@ -1,0 +1,197 @@
+"""Three evaluators on random meshes: the intermediate form, ``decide()``, and one written from the Kubernetes
+specification alone, which has never seen the compiler."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import kubernetes_validate
+import yaml
+from hypothesis import HealthCheck, given, settings
+
+from controller.compiler import Limit, compile_policy, inventory_files, network_policy_files
+from controller.compiler.manifests import namespace_manifest, pod_manifest
+from graph.model import Connection, Direction, Instance, Mode, Peer, Protocol, Selector, Verdict, Workload
+from graph.policy import decide
+from tests.controller.compiler.meshes import learned, meshes, override, ref, shop
+from tests.networkpolicy.evaluator import Cluster
+
+NOW = 100.0
+PORTS = (1, 53, 79, 80, 81, 443, 444, 15012, 15013, 15019, 15020, 15021, 15022, 65535)
+VERSIONS = ("1.29", kubernetes_validate.latest_version())
+
+random_meshes = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def placed(policy):
+    """One instance at an address of its own for every workload, as pods have."""
+    instances = tuple(
+        Instance(f"{workload.ref.name}-0", workload.ref, f"10.0.0.{number}")
+        for number, workload in enumerate(policy.workloads, 1)
+    )
+    return replace(policy, instances=instances)
+
+
+def cluster(policy, policies, extra=()):
+    by_ref = {workload.ref: workload for workload in policy.workloads}
+    pods = [pod_manifest(by_ref[instance.workload], instance) for instance in policy.instances]
+    spaces = {w.ref.namespace for w in policy.workloads} | {each["metadata"]["namespace"] for each in extra}
+    return Cluster([*(namespace_manifest(name) for name in sorted(spaces)), *pods, *extra, *policies])
+
+
+def told(policy, snapshots, source, destination, port, protocol, operation=""):
+    """What both sidecars say together; an end without one says nothing."""
+    ends = {}
+    for instance in (source, destination):
+        owner = next(workload for workload in policy.workloads if workload.ref == instance.workload)
+        ends[instance] = (
+            owner,
+            Peer(
+                owner.ref,
+                owner.ref.namespace,
+                owner.service_account if owner.meshed else "",
+                instance.address,
+                owner.meshed,
+            ),
+        )
+    (sender, mine), (receiver, theirs) = ends[source], ends[destination]
+    verdicts = []
+    if sender.meshed:
+        connection = Connection(Direction.OUTBOUND, mine, theirs, port, protocol, operation)
+        verdicts.append(decide(closed(snapshots[sender.ref]), connection, NOW).allowed)
+    if receiver.meshed:
+        seen = mine if sender.meshed else Peer(address=source.address)
+        connection = Connection(Direction.INBOUND, seen, theirs, port, protocol, operation)
+        verdicts.append(decide(closed(snapshots[receiver.ref]), connection, NOW).allowed)
+    return all(verdicts)
+
+
+def closed(snapshot):
+    modes = (snapshot.inbound_mode, snapshot.outbound_mode)
+    inbound, outbound = (mode if mode is Mode.QUARANTINE else Mode.ENFORCE for mode in modes)
+    return replace(snapshot, inbound_mode=inbound, outbound_mode=outbound)
+
+
+@random_meshes
+@given(meshes())
+def test_the_proof_holds_on_every_mesh(policy):
+    """Also on those with shared addresses, loopback and twins: whatever is wider has a name."""
+    proof = compile_policy(policy, NOW).proof
+    assert proof.equal == (not proof.wider)
+    assert {finding.limit for finding in proof.inexpressible if finding.widens} <= set(Limit)
+    assert bool(proof.wider) == any(finding.widens for finding in proof.inexpressible)
+
+
+@random_meshes
+@given(meshes())
+def test_every_policy_is_what_kubernetes_takes(policy):
+    for manifest in compile_policy(policy, NOW).network_policies:
+        for version in VERSIONS:
+            kubernetes_validate.validate(manifest, version, strict=True)
+
+
+@random_meshes
+@given(meshes())
+def test_compiling_is_deterministic(policy):
+    turned = replace(policy, rules=policy.rules[::-1], workloads=policy.workloads[::-1])
+    assert compile_policy(policy, NOW) == compile_policy(turned, NOW)
+
+
+@random_meshes
+@given(meshes())
+def test_the_cluster_never_blocks_what_the_sidecars_allow(policy):
+    """And where the proof says equal, it allows nothing more between workloads with sidecars."""
+    policy = placed(policy)
+    compiled = compile_policy(policy, NOW)
+    judge = cluster(policy, compiled.network_policies)
+    operations = {operation for rule in policy.rules for operation in rule.operations} | {"", "OTHER"}
+    meshed = {workload.ref for workload in policy.workloads if workload.meshed}
+    for source, destination in product(policy.instances, repeat=2):
+        if source.workload not in meshed or destination.workload not in meshed or source == destination:
+            continue
+        pods = (f"{source.workload.namespace}/{source.name}", f"{destination.workload.namespace}/{destination.name}")
+        for port, protocol in product(PORTS, (Protocol.TCP, Protocol.UDP)):
+            network = judge.pod_to_pod(*pods, port, protocol)
+            sidecars = [
+                told(policy, compiled.snapshots, source, destination, port, protocol, operation)
+                for operation in sorted(operations)
+            ]
+            assert network or not any(sidecars), (pods, port, protocol)
+            if compiled.proof.equal:
+                assert network == all(sidecars) == any(sidecars), (pods, port, protocol)
+
+
+@random_meshes
+@given(meshes())
+def test_what_comes_from_outside_is_judged_alike(policy):
+    policy = placed(policy)
+    compiled = compile_policy(policy, NOW)
+    judge = cluster(policy, compiled.network_policies)
+    for instance in policy.instances:
+        owner: Workload = next(workload for workload in policy.workloads if workload.ref == instance.workload)
+        if not owner.meshed:
+            continue
+        pod, snapshot = f"{owner.ref.namespace}/{instance.name}", closed(compiled.snapshots[owner.ref])
+        me = Peer(owner.ref, owner.ref.namespace, owner.service_account, instance.address, verified=True)
+        for address, port in product(("192.0.2.7", "192.0.2.8", "10.0.0.99", "198.51.100.1", "fd00::9"), PORTS):
+            peer = Peer(address=address)
+            for network, ends in (
+                (judge.address_to_pod(address, pod, port), (Direction.INBOUND, peer, me)),
+                (judge.pod_to_address(pod, address, port), (Direction.OUTBOUND, me, peer)),
+            ):
+                allowed = decide(snapshot, Connection(*ends, port), NOW).allowed
+                assert network or not allowed, (pod, ends[0], address, port)
+                if compiled.proof.equal:
+                    assert network == allowed, (pod, ends[0], address, port)
+
+
+def test_a_shop_as_written_to_a_folder(tmp_path):
+    """Every learned pair is open, every other pair is closed, DNS and the controller are always open."""
+    deny = override(Verdict.DENY, Selector.of(ref("shop/front")), Selector.of(ref("shop/cart")), 9090)
+    policy = shop(learned("shop/front", "shop/cart", 9090), deny)
+    for folder, files in (
+        ("networkpolicies", network_policy_files(compile_policy(policy, NOW).network_policies)),
+        ("inventory", inventory_files(policy.workloads, policy.instances)),
+    ):
+        (tmp_path / folder).mkdir()
+        for name, text in files.items():
+            (tmp_path / folder / name).write_text(text, encoding="utf-8")
+            for manifest in yaml.safe_load_all(text):
+                kubernetes_validate.validate(manifest, VERSIONS[-1], strict=True)
+    judge = Cluster.read(tmp_path)
+    open_pairs = {
+        ("shop/front-1", "shop/cart-1", 8080),
+        ("shop/front-2", "shop/cart-1", 8080),
+        ("shop/cart-1", "shop/db-1", 5432),
+    }
+    ports = [(port, "TCP") for port in (1, 5432, 8079, 8080, 8081, 9090, 65535)]
+    assert {(s, d, port) for s, d, port, _ in judge.allowed(ports)} == open_pairs
+
+
+def test_dns_and_the_controller_are_always_open():
+    policy = shop()
+    extra = [
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, "namespace": namespace, "labels": labels},
+            "spec": {"containers": [{"name": "app", "image": "placeholder"}]},
+            "status": {"podIP": address},
+        }
+        for name, namespace, labels, address in (
+            ("coredns-1", "kube-system", {"k8s-app": "kube-dns"}, "10.0.9.1"),
+            ("other-1", "kube-system", {"k8s-app": "other"}, "10.0.9.2"),
+            ("ctl-1", "hedgerow-system", {"app.kubernetes.io/name": "hedgerow-controller"}, "10.0.9.3"),
+        )
+    ]
+    judge = cluster(policy, compile_policy(policy, NOW).network_policies, extra)
+    for pod in ("shop/front-1", "shop/cart-1"):
+        assert judge.pod_to_pod(pod, "kube-system/coredns-1", 53, "UDP")
+        assert judge.pod_to_pod(pod, "kube-system/coredns-1", 53, "TCP")
+        assert not judge.pod_to_pod(pod, "kube-system/coredns-1", 80, "TCP")
+        assert not judge.pod_to_pod(pod, "kube-system/other-1", 53, "UDP")
+        assert judge.pod_to_pod(pod, "hedgerow-system/ctl-1", 15012, "TCP")
+        assert judge.pod_to_pod(pod, "hedgerow-system/ctl-1", 15013, "TCP")
+        assert not judge.pod_to_pod(pod, "hedgerow-system/ctl-1", 8080, "TCP")
+        assert judge.address_to_pod("192.0.2.1", pod, 15021, "TCP")

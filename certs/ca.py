@@ -28,7 +28,7 @@ from certs.ca_format import REMEDY, Section, format_sections, parse_sections
 from certs.errors import AuthorityError, CertError, InvalidSpiffeId
 from certs.issue import Signer, leaf_certificate, read_csr, signing_certificate
 from certs.keys import make_csr, new_key, public_bytes
-from certs.spiffe import CONTROLLER_DNS_NAME, SpiffeId, check_trust_domain
+from certs.spiffe import CONTROLLER_DNS_NAME, SpiffeId, check_instance_name, check_trust_domain
 from certs.svid import SIGNER_USAGES, TLS_USAGES
 from certs.verify import verify_chain
 
@@ -165,7 +165,8 @@ class CertificateAuthority:
         :param instance: the replica that it is for; :func:`certs.svid.instance_of` reads it back from the certificate
         :param lifetime: seconds, at most :data:`MAX_LEAF_LIFETIME`; less when the issuing certificate ends sooner
         :raises InvalidCsr: see :func:`certs.issue.read_csr`
-        :raises InvalidSpiffeId: when the ID is not a workload's of this trust domain, or is the controller's own
+        :raises InvalidSpiffeId: when the ID is not a workload's of this trust domain, or is the controller's own, or
+            ``instance`` is no name
         :raises AuthorityError: when the issuing certificate is not valid now
         """
         if spiffe_id.trust_domain != self.trust_domain:
@@ -174,6 +175,8 @@ class CertificateAuthority:
             raise InvalidSpiffeId(f"{spiffe_id}: it names no namespace and service account, so it is no workload's")
         if spiffe_id == SpiffeId.controller(self.trust_domain):
             raise InvalidSpiffeId(f"{spiffe_id}: that is the controller's identity, no workload may have it")
+        if instance:
+            check_instance_name(instance)
         return self._sign(csr_der, spiffe_id, now, lifetime, TLS_USAGES, instance=instance)
 
     def sign_controller(self, csr_der: bytes, now: float, lifetime: float) -> SignedChain:

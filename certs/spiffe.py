@@ -172,6 +172,14 @@ def _names(path: str) -> tuple[str, str, str]:
     return namespace, account, workload
 
 
+def check_instance_name(name: str) -> None:
+    """Instances are named as Kubernetes names pods (RFC 1123 subdomains).
+
+    :raises InvalidSpiffeId: when ``name`` is not of that form
+    """
+    _check_name("instance", name, _SUBDOMAIN)
+
+
 def _is_name(text: str, pattern: re.Pattern[str]) -> bool:
     return len(text) <= 253 and pattern.fullmatch(text) is not None
 

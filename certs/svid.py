@@ -72,15 +72,11 @@ def _check_common(leaf: x509.Certificate, trust_domain: str, now: float) -> Spif
 def check_not_authority(leaf: x509.Certificate) -> None:
     """X509-SVID section 4.1: a leaf is not a signing certificate.
 
-    :raises InvalidSvid: when it is, or bounds a path length
+    :raises InvalidSvid: when it is
     """
     constraints = extension(leaf, x509.BasicConstraints)
-    if constraints is None:
-        return  # RFC 5280 section 4.2.1.9: CA is false then
-    if constraints.value.ca:
+    if constraints is not None and constraints.value.ca:  # CA is false when it is absent (RFC 5280 section 4.2.1.9)
         raise InvalidSvid("leaf: it has basic constraint CA; a signing certificate identifies nobody")
-    if constraints.value.path_length is not None:
-        raise InvalidSvid("leaf: it has a path length without basic constraint CA")
 
 
 def check_key_usage(leaf: x509.Certificate) -> None:

@@ -23,7 +23,7 @@ from certs.ca import (
 from certs.errors import AuthorityError, CertError, InvalidCsr, InvalidSpiffeId, UntrustedChain
 from certs.keys import make_csr, new_key, public_bytes
 from certs.spiffe import CONTROLLER_DNS_NAME, SpiffeId
-from certs.svid import check_signer_leaf
+from certs.svid import check_signer_leaf, instance_of
 from certs.verify import verify_chain, verify_peer
 
 NOW = float(int(time.time()))
@@ -145,6 +145,16 @@ def test_a_key_on_p384_is_signed_too() -> None:
 def test_an_identity_that_is_no_workloads_is_not_signed(identity: SpiffeId) -> None:
     with pytest.raises(InvalidSpiffeId):
         AUTHORITY.sign_workload(GOOD_CSR, identity, NOW, 60)
+
+
+def test_an_instance_is_read_back_from_its_certificate() -> None:
+    chain = AUTHORITY.sign_workload(GOOD_CSR, CART, NOW, 60, instance="cart-7d9f-x2.b")
+    assert instance_of(chain.chain_der[0]) == "cart-7d9f-x2.b"
+    assert verify(chain, AUTHORITY, NOW) == CART
+    assert instance_of(signed(AUTHORITY).chain_der[0]) == ""
+    for name in ("shop/cart", "a b", "A", "é", "a" * 254, "a\n"):
+        with pytest.raises(InvalidSpiffeId, match="instance"):
+            AUTHORITY.sign_workload(GOOD_CSR, CART, NOW, 60, instance=name)
 
 
 def test_the_controller_gets_its_dns_name() -> None:

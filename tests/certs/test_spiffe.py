@@ -119,6 +119,14 @@ def test_everything_that_the_standard_permits_is_taken(text: str) -> None:
     assert str(SpiffeId.parse(text)) == text
 
 
+@pytest.mark.parametrize("path", ["a", "ns/a/sa/b", " /a", "\n/a", "/"])
+def test_an_id_made_of_parts_is_checked_too(path: str) -> None:
+    with pytest.raises(InvalidSpiffeId):
+        SpiffeId("td", path)
+    with pytest.raises(InvalidSpiffeId):
+        SpiffeId("", "/a")
+
+
 def test_lengths_are_bounded_exactly() -> None:
     longest = "spiffe://td/" + "a" * (MAX_ID_LENGTH - len("spiffe://td/"))
     assert len(str(SpiffeId.parse(longest))) == 2048

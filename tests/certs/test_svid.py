@@ -187,6 +187,11 @@ def test_a_good_certificate_passes_everything(identity: str, as_server: bool) ->
     assert str(verify_connection(connection, FORGE.bundle(), NOW)) == identity
 
 
+def test_a_leaf_may_be_no_authority_by_saying_nothing() -> None:
+    chain = FORGE.sign(GOOD.but(constraints=None))
+    assert str(verify_peer(chain.leaf, (), FORGE.bundle(), NOW)) == GOOD_ID
+
+
 def test_the_controller_may_have_its_dns_name() -> None:
     chain = FORGE.sign(besides(x509.DNSName(CONTROLLER_DNS_NAME), identity=CONTROLLER))
     assert check_leaf(chain.leaf, TD, NOW) == SpiffeId.controller(TD)

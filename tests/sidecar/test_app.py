@@ -261,7 +261,9 @@ def test_no_other_process_of_its_user_reads_its_memory():
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process as another user")
 async def test_it_works_as_its_own_user_with_protected_memory(controller):
     try:
-        subprocess.run([sys.executable, "-c", "import sidecar"], cwd=ROOT, user=1337, check=True, timeout=60)
+        subprocess.run(  # noqa: ASYNC221  # nothing else runs yet
+            [sys.executable, "-c", "import sidecar"], cwd=ROOT, user=1337, check=True, timeout=60
+        )
     except (PermissionError, subprocess.CalledProcessError):
         pytest.skip(f"user 1337 can not reach {sys.executable} and {ROOT}")
     # not below pytest's folder, which is root's alone; a process that protects its memory loses its own /proc files

@@ -1,0 +1,278 @@
+"""Who answers where: asked once, watched, bounded, and kept while the controller is away."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from graph.model import Destination, Endpoint, WorkloadRef
+from graph.wire import hedgerow_pb2 as pb
+from sidecar.directory import DirectoryClient
+from sidecar.errors import Unresolved
+from sidecar.state import DIRECTORY
+from tests.sidecar.fake_controller import ADDRESS, IDENTITY, INSTANCE, WORKLOAD, running, until
+
+PAYMENT = Destination(
+    "10.77.0.9",
+    443,
+    workload=WorkloadRef("shop", "payment"),
+    service="payment.shop",
+    meshed=True,
+    endpoints=(Endpoint("10.77.0.9", 8443, "payment-1", str(IDENTITY)),),
+    version=1,
+)
+MOVED = Destination("10.77.0.9", 443, workload=PAYMENT.workload, meshed=True, version=2)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def client_of(joined, **changes):
+    settings = {"resolve_timeout": 0.2, "clock": Clock()} | changes
+    return DirectoryClient(WORKLOAD, INSTANCE, (ADDRESS,), joined.state, **settings)
+
+
+def keeping(joined, client):
+    return running(joined.link.keep("directory", client.session, client.lost))
+
+
+async def test_an_answer_is_asked_for_once_and_kept(controller, joined):
+    controller.answer(PAYMENT)
+    client = client_of(joined, resolve_timeout=10)
+    assert client.cached("10.77.0.9", 443) is None
+    async with keeping(joined, client):
+        assert await client.resolve("10.77.0.9", 443) == PAYMENT
+        assert client.cached("10.77.0.9", 443) == PAYMENT
+        assert await client.resolve("10.77.0.9", 443) == PAYMENT
+    assert controller.asked == [("10.77.0.9", 443)]
+
+
+async def test_many_questions_at_once_are_one(controller, joined):
+    controller.answer(PAYMENT)
+    client = client_of(joined, resolve_timeout=10)
+    async with keeping(joined, client):
+        answers = await asyncio.gather(*(client.resolve("10.77.0.9", 443) for _ in range(50)))
+    assert answers == [PAYMENT] * 50
+    assert controller.asked == [("10.77.0.9", 443)]
+
+
+async def test_changes_arrive_without_asking(controller, joined):
+    controller.answer(PAYMENT)
+    client = client_of(joined, resolve_timeout=10)
+    async with keeping(joined, client):
+        await client.resolve("10.77.0.9", 443)
+        controller.answer(MOVED)
+        await until(lambda: client.cached("10.77.0.9", 443) == MOVED)
+    assert len(controller.asked) == 1
+
+
+async def test_an_address_outside_the_inventory_is_an_answer_too(controller, joined):
+    client = client_of(joined, resolve_timeout=10)
+    async with keeping(joined, client):
+        answer = await client.resolve("192.0.2.7", 25)
+    assert answer.workload is None
+    assert not answer.meshed
+
+
+async def test_no_answer_is_unresolved_and_a_late_one_is_kept(controller, joined):
+    controller.silent_directory = True
+    client = client_of(joined)
+    async with keeping(joined, client):
+        with pytest.raises(Unresolved, match=r"10\.77\.0\.9:443: the controller"):
+            await client.resolve("10.77.0.9", 443)
+        assert client.cached("10.77.0.9", 443) is None
+        await until(lambda: controller.asked)
+        controller.answer(PAYMENT)
+        await until(lambda: client.cached("10.77.0.9", 443) == PAYMENT)
+
+
+async def test_what_is_no_address_is_unresolved(joined):
+    with pytest.raises(Unresolved, match="not an IP address"):
+        await client_of(joined).resolve("payment.shop", 443)
+
+
+async def test_one_that_gives_up_does_not_take_the_answer_from_the_others(controller, joined):
+    controller.silent_directory = True
+    client = client_of(joined, resolve_timeout=10)
+    async with keeping(joined, client):
+        impatient = asyncio.ensure_future(client.resolve("10.77.0.9", 443))
+        patient = asyncio.ensure_future(client.resolve("10.77.0.9", 443))
+        await until(lambda: controller.asked)
+        impatient.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await impatient
+        controller.answer(PAYMENT)
+        assert await patient == PAYMENT
+
+
+async def test_our_own_addresses_are_answered_here(joined):
+    client = client_of(joined)
+    answer = await client.resolve(ADDRESS, 8080)
+    assert answer == client.cached(ADDRESS, 8080)
+    assert answer.workload == WORKLOAD
+    assert not answer.meshed  # the connection stays in the pod: nobody else could answer it
+    assert [(end.address, end.port) for end in answer.endpoints] == [(ADDRESS, 8080)]
+    assert client.entries == 0
+
+
+async def test_everything_is_asked_for_again_after_a_reconnect(controller, joined):
+    controller.answer(PAYMENT)
+    client = client_of(joined, resolve_timeout=10)
+    async with keeping(joined, client):
+        await client.resolve("10.77.0.9", 443)
+        await client.resolve("192.0.2.7", 25)
+        await controller.stop()
+        await until(lambda: not client.connected)
+        assert client.cached("10.77.0.9", 443) == PAYMENT  # the last answer holds
+        assert await client.resolve("10.77.0.9", 443) == PAYMENT
+        controller.asked.clear()
+        controller.destinations[("10.77.0.9", 443)] = MOVED
+        await controller.start()
+        await until(lambda: client.cached("10.77.0.9", 443) == MOVED)
+        assert sorted(controller.asked) == [("10.77.0.9", 443), ("192.0.2.7", 25)]
+
+
+async def test_what_is_not_used_is_let_go_and_the_controller_is_told(controller, joined):
+    clock = Clock()
+    controller.answer(PAYMENT)
+    client = client_of(joined, resolve_timeout=10, clock=clock, idle=600)
+    async with keeping(joined, client):
+        await client.resolve("10.77.0.9", 443)
+        await client.resolve("192.0.2.7", 25)
+        clock.now = 500
+        assert client.cached("10.77.0.9", 443)  # a use
+        clock.now = 700
+        client.release_idle()
+        assert client.entries == 1
+        await until(lambda: controller.released == [("192.0.2.7", 25)])
+        assert client.cached("192.0.2.7", 25) is None
+
+
+async def test_the_number_of_addresses_is_bounded_by_letting_the_least_used_go(controller, joined):
+    clock = Clock()
+    client = client_of(joined, resolve_timeout=10, clock=clock, max_entries=3)
+    async with keeping(joined, client):
+        for number in range(1, 6):
+            clock.now = number
+            await client.resolve(f"192.0.2.{number}", 80)
+        assert client.entries == 3
+        await until(lambda: controller.released == [("192.0.2.1", 80), ("192.0.2.2", 80)])
+
+
+async def test_too_many_open_questions_are_refused(controller, joined):
+    controller.silent_directory = True
+    client = client_of(joined, resolve_timeout=10, max_entries=2)
+    async with running(client.resolve("192.0.2.1", 80), client.resolve("192.0.2.2", 80)):
+        await until(lambda: client.entries == 2)
+        with pytest.raises(Unresolved, match="2 addresses wait"):
+            await client.resolve("192.0.2.3", 80)
+
+
+async def test_a_question_that_is_let_go_is_unresolved(controller, joined):
+    clock = Clock()
+    client = client_of(joined, resolve_timeout=10, clock=clock)
+    asking = asyncio.ensure_future(client.resolve("192.0.2.1", 80))
+    await until(lambda: client.entries == 1)
+    clock.now = 1e6
+    client.release_idle()
+    with pytest.raises(Unresolved):
+        await asking
+
+
+async def test_a_bad_answer_is_refused_and_the_last_one_stays(controller, joined, caplog):
+    controller.answer(PAYMENT)
+    client = client_of(joined, resolve_timeout=10)
+    async with keeping(joined, client):
+        await client.resolve("10.77.0.9", 443)
+        for queue in controller._directories:
+            queue.put_nowait(pb.Destination(address="10.77.0.9", port=443, protocol="TCP", meshed=True))
+        await until(lambda: "is refused" in caplog.text)
+        assert client.cached("10.77.0.9", 443) == PAYMENT
+        assert client.connected
+
+
+# After a restart ------------------------------------------------------------------------------------------------------
+
+
+async def run_once(controller, joined):
+    controller.answer(PAYMENT)
+    client = client_of(joined, resolve_timeout=10)
+    async with keeping(joined, client):
+        await client.resolve("10.77.0.9", 443)
+        await client.persist()
+    return client
+
+
+async def test_the_last_answers_are_used_after_a_restart_without_controller(controller, joined):
+    await run_once(controller, joined)
+    await controller.stop()
+    client = client_of(joined, resolve_timeout=10)
+    client.restore()
+    assert client.cached("10.77.0.9", 443) is None  # not before it is known that nobody answers
+    async with keeping(joined, client):
+        assert await client.resolve("10.77.0.9", 443) == PAYMENT
+        controller.destinations[("10.77.0.9", 443)] = MOVED
+        await controller.start()
+        await until(lambda: client.cached("10.77.0.9", 443) == MOVED)
+
+
+async def test_what_the_last_run_did_not_know_stays_unresolved(controller, joined):
+    await run_once(controller, joined)
+    await controller.stop()
+    client = client_of(joined)
+    client.restore()
+    async with keeping(joined, client):
+        with pytest.raises(Unresolved, match="is away"):
+            await client.resolve("10.77.0.10", 443)
+
+
+async def test_with_the_controller_there_the_last_answers_do_not_count(controller, joined):
+    await run_once(controller, joined)
+    controller.destinations[("10.77.0.9", 443)] = MOVED
+    client = client_of(joined, resolve_timeout=10)
+    client.restore()
+    async with keeping(joined, client):
+        assert await client.resolve("10.77.0.9", 443) == MOVED
+
+
+async def test_a_run_that_never_reached_the_controller_keeps_what_the_last_one_knew(controller, joined):
+    await run_once(controller, joined)
+    client = client_of(joined)
+    client.restore()
+    await client.persist()
+    again = client_of(joined)
+    again.restore()
+    assert again._stored == {("10.77.0.9", 443): PAYMENT}
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0\0", b"\0\0\0\x05ab", b"\0\0\0\x02\xff\xff", b"\0\0\0\x02\x10\x01"])
+async def test_damaged_answers_are_not_used(joined, caplog, damage):
+    joined.state.write_checked(DIRECTORY, damage)
+    client = client_of(joined)
+    client.restore()
+    assert client._stored == {}
+    assert ("not used" in caplog.text) == bool(damage)
+
+
+async def test_a_file_that_was_changed_is_not_used(controller, joined, caplog):
+    await run_once(controller, joined)
+    path = joined.settings.state_dir / DIRECTORY
+    path.write_bytes(path.read_bytes().replace(b"payment", b"paymenu"))
+    client = client_of(joined)
+    client.restore()
+    assert client._stored == {}
+    assert "damaged" in caplog.text
+
+
+async def test_upkeep_writes_what_changed(controller, joined, monkeypatch):
+    monkeypatch.setattr("sidecar.directory.UPKEEP_INTERVAL", 0.01)
+    controller.answer(PAYMENT)
+    client = client_of(joined, resolve_timeout=10)
+    async with keeping(joined, client), running(client.upkeep()):
+        await client.resolve("10.77.0.9", 443)
+        await until(lambda: joined.state.read_checked(DIRECTORY))

@@ -15,7 +15,7 @@ import grpc
 
 from controller.engine import Subscription
 from controller.rpc.caller import Caller, Refused
-from controller.rpc.gate import Context, Gate, answered
+from controller.rpc.gate import Context, Gate, Outgoing, answered
 from controller.view import View
 from graph.errors import InvalidValue
 from graph.model import Destination
@@ -66,13 +66,13 @@ class DirectoryService(rpc.DirectoryServicer):
         raise AssertionError("answered() does not swallow")  # for the type checker: abort always raises
 
     async def Watch(self, requests: AsyncIterator[pb.WatchRequest], context: Context) -> None:
-        async def serve(_: Caller) -> None:
+        async def serve(_: Caller, outgoing: Outgoing) -> None:
             watch = _Watch(self._resolve, self._max_watched)
             async with self._engine.subscribe() as changes:
                 tasks = {
                     asyncio.ensure_future(watch.read(requests)),
                     asyncio.ensure_future(watch.follow(changes)),
-                    asyncio.ensure_future(watch.write(context)),
+                    asyncio.ensure_future(watch.write(outgoing)),
                 }
                 try:
                     done, _pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -123,7 +123,7 @@ class _Watch:
                     self._mark(target)
         raise Refused(grpc.StatusCode.UNAVAILABLE, "the controller is stopping")
 
-    async def write(self, context: Context) -> None:
+    async def write(self, outgoing: Outgoing) -> None:
         while True:
             while self._due:
                 target = next(iter(self._due))
@@ -131,7 +131,7 @@ class _Watch:
                 answer = self._resolve(target)
                 if not _same(self._told.get(target), answer):
                     self._told[target] = answer
-                    await context.write(destination_to_message(answer))
+                    await outgoing.write(destination_to_message(answer))
             self._wake.clear()
             await self._wake.wait()
 

@@ -35,6 +35,31 @@ log = logging.getLogger("hedgerow.grpc")
 
 type Context = grpc.aio.ServicerContext[Any, Any]
 
+#: Seconds that a message which is on its way may take when its stream has to end. Until it has left, gRPC takes no
+#: status; a caller who does not read for longer gets none.
+SETTLE_SECONDS = 5.0
+
+
+class Outgoing:
+    """The messages of one stream. A write that was begun is never cancelled: gRPC could not end the call after it."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._write: asyncio.Task[None] | None = None
+
+    async def write(self, message: Any) -> None:
+        """Send a message; at most one at a time."""
+        self._write = asyncio.ensure_future(self._context.write(message))
+        await asyncio.shield(self._write)
+
+    async def settle(self) -> None:
+        """Wait until the last message has left."""
+        if self._write is not None:
+            await asyncio.wait([self._write], timeout=SETTLE_SECONDS)
+            if self._write.done() and not self._write.cancelled():
+                self._write.exception()  # seen: whoever wrote it may have been cancelled
+
+
 #: How many streams of one kind an instance may have open: one, and the next one while certificates change.
 MAX_STREAMS = 4
 
@@ -102,7 +127,9 @@ class Gate:
         auth = {name: list(values) for name, values in context.auth_context().items()}
         return identify(auth, view, self._bundle(), self._clock())
 
-    async def stream(self, context: Context, kind: str, serve: Callable[[Caller], Coroutine[Any, Any, None]]) -> None:
+    async def stream(
+        self, context: Context, kind: str, serve: Callable[[Caller, Outgoing], Coroutine[Any, Any, None]]
+    ) -> None:
         """Serve one stream for as long as its caller is who it was when it began.
 
         :param kind: what streams are counted by
@@ -117,16 +144,16 @@ class Gate:
             )
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[Any] = loop.create_future()
-        alarm = loop.call_later(
-            max(0.0, caller.not_after - self._clock()), _end, ended, "the certificate has ended; renew it"
-        )
+        late = Refused(grpc.StatusCode.UNAUTHENTICATED, "the certificate has ended; renew it")
+        alarm = loop.call_later(max(0.0, caller.not_after - self._clock()), _end, ended, late)
         self._open[counted] += 1
         self._revoked[ended] = caller
-        work: asyncio.Task[Any] = asyncio.create_task(serve(caller))
+        outgoing = Outgoing(context)
+        work: asyncio.Task[Any] = asyncio.create_task(serve(caller, outgoing))
         try:
             await asyncio.wait({work, ended}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
-                raise Refused(grpc.StatusCode.UNAUTHENTICATED, ended.result())
+                raise ended.result()
         finally:
             alarm.cancel()
             ended.cancel()
@@ -136,6 +163,7 @@ class Gate:
                 del self._open[counted]
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
+            await outgoing.settle()
         work.result()
 
     def recheck(self) -> None:
@@ -145,9 +173,9 @@ class Gate:
             try:
                 instance_in(view, caller.identity, caller.instance.name)
             except Refused as error:
-                _end(ended, str(error))
+                _end(ended, error)
 
 
-def _end(ended: asyncio.Future[Any], why: str) -> None:
+def _end(ended: asyncio.Future[Any], why: Refused) -> None:
     if not ended.done():
         ended.set_result(why)

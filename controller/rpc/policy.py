@@ -22,7 +22,7 @@ import grpc.aio
 from controller.engine import SnapshotWatch
 from controller.keyring import PolicySigner
 from controller.rpc.caller import Caller, Refused
-from controller.rpc.gate import Context, Gate, answered
+from controller.rpc.gate import Context, Gate, Outgoing, answered
 from graph.model import Instance, Snapshot, WorkloadRef
 from graph.wire import hedgerow_pb2 as pb
 from graph.wire import hedgerow_pb2_grpc as rpc
@@ -89,19 +89,19 @@ class PolicyService(rpc.PolicyServicer):
         self._current: dict[str, asyncio.Future[None]] = {}
 
     async def Watch(self, requests: AsyncIterator[pb.PolicyRequest], context: Context) -> None:
-        async def serve(caller: Caller) -> None:
+        async def serve(caller: Caller, outgoing: Outgoing) -> None:
             hello = await self._read(requests)
             if hello is None:
                 return
             if hello.WhichOneof("kind") != "hello":
                 raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "kind: the first message must be a hello")
-            await self._serve(caller, hello.hello, requests, context)
+            await self._serve(caller, hello.hello, requests, outgoing)
 
         async with answered(context):
             await self._gate.stream(context, "policy", serve)
 
     async def _serve(
-        self, caller: Caller, hello: pb.PolicyHello, requests: AsyncIterator[pb.PolicyRequest], context: Context
+        self, caller: Caller, hello: pb.PolicyHello, requests: AsyncIterator[pb.PolicyRequest], outgoing: Outgoing
     ) -> None:
         boot_id = hello.boot_id
         if not boot_id or len(boot_id) > 128:
@@ -110,7 +110,7 @@ class PolicyService(rpc.PolicyServicer):
         await self._engine.sidecar_connected(caller.instance, boot_id, hello.held_version, hello.software[:MAX_TEXT])
         try:
             async with self._engine.watch_snapshot(caller.instance.workload) as watch:
-                pushing = asyncio.ensure_future(self._push_all(caller, boot_id, watch, requests, context))
+                pushing = asyncio.ensure_future(self._push_all(caller, boot_id, watch, requests, outgoing))
                 try:
                     await asyncio.wait({pushing, mine}, return_when=asyncio.FIRST_COMPLETED)
                     if not pushing.done():
@@ -139,11 +139,11 @@ class PolicyService(rpc.PolicyServicer):
         boot_id: str,
         watch: SnapshotWatch,
         requests: AsyncIterator[pb.PolicyRequest],
-        context: Context,
+        outgoing: Outgoing,
     ) -> None:
         async for snapshot in watch:
             nonce = secrets.token_hex(8)
-            await context.write(pb.PolicyPush(nonce=nonce, snapshot=self._signer(snapshot)))
+            await outgoing.write(pb.PolicyPush(nonce=nonce, snapshot=self._signer(snapshot)))
             await self._engine.sidecar_pushed(caller.instance, boot_id, snapshot.version)
             answer = await self._read(requests)
             if answer is None:

@@ -11,7 +11,7 @@ import grpc
 
 from controller.issuer import Issued, Issuer
 from controller.rpc.caller import Caller, Refused
-from controller.rpc.gate import Context, Gate, answered
+from controller.rpc.gate import Context, Gate, Outgoing, answered
 from graph.model import Flow, Instance
 from graph.wire import hedgerow_pb2 as pb
 from graph.wire import hedgerow_pb2_grpc as rpc
@@ -101,7 +101,7 @@ class TelemetryService(rpc.TelemetryServicer):
         self._gate = gate
 
     async def ReportFlows(self, requests: AsyncIterator[pb.FlowBatch], context: Context) -> None:
-        async def serve(caller: Caller) -> None:
+        async def serve(caller: Caller, outgoing: Outgoing) -> None:
             async for batch in requests:
                 if len(batch.flows) > MAX_FLOWS:
                     raise Refused(
@@ -111,7 +111,7 @@ class TelemetryService(rpc.TelemetryServicer):
                 sequence = await self._engine.ingest(
                     caller.instance, batch.boot_id, batch.sequence, batch.policy_version, flows, batch.shed_flows
                 )
-                await context.write(pb.FlowAck(boot_id=batch.boot_id, sequence=sequence))
+                await outgoing.write(pb.FlowAck(boot_id=batch.boot_id, sequence=sequence))
 
         async with answered(context):
             await self._gate.stream(context, "telemetry", serve)

@@ -1,0 +1,81 @@
+"""Who is calling, from what a handshake leaves behind: our own rules on top of gRPC's."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import grpc
+import pytest
+
+from certs.ca import CertificateAuthority
+from certs.certificate import pem_text
+from certs.keys import make_csr, new_key
+from certs.spiffe import SpiffeId
+from controller.rpc.caller import AuthContext, Refused, identify
+from controller.rpc.services import address_of
+from controller.view import View
+from tests.controller.mesh import FRONT, TRUST_DOMAIN, inventory
+
+NOW = time.time()
+AUTHORITY = CertificateAuthority.create(TRUST_DOMAIN, NOW)
+VIEW = View(TRUST_DOMAIN, started_at=NOW, inventory=inventory())
+IDENTITY = SpiffeId.for_workload(TRUST_DOMAIN, "shop", "front", "front")
+
+
+def presented(authority: CertificateAuthority = AUTHORITY, instance: str = "front-0") -> dict[str, list[bytes]]:
+    chain = authority.sign_workload(
+        make_csr(new_key()), replace(IDENTITY, trust_domain=authority.trust_domain), NOW, 60, instance
+    ).chain_der
+    return {
+        "ssl_tls_version": [b"TLSv1.3"],
+        "x509_pem_cert": [pem_text(chain[:1]).encode()],
+        "x509_pem_cert_chain": [pem_text(chain[1:]).encode()],
+    }
+
+
+def refusal(auth: AuthContext, now: float = NOW) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(Refused) as caught:
+        identify(auth, VIEW, AUTHORITY.bundle(), now)
+    return caught.value.status, str(caught.value)
+
+
+def test_the_instance_is_the_one_that_the_certificate_was_signed_for() -> None:
+    caller = identify(presented(), VIEW, AUTHORITY.bundle(), NOW)
+    assert (caller.key, caller.instance.workload, caller.identity) == ("shop/front-0", FRONT, IDENTITY)
+    assert NOW < caller.not_after <= NOW + 61
+
+
+def test_a_chain_that_repeats_the_leaf_is_the_same_chain() -> None:
+    auth = presented()
+    auth["x509_pem_cert_chain"] = [auth["x509_pem_cert"][0] + auth["x509_pem_cert_chain"][0]]
+    assert identify(auth, VIEW, AUTHORITY.bundle(), NOW).key == "shop/front-0"
+
+
+def test_our_rules_hold_where_grpc_s_would_not() -> None:
+    assert refusal(presented(), NOW + 3600)[0] is grpc.StatusCode.UNAUTHENTICATED  # expired
+    assert refusal(presented(), NOW - 3600)[0] is grpc.StatusCode.UNAUTHENTICATED  # not valid yet
+    for domain in (TRUST_DOMAIN, "other.test"):
+        status, message = refusal(presented(CertificateAuthority.create(domain, NOW)))
+        assert (status, message.startswith("the certificate is refused: chain: ")) == (
+            grpc.StatusCode.UNAUTHENTICATED,
+            True,
+        )
+    alone = presented() | {"x509_pem_cert_chain": [b""]}
+    assert refusal(alone)[0] is grpc.StatusCode.UNAUTHENTICATED  # the issuing certificate is missing
+    assert refusal({"ssl_tls_version": [b"TLSv1.2"]})[1].startswith("TLS 1.3 is required")
+    assert refusal({})[1].startswith("no client certificate")
+    assert refusal(presented() | {"x509_pem_cert": [b"garbage"]})[0] is grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [
+        ("ipv4:10.0.0.1:4711", "10.0.0.1"),
+        ("ipv6:%5B2001:db8::1%5D:4711", "2001:db8::1"),
+        ("ipv6:[fe80::1%25eth0]:4711", "fe80::1"),
+        ("unix:/run/x", "unix:/run/x"),
+    ],
+)
+def test_a_peer_s_address_is_read_from_grpc_s_name_of_it(peer: str, address: str) -> None:
+    assert address_of(peer) == address

@@ -46,7 +46,7 @@ def ingest(
     """Count a batch; see :meth:`controller.engine.Engine.ingest`."""
     _check_batch(boot_id, sequence, policy_version, flows, shed)
     key = key_of(instance)
-    position = state.positions.get((key, boot_id))
+    position = state.positions.get(key, {}).get(boot_id)
     if position is not None and sequence <= position.sequence:
         return position.sequence
     refused: dict[str, int] = {}
@@ -61,7 +61,7 @@ def ingest(
     for flow in accepted:
         _learn(state, flow, now)
     state.flows.extend(accepted)
-    state.put_position((key, boot_id), Position(sequence, now))
+    state.put_position(key, boot_id, Position(sequence, now))
     if position is None:
         _forget_old_boots(state, key)
     _note_sidecar(state, key, instance, now, sum(refused.values()), shed)
@@ -151,9 +151,9 @@ def destination_meshed(state: State, ref: WorkloadRef) -> bool:
 
 
 def _forget_old_boots(state: State, key: str) -> None:
-    boots = sorted(((each.at, boot) for (name, boot), each in state.positions.items() if name == key), reverse=True)
-    for _, boot in boots[BOOTS:]:
-        state.put_position((key, boot), None)
+    boots = state.positions[key]
+    for boot_id in sorted(boots, key=lambda boot_id: boots[boot_id].at, reverse=True)[BOOTS:]:
+        state.put_position(key, boot_id, None)
 
 
 def _note_sidecar(state: State, key: str, instance: Instance, now: float, refused: int, shed: int) -> None:

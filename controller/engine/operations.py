@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import islice
 
 from controller import join_tokens, overrides
 from controller.engine.policy import concerns_everybody
@@ -21,6 +22,7 @@ from graph.errors import InvalidValue
 from graph.model import Direction, EdgeKey, InboundTls, Instance, Mode, Protocol, Verdict, WorkloadRef
 
 _SHOWN = 50
+_COMPARED = 2_000
 
 
 def set_inventory(state: State, now: float, inventory: Inventory, actor: str) -> None:
@@ -179,7 +181,8 @@ def _waits(edge: LearnedEdge) -> bool:
 def _seen(state: State, key: EdgeKey) -> LearnedEdge:
     edge = state.edges.get(key)
     if edge is None:
-        near = difflib.get_close_matches(str(key), [str(known) for known in state.edges], n=1)
+        known = state.edges_of.get(key.source, frozenset()) | state.edges_of.get(key.destination, frozenset())
+        near = difflib.get_close_matches(str(key), [str(each) for each in islice(known, _COMPARED)], n=1)
         remedy = f"did you mean {near[0]}?" if near else "open it with an allow override instead"
         raise NotFound(f"{key} was never observed to be allowed", field="edges", remedy=remedy)
     return edge

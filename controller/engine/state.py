@@ -58,7 +58,9 @@ class State:
         self.sidecars: Tracked[str, SidecarState] = Tracked(sidecars)
         self.marks: dict[WorkloadRef, Mark] = dict(stored.marks)
         self.tokens: dict[str, JoinToken] = {token.id: token for token in stored.tokens}
-        self.positions: dict[tuple[str, str], Position] = dict(stored.positions)
+        self.positions: dict[str, dict[str, Position]] = {}  # by instance, then boot
+        for (instance, boot_id), position in stored.positions.items():
+            self.positions.setdefault(instance, {})[boot_id] = position
         self.audit_head: AuditEntry | None = stored.audit_head
         self.flows: list[Flow] = []  # counted since the last view
         self.timers = Timers()
@@ -207,13 +209,16 @@ class State:
         self.tokens[token.id] = token
         self.writes.tokens[token.id] = token
 
-    def put_position(self, key: tuple[str, str], position: Position | None) -> None:
+    def put_position(self, instance: str, boot_id: str, position: Position | None) -> None:
         self.changed()
-        self.writes.positions[key] = position
-        if position is None:
-            self.positions.pop(key, None)
-        else:
-            self.positions[key] = position
+        self.writes.positions[instance, boot_id] = position
+        boots = self.positions.setdefault(instance, {})
+        if position is not None:
+            boots[boot_id] = position
+            return
+        boots.pop(boot_id, None)
+        if not boots:
+            del self.positions[instance]
 
     def put_sidecar(self, key: str, sidecar: SidecarState) -> None:
         """Not stored: it says itself what it is when it connects again."""

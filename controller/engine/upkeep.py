@@ -77,7 +77,8 @@ def _clear_away(state: State, now: float) -> None:
     for key, sidecar in list(state.sidecars.items()):
         if not sidecar.connected and key not in state.inventory.instances:
             state.remove_sidecar(key)
-    for position_key, position in list(state.positions.items()):
-        if position_key[0] not in state.inventory.instances and now - position.at > settings.token_kept:
-            state.put_position(position_key, None)
+    for key in [key for key in state.positions if key not in state.inventory.instances]:
+        for boot_id, position in list(state.positions[key].items()):
+            if now - position.at > settings.token_kept:
+                state.put_position(key, boot_id, None)
     state.timers.at(now + settings.housekeeping, Due.HOUSEKEEPING, "")

@@ -29,6 +29,8 @@ from graph.model import (
 
 API_VERSION = "hedgerow.dev/v1alpha1"
 KIND = "Inventory"
+#: The most names that a misspelt one is compared with: comparing takes about 10 µs each.
+_COMPARED = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +113,9 @@ class Inventory:
 
     def closest(self, ref: WorkloadRef, limit: int = 3) -> tuple[str, ...]:
         """The names of workloads that are spelled most like ``ref``, the best first."""
-        names = [str(known) for known in self.workloads]
         same_name = sorted(str(known) for known in self.workloads if known.name == ref.name)
-        near = difflib.get_close_matches(str(ref), names, n=limit, cutoff=0.6)
+        neighbours = sorted(self.workloads, key=lambda known: known.namespace != ref.namespace)[:_COMPARED]
+        near = difflib.get_close_matches(str(ref), [str(known) for known in neighbours], n=limit, cutoff=0.6)
         return tuple(dict.fromkeys((*same_name, *near)))[:limit]
 
     def resolve(self, address: str, port: int, protocol: Protocol = Protocol.TCP) -> Destination:

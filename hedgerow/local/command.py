@@ -83,9 +83,8 @@ def _front(once: bool, json: bool, out: Path | None, port: int, explicit: bool, 
             console.print(permitted.why_not, style="dim", markup=False)
     with listen_on_loopback(port) as listener:
         token_file = os.memfd_create("hedgerow-token")
-        handed = _Handed(once, json, str(out or ""), listener.fileno(), -1, token_file, os.getpid())
         if kind is Confinement.NONE:
-            return _run(handed)
+            return _run(_Handed(once, json, str(out or ""), listener.detach(), -1, token_file, os.getpid()))
         giver = SocketGiver()
         handed = _Handed(once, json, str(out or ""), listener.fileno(), giver.theirs.fileno(), token_file, os.getpid())
         return run_in_sandbox(

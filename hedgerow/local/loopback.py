@@ -22,7 +22,7 @@ from typing import Any
 
 from hedgerow.local import kernel
 from hedgerow.local.description import PlacedPod, PlacedService
-from hedgerow.local.processes import Completed, Process, run
+from hedgerow.local.processes import Completed, Process, paths, run
 from hedgerow.local.site import Role
 
 CANNOT_SHOW = (
@@ -139,9 +139,9 @@ class LoopbackSite:
 
     def _environment(self, extra: Mapping[str, str] | None) -> dict[str, str]:
         return {
-            "PATH": os.environ.get("PATH", os.defpath),
             "LANG": "C.UTF-8",
             "TMPDIR": str(self.root),
+            **paths(),
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
             **(extra or {}),

@@ -52,14 +52,14 @@ def prepare(folder: Path) -> None:
 
     :raises LocalMeshError: when that is not possible
     """
-    try:
-        for part in ("networkpolicies", "inventory"):
+    for part in ("networkpolicies", "inventory"):
+        try:
             (folder / part).mkdir(parents=True, exist_ok=True)
             probe = folder / part / ".writable"
             probe.touch()
             probe.unlink()
-    except OSError as error:
-        raise LocalMeshError(f"--out: cannot write to {folder}: {error.strerror}", "name another folder") from None
+        except OSError as error:
+            raise _unwritable(folder / part, error) from None
 
 
 def write_inventory(folder: Path, pods: Sequence[PlacedPod], controller: str) -> None:
@@ -83,4 +83,14 @@ def write_policies(folder: Path, policies: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _write(path: Path, documents: Sequence[Mapping[str, Any]]) -> None:
-    path.write_text(yaml.safe_dump_all(documents, sort_keys=False), encoding="utf-8")
+    """Replace a file at once, whoever wrote the one of an earlier run."""
+    written = path.with_suffix(".new")
+    try:
+        written.write_text(yaml.safe_dump_all(documents, sort_keys=False), encoding="utf-8")
+        written.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> LocalMeshError:
+    return LocalMeshError(f"--out: cannot write {path}: {error.strerror}", "name another folder")

@@ -22,7 +22,7 @@ from typing import Any
 from hedgerow.local import views
 from hedgerow.local.description import APPLICATION_UID, PlacedPod, PlacedService
 from hedgerow.local.errors import CommandFailed, LocalMeshError
-from hedgerow.local.processes import Completed, Process, python, run
+from hedgerow.local.processes import Completed, Process, paths, python, run
 from hedgerow.local.sandbox import STATE, Confinement, confinement
 from hedgerow.local.site import Role
 
@@ -269,12 +269,12 @@ def _hosts_file(pod: PlacedPod, services: Sequence[PlacedService]) -> str:
 
 
 def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
-    """A pod's environment: nothing of ours but the search path."""
+    """A pod's environment: nothing of ours but the search paths."""
     return {
-        "PATH": os.environ.get("PATH", os.defpath),
         "LANG": "C.UTF-8",
         "HOME": "/run/pod",
         "TMPDIR": "/run/pod",
+        **paths(),
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
         **(extra or {}),

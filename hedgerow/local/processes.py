@@ -163,3 +163,11 @@ async def run(
 def python() -> list[str]:
     """The interpreter for our own programs: this one, without the current directory on its path."""
     return [sys.executable, "-P"]
+
+
+def paths() -> dict[str, str]:
+    """The part of our environment that programs are found by."""
+    found = {"PATH": os.environ.get("PATH", os.defpath)}
+    if "PYTHONPATH" in os.environ:
+        found["PYTHONPATH"] = os.environ["PYTHONPATH"]
+    return found

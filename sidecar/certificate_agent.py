@@ -45,7 +45,7 @@ MAX_SLEEP = 30.0
 
 MAX_TOKEN_BYTES = 4096
 
-_NEW_TOKEN = "have a new join token made for this instance (POST /api/v1/join-tokens at the controller)"  # noqa: S105  # a text
+_NEW_TOKEN = "have a new join token made (`hedgerow join-token create WORKLOAD INSTANCE`)"  # noqa: S105  # a text
 
 
 class CertificateAgent:

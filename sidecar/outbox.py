@@ -33,11 +33,11 @@ class Outbox:
     :param max_unacked: batches that may be under way at once
     :param max_waiting: reports that keep their own time span while nothing can be sent; later ones are merged
     :param max_flows: flows of all reports that were not yet sent, after merging
-    :param max_batch: flows in one batch
+    :param max_batch: flows in one batch; with identities and rule ids of absurd length it still fits gRPC's 4 MiB
     """
 
     def __init__(
-        self, max_unacked: int = 16, max_waiting: int = 32, max_flows: int = 16384, max_batch: int = 4096
+        self, max_unacked: int = 16, max_waiting: int = 32, max_flows: int = 16384, max_batch: int = 800
     ) -> None:
         self._max_unacked = max_unacked
         self._max_waiting = max_waiting
@@ -45,6 +45,7 @@ class Outbox:
         self._max_batch = max_batch
         self._unacked: deque[Batch] = deque()
         self._waiting: deque[dict[FlowKey, Flow]] = deque()
+        self._waiting_flows = 0
         self._shed = 0
         self._sequence = 0
         self.total_shed = 0
@@ -57,7 +58,8 @@ class Outbox:
 
     @property
     def waiting_flows(self) -> int:
-        return sum(map(len, self._waiting))
+        """How many flows were not sent yet, after merging."""
+        return self._waiting_flows
 
     def add(self, flows: Iterable[Flow], shed: int = 0) -> None:
         """Take one report.
@@ -65,21 +67,45 @@ class Outbox:
         :param shed: connections that were already lost before they came here
         """
         self._count_shed(shed)
-        report: dict[FlowKey, Flow] = {}
-        if len(self._waiting) >= self._max_waiting:
-            report = self._waiting.pop()
-        room = self._max_flows - self.waiting_flows
+        report: dict[FlowKey, Flow] | None = None
+        begun = False
         for flow in flows:
             key = FlowKey.of(flow)
-            held = report.get(key)
-            if held is not None:
-                report[key] = merge(held, flow)
-            elif len(report) < min(room, self._max_batch):
-                report[key] = flow
+            if not begun or (report is not None and len(report) >= self._max_batch and key not in report):
+                begun = True
+                report = self._begin()
+            if report is not None and key in report:
+                report[key] = merge(report[key], flow)
+            elif report is not None and self._waiting_flows < self._max_flows:
+                self._insert(report, key, flow)
             else:
-                self._count_shed(connections_in((flow,)))
-        if report:
-            self._waiting.append(report)
+                self._squeeze_in(key, flow)
+        if self._waiting and not self._waiting[-1]:
+            self._waiting.pop()
+
+    def _begin(self) -> dict[FlowKey, Flow] | None:
+        """A new report, None when enough wait already."""
+        if len(self._waiting) >= self._max_waiting:
+            return None
+        report: dict[FlowKey, Flow] = {}
+        self._waiting.append(report)
+        return report
+
+    def _insert(self, report: dict[FlowKey, Flow], key: FlowKey, flow: Flow) -> None:
+        report[key] = flow
+        self._waiting_flows += 1
+
+    def _squeeze_in(self, key: FlowKey, flow: Flow) -> None:
+        """Add a flow to a report that waits already, newest first; shed it when no one has it or room for it."""
+        for report in reversed(self._waiting):
+            if key in report:
+                report[key] = merge(report[key], flow)
+                return
+        newest = self._waiting[-1] if self._waiting else None
+        if newest is not None and len(newest) < self._max_batch and self._waiting_flows < self._max_flows:
+            self._insert(newest, key, flow)
+        else:
+            self._count_shed(connections_in((flow,)))
 
     def unacknowledged(self) -> tuple[Batch, ...]:
         """What has to be sent again, in this order, after the connection was lost."""
@@ -91,6 +117,7 @@ class Outbox:
             return None
         self._sequence += 1
         flows = tuple(self._waiting.popleft().values()) if self._waiting else ()
+        self._waiting_flows -= len(flows)
         batch = Batch(self._sequence, flows, self._shed)
         self._shed = 0
         self._unacked.append(batch)

@@ -66,7 +66,7 @@ async def test_a_used_token_is_a_clear_error_with_a_remedy(controller, tmp_path)
     text = str(error.value)
     assert "join_token_file" in text
     assert "used before" in text
-    assert "join-tokens" in text  # the remedy
+    assert "hedgerow join-token create" in text  # the remedy
     assert "token-1" not in text
     assert settings.join_token_file.exists()
 

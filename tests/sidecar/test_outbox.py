@@ -101,6 +101,24 @@ def test_beyond_the_bound_flows_are_shed_and_told():
     assert outbox.total_shed == 7
 
 
+def test_a_big_report_becomes_several_batches():
+    outbox = Outbox(max_batch=3)
+    outbox.add(flows(*range(1, 9)))
+    batches = [outbox.next() for _ in range(3)]
+    assert [len(batch.flows) for batch in batches] == [3, 3, 2]
+    assert outbox.next() is None
+    assert outbox.total_shed == 0
+
+
+def test_a_flow_that_waits_in_an_older_report_is_merged_there():
+    outbox = Outbox(max_waiting=2, max_batch=1)
+    outbox.add(flows(1))
+    outbox.add(flows(2))
+    outbox.add(flows(1, 2, 3))
+    assert [batch.flows[0].connections for batch in (outbox.next(), outbox.next())] == [2, 2]
+    assert outbox.total_shed == 1
+
+
 def test_a_loss_alone_is_told_too():
     outbox = Outbox()
     outbox.add([], shed=3)
@@ -164,7 +182,8 @@ class Reporting(RuleBasedStateMachine):
 
     @invariant()
     def bounds_hold(self):
-        assert self.outbox.waiting_flows <= 6
+        assert self.outbox.waiting_flows == sum(map(len, self.outbox._waiting)) <= 6
+        assert all(0 < len(report) <= 4 for report in self.outbox._waiting)
         assert len(self.outbox.unacknowledged()) <= 3
         assert len(self.outbox._waiting) <= 3
 

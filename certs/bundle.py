@@ -97,8 +97,6 @@ def check_signing_certificate(certificate: x509.Certificate, what: str) -> None:
     usage = extension(certificate, x509.KeyUsage)
     if usage is None or not usage.value.key_cert_sign:
         raise InvalidCertificate(f"{what}: its key usage does not permit signing certificates")
-    if not certificate.subject.rdns:
-        raise InvalidCertificate(f"{what}: it signs certificates and names no subject")
     if extension(certificate, x509.SubjectKeyIdentifier) is None:
         raise InvalidCertificate(f"{what}: it signs certificates and has no subject key identifier")
     extended = extension(certificate, x509.ExtendedKeyUsage)

@@ -189,9 +189,6 @@ def _check_extensions(
         # key identifiers must not be critical (RFC 5280 sections 4.2.1.1 and 4.2.1.2), and fall under this too
         if one.critical and not isinstance(one.value, _PROCESSED):
             raise InvalidCertificate(f"{what}: extension {one.oid.dotted_string} is critical and not processed here")
-    usages = extension(certificate, x509.ExtendedKeyUsage)
-    if usages is not None and not list(usages.value):
-        raise InvalidCertificate(f"{what}: its extended key usage is empty")
     authority = extension(certificate, x509.AuthorityKeyIdentifier)
     if authority is not None and (
         authority.value.key_identifier is None

@@ -83,6 +83,7 @@ class Leaf:
     key: Key = field(default_factory=new_key)
     more: Sequence[tuple[x509.ExtensionType, bool]] = ()
     version_1: bool = False
+    digest: hashes.HashAlgorithm = field(default_factory=hashes.SHA256)
 
     def but(self, **changes: Any) -> Self:
         return replace(self, **changes)
@@ -159,7 +160,7 @@ class Forge:
             builder = builder.add_extension(names, critical=leaf.names_critical)
         for value, critical in (*_identifiers(leaf.key.public_key(), self.key), *leaf.more):
             builder = builder.add_extension(value, critical=critical)
-        signed = builder.sign(self.key, hashes.SHA256())
+        signed = builder.sign(self.key, leaf.digest)
         der = _as_version_1(signed, self.key) if leaf.version_1 else signed.public_bytes(Encoding.DER)
         return Chain((der, *(() if self.is_root else (self.der, *self.above))), leaf.key)
 
@@ -174,11 +175,12 @@ def _authority(
     usage: x509.KeyUsage | None = None,
     usage_critical: bool = True,
     names: Sequence[x509.GeneralName] = (),
+    nameless: bool = False,
     begins: float = -3600.0,
     ends: float = 86400.0,
     more: Sequence[tuple[x509.ExtensionType, bool]] = (),
 ) -> x509.Certificate:
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    subject = x509.Name([] if nameless else [x509.NameAttribute(NameOID.COMMON_NAME, name)])
     issuer_name = subject if issuer is None else issuer.certificate.subject
     signer = key if issuer is None else issuer.key
     builder = (
@@ -189,7 +191,7 @@ def _authority(
     for value, critical in (*_identifiers(key.public_key(), signer), *more):
         builder = builder.add_extension(value, critical=critical)
     if names:
-        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=nameless)
     return builder.sign(signer, hashes.SHA256())
 
 

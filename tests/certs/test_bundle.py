@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 from cryptography import x509
 
-from certs.bundle import MAX_ROOTS, TrustBundle
+from certs.bundle import MAX_ROOTS, TrustBundle, check_signing_certificate
 from certs.ca import CertificateAuthority
-from certs.errors import InvalidBundle, InvalidSpiffeId
-from tests.certs.forge import Forge, key_usage, uris
+from certs.certificate import read_certificate
+from certs.errors import InvalidBundle, InvalidCertificate, InvalidSpiffeId
+from tests.certs.forge import Forge, Leaf, key_usage, uris
 
 NOW = time.time()
 TD = "hedgerow.local"
@@ -35,8 +36,8 @@ def test_a_bundle_of_bare_certificates_needs_its_trust_domain_said() -> None:
 
 
 def test_a_bundle_of_another_trust_domain_is_refused() -> None:
-    with pytest.raises(InvalidBundle, match=r"other\.local"):
-        TrustBundle.from_pem(AUTHORITY.bundle().to_pem(), "other.local")
+    with pytest.raises(InvalidBundle, match=r"expected was 'other\.local'"):
+        TrustBundle.from_pem(ROOT.bundle().to_pem(), "other.local")
     with pytest.raises(InvalidBundle, match="its SPIFFE ID is"):
         replace(AUTHORITY.bundle(), trust_domain="other.local")
     with pytest.raises(InvalidSpiffeId):
@@ -62,6 +63,12 @@ def test_a_damaged_bundle_is_refused(text: str | bytes) -> None:
         TrustBundle.from_pem(text, TD)
 
 
+def test_a_leaf_is_no_signing_certificate() -> None:
+    leaf = ROOT.sign(Leaf()).leaf
+    with pytest.raises(InvalidCertificate, match="lacks basic constraint CA"):
+        check_signing_certificate(read_certificate(leaf), "leaf")
+
+
 def test_roots_are_few_and_no_two_are_one() -> None:
     with pytest.raises(InvalidBundle, match="0 roots"):
         TrustBundle(TD, ())
@@ -76,6 +83,7 @@ def test_roots_are_few_and_no_two_are_one() -> None:
     [
         (ROOT.intermediate(), "not signed with its own key|not its own subject key"),
         (Forge.root(NOW, constraints=x509.BasicConstraints(False, None)), "without basic constraint CA"),
+        (Forge.root(NOW, nameless=True, names=uris(f"spiffe://{TD}")), "names no (subject|issuer)"),
         (Forge.root(NOW, usage=key_usage("crl_sign")), "does not permit signing"),
         (Forge.root(NOW, names=uris("spiffe://hedgerow.local/ns/a/sa/b")), "its SPIFFE ID is"),
         (Forge.root(NOW, names=uris("spiffe://hedgerow.local"), usage_critical=False), "key usage is not critical"),

@@ -21,7 +21,7 @@ from certs.ca import (
     SignedChain,
 )
 from certs.errors import AuthorityError, CertError, InvalidCsr, InvalidSpiffeId, UntrustedChain
-from certs.keys import make_csr, new_key, public_bytes
+from certs.keys import key_to_pem, make_csr, new_key, public_bytes
 from certs.spiffe import CONTROLLER_DNS_NAME, SpiffeId
 from certs.svid import check_signer_leaf, instance_of
 from certs.verify import verify_chain, verify_peer
@@ -323,6 +323,16 @@ def test_an_authority_maintains_itself_for_decades() -> None:
     assert len(roots) == 3
 
 
+def test_an_authority_that_slept_past_its_root_says_what_to_do() -> None:
+    with pytest.raises(AuthorityError, match="make a new authority"):
+        AUTHORITY.maintained(NOW + ROOT_LIFETIME + 1)
+
+
+def test_a_root_without_its_key_signs_nothing() -> None:
+    with pytest.raises(AuthorityError, match="its key is gone"):
+        replace(AUTHORITY, active=replace(AUTHORITY.active, key=None)).renew_issuing(NOW)
+
+
 def test_a_prepared_root_waits_for_the_overlap() -> None:
     now = NOW + ROOT_LIFETIME - ISSUING_LIFETIME
     prepared = replace(AUTHORITY).maintained(now)
@@ -366,6 +376,12 @@ def other(dump: bytes, part: bytes) -> bytes:
     return next(section for section in dump.split(b"\n# part: ") if section.startswith(part))
 
 
+def with_key_of(dump: bytes, part: bytes, key: bytes) -> bytes:
+    """The text with the key of one section replaced."""
+    section = other(dump, part)
+    return dump.replace(section, section[: section.index(b"-----BEGIN PRIVATE KEY-----")] + key)
+
+
 FOREIGN = CertificateAuthority.create(TD, NOW).dump()
 
 
@@ -392,9 +408,14 @@ FOREIGN = CertificateAuthority.create(TD, NOW).dump()
             other(DUMP, b"issuing").split(b"-----BEGIN PRIVATE KEY-----")[1],
             other(FOREIGN, b"issuing").split(b"-----BEGIN PRIVATE KEY-----")[1],
         ),
-        DUMP.replace(
-            b"-----BEGIN PRIVATE KEY-----" + DUMP.split(b"-----BEGIN PRIVATE KEY-----")[1].split(b"\n\n")[0], b""
-        ),
+        with_key_of(DUMP, b"issuing", b""),
+        with_key_of(DUMP, b"active-root", b""),
+        with_key_of(DUMP, b"next-root", b""),
+        with_key_of(DUMP, b"active-root", key_to_pem(new_key())),
+        with_key_of(DUMP, b"next-root", key_to_pem(new_key())),
+        with_key_of(DUMP, b"next-root", key_to_pem(new_key())[:-20]),
+        DUMP + b"\n# part: " + other(AUTHORITY.prepare_root(NOW).dump(), b"next-root"),
+        DUMP + b"\n# part: " + other(DUMP, b"retiring-root"),
     ],
 )
 def test_a_damaged_authority_is_refused_with_a_remedy(damaged: bytes) -> None:

@@ -71,6 +71,13 @@ def test_nobody_else_may_sign(who: str) -> None:
         verify_payload(PAYLOAD, sign_payload(key, PAYLOAD), certified(key, who).chain_der, AUTHORITY.bundle(), NOW)
 
 
+def test_a_signer_with_another_curve_is_refused() -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    chain = AUTHORITY.sign_policy_signer(make_csr(key), NOW).chain_der
+    with pytest.raises(InvalidSignature, match="not ECDSA P-256"):
+        verify_payload(PAYLOAD, sign_payload(key, PAYLOAD), chain, AUTHORITY.bundle(), NOW)
+
+
 def test_a_signer_of_another_root_or_trust_domain_is_refused() -> None:
     for authority in (CertificateAuthority.create(TD, NOW), CertificateAuthority.create("other.local", NOW)):
         chain = authority.sign_policy_signer(make_csr(KEY), NOW).chain_der

@@ -9,6 +9,7 @@ import time
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
 from hypothesis import given, settings
@@ -48,6 +49,7 @@ SEGMENT = "only letters, digits, '.', '-' and '_' are permitted in a segment"
 #: What is wrong, the leaf, and what the refusal has to say.
 NEGATIVES: dict[str, tuple[Leaf, str]] = {
     "no alternative name": (GOOD.but(names=None, subject="cart"), "it has no subject alternative name"),
+    "an empty alternative name": (GOOD.but(names=raw(x509.SubjectAlternativeName, b"\x30\0")), "is empty"),
     "a DNS name alone": (GOOD.but(names=(x509.DNSName("cart.shop"),)), "it has 0 URI names"),
     "two SPIFFE IDs": (named(GOOD_ID, GOOD_ID + "2"), "it has 2 URI names"),
     "the same SPIFFE ID twice": (named(GOOD_ID, GOOD_ID), "it has 2 URI names"),
@@ -124,6 +126,7 @@ NEGATIVES: dict[str, tuple[Leaf, str]] = {
     "a short curve": (GOOD.but(key=ec.generate_private_key(ec.SECP224R1())), "its key is on curve secp224r1"),
     "a short RSA key": (GOOD.but(key=rsa.generate_private_key(65537, 1024)), "its RSA key has 1024 bits"),
     "another kind of key": (GOOD.but(key=ed25519.Ed25519PrivateKey.generate()), "neither ECDSA nor RSA"),
+    "a short digest": (GOOD.but(digest=hashes.SHA224()), "not signed over SHA-256"),
     "X.509 version 1": (GOOD.but(version_1=True), "only version 3 is taken"),
     "name constraints": (
         GOOD.but(more=((x509.NameConstraints(uris(TD), None), True),)),
@@ -134,6 +137,7 @@ NEGATIVES: dict[str, tuple[Leaf, str]] = {
 
 #: Where OpenSSL itself cannot make or refuses the certificate, the handshake fails before our rules are asked.
 OPENSSL_REFUSES = {
+    "an empty alternative name",
     "no digitalSignature",
     "keyCertSign",
     "cRLSign",

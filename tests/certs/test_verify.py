@@ -111,6 +111,7 @@ def test_certificates_that_all_sign_each_other_end_the_search() -> None:
         (ROOT.intermediate(begins=3600, ends=7200), "not valid before"),
         (ROOT.intermediate(usage=key_usage("crl_sign", "digital_signature")), "does not permit signing"),
         (ROOT.intermediate(constraints=x509.BasicConstraints(True, 0)).intermediate("x"), "its path length is 0"),
+        (ROOT.intermediate(nameless=True, names=uris(f"spiffe://{TRUST_DOMAIN}")), "names no (subject|issuer)"),
         (ROOT.intermediate(names=uris("spiffe://other.local")), "in this trust domain it must be"),
         (ROOT.intermediate(names=uris(GOOD_ID)), "in this trust domain it must be"),
         (ROOT.intermediate(**constrained("other.local")), "not within what is permitted"),
@@ -127,7 +128,7 @@ def test_certificates_that_all_sign_each_other_end_the_search() -> None:
 )
 def test_an_intermediate_that_may_not_sign_this_is_refused(signer: Forge, reason: str) -> None:
     chain = signer.sign(GOOD)
-    with pytest.raises(UntrustedChain, match=reason):
+    with pytest.raises(CertError, match=reason):
         verify_peer(chain.leaf, chain.ders[1:], ROOT.bundle(), NOW)
 
 
@@ -141,6 +142,13 @@ def test_too_many_constraints_are_not_evaluated() -> None:
     chain = ROOT.intermediate(**constrained(*(f"a{number}.local" for number in range(65)))).sign(GOOD)
     with pytest.raises(UntrustedChain, match="more than 64"):
         verify_peer(chain.leaf, chain.ders[1:], ROOT.bundle(), NOW)
+
+
+def test_too_many_names_are_not_evaluated() -> None:
+    names = (*uris(GOOD_ID), *(x509.DNSName(f"a{number}.local") for number in range(64)))
+    chain = ROOT.sign(GOOD.but(names=names))
+    with pytest.raises(UntrustedChain, match="more than 64 names"):
+        verify_chain(chain.leaf, (), ROOT.bundle(), NOW)
 
 
 def test_an_expired_root_verifies_nothing_and_hides_no_other() -> None:

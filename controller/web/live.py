@@ -38,7 +38,7 @@ KEEP_ALIVE = b": still here\n\n"
 def event(name: str, document: Any) -> bytes:
     """One event. A large list is broken over data lines, one entry each, as readers limit the length of a line."""
     lines = [f"event: {name}"]
-    if not isinstance(document, dict):
+    if not isinstance(document, dict) or not document:
         return _closed([*lines, f"data: {_compact(document)}"])
     parts = list(document.items())
     for index, (key, value) in enumerate(parts):

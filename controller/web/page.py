@@ -84,7 +84,7 @@ class Page:
             self._files["/"] = files["/index.html"]
 
     def routes(self) -> list[web.RouteDef]:
-        return [web.get("/{path:.*}", self.serve)]
+        return [web.get("/{path:(?!api/).*}", self.serve)]
 
     async def serve(self, request: web.Request) -> web.Response:
         file = self._files.get(request.path)

@@ -1,0 +1,375 @@
+"""The web API as docs/api.md has it, against a whole controller: what it answers, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from controller.engine import Engine
+from graph.model import Direction, Mode, Verdict
+from tests.controller.mesh import CART, FRONT, REDIS, flow, instance
+from tests.controller.running import Running, eventually, running
+
+EDGE = "shop/front->shop/cart:8080/TCP"
+PERSON = {"owner": "anna", "reason": "test"}
+
+
+async def teach(engine: Engine, sequence: int = 1) -> None:
+    """front -> cart:8080 was used and proved."""
+    now = engine.view.at
+    await engine.ingest(instance("cart-0"), "boot-t", sequence, 0, [flow(FRONT, CART, first_seen=now, last_seen=now)])
+
+
+async def knock(engine: Engine) -> None:
+    """front -> redis:6379 was used without proof, and needs approval."""
+    now = engine.view.at
+    unproved = flow(FRONT, REDIS, 6379, verified=False, source_identity="", first_seen=now, last_seen=now)
+    await engine.ingest(instance("redis-0"), "boot-t", 1, 0, [unproved])
+
+
+class TestLooking:
+    async def test_status(self, tmp_path: Path) -> None:
+        async with running(tmp_path) as run:
+            await teach(run.controller.engine)
+            status = await run.get("/status")
+            assert status["trust_domain"] == "hedgerow.test"
+            assert status["inventory"] == {"workloads": 4, "instances": 5, "services": 1}
+            assert status["edges"] == {"candidate": 0, "proposed": 0, "active": 1, "stale": 0, "retired": 0}
+            assert re.fullmatch("[0-9a-f]{64}", status["audit_head"])
+            workloads = {each["workload"]: each for each in status["workloads"]}
+            assert workloads["shop/cart"] == {
+                "workload": "shop/cart", "kind": "Deployment", "meshed": True, "instances": 2, "inbound_mode": "learn",
+                "outbound_mode": "learn", "inbound_tls": "permissive", "ready_to_enforce": True, "waiting_for": [],
+            }  # fmt: skip
+            assert workloads["data/legacy"]["ready_to_enforce"] is False
+            assert workloads["data/redis"]["waiting_for"]
+
+    async def test_the_graph_in_every_format_and_by_namespace(self, tmp_path: Path) -> None:
+        async with running(tmp_path) as run:
+            await teach(run.controller.engine)
+            graph = await run.get("/graph")
+            assert [node["id"] for node in graph["nodes"]] == ["data/legacy", "data/redis", "shop/cart", "shop/front"]
+            (edge,) = graph["edges"]
+            assert (edge["id"], edge["from"], edge["to"], edge["verified"]) == (EDGE, "shop/front", "shop/cart", 5)
+            assert edge["rule"]["id"] == f"learned/{EDGE}"
+            assert edge["evidence"]
+            only = await run.get("/graph", namespace="data")
+            assert ([node["id"] for node in only["nodes"]], only["edges"]) == (["data/legacy", "data/redis"], [])
+            for form, type_, begins in (
+                ("dot", "text/vnd.graphviz", "digraph"), ("graphml", "application/graphml+xml", "<?xml"),
+                ("mermaid", "text/vnd.mermaid", "flowchart"), ("svg", "image/svg+xml", "<?xml"),
+            ):  # fmt: skip
+                async with run.http.get("/api/v1/graph", params={"format": form}) as response:
+                    assert response.content_type == type_
+                    assert (await response.text()).startswith(begins)
+
+    async def test_flows_newest_first_and_filtered(self, tmp_path: Path) -> None:
+        async with running(tmp_path) as run:
+            await teach(run.controller.engine)
+            await knock(run.controller.engine)
+            flows = (await run.get("/flows"))["flows"]
+            assert [each["destination"] for each in flows] == ["data/redis", "shop/cart"]
+            assert [each["destination"] for each in (await run.get("/flows", limit=1))["flows"]] == ["data/redis"]
+            found = await run.get("/flows", workload="shop/cart", verdict="allow", since="")
+            assert [each["destination"] for each in found["flows"]] == ["shop/cart"]
+            assert (await run.get("/flows", since=4_000_000_000))["flows"] == []
+
+    async def test_policy_snapshot_diff_and_approval(self, tmp_path: Path) -> None:
+        async with running(tmp_path) as run:
+            await teach(run.controller.engine)
+            await knock(run.controller.engine)
+            policy = await run.get("/policy")
+            assert [rule["id"] for rule in policy["rules"]] == [f"learned/{EDGE}"]
+            assert set(policy["workloads"]) == {"shop/front", "shop/cart", "data/redis"}
+            snapshot = (await run.get("/policy/shop/cart"))["snapshot"]
+            assert snapshot["version"] == policy["workloads"]["shop/cart"]["version"]
+            assert f"learned/{EDGE}" in [rule["id"] for rule in snapshot["rules"]]
+
+            waiting = "shop/front->data/redis:6379/TCP"
+            diff = await run.get("/policy/diff")
+            assert [(each["edge"], each["state"]) for each in diff["edges"]] == [(waiting, "proposed")]
+            assert [rule["id"] for rule in diff["added"]] == [f"learned/{waiting}"]
+            assert diff["edges"][0]["waiting_for"]
+            assert (await run.post("/policy/approve", {"edges": [waiting], **PERSON})) == {"approved": [waiting]}
+            assert (await run.post("/policy/approve", {"edges": "all", **PERSON})) == {"approved": []}
+            assert (await run.get("/policy/diff"))["edges"] == []
+
+    async def test_the_export_is_network_policies(self, tmp_path: Path) -> None:
+        async with running(tmp_path) as run:
+            await teach(run.controller.engine)
+            policies = (await run.get("/policy/export", format="json"))["policies"]
+            assert {each["kind"] for each in policies} == {"NetworkPolicy"}
+            async with run.http.get("/api/v1/policy/export") as response:
+                assert response.content_type == "application/yaml"
+                assert list(yaml.safe_load_all(await response.text())) == policies
+
+    async def test_why_asks_both_ends_and_says_what_to_do(self, tmp_path: Path) -> None:
+        async with running(tmp_path) as run:
+            engine = run.controller.engine
+            await teach(engine)
+            asked = {"from": "shop/front", "to": "shop/cart", "port": 8080}
+            why = await run.get("/why", **asked)
+            assert (why["verdict"], why["pending"], why["edge"]["id"]) == ("allow", "allow", EDGE)
+            assert why["inbound"]["rule"]["id"] == f"learned/{EDGE}"
+            assert why["inbound"]["mode"] == "learn"
+
+            await engine.set_mode(CART, Direction.INBOUND, Mode.ENFORCE, None, "anna", "test")
+            why = await run.get("/why", **{**asked, "port": 9090})
+            assert (why["verdict"], why["outbound"]["verdict"], why["inbound"]["reason"]) == (
+                "deny",
+                "allow",
+                "no-rule",
+            )
+            assert any("hedgerow allow shop/front shop/cart:9090" in line for line in why["explanation"])
+            assert "It has never been observed." in why["explanation"]
+
+            override = await engine.create_override(
+                Verdict.DENY, FRONT, CART, 8080, flow(FRONT, CART).protocol, "anna", "incident 7", 3600
+            )
+            why = await run.get("/why", **asked)
+            assert why["verdict"] == "deny"
+            assert any("an override by anna denies it until" in line for line in why["explanation"])
+            assert any(f"hedgerow overrides revoke {override.id}" in line for line in why["explanation"])
+
+            why = await run.get("/why", **{**asked, "to": "-/192.0.2.7"})
+            assert (why["inbound"], why["outbound"]["verdict"]) == (None, "allow")
+            assert any("192.0.2.7 is outside the inventory" in line for line in why["explanation"])
+            why = await run.get("/why", **{**asked, "from": "data/legacy"})
+            assert why["outbound"] is None
+            assert why["inbound"]["verdict"] == "deny"
+
+    async def test_drift_is_what_was_used_unallowed_and_allowed_unused(self, tmp_path: Path) -> None:
+        async with running(tmp_path) as run:
+            await teach(run.controller.engine)
+            await knock(run.controller.engine)
+            body = {
+                "effect": "allow",
+                "from": "shop/cart",
+                "to": "data/redis",
+                "port": 6379,
+                "expires_in": None,
+                "wait": 0,
+            }
+            made = await run.post("/overrides", {**body, **PERSON}, 201)
+            drift = await run.get("/drift")
+            assert [edge["id"] for edge in drift["unexpected"]] == ["shop/front->data/redis:6379/TCP"]
+            assert [rule["id"] for rule in drift["unused"]] == [made["override"]["id"]]
+
+    async def test_inventory_and_audit(self, tmp_path: Path) -> None:
+        async with running(tmp_path) as run:
+            inventory = await run.get("/inventory")
+            assert set(inventory) == {"namespaces", "workloads", "instances", "services"}
+            assert {each["name"] for each in inventory["workloads"]} == {"front", "cart", "redis", "legacy"}
+            audit = await run.get("/audit", limit=1)
+            assert (len(audit["entries"]), audit["intact"]) == (1, True)
+            assert audit["entries"][0]["action"] == "inventory.replace"
+            assert audit["entries"][0]["hash"] == (await run.get("/status"))["audit_head"]
+
+
+class TestChanging:
+    async def test_overrides_live_and_end(self, tmp_path: Path) -> None:
+        async with running(tmp_path) as run:
+            body = {"effect": "allow", "from": "shop/cart", "to": "data/redis", "port": 6379, "expires_in": 3600}
+            made = await run.post("/overrides", {**body, **PERSON}, 201)
+            override = made["override"]
+            assert made["pushed"] is True  # no sidecar is connected that it would concern
+            assert (override["state"], override["owner"], override["port"]) == ("active", "anna", 6379)
+            assert override["expires_at"] == pytest.approx(override["created_at"] + 3600)
+            assert (await run.get("/overrides"))["overrides"] == [override]
+            assert (await run.get("/status"))["overrides"] == 1
+
+            async with run.http.delete(f"/api/v1/overrides/{override['id']}", params=PERSON) as response:
+                assert (response.status, (await response.json())["override"]["state"]) == (200, "revoked")
+            async with run.http.delete(f"/api/v1/overrides/{override['id']}", params=PERSON) as response:
+                assert (response.status, (await response.json())["error"]["code"]) == (409, "conflict")
+            async with run.http.delete("/api/v1/overrides/override/none", params=PERSON) as response:
+                assert (response.status, (await response.json())["error"]["code"]) == (404, "not-found")
+            assert (await run.get("/overrides"))["overrides"][0]["state"] == "revoked"
+
+            short = await run.post("/overrides", {**body, **PERSON, "expires_in": 0.05}, 201)
+            await eventually(lambda: short["override"]["id"] not in run.controller.engine.view.rules)
+            states = [each["state"] for each in (await run.get("/overrides"))["overrides"]]
+            assert states == ["revoked", "expired"]
+
+    async def test_modes_of_a_workload_and_of_a_namespace(self, tmp_path: Path) -> None:
+        async with running(tmp_path) as run:
+            body = {
+                "workload": "shop/cart",
+                "direction": "inbound",
+                "mode": "enforce",
+                "inbound_tls": "strict",
+                **PERSON,
+            }
+            changed = await run.post("/modes", body)
+            assert (changed["workloads"], changed["pushed"]) == (["shop/cart"], True)
+            held = (await run.get("/policy"))["workloads"]["shop/cart"]
+            assert (held["inbound_mode"], held["outbound_mode"], held["inbound_tls"]) == ("enforce", "learn", "strict")
+            changed = await run.post("/modes", {"namespace": "shop", "mode": "audit", **PERSON})
+            assert changed["workloads"] == ["shop/cart", "shop/front"]
+            held = (await run.get("/policy"))["workloads"]
+            assert {
+                (each["inbound_mode"], each["outbound_mode"]) for name, each in held.items() if "shop/" in name
+            } == {("audit", "audit")}
+
+    async def test_a_join_token_is_shown_once(self, tmp_path: Path) -> None:
+        async with running(tmp_path) as run:
+            body = {"workload": "shop/front", "instance": "front-0", "expires_in": 60}
+            made = await run.post("/join-tokens", body, 201)
+            assert made["token"].startswith("hedgerow-join.")
+            assert (made["workload"], made["instance"]) == ("shop/front", "front-0")
+            everything = json.dumps([await run.get(path) for path in ("/audit", "/status", "/inventory")])
+            assert made["token"] not in everything
+            stored = b"".join(path.read_bytes() for path in run.settings.state_dir.glob("controller.db*"))
+            assert made["token"].rpartition(".")[2].encode() not in stored
+
+
+def override(**changes: Any) -> dict[str, Any]:
+    body = {
+        "effect": "allow", "from": "shop/front", "to": "shop/cart", "port": 8080, "protocol": "TCP", "owner": "anna",
+        "reason": "test", "expires_in": 60,
+    }  # fmt: skip
+    return {key: value for key, value in {**body, **changes}.items() if value is not ...}
+
+
+MODE = {"workload": "shop/cart", "mode": "audit", **PERSON}
+JOIN = {"workload": "shop/front", "instance": "front-0", "expires_in": 60}
+
+#: path, body, status, code, field, and a part of the remedy
+BAD_BODIES: list[tuple[str, Any, int, str, str, str]] = [
+    ("/overrides", [], 400, "invalid", "", "by its name"),
+    ("/overrides", override(effect="maybe"), 400, "invalid", "effect", "allow, deny"),
+    ("/overrides", override(effect=...), 400, "invalid", "effect", "add"),
+    ("/overrides", override(**{"from": "front"}), 400, "invalid", "from", "namespace/name"),
+    ("/overrides", override(to="shop/Cart"), 400, "invalid", "to", "lower-case"),
+    ("/overrides", override(to="shop/crat"), 400, "unknown-workload", "to", "shop/cart"),
+    ("/overrides", override(**{"from": "store/front"}), 400, "unknown-workload", "from", "shop/front"),
+    ("/overrides", override(to="-/elsewhere"), 400, "invalid", "to", "192.0.2.7"),
+    ("/overrides", override(port=0), 400, "invalid", "port", "1 to 65535"),
+    ("/overrides", override(port="8080"), 400, "invalid", "port", "1 to 65535"),
+    ("/overrides", override(port=True), 400, "invalid", "port", "1 to 65535"),
+    ("/overrides", override(protocol="QUIC"), 400, "invalid", "protocol", "TCP, UDP, SCTP"),
+    ("/overrides", override(owner=""), 400, "invalid", "owner", "write something"),
+    ("/overrides", override(owner=...), 400, "invalid", "owner", "add"),
+    ("/overrides", override(reason="a\nb"), 400, "invalid", "reason", "one line"),
+    ("/overrides", override(reason="x" * 1001), 400, "invalid", "reason", "at most 1000"),
+    ("/overrides", override(expires_in=-1), 400, "invalid", "expires_in", "seconds from"),
+    ("/overrides", override(expires_in="1h"), 400, "invalid", "expires_in", "seconds from"),
+    ("/overrides", override(expires_in=1e9), 400, "invalid", "expires_in", ""),
+    ("/overrides", override(wait=61), 400, "invalid", "wait", "from 0 to 60"),
+    ("/overrides", override(prot="TCP"), 400, "invalid", "prot", "did you mean 'port'"),
+    ("/modes", {**MODE, "mode": "enforced"}, 400, "invalid", "mode", "learn, audit, enforce, quarantine"),
+    ("/modes", {**MODE, "workload": "shop/crat"}, 400, "unknown-workload", "workload", "shop/cart"),
+    ("/modes", {**MODE, "namespace": "shop"}, 400, "invalid", "workload", "one"),
+    ("/modes", {"namespace": "shp", "mode": "audit", **PERSON}, 400, "invalid", "namespace", "shop"),
+    ("/modes", {"namespace": "Shop", "mode": "audit", **PERSON}, 400, "invalid", "namespace", "lower-case"),
+    ("/modes", {"workload": "shop/cart", **PERSON}, 400, "invalid", "mode", "give one"),
+    ("/modes", {**MODE, "direction": "up"}, 400, "invalid", "direction", "inbound, outbound, both"),
+    ("/modes", {**MODE, "inbound_tls": "none"}, 400, "invalid", "inbound_tls", "permissive, strict"),
+    ("/policy/approve", {"edges": [], **PERSON}, 400, "invalid", "edges", "1 to"),
+    ("/policy/approve", {"edges": "some", **PERSON}, 400, "invalid", "edges", "/policy/diff"),
+    ("/policy/approve", {"edges": [EDGE, "x"], **PERSON}, 400, "invalid", "edges[1]", "shop/front->"),
+    ("/policy/approve", {"edges": [EDGE], **PERSON}, 404, "not-found", "edges", "override"),
+    ("/join-tokens", {**JOIN, "workload": "shop/fornt"}, 400, "unknown-workload", "workload", "shop/front"),
+    ("/join-tokens", {**JOIN, "workload": "-/10.9.9.9"}, 400, "invalid", "workload", "inventory"),
+    ("/join-tokens", {**JOIN, "workload": "data/legacy"}, 400, "invalid", "workload", "meshed: true"),
+    ("/join-tokens", {**JOIN, "instance": "front-1"}, 400, "invalid", "instance", "front-0"),
+    ("/join-tokens", {**JOIN, "expires_in": 0}, 400, "invalid", "expires_in", "seconds from 1"),
+    ("/join-tokens", {**JOIN, "ttl": 1}, 400, "invalid", "ttl", "known are"),
+]
+
+#: path with query, status, code, field, and a part of the remedy
+BAD_QUERIES: list[tuple[str, int, str, str, str]] = [
+    ("/status?x=1", 400, "invalid", "x", "remove it"),
+    ("/graph?format=png", 400, "invalid", "format", "mermaid"),
+    ("/graph?format=json&format=dot", 400, "invalid", "format", "once"),
+    ("/graph?namespace=Shop", 400, "invalid", "namespace", "lower-case"),
+    ("/graph/live?since=1", 400, "invalid", "since", "remove it"),
+    ("/flows?limit=0", 400, "invalid", "limit", "1 to 10000"),
+    ("/flows?limit=1e3", 400, "invalid", "limit", "1 to 10000"),
+    ("/flows?workload=cart", 400, "invalid", "workload", "namespace/name"),
+    ("/flows?verdict=would-deny", 400, "invalid", "verdict", "allow, deny"),
+    ("/flows?since=nan", 400, "invalid", "since", "epoch"),
+    ("/flows/live?verdict=x", 400, "invalid", "verdict", "allow, deny"),
+    ("/policy/shop/crat", 404, "unknown-workload", "workload", "shop/cart"),
+    ("/policy/data/legacy", 404, "not-found", "workload", "/policy"),
+    ("/policy/Shop/cart", 400, "invalid", "workload", "lower-case"),
+    ("/policy/export?format=cilium", 400, "invalid", "format", "networkpolicy"),
+    ("/why?from=shop/front&to=shop/cart", 400, "invalid", "port", "add"),
+    ("/why?from=shop/front&to=shop/crat&port=1", 400, "unknown-workload", "to", "shop/cart"),
+    ("/why?from=shop/frnt&to=shop/cart&port=1", 400, "unknown-workload", "from", "shop/front"),
+    ("/why?from=shop/front&to=shop/cart&port=65536", 400, "invalid", "port", "1 to 65535"),
+    ("/why?from=shop/front&to=shop/cart&port=1&protocol=tcp", 400, "invalid", "protocol", "TCP"),
+    ("/audit?limit=-1", 400, "invalid", "limit", "1 to 10000"),
+    ("/drift?all=1", 400, "invalid", "all", "remove it"),
+]
+
+
+async def refused(run: Running, method: str, path: str, **how: Any) -> tuple[int, str, str, str]:
+    async with run.http.request(method, f"/api/v1{path}", **how) as response:
+        assert response.content_type == "application/json", await response.text()
+        error = (await response.json())["error"]
+        assert set(error) == {"code", "field", "message", "remedy"}
+        assert error["message"]
+        return response.status, error["code"], error["field"], error["remedy"]
+
+
+async def test_every_bad_input_names_the_field_and_the_remedy_and_changes_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        before = run.controller.engine.view.generation
+        for path, body, status, code, field, remedy in BAD_BODIES:
+            found = await refused(run, "POST", path, json=body)
+            assert found[:3] == (status, code, field), (path, body, found)
+            assert remedy in found[3], (path, body, found)
+        for path, status, code, field, remedy in BAD_QUERIES:
+            found = await refused(run, "GET", path)
+            assert found[:3] == (status, code, field), (path, found)
+            assert remedy in found[3], (path, found)
+        assert run.controller.engine.view.generation == before
+
+
+@pytest.mark.parametrize(
+    ("data", "type_", "status", "field"),
+    [
+        (b"{}", "text/plain", 400, "Content-Type"),
+        (b"", "application/json", 400, ""),
+        (b"{'effect': 1}", "application/json", 400, ""),
+        (b'{"port": NaN}', "application/json", 400, ""),
+        (b'{"port": 1, "port": 2}', "application/json", 400, "port"),
+        (b'{"effect": "\xff"}', "application/json", 400, ""),
+        (b"[" * 200_000, "application/json", 400, ""),
+        (b'{"port": ' + b"9" * 5000 + b"}", "application/json", 400, ""),
+        (b" " * (1024 * 1024 + 1), "application/json", 413, ""),
+    ],
+)
+async def test_a_body_that_is_no_json_object_of_ours(
+    tmp_path: Path, data: bytes, type_: str, status: int, field: str
+) -> None:
+    async with running(tmp_path) as run:
+        found = await refused(run, "POST", "/overrides", data=BytesIO(data), headers={"Content-Type": type_})
+        assert (found[0], found[2]) == (status, field)
+
+
+async def test_a_stopped_engine_is_told_as_not_ready(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        original = run.controller.engine._worker.store.commit
+
+        def full(_: object) -> None:
+            from controller.errors import StoreError
+
+            raise StoreError("the disk is full", remedy="make room")
+
+        run.controller.engine._worker.store.commit = full  # type: ignore[method-assign]  # a full disk, for a moment
+        try:
+            async with run.http.post("/api/v1/overrides", json=override()) as response:
+                assert (response.status, response.headers["Retry-After"]) == (503, "1")
+                error = (await response.json())["error"]
+                assert (error["code"], "disk is full" in error["message"]) == ("not-ready", True)
+        finally:
+            run.controller.engine._worker.store.commit = original  # type: ignore[method-assign]
+        await run.post("/overrides", override(), 201)

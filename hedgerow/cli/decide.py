@@ -122,7 +122,7 @@ def policy_export(
         for item in policies:
             meta = item["metadata"]
             text = yaml.safe_dump(item, sort_keys=False)
-            (out / f"{meta['namespace']}-{meta['name']}.yaml").write_text(text, encoding="utf-8")
+            (out / f"{meta['namespace']}.{meta['name']}.yaml").write_text(text, encoding="utf-8")
     except OSError as error:
         context.fail(f"--out: {out} cannot be written: {error.strerror}", "name a folder of yours", 2)
     console().print(f"{len(policies)} NetworkPolicies written to {escape(str(out))}")

@@ -40,10 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(given: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="sidecar", description="The in-pod proxy of Hedgerow.")
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="sidecar.yaml")
-    settings = Settings.load(parser.parse_args(given).config)
+    options = parser.parse_args(given)
     if any(name not in os.environ for name in ALLOCATOR):
         _begin_again_with(ALLOCATOR)
     protect_memory()
+    settings = Settings.load(options.config)
 
     from sidecar import logs
 

@@ -66,7 +66,7 @@ def test_capture_needs_settings_unless_it_removes(capsys):
 
 def test_a_bad_file_is_one_line_and_exit_code_2(tmp_path, capsys):
     (tmp_path / "sidecar.yaml").write_text("unsynced: deny")
-    assert main(["--config", str(tmp_path / "sidecar.yaml")]) == 2
+    assert main(["capture", "--config", str(tmp_path / "sidecar.yaml")]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert said.startswith("error: ")

@@ -10,8 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-#: A ClientHello with its record headers is never longer than this; a longer one is not one of ours.
-LIMIT = 16_384 + 5 * 4
+#: A ClientHello that is cut over more records than this is not one of ours; reading stays cheap.
+RECORDS = 8
+#: A ClientHello with its record headers is never longer than this, bytes.
+LIMIT = 16_384 + 5 * RECORDS
 
 _HANDSHAKE = 22
 _CLIENT_HELLO = 1
@@ -74,8 +76,7 @@ def read(data: bytes) -> ClientHello | Reading:
     """Judge the first bytes of a connection."""
     message = bytearray()
     at = 0
-    expected = 4  # bytes of the message that we know of: its header, then all of it
-    while True:
+    for _ in range(RECORDS):
         header = data[at : at + 5]
         if not _may_be_record(header):
             return Reading.OTHER
@@ -94,6 +95,8 @@ def read(data: bytes) -> ClientHello | Reading:
         at += 5 + size
         if len(header) < 5 or at > len(data):
             return Reading.MORE if len(data) < LIMIT else Reading.OTHER
+    else:
+        return Reading.OTHER
     try:
         return _parse(_Fields(bytes(message[4:])))
     except _Malformed:

@@ -99,6 +99,7 @@ class Tunnel:
         "_settings",
         "_tick_timer",
         "_waiting",
+        "answers",
         "blocked",
         "budget",
         "buffer",
@@ -150,6 +151,8 @@ class Tunnel:
         self._control_limit = SEND_BUFFER + SLACK + settings.control_bytes
         self._heard = True
         self._ping_out = False
+        #: Pings that the peer has answered.
+        self.answers = 0
         self._ready = not dialled
         self._closing = ""  # why, once the last bytes are on their way
         #: No new streams of ours go here.
@@ -441,6 +444,7 @@ class Tunnel:
         if not self._ping_out:
             raise FrameError("an answer to no ping")
         self._ping_out = False
+        self.answers += 1
         if not self._ready:
             self._ready = True
             self._owner.tunnel_ready(self)

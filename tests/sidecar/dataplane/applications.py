@@ -8,12 +8,19 @@ import os
 import random
 import socket
 import struct
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 
 from tests.sidecar.dataplane.netns import Pod
 
 LIMIT = 1 << 18
+
+
+async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    """Wait for a condition that nobody announces."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - what it looks at is in another process, or has no event
+            await asyncio.sleep(0.01)
 
 
 def payload(seed: int, size: int) -> bytes:
@@ -102,10 +109,8 @@ async def connect(pod: Pod, address: str, port: int) -> tuple[asyncio.StreamRead
 
 async def close(writer: asyncio.StreamWriter) -> None:
     writer.close()
-    try:
+    with suppress(ConnectionError):
         await writer.wait_closed()
-    except ConnectionError:
-        pass
 
 
 async def get(pod: Pod, address: str, port: int, seed: int, size: int) -> None:

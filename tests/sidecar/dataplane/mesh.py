@@ -77,9 +77,7 @@ class Sidecar:
                 "settings": settings,
             }
         )
-        capture.install(
-            capture.CaptureRules(uid=UID), prefix=("ip", "netns", "exec", pod.namespace.name)
-        )
+        capture.install(capture.CaptureRules(uid=UID), prefix=("ip", "netns", "exec", pod.namespace.name))
 
     @property
     def pid(self) -> int:

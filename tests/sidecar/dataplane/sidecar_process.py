@@ -11,6 +11,7 @@ import os
 import resource
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -130,13 +131,14 @@ class Process:
                 self.flows.opened_records.clear()
                 self.flows.closed_records.clear()
             case "state":
-                with open("/proc/self/status") as status:
-                    rss = next(int(line.split()[1]) for line in status if line.startswith("VmRSS:"))
+                status = Path("/proc/self/status").read_text()
+                rss = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
                 return {
                     "live": self.plane.live_connections,
                     "outbound": len(self.plane.outbound_tunnels),
                     "inbound": len(self.plane.inbound_tunnels),
                     "streams": sum(len(tunnel.streams) for tunnel in self.plane.outbound_tunnels),
+                    "answers": sum(tunnel.answers for tunnel in self.plane.outbound_tunnels),
                     "rss": rss * 1024,
                     "cpu": sum(resource.getrusage(resource.RUSAGE_SELF)[:2]),
                     "budget": self.plane._fabric.budget.left,

@@ -78,20 +78,32 @@ class HeldCredentials:
     """Credentials over one chain, replaced by ``renew``."""
 
     def __init__(
-        self, identity: SpiffeId, chain_der: Sequence[bytes], key: ec.EllipticCurvePrivateKey, bundle: TrustBundle, not_after: float
+        self,
+        identity: SpiffeId,
+        chain_der: Sequence[bytes],
+        key: ec.EllipticCurvePrivateKey,
+        bundle: TrustBundle,
+        not_after: float,
     ) -> None:
         self._renewed: list[Callable[[], None]] = []
         self._hold(identity, chain_der, key, bundle, not_after)
 
     def _hold(
-        self, identity: SpiffeId, chain_der: Sequence[bytes], key: ec.EllipticCurvePrivateKey, bundle: TrustBundle, not_after: float
+        self,
+        identity: SpiffeId,
+        chain_der: Sequence[bytes],
+        key: ec.EllipticCurvePrivateKey,
+        bundle: TrustBundle,
+        not_after: float,
     ) -> None:
         self.identity = identity
         self.not_after = not_after
         self.client_context: ssl.SSLContext = client_context(chain_der, key, bundle, alpn=ALPN)
         self.server_context: ssl.SSLContext = server_context(chain_der, key, bundle, alpn=ALPN)
 
-    def renew(self, chain_der: Sequence[bytes], key: ec.EllipticCurvePrivateKey, bundle: TrustBundle, not_after: float) -> None:
+    def renew(
+        self, chain_der: Sequence[bytes], key: ec.EllipticCurvePrivateKey, bundle: TrustBundle, not_after: float
+    ) -> None:
         self._hold(self.identity, chain_der, key, bundle, not_after)
         for renewed in self._renewed:
             renewed()
@@ -104,7 +116,12 @@ class HeldCredentials:
 
 
 def credentials(
-    authority: CertificateAuthority, namespace: str, workload: str, *, lifetime: float = 3600.0, account: str = "default"
+    authority: CertificateAuthority,
+    namespace: str,
+    workload: str,
+    *,
+    lifetime: float = 3600.0,
+    account: str = "default",
 ) -> HeldCredentials:
     """Fresh credentials of one workload."""
     identity = SpiffeId.for_workload(authority.trust_domain, namespace, account, workload)

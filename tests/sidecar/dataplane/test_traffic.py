@@ -82,10 +82,8 @@ async def test_either_side_may_end_first_and_go_on_reading(pair):
         await writer.drain()
         await apps.close(writer)
         await pair.cart.until(lambda state: state["live"] == 0)
-        async with asyncio.timeout(20):
-            while not apps.HALF_DIGESTS:
-                await asyncio.sleep(0.01)
-        assert apps.HALF_DIGESTS == [hashlib.sha256(data).hexdigest()]
+        await apps.until(lambda: apps.HALF_DIGESTS)
+        assert [hashlib.sha256(data).hexdigest()] == apps.HALF_DIGESTS
 
 
 async def test_five_hundred_connections_at_once(pair):
@@ -137,19 +135,13 @@ async def test_a_slow_reader_slows_its_sender_and_nobody_else_and_memory_stays_b
 async def test_small_messages_are_not_stuck_behind_a_download(pair):
     async with apps.server(pair.server, PORT):
         bulk = asyncio.gather(*(apps.get(pair.client, pair.server.address, PORT, seed, 32 << 20) for seed in range(2)))
-        await pair_has_streams(pair, 2)
+        await apps.until(lambda: pair.front.state()["streams"] >= 2)
         done = 0
         while not bulk.done():
             await apps.echo(pair.client, pair.server.address, PORT)
             done += 1
         await bulk
         assert done >= 5
-
-
-async def pair_has_streams(pair, number):
-    async with asyncio.timeout(20):
-        while pair.front.state()["streams"] < number:
-            await asyncio.sleep(0.01)
 
 
 async def test_resets_pass_through_in_both_directions(pair):

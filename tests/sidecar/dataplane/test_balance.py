@@ -1,0 +1,86 @@
+"""Choosing endpoints: fewer outstanding first, failed ones last, none forgotten."""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+
+from graph.model import Endpoint
+from sidecar.dataplane.balance import Balancer
+
+ENDPOINTS = tuple(Endpoint(f"10.0.0.{number}", 80, identity=f"id{number}") for number in range(1, 6))
+
+
+def balancer(seed=1):
+    return Balancer(Random(seed), backoff=0.1, longest=1.0)
+
+
+def test_every_ready_endpoint_is_a_candidate_once():
+    order = balancer().order(ENDPOINTS, 0.0)
+    assert sorted(order, key=str) == sorted(ENDPOINTS, key=str)
+
+
+def test_one_that_is_not_ready_is_none():
+    tired = Endpoint("10.0.0.9", 80, ready=False)
+    assert balancer().order([tired], 0.0) == []
+    assert tired not in balancer().order([*ENDPOINTS, tired], 0.0)
+    assert balancer().order([], 0.0) == []
+
+
+def test_connections_that_stay_are_spread_evenly():
+    loads = balancer()
+    counts: Counter[str] = Counter()
+    for _ in range(1000):
+        chosen = loads.order(ENDPOINTS, 0.0)[0]
+        loads.began(chosen)
+        counts[chosen.address] += 1
+    assert max(counts.values()) - min(counts.values()) <= 6  # one random choice would differ by about 60
+
+
+def test_the_slow_one_gets_less():
+    loads = balancer()
+    slow = ENDPOINTS[0]
+    for _ in range(50):
+        loads.began(slow)
+    chosen = Counter(loads.order(ENDPOINTS, 0.0)[0].address for _ in range(500))
+    assert slow.address not in chosen
+    for _ in range(50):
+        loads.ended(slow)
+    assert loads.outstanding(slow) == 0
+    assert slow.address in Counter(loads.order(ENDPOINTS, 0.0)[0].address for _ in range(500))
+
+
+def test_one_that_failed_comes_last_until_its_time_is_over_which_doubles():
+    loads = balancer()
+    bad = ENDPOINTS[0]
+    now = 100.0
+    for failure, seconds in enumerate([0.1, 0.2, 0.4, 0.8, 1.0, 1.0], 1):
+        loads.failed(bad, now)
+        assert loads.retry_at(bad) == now + seconds, failure
+        assert all(loads.order(ENDPOINTS, now + seconds * 0.99)[-1] is bad for _ in range(20))
+        assert any(loads.order(ENDPOINTS, now + seconds)[0] is bad for _ in range(200))
+        now += 10
+    loads.succeeded(bad)
+    assert loads.retry_at(bad) == 0.0
+    loads.failed(bad, now)
+    assert loads.retry_at(bad) == now + 0.1
+
+
+def test_when_all_failed_the_one_that_returns_first_is_tried():
+    loads = balancer()
+    for number, endpoint in enumerate(ENDPOINTS):
+        loads.failed(endpoint, 100.0 + number / 100)
+    assert loads.order(ENDPOINTS, 100.06) == list(ENDPOINTS)
+
+
+def test_an_address_that_now_belongs_to_another_identity_starts_anew():
+    loads = balancer()
+    loads.failed(ENDPOINTS[0], 100.0)
+    assert loads.retry_at(Endpoint(ENDPOINTS[0].address, 80, identity="other")) == 0.0
+
+
+def test_failures_of_endpoints_that_are_gone_are_forgotten():
+    loads = balancer()
+    for number in range(10_000):
+        loads.failed(Endpoint("10.1.1.1", number), float(number))
+    assert len(loads._until) == len(loads._failures) <= 4097

@@ -1,0 +1,141 @@
+"""The register of live connections: registered before judged, judged again, reported once."""
+
+from __future__ import annotations
+
+from graph.model import Direction, Mode, Origin, Peer, Rule, Selector, Snapshot, Verdict, WorkloadRef
+from graph.policy import Reason
+from sidecar.dataplane.live import Connections, new_record, refusal
+from tests.sidecar.dataplane.stand_ins import FlowList, HeldPolicy
+
+CART = WorkloadRef("shop", "cart")
+FRONT = Peer(WorkloadRef("shop", "front"), "shop", "default", "10.0.0.1", True)
+BACK = Peer(WorkloadRef("shop", "back"), "shop", "default", "10.0.0.2", True)
+
+
+def rule(effect=Verdict.ALLOW, source="front"):
+    return Rule("r", Selector(namespace="shop", workload=source), Selector(), effect=effect, origin=Origin.OVERRIDE)
+
+
+def snapshot(*rules, mode=Mode.ENFORCE):
+    return Snapshot(CART, "hedgerow.test", 1, mode, mode, rules=rules)
+
+
+def make(*rules, mode=Mode.ENFORCE):
+    policy, flows = HeldPolicy(snapshot(*rules, mode=mode)), FlowList()
+    return Connections(policy, flows), policy, flows
+
+
+def record(source=FRONT):
+    return new_record(Direction.INBOUND, source, Peer(CART), 80)
+
+
+def enter(register, source=FRONT):
+    ended = []
+    connection = register.judge(record(source), lambda: (ended.append(True), connection.finish()))
+    return connection, ended
+
+
+def test_a_refused_one_is_reported_closed_and_not_kept():
+    register, _, flows = make()
+    connection, ended = enter(register)
+    assert not connection.allowed
+    assert register.count == 0
+    assert [(item.decision.reason, item.closed) for item in flows.opened_records] == [(Reason.NO_RULE, True)]
+    connection.finish()
+    connection.refuse(refusal(Reason.UNTRUSTED_PEER))
+    assert flows.closed_records == []
+    assert not ended
+
+
+def test_an_allowed_one_is_announced_once_and_closed_once():
+    register, _, flows = make(rule())
+    connection, _ = enter(register)
+    assert connection.allowed
+    assert register.count == 1
+    assert flows.opened_records == []
+    connection.announce()
+    connection.announce()
+    connection.finish()
+    connection.finish(failed=True)
+    assert len(flows.opened_records) == len(flows.closed_records) == 1
+    assert not flows.closed_records[0].failed
+    assert register.count == 0
+
+
+def test_one_that_failed_before_it_was_announced_is_reported_both_ways():
+    register, _, flows = make(rule())
+    connection, _ = enter(register)
+    connection.finish(failed=True)
+    assert flows.opened_records == flows.closed_records
+    assert flows.closed_records[0].failed
+
+
+def test_a_change_ends_what_is_denied_now_and_nothing_else():
+    register, policy, _ = make(rule(), rule(source="back"))
+    front, front_ended = enter(register)
+    back, back_ended = enter(register, BACK)
+    policy.apply(snapshot(rule(Verdict.DENY), rule(source="back")))
+    assert front_ended
+    assert not back_ended
+    assert register.count == 1
+    assert front.record.closed
+    assert not back.record.closed
+    assert front.record.decision.allowed, "what was decided when it opened"
+
+
+def test_a_change_between_registering_and_judging_is_not_missed():
+    flows = FlowList()
+
+    class Changing(HeldPolicy):
+        def inbound(self, source, port):
+            decision = super().inbound(source, port)
+            if self._snapshot.rules[0].effect is not Verdict.DENY:
+                self.apply(snapshot(rule(Verdict.DENY)))  # just after it was judged
+            return decision
+
+    register = Connections(Changing(snapshot(rule())), flows)
+    ended = []
+    register.judge(record(), lambda: ended.append(True))
+    assert ended
+
+
+def test_a_withdrawn_one_leaves_no_report():
+    register, policy, flows = make(rule())
+    connection, ended = enter(register)
+    connection.withdraw()
+    connection.finish()
+    policy.apply(snapshot())
+    assert register.count == 0
+    assert flows.opened_records == flows.closed_records == []
+    assert not ended
+
+
+def test_the_owner_is_told_of_the_end_with_whether_it_failed():
+    register, _, _ = make(rule())
+    results = []
+    for failed in (True, False):
+        connection, _ = enter(register)
+        connection.after(results.append)
+        connection.finish(failed=failed)
+    assert results == [True, False]
+
+
+def test_waiting_for_the_last_one():
+    register, _, _ = make(rule())
+    called = []
+    register.when_empty(lambda: called.append("at once"))
+    first, _ = enter(register)
+    second, _ = enter(register)
+    register.when_empty(lambda: called.append("later"))
+    first.finish()
+    assert called == ["at once"]
+    second.finish()
+    assert called == ["at once", "later"]
+
+
+def test_ending_all():
+    register, _, _ = make(rule())
+    ends = [enter(register)[1] for _ in range(3)]
+    register.end_all()
+    assert all(ends)
+    assert register.count == 0

@@ -1,0 +1,481 @@
+"""A tunnel against a peer that speaks raw frames: what is permitted works, every breach ends it, nothing grows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+import time
+
+import pytest
+
+from certs.ca import CertificateAuthority
+from graph.model import Destination, Endpoint, Mode, Snapshot, WorkloadRef
+from sidecar.dataplane.proxy import DataPlane
+from sidecar.dataplane.settings import DataPlaneSettings, ExplicitInbound, ExplicitOutbound
+from sidecar.dataplane.sockets import Address
+from tests.sidecar.dataplane import applications as apps
+from tests.sidecar.dataplane.stand_ins import TRUST_DOMAIN, FlowList, HeldDirectory, HeldPolicy, credentials
+from tests.sidecar.dataplane.test_frames import frame
+
+WINDOW = 262_144
+DATA, UPDATE, PING, GO_AWAY = range(4)
+SYN, ACK, FIN, RST = 1, 2, 4, 8
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return CertificateAuthority.create(TRUST_DOMAIN, time.time())
+
+
+class World:
+    """A data plane of workload shop/cart in this process, in explicit mode, with an application behind it."""
+
+    def __init__(self, authority, stack):
+        self.authority, self.stack = authority, stack
+        self.flows = FlowList()
+        self.inbound, self.outbound, self.application, self.peer = (free_port() for _ in range(4))
+
+    async def start(self, handler=apps.serve, **settings):
+        self.server = await asyncio.start_server(handler, "127.0.0.1", self.application)
+        self.stack.callback(self.server.close)
+        peer = Endpoint("127.0.0.1", self.peer, identity=str(credentials(self.authority, "shop", "back").identity))
+        destination = Destination("192.0.2.1", 80, workload=WorkloadRef("shop", "back"), meshed=True, endpoints=(peer,))
+        self.plane = DataPlane(
+            DataPlaneSettings(
+                outbound_listen=(),
+                inbound_listen=(),
+                explicit_outbound=(ExplicitOutbound(Address("127.0.0.1", self.outbound), Address("192.0.2.1", 80)),),
+                explicit_inbound=(
+                    ExplicitInbound(Address("127.0.0.1", self.inbound), Address("127.0.0.1", self.application)),
+                ),
+                **settings,
+            ),
+            HeldPolicy(Snapshot(WorkloadRef("shop", "cart"), TRUST_DOMAIN, 1, Mode.LEARN, Mode.LEARN)),
+            HeldDirectory([destination]),
+            credentials(self.authority, "shop", "cart"),
+            self.flows,
+        )
+        await self.plane.start()
+        self.stack.callback(self.plane.stop)
+        return self
+
+    async def dial(self, *, receive_buffer=0):
+        """A tunnel to the data plane, at the level of frames."""
+        context = credentials(self.authority, "shop", "front").client_context
+        sock = socket.socket()
+        if receive_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.inbound))
+        reader, writer = await asyncio.open_connection(sock=sock, ssl=context, server_hostname="x", limit=4096)
+        self.stack.callback(writer.close)
+        return RawPeer(reader, writer)
+
+    async def accept(self):
+        """Be the peer that the data plane dials; answers with the queue of the raw ends of its tunnels."""
+        arrived = asyncio.Queue()
+
+        def accepted(reader, writer):
+            self.stack.callback(writer.close)
+            arrived.put_nowait(RawPeer(reader, writer))
+
+        context = credentials(self.authority, "shop", "back").server_context
+        server = await asyncio.start_server(accepted, "127.0.0.1", self.peer, ssl=context)
+        self.stack.callback(server.close)
+        return arrived
+
+    async def until(self, condition):
+        await apps.until(condition)
+
+
+class RawPeer:
+    def __init__(self, reader, writer):
+        self.reader, self.writer = reader, writer
+
+    def send(self, *frames_: bytes) -> None:
+        self.writer.write(b"".join(frames_))
+
+    async def receive(self):
+        """The next frame: type, flags, stream, length, payload."""
+        async with asyncio.timeout(20):
+            version, kind, flags, stream, length = struct.unpack("!BBHII", await self.reader.readexactly(12))
+            assert version == 0
+            payload = await self.reader.readexactly(length) if kind == DATA else b""
+            return kind, flags, stream, length, payload
+
+    async def gone(self, code: int) -> None:
+        """The data plane ends the tunnel with GoAway(code); answers and resets of streams may come with it."""
+        codes = []
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                kind, _, _, length, _ = await self.receive()
+                if kind == GO_AWAY:
+                    codes.append(length)
+        assert codes == [code]
+        self.writer.close()
+
+
+@pytest.fixture
+async def world(authority):
+    async with contextlib.AsyncExitStack() as stack:
+        yield World(authority, stack)
+
+
+async def opened(raw, stream=1):
+    raw.send(frame(UPDATE, SYN, stream, 0))
+    assert await raw.receive() == (UPDATE, ACK, stream, 0, b"")
+
+
+async def test_a_stream_by_the_book(world):
+    await world.start()
+    raw = await world.dial()
+    await opened(raw)
+    raw.send(frame(DATA, 0, 1, 9, b"ECHO\nabcd"))
+    assert await raw.receive() == (DATA, 0, 1, 4, b"abcd")
+    raw.send(frame(DATA, FIN, 1, 4, b"last"))
+    assert await raw.receive() == (DATA, 0, 1, 4, b"last")
+    assert await raw.receive() == (UPDATE, FIN, 1, 0, b"")
+    await world.until(lambda: world.plane.live_connections == 0)
+    assert [(record.bytes_sent, record.bytes_received, record.failed) for record in world.flows.closed_records] == [
+        (13, 8, False)
+    ]
+
+
+async def test_an_open_with_data_and_end_in_one_frame(world):
+    await world.start()
+    raw = await world.dial()
+    raw.send(frame(DATA, SYN | FIN, 1, 4, b"PUT\n"))
+    assert await raw.receive() == (UPDATE, ACK, 1, 0, b"")
+    kind, flags, stream, _, payload = await raw.receive()
+    assert (kind, flags, stream) == (DATA, 0, 1)
+    assert payload.endswith(b" 0\n")
+    assert await raw.receive() == (UPDATE, FIN, 1, 0, b"")
+
+
+async def test_a_ping_is_answered(world):
+    await world.start()
+    raw = await world.dial()
+    raw.send(frame(PING, SYN, 0, 4711))
+    assert await raw.receive() == (PING, ACK, 0, 4711, b"")
+
+
+async def test_an_application_that_does_not_listen_resets_the_stream_alone(world):
+    await world.start()
+    world.server.close()
+    raw = await world.dial()
+    for stream in (1, 3):
+        raw.send(frame(UPDATE, SYN, stream, 0))
+        assert await raw.receive() == (UPDATE, RST, stream, 0, b"")
+    await world.until(lambda: len(world.flows.closed_records) == 2)
+    assert all(record.failed for record in world.flows.closed_records)
+
+
+@pytest.mark.parametrize(
+    "breach",
+    [
+        [frame(UPDATE, SYN, 2, 0)],
+        [frame(UPDATE, SYN, 1, 0), frame(UPDATE, SYN, 1, 0)],
+        [frame(UPDATE, SYN, 5, 0), frame(UPDATE, SYN, 3, 0)],
+        [frame(DATA, 0, 1, 1, b"x")],
+        [frame(UPDATE, 0, 7, 1)],
+        [frame(UPDATE, 0, 2, 1)],
+        [frame(UPDATE, RST, 9, 0)],
+        [frame(UPDATE, SYN, 1, 0), frame(UPDATE, ACK, 1, 0)],
+        [frame(UPDATE, SYN, 1, 0), frame(DATA, 0, 1, WINDOW + 1)],
+        [frame(UPDATE, SYN, 1, 0), frame(UPDATE, FIN, 1, 0), frame(DATA, 0, 1, 1, b"x")],
+        [frame(UPDATE, SYN, 1, 0), frame(UPDATE, FIN, 1, 0), frame(UPDATE, FIN, 1, 0)],
+        [frame(UPDATE, SYN, 1, 0), frame(UPDATE, 0, 1, 0xFFFFFFFF)],
+        [frame(PING, ACK, 0, 1)],
+        [frame(PING, SYN, 0, 1)] * 101,
+        [frame(DATA, 0, 1, 0, version=1)],
+        [b"GET / HTTP/1.1\r\n\r\n"],
+    ],
+    ids=lambda breach: breach[-1].hex()[:24],
+)
+async def test_every_breach_ends_the_tunnel_with_a_protocol_error(world, breach):
+    await world.start(handler=hold)
+    raw = await world.dial()
+    honest = await world.dial()
+    await opened(honest)
+    raw.send(*breach)
+    await raw.gone(1)
+    await world.until(lambda: len(world.plane.inbound_tunnels) == 1)
+    honest.send(frame(PING, SYN, 0, 1))
+    assert (await honest.receive())[0] == PING
+
+
+async def hold(reader, writer):
+    """An application that neither reads nor writes until the connection ends."""
+    with contextlib.suppress(ConnectionError):
+        await reader.read()
+    writer.close()
+
+
+async def test_streams_beyond_the_limit_are_reset_and_the_others_live(world):
+    await world.start(streams_per_tunnel=3)
+    raw = await world.dial()
+    for stream in (1, 3, 5):
+        await opened(raw, stream)
+    raw.send(frame(UPDATE, SYN, 7, 0))
+    assert await raw.receive() == (UPDATE, RST, 7, 0, b"")
+    raw.send(frame(UPDATE, RST, 3, 0))
+    await world.until(lambda: world.plane.live_connections == 2)
+    await opened(raw, 9)
+
+
+async def test_rapid_resets_end_the_tunnel(world):
+    await world.start(resets_per_second=50)
+    raw = await world.dial()
+    for number in range(200):
+        raw.send(frame(UPDATE, SYN, 2 * number + 1, 0), frame(UPDATE, RST, 2 * number + 1, 0))
+    await world.until(lambda: not world.plane.inbound_tunnels)
+    assert world.plane.live_connections == 0
+
+
+async def test_too_many_opens_end_the_tunnel(world):
+    await world.start(opens_per_second=50)
+    raw = await world.dial()
+    raw.send(*(frame(UPDATE, SYN, 2 * number + 1, 0) for number in range(200)))
+    await world.until(lambda: not world.plane.inbound_tunnels)
+
+
+async def test_what_the_application_does_not_read_is_held_up_to_the_window(world):
+    async def deaf(reader, writer):
+        writer.transport.pause_reading()
+        await done.wait()
+        writer.close()
+
+    done = asyncio.Event()
+    await world.start(handler=deaf)
+    raw = await world.dial()
+    await opened(raw)
+    sent = 0
+    granted = WINDOW
+    with contextlib.suppress(TimeoutError):
+        while True:
+            while sent < granted:
+                size = min(granted - sent, 60_000)
+                raw.send(frame(DATA, 0, 1, size, bytes(size)))
+                sent += size
+            await raw.writer.drain()
+            async with asyncio.timeout(0.5):
+                kind, flags, _, length, _ = await raw.receive()
+            assert (kind, flags) == (UPDATE, 0)
+            granted += length
+    held = (256 << 20) - world.plane._fabric.budget.left
+    assert 0 < held <= 1 << 20
+    done.set()
+
+
+async def test_a_stream_beyond_the_budget_is_reset(world):
+    async def deaf(reader, writer):
+        writer.transport.pause_reading()
+        await done.wait()
+        writer.close()
+
+    done = asyncio.Event()
+    await world.start(handler=deaf, buffered_bytes=1000)
+    raw = await world.dial()
+    await opened(raw)
+    frames = []
+    with contextlib.suppress(ConnectionError):
+        for _ in range(200):
+            raw.send(frame(DATA, 0, 1, 1000, bytes(1000)))
+        granted = WINDOW - 200_000
+        while True:
+            frames.append(await raw.receive())
+            _, flags, _, length, _ = frames[-1]
+            if flags & RST:
+                break
+            granted += length
+            while granted >= 1000:
+                raw.send(frame(DATA, 0, 1, 1000, bytes(1000)))
+                granted -= 1000
+    assert frames[-1][:3] == (UPDATE, RST, 1)
+    assert world.plane._fabric.budget.left == 1000
+    done.set()
+
+
+async def test_the_application_sends_no_more_than_the_peer_grants(world):
+    await world.start()
+    raw = await world.dial()
+    await opened(raw)
+    raw.send(frame(DATA, 0, 1, 14, b"GET 1 1000000\n"))
+    received = 0
+    while received < WINDOW:
+        received += (await raw.receive())[3]
+    assert received == WINDOW
+    raw.send(frame(UPDATE, 0, 1, 1))
+    assert (await raw.receive())[3] == 1
+    raw.send(frame(PING, SYN, 0, 5))
+    assert (await raw.receive())[0] == PING, "nothing but the answer comes"
+
+
+async def test_a_peer_that_asks_and_does_not_read_is_cut_off(world):
+    await world.start(pings_per_second=10_000_000, control_bytes=65_536)
+    raw = await world.dial(receive_buffer=4096)
+    raw.writer.transport.pause_reading()
+    pings = frame(PING, SYN, 0, 1) * 1000
+    with contextlib.suppress(ConnectionError):
+        async with asyncio.timeout(30):
+            while world.plane.inbound_tunnels:
+                raw.send(pings)
+                await raw.writer.drain()
+                await asyncio.sleep(0)
+    assert not world.plane.inbound_tunnels
+
+
+async def test_a_peer_that_leaves_without_a_word_resets_its_streams(world):
+    ends = asyncio.Queue()
+
+    async def watch(reader, writer):
+        try:
+            await reader.read()
+            await ends.put("end")
+        except ConnectionResetError:
+            await ends.put("reset")
+        writer.close()
+
+    await world.start(handler=watch)
+    raw = await world.dial()
+    await opened(raw)
+    raw.writer.transport.abort()
+    assert await asyncio.wait_for(ends.get(), 20) == "reset"
+    await world.until(lambda: world.plane.live_connections == 0)
+
+
+# the data plane as the one that dials
+
+
+async def client(world):
+    return await asyncio.open_connection("127.0.0.1", world.outbound)
+
+
+async def ready(arrived):
+    raw = await asyncio.wait_for(arrived.get(), 20)
+    kind, flags, stream, number, _ = await raw.receive()
+    assert (kind, flags, stream) == (PING, SYN, 0)
+    raw.send(frame(PING, ACK, 0, number))
+    return raw
+
+
+async def dialled(world):
+    await world.start()
+    arrived = await world.accept()
+    reader, writer = await client(world)
+    world.stack.callback(writer.close)
+    raw = await ready(arrived)
+    assert await raw.receive() == (UPDATE, SYN, 1, 0, b"")
+    return raw, reader, writer
+
+
+async def test_a_dialled_stream_by_the_book(world):
+    raw, reader, writer = await dialled(world)
+    writer.write(b"question")
+    assert await raw.receive() == (DATA, 0, 1, 8, b"question")
+    raw.send(frame(UPDATE, ACK, 1, 0), frame(DATA, 0, 1, 6, b"answer"))
+    assert await reader.readexactly(6) == b"answer"
+    writer.write_eof()
+    assert await raw.receive() == (UPDATE, FIN, 1, 0, b"")
+    raw.send(frame(DATA, FIN, 1, 3, b"bye"))
+    assert await reader.read() == b"bye"
+    await world.until(lambda: world.plane.live_connections == 0)
+    (record,) = world.flows.closed_records
+    assert (record.bytes_sent, record.bytes_received, record.failed) == (8, 9, False)
+
+
+async def test_a_stream_that_the_peer_refuses_is_a_reset_and_a_failure(world):
+    raw, reader, _ = await dialled(world)
+    raw.send(frame(UPDATE, RST, 1, 0))
+    with pytest.raises(ConnectionResetError):
+        await reader.read()
+    await world.until(lambda: world.flows.closed_records)
+    assert world.flows.closed_records[0].failed
+
+
+async def test_a_peer_that_accepts_the_handshake_and_says_nothing_is_given_up(world):
+    await world.start(connect_timeout=0.3)
+    arrived = await world.accept()
+    reader, _ = await client(world)
+    await asyncio.wait_for(arrived.get(), 20)
+    with pytest.raises(ConnectionResetError):
+        await reader.read()
+    assert world.flows.closed_records[0].failed
+    assert world.plane.outbound_tunnels == []
+
+
+async def test_streams_that_wait_share_one_dial(world):
+    await world.start()
+    arrived = await world.accept()
+    clients = [await client(world) for _ in range(10)]
+    raw = await ready(arrived)
+    streams = {(await raw.receive())[2] for _ in range(10)}
+    assert streams == set(range(1, 21, 2))
+    for _, writer in clients:
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "breach",
+    [
+        frame(UPDATE, SYN, 2, 0),
+        frame(UPDATE, SYN, 3, 0),
+        frame(DATA, 0, 3, 0),
+        frame(UPDATE, ACK, 1, 0) * 2,
+        frame(PING, ACK, 0, 1),
+        frame(DATA, 0, 1, WINDOW + 1),
+    ],
+    ids=lambda breach: breach.hex()[:24],
+)
+async def test_a_server_that_breaks_the_protocol_is_left(world, breach):
+    raw, reader, _ = await dialled(world)
+    raw.send(breach)
+    with pytest.raises(ConnectionResetError):
+        await reader.read()
+    await raw.gone(1)
+    await world.until(lambda: world.plane.outbound_tunnels == [])
+
+
+async def test_after_go_away_old_streams_go_on_and_new_ones_take_a_new_tunnel(world):
+    await world.start()
+    arrived = await world.accept()
+    reader, writer = await client(world)
+    old = await ready(arrived)
+    assert (await old.receive())[:3] == (UPDATE, SYN, 1)
+    old.send(frame(UPDATE, ACK, 1, 0), frame(GO_AWAY, 0, 0, 0))
+    new = await ready(arrived)
+    await world.until(lambda: any(tunnel.usable for tunnel in world.plane.outbound_tunnels))
+    _, another = await client(world)
+    assert (await new.receive())[:3] == (UPDATE, SYN, 1)
+    old.send(frame(DATA, FIN, 1, 5, b"still"))
+    assert await reader.read() == b"still"
+    writer.close()
+    assert await old.receive() == (UPDATE, FIN, 1, 0, b"")
+    assert await old.receive() == (GO_AWAY, 0, 0, 0, b"")
+    old.writer.close()
+    await world.until(lambda: len(world.plane.outbound_tunnels) == 1)
+    another.close()
+
+
+async def test_a_tunnel_is_closed_in_good_order_when_it_is_no_longer_needed(world):
+    await world.start(tunnel_idle=0.1)
+    arrived = await world.accept()
+    reader, writer = await client(world)
+    raw = await ready(arrived)
+    assert (await raw.receive())[:2] == (UPDATE, SYN)
+    raw.send(frame(UPDATE, ACK, 1, 0), frame(UPDATE, FIN, 1, 0))
+    assert await reader.read() == b""
+    writer.close()
+    assert await raw.receive() == (UPDATE, FIN, 1, 0, b"")
+    assert await raw.receive() == (GO_AWAY, 0, 0, 0, b"")
+    assert await raw.reader.read() == b""
+    raw.writer.close()
+    await world.until(lambda: world.plane.outbound_tunnels == [])

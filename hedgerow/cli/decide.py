@@ -34,7 +34,7 @@ class Direction(StrEnum):
 
 def _rules(rules: list[dict[str, Any]], empty: str) -> None:
     print_table(
-        ("effect", "from", "to", "ports", "origin", "owner", "expires", "evidence"),
+        ("effect", "from", "to", "ports", "origin", "owner", "ends", "evidence"),
         (
             (
                 rule["effect"],
@@ -49,6 +49,7 @@ def _rules(rules: list[dict[str, Any]], empty: str) -> None:
             for rule in rules
         ),
         empty,
+        wraps=("from", "to", "evidence"),
     )
 
 
@@ -211,13 +212,14 @@ def overrides_list(
         answer,
         output,
         lambda a: print_table(
-            ("id", "state", "effect", "from", "to", "owner", "expires", "reason"),
+            ("id", "state", "effect", "from", "to", "owner", "ends", "reason"),
             (
                 (o["id"], o["state"], o["effect"], o["from"], f"{o['to']}:{o['port']}/{o['protocol']}", o["owner"],
                  ago(o["expires_at"]), o["reason"])
                 for o in a["overrides"]
             ),
             "There are no overrides.",
+            wraps=("from", "to", "reason"),
         ),
     )  # fmt: skip
 

@@ -59,6 +59,7 @@ def status(server: Server = "", token_file: TokenFile = None, output: Format = O
                 for item in answer["workloads"]
             ),
             "The inventory holds no workloads.",
+            wraps=("workload", "ready to enforce"),
         )
         troubled = [item for item in answer["sidecars"] if not item["connected"] or item["nack"]]
         out.print(f"sidecars: {len(answer['sidecars'])} known, {len(troubled)} in trouble")
@@ -114,12 +115,10 @@ def _write(body: str, out: Path | None) -> None:
 
 def _edges(answer: dict[str, Any]) -> None:
     print_table(
-        ("from", "to", "port", "state", "verdict", "connections", "mtls", "denied", "bytes", "last seen"),
+        ("connection", "state", "verdict", "opened", "mtls", "denied", "bytes", "last seen"),
         (
             (
-                edge["from"],
-                edge["to"],
-                f"{edge['port']}/{edge['protocol']}",
+                f"{edge['from']} → {edge['to']}:{edge['port']}/{edge['protocol']}",
                 edge["state"],
                 edge["verdict"],
                 edge["connections"],
@@ -131,6 +130,7 @@ def _edges(answer: dict[str, Any]) -> None:
             for edge in answer["edges"]
         ),
         "No traffic has been seen yet.",
+        wraps=("connection",),
     )
 
 
@@ -170,16 +170,13 @@ def flows(
 
 def _flow_table(items: list[dict[str, Any]]) -> None:
     print_table(
-        ("last seen", "from", "to", "port", "seen by", "verdict", "closed", "why", "mtls", "connections", "bytes"),
+        ("last seen", "connection", "seen by", "verdict", "why", "mtls", "opened", "bytes"),
         (
             (
                 ago(flow["last_seen"]),
-                flow["source"],
-                flow["destination"],
-                f"{flow['port']}/{flow['protocol']}",
-                f"{flow['reporter']} ({flow['direction']})",
-                flow["verdict"],
-                flow["pending"],
+                f"{flow['source']} → {flow['destination']}:{flow['port']}/{flow['protocol']}",
+                flow["reporter"],
+                flow["verdict"] if flow["verdict"] == flow["pending"] else f"{flow['verdict']}, then {flow['pending']}",
                 flow["reason"],
                 "yes" if flow["verified"] else "no",
                 flow["connections"],
@@ -188,6 +185,7 @@ def _flow_table(items: list[dict[str, Any]]) -> None:
             for flow in items
         ),
         "No flows have been reported yet.",
+        wraps=("connection", "seen by"),
     )
 
 
@@ -264,6 +262,7 @@ def audit(
                 for e in body["entries"]
             ),
             "Nothing has been changed yet.",
+            wraps=("to", "detail"),
         )
 
     show(answer, output, table)

@@ -16,6 +16,8 @@ from rich.table import Table
 
 Row = Sequence[object]
 
+_UNWRAPPED = 1000
+
 
 class Output(StrEnum):
     """The value of ``-o``."""
@@ -26,8 +28,8 @@ class Output(StrEnum):
 
 
 def console() -> Console:
-    """Standard output; colours only when it is a terminal and NO_COLOR is unset."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    """Standard output; colours only when it is a terminal and NO_COLOR is unset, and no wrapping when it is none."""
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=_UNWRAPPED)
 
 
 def show(answer: Any, output: Output, table: Callable[[Any], None]) -> None:
@@ -40,11 +42,14 @@ def show(answer: Any, output: Output, table: Callable[[Any], None]) -> None:
         table(answer)
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Row], empty: str) -> None:
-    """Print rows under their headings, or the sentence ``empty`` when there are none. Cells are plain text."""
+def print_table(columns: Sequence[str], rows: Iterable[Row], empty: str, wraps: Sequence[str] = ()) -> None:
+    """Print rows under their headings, or the sentence ``empty`` when there are none. Cells are plain text.
+
+    :param wraps: the columns that give way when the terminal is too narrow; the others are kept whole
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column.upper(), overflow="fold")
+        table.add_column(column.upper(), overflow="fold", no_wrap=bool(wraps) and column not in wraps)
     for row in rows:
         table.add_row(*(escape("-" if cell in (None, "") else str(cell)) for cell in row))
     if table.row_count:

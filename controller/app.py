@@ -67,11 +67,11 @@ class Controller:
             self._keyring = Keyring.open(settings.state_dir, settings.trust_domain, settings.svid_lifetime, clock)
             self._inventory = _InventoryFile(settings.inventory, settings.trust_domain)
             self._first_inventory = self._inventory.read()
+            self.engine = Engine(store, settings.trust_domain, EngineSettings(gate=settings.learning), clock)
+            self._make_servers()
         except BaseException:
             store.close()
             raise
-        self.engine = Engine(store, settings.trust_domain, EngineSettings(gate=settings.learning), clock)
-        self._make_servers()
 
     def _make_servers(self) -> None:
         settings, engine, keyring, clock = self._settings, self.engine, self._keyring, self._clock

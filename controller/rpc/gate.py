@@ -96,11 +96,12 @@ async def answered(context: Context) -> AsyncIterator[None]:
         if context.cancelled():  # the caller has left: nobody hears an answer
             raise asyncio.CancelledError from error
         status, message = status_of(error)
+        message = "".join(mark if mark.isprintable() else " " for mark in message[:1000])  # it may quote the caller
         if not isinstance(error, EXPECTED):
             log.exception("a call failed")
-        else:
+        elif not isinstance(error, Throttled):  # whoever guesses fast must not fill the log
             log.info("a call from %s is refused: %s", context.peer(), message)
-        await context.abort(status, message[:1000])
+        await context.abort(status, message)
 
 
 class Gate:

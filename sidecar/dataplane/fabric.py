@@ -39,6 +39,12 @@ class Fabric:
     balancer: Balancer
     budget: Budget
 
+    @property
+    def own_address(self) -> str:
+        """The address that we are known by: the first of our own, IPv4 before IPv6."""
+        addresses = self.settings.addresses
+        return min(addresses, key=lambda address: (":" in address, address)) if addresses else ""
+
 
 @lru_cache(maxsize=4096)
 def peer_of(spiffe_id: SpiffeId, address: str, verified: bool) -> Peer:

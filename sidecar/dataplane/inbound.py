@@ -20,7 +20,7 @@ from graph.policy import Reason
 from sidecar.dataplane import clienthello, sockets, tls
 from sidecar.dataplane.clienthello import ClientHello, Reading
 from sidecar.dataplane.fabric import Acceptor, Fabric, peer_of
-from sidecar.dataplane.live import new_record, refusal, report_refused
+from sidecar.dataplane.live import Connection, new_record, refusal, report_refused
 from sidecar.dataplane.reactor import EDGE, IN, RDHUP
 from sidecar.dataplane.relay import Relay
 from sidecar.dataplane.settings import ALPN
@@ -265,7 +265,7 @@ class _Arrival:
         source = Peer(address=self._source)
         record = new_record(Direction.INBOUND, source, destination_peer(fabric, verified=False), self._port)
 
-        def end() -> None:
+        def end(connection: Connection) -> None:
             sockets.reset(sock)
             fabric.reactor.close(sock)
             connection.finish()
@@ -299,7 +299,7 @@ class _Accepted:
         self.tunnel: Tunnel | None = None
 
     def leave(self) -> None:
-        if self.tunnel is not None and not self.tunnel.closed:
+        if self.tunnel is not None and not self.tunnel.leaving:
             self.tunnel.leave()
 
     def tunnel_ready(self, tunnel: Tunnel) -> None:
@@ -311,8 +311,7 @@ class _Accepted:
         record.source_identity = self._identity
         record.destination_identity = str(fabric.credentials.identity)
 
-        def end() -> None:
-            tunnel.refuse(stream_id)
+        def end(connection: Connection) -> None:
             connection.finish()
 
         connection = fabric.connections.judge(record, end)
@@ -355,5 +354,4 @@ def connect(fabric: Fabric, application: Address) -> socket.socket | None:
 
 def destination_peer(fabric: Fabric, *, verified: bool) -> Peer:
     """Ourselves, as the destination."""
-    address = next(iter(fabric.settings.addresses), "")
-    return peer_of(fabric.credentials.identity, address, verified)
+    return peer_of(fabric.credentials.identity, fabric.own_address, verified)

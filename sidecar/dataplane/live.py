@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 from graph.model import Direction, Peer, Verdict
 from graph.policy import Decision, Reason
@@ -41,7 +42,7 @@ class Connection:
 
     @property
     def allowed(self) -> bool:
-        return self.record.decision.allowed
+        return self.record.decision.allowed and not self.record.closed
 
     def owned_by(self, end: Callable[[], None]) -> None:
         """Have ``end`` called, instead of the present owner's, when the policy ends this connection."""
@@ -113,28 +114,24 @@ class Connections:
         self.count = 0
         authority.subscribe(self.check_all)
 
-    def judge(self, record: Record, end: Callable[[], None]) -> Connection:
+    def judge(self, record: Record, end: Callable[[Connection], None]) -> Connection:
         """Enter a connection and ask the policy. A refused one is reported and out of the register again.
 
         :param record: its ``decision`` is set here
         :param end: ends the connection with a reset; called when a later policy denies it
         """
-        connection = self.enter(record, end)
-        decision = self._ask(connection._key)
-        if decision.allowed:
-            record.decision = decision
-        else:
-            connection.refuse(decision)
-        return connection
-
-    def enter(self, record: Record, end: Callable[[], None]) -> Connection:
-        """Enter a connection that is not judged yet; it counts as denied until it is."""
         outbound = record.direction is Direction.OUTBOUND
         key = (record.direction, record.destination if outbound else record.source, record.port)
         record.decision = _UNDECIDED
-        connection = Connection(self, key, record, end)
+        connection = Connection(self, key, record, _nothing)
+        connection.owned_by(partial(end, connection))
         self._groups.setdefault(key, set()).add(connection)
         self.count += 1
+        decision = self._ask(key)
+        if not decision.allowed:
+            connection.refuse(decision)
+        elif not record.closed:  # a change of policy may have ended it already
+            record.decision = decision
         return connection
 
     def remove(self, key: _Key, connection: Connection) -> None:

@@ -105,8 +105,8 @@ class Outbound:
     ) -> None:
         """The usual case: the destination is known and its tunnel is warm, so nothing is waited for."""
 
-        def end() -> None:
-            fabric.reactor.close(sock)
+        def end(connection: Connection) -> None:
+            sockets.refuse(sock)
             connection.finish()
 
         fabric = self._fabric
@@ -140,11 +140,12 @@ class _Attempt:
         self._task = self._fabric.reactor.loop.create_task(self._run())
         self._task.add_done_callback(lambda task: self._done(task, done))
 
-    def end(self) -> None:
+    def end(self, connection: Connection | None = None) -> None:
         """Refuse the client now: the policy has changed, or we stop."""
         self._refuse_client()
-        if self._connection is not None:
-            self._connection.finish()
+        for ended in (connection, self._connection):
+            if ended is not None:
+                ended.finish()
         if self._task is not None:
             self._task.cancel()
 
@@ -223,7 +224,7 @@ class _Attempt:
             if (client := self._take_client()) is not None:
                 carry(fabric, client, connection, endpoint, tunnel)
             return
-        server = await self._connect(Address(endpoint.address, endpoint.port))
+        server = await self._connect(endpoint)
         client = self._take_client()
         if client is None:
             server.close()
@@ -233,12 +234,13 @@ class _Attempt:
         Relay(fabric.reactor, client, server, connection)
         connection.announce()
 
-    async def _connect(self, address: Address) -> socket.socket:
+    async def _connect(self, endpoint: Endpoint) -> socket.socket:
         """A plain connection.
 
         :raises DialFailed: when there is none in time; the failure is counted
         """
         fabric = self._fabric
+        address = Address(endpoint.address, endpoint.port)
         timeout = fabric.settings.connect_timeout
         try:
             server = sockets.outgoing(address.family, fabric.settings.mark)
@@ -258,7 +260,7 @@ class _Attempt:
             raise
         else:
             return server
-        fabric.balancer.failed(Endpoint(*address), asyncio.get_running_loop().time())
+        fabric.balancer.failed(endpoint, asyncio.get_running_loop().time())
         raise DialFailed(f"no connection to {address}: {why}")
 
     def _take_client(self) -> socket.socket | None:
@@ -304,8 +306,7 @@ def _expected_peer(identity: str, address: str) -> Peer | None:
 
 def source_peer(fabric: Fabric) -> Peer:
     """Ourselves, as the source."""
-    address = next(iter(fabric.settings.addresses), "")
-    return peer_of(fabric.credentials.identity, address, True)
+    return peer_of(fabric.credentials.identity, fabric.own_address, True)
 
 
 def _count_load(fabric: Fabric, connection: Connection, endpoint: Endpoint) -> None:

@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 #: The part of a tunnel's life after which a replacement is made, whoever's certificate it is that ends.
 _RENEW_AT = 0.8
+#: Dials that one stream waits for when the tunnels they give are gone or full at once.
+_DIALS = 3
 
 
 class DialFailed(SidecarError):
@@ -65,13 +67,17 @@ class Pool:
         """
         if not endpoint.identity:
             raise DialFailed(f"{endpoint.address} is meshed, but the directory names no identity for it")
-        if self._stopped:
-            raise DialFailed("the data path stops")
         key = key_of(endpoint)
-        slot = self._slots.get(key)
-        if slot is None:
-            slot = self._slots[key] = _Slot(self, self._fabric, endpoint)
-        return slot.ready() or await slot.dial()
+        for _ in range(_DIALS):
+            if self._stopped:
+                raise DialFailed("the data path stops")
+            slot = self._slots.get(key)
+            if slot is None:
+                slot = self._slots[key] = _Slot(self, self._fabric, endpoint)
+            tunnel = slot.ready() or await slot.dial()
+            if tunnel.usable:  # between its answer and our turn it may have ended, or filled up
+                return tunnel
+        raise DialFailed(f"tunnels to {endpoint.identity} end as soon as they begin, or are full")
 
     def forget(self, endpoint: Endpoint) -> None:
         """The endpoint has neither tunnel nor dial."""
@@ -207,6 +213,8 @@ class _Slot:
             fabric.balancer.succeeded(endpoint)
             self.tunnels[tunnel] = generation
             self._retire_older(tunnel, generation)
+            if generation != self._pool.generation:
+                self.replace()  # our certificate was renewed while we dialled with the old one
             return tunnel
         fabric.balancer.failed(endpoint, loop.time())
         message = f"no tunnel to {endpoint.identity} at {Address(endpoint.address, endpoint.port)}: {why}"

@@ -17,6 +17,7 @@ import asyncio
 import logging
 import select
 import socket
+from time import monotonic
 from typing import Protocol
 
 IN = select.EPOLLIN
@@ -32,6 +33,8 @@ GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 #: One read from a tunnel's socket, bytes.
 RECEIVE = 262_144
+#: Seconds after which a turn begins no further batch: others wait for the loop too.
+_LONGEST_TURN = 0.004
 #: Room for what one such read decrypts to, behind an unfinished record.
 PLAIN = RECEIVE + 32_768
 
@@ -186,6 +189,7 @@ class Reactor:
     def _turn(self) -> None:
         self._in_turn = True
         poll = self._epoll.poll
+        end = monotonic() + _LONGEST_TURN
         sources = self._sources
         try:
             for _ in range(self._rounds):
@@ -203,7 +207,7 @@ class Reactor:
                     self._flush()
                 if self._graveyard:
                     self._bury()
-                if not self._again and len(events) < self._batch and not self._dirty:
+                if (not self._again and len(events) < self._batch) or monotonic() > end:
                     break
         finally:
             self._in_turn = False

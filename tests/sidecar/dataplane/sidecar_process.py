@@ -74,6 +74,12 @@ def destination_of(item: dict[str, Any]) -> Destination:
     )
 
 
+def resident() -> int:
+    """Bytes of memory in use."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
+
+
 class Process:
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
@@ -131,15 +137,13 @@ class Process:
                 self.flows.opened_records.clear()
                 self.flows.closed_records.clear()
             case "state":
-                status = Path("/proc/self/status").read_text()
-                rss = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
                 return {
                     "live": self.plane.live_connections,
                     "outbound": len(self.plane.outbound_tunnels),
                     "inbound": len(self.plane.inbound_tunnels),
                     "streams": sum(len(tunnel.streams) for tunnel in self.plane.outbound_tunnels),
                     "answers": sum(tunnel.answers for tunnel in self.plane.outbound_tunnels),
-                    "rss": rss * 1024,
+                    "rss": resident(),
                     "cpu": sum(resource.getrusage(resource.RUSAGE_SELF)[:2]),
                     "budget": self.plane._fabric.budget.left,
                     "descriptors": len(os.listdir("/proc/self/fd")),

@@ -31,7 +31,7 @@ def record(source=FRONT):
 
 def enter(register, source=FRONT):
     ended = []
-    connection = register.judge(record(source), lambda: (ended.append(True), connection.finish()))
+    connection = register.judge(record(source), lambda connection: (ended.append(True), connection.finish()))
     return connection, ended
 
 
@@ -95,8 +95,10 @@ def test_a_change_between_registering_and_judging_is_not_missed():
 
     register = Connections(Changing(snapshot(rule())), flows)
     ended = []
-    register.judge(record(), lambda: ended.append(True))
+    connection = register.judge(record(), lambda connection: (ended.append(True), connection.finish()))
     assert ended
+    assert not connection.allowed
+    assert register.count == 0
 
 
 def test_a_withdrawn_one_leaves_no_report():

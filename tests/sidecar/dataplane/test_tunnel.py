@@ -465,6 +465,33 @@ async def test_after_go_away_old_streams_go_on_and_new_ones_take_a_new_tunnel(wo
     another.close()
 
 
+async def test_a_tunnel_that_ends_as_soon_as_it_is_ready_is_not_used(world):
+    await world.start()
+    arrived = await world.accept()
+    reader, writer = await client(world)
+    first = await asyncio.wait_for(arrived.get(), 20)
+    _, _, _, number, _ = await first.receive()
+    first.send(frame(PING, ACK, 0, number), frame(GO_AWAY, 0, 0, 0))
+    second = await ready(arrived)
+    assert (await second.receive())[:3] == (UPDATE, SYN, 1)
+    second.send(frame(UPDATE, ACK, 1, 0), frame(DATA, FIN, 1, 2, b"ok"))
+    assert await reader.read() == b"ok"
+    writer.close()
+    first.writer.close()
+
+
+async def test_streams_beyond_what_a_tunnel_takes_get_another_tunnel(world):
+    await world.start(streams_per_tunnel=2)
+    arrived = await world.accept()
+    clients = [await client(world) for _ in range(3)]
+    raw = await ready(arrived)
+    assert [(await raw.receive())[2] for _ in range(2)] == [1, 3]
+    another = await ready(arrived)
+    assert (await another.receive())[:3] == (UPDATE, SYN, 1)
+    for _, writer in clients:
+        writer.close()
+
+
 async def test_a_tunnel_is_closed_in_good_order_when_it_is_no_longer_needed(world):
     await world.start(tunnel_idle=0.1)
     arrived = await world.accept()

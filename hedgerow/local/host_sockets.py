@@ -78,6 +78,10 @@ class SocketTaker:
         made.setblocking(False)
         return made
 
+    def close(self) -> None:
+        """Give the channel back; the giver ends."""
+        self._channel.close()
+
     def connector(self) -> aiohttp.BaseConnector:
         """A connector for aiohttp that is in the host's network."""
         return aiohttp.TCPConnector(socket_factory=lambda address: self.take())

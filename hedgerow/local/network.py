@@ -15,6 +15,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,9 @@ class NamespaceSite:
                 "start this program through hedgerow.local.sandbox.run_in_sandbox",
             )
         self._many_users = kind is Confinement.ROOT
-        self.root = state
-        self._hosts = state / "hosts"
+        self.root = Path(tempfile.mkdtemp(prefix="mesh-", dir=state))
+        self.root.chmod(0o755)
+        self._hosts = self.root / "hosts"
         self._views: dict[str, views.View] = {}
         self._links: dict[str, str] = {}
         self._opened = False
@@ -92,8 +94,8 @@ class NamespaceSite:
             self._views.popitem()[1].close()
         if self._opened:
             self._opened = False
-            await _ip("route del unreachable default", f"link del {BRIDGE}")
-        shutil.rmtree(self._hosts, ignore_errors=True)
+            await _ip("route del unreachable default", f"link del {BRIDGE}", must=False)
+        shutil.rmtree(self.root, ignore_errors=True)
 
     def pod_address(self, index: int) -> str:
         return str(PODS[_FIRST_POD * (1 + (index - 1) // 250) + 1 + (index - 1) % 250])
@@ -141,8 +143,9 @@ class NamespaceSite:
             )
 
     async def _remove(self, name: str) -> None:
-        self._links.pop(name, None)
-        await _ip(f"netns del {name}")  # the cable goes with its end
+        if (link := self._links.pop(name, None)) is not None:
+            # The kernel takes its time to end a namespace; the cable's name has to be free at once.
+            await _ip(f"link del {link}", f"netns del {name}", must=False)
         if (view := self._views.pop(name, None)) is not None:
             view.close()
         (self._hosts / name).unlink(missing_ok=True)
@@ -281,10 +284,11 @@ def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
     }
 
 
-async def _ip(*commands: str, inside: str = "") -> None:
+async def _ip(*commands: str, inside: str = "", must: bool = True) -> None:
     """Run ip(8) once for many commands.
 
     :param inside: the network namespace to do it in
+    :param must: stop at the first that fails and raise; else do what can be done
     """
-    argv = ["ip", *(["-n", inside] if inside else []), "-batch", "-"]
-    await run(argv, stdin="\n".join(commands).encode() + b"\n", check=True)
+    argv = ["ip", *(["-n", inside] if inside else []), *([] if must else ["-force"]), "-batch", "-"]
+    await run(argv, stdin="\n".join(commands).encode() + b"\n", check=must)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 
 
 class Progress:
@@ -26,11 +27,11 @@ class Progress:
             self._title = title
             yield
         took = time.monotonic() - started
-        said = f" [dim]{self._note}[/]" if self._note else ""
+        said = f" [dim]{escape(self._note)}[/]" if self._note else ""
         self._console.print(f"[green]✓[/] {title} [dim]({took:.1f} s)[/]{said}")
 
     def note(self, text: str) -> None:
         """Say where the running phase is; the last note stays."""
         if text != self._note:
             self._note = text
-            self._status.update(f"{self._title} [dim]{text}[/]")
+            self._status.update(f"{self._title} [dim]{escape(text)}[/]")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
@@ -166,7 +167,7 @@ def show(result: Result, console: Console) -> None:
     for attack in result.attacks:
         outcome = "[green]refused" if attack.blocked and attack.witnessed else "[red]refused, no witness"
         name = f"{attack.source} → {attack.destination}:{attack.port}"
-        attacks.add_row(name, attack.how, outcome if attack.blocked else "[red]GOT THROUGH")
+        attacks.add_row(name, escape(attack.how), outcome if attack.blocked else "[red]GOT THROUGH")
     console.print(attacks)
 
     trial = result.override
@@ -191,10 +192,10 @@ def show(result: Result, console: Console) -> None:
         facts.add_row(name, value)
     console.print(facts)
     for limit in result.cannot_show:
-        console.print(f"[yellow]Not shown here:[/] {limit}")
+        console.print(f"[yellow]Not shown here:[/] {escape(limit)}")
     failures = result.failures()
     if failures:
-        console.print(Panel("\n".join(failures), title="This run failed", border_style="red"), markup=False)
+        console.print(Panel(escape("\n".join(failures)), title="This run failed", border_style="red"))
     else:
         console.print("[bold green]Everything that was expected works, and nothing else does.")
 

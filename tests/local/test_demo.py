@@ -1,0 +1,291 @@
+"""The demo, as a person starts it: in every way that a machine may permit, to its end and not quite to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from hedgerow.local import views
+from hedgerow.local.sandbox import probe
+from hedgerow.local.shop.layout import EXPECTED
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces as root")
+
+DEMO = (sys.executable, "-P", "-m", "hedgerow.local", "--port", "0")
+
+
+class Run:
+    """One demo, and a way to find every process that came from it: a mark in the environment."""
+
+    def __init__(self, *arguments: str, prefix: tuple[str, ...] = (), temporary: Path | None = None) -> None:
+        self._mark = uuid.uuid4().hex
+        env = {**os.environ, "HEDGEROW_TEST_MARK": self._mark}
+        if temporary is not None:
+            env["TMPDIR"] = str(temporary)
+        self.process = subprocess.Popen(
+            [*prefix, *DEMO, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
+            cwd="/",
+            start_new_session=True,
+        )
+
+    def finish(self, timeout: float = 170.0) -> tuple[str, str]:
+        return self.process.communicate(timeout=timeout)
+
+    def read_until(self, pattern: str) -> str:
+        """Read stderr, then stdout, until a line matches."""
+        said = []
+        for stream in (self.process.stderr, self.process.stdout):
+            assert stream is not None
+            for line in stream:
+                said.append(line)
+                if re.search(pattern, line):
+                    return "".join(said)
+                if "Everything that was expected" in line or "This run failed" in line:
+                    break
+        pytest.fail(f"the demo never said {pattern!r} but:\n{''.join(said)}")
+
+    def alive(self) -> list[str]:
+        """Command lines of the demo's own processes; those of pods have an environment of their own."""
+        found = []
+        for directory in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if self._mark.encode() in (directory / "environ").read_bytes():
+                    found.append((directory / "cmdline").read_text().replace("\0", " "))
+        return found
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+
+@contextlib.contextmanager
+def demo(*arguments: str, prefix: tuple[str, ...] = (), temporary: Path | None = None) -> Iterator[Run]:
+    made = Run(*arguments, prefix=prefix, temporary=temporary)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def until(condition: Callable[[], object], what: str, deadline: float = 20.0) -> None:
+    end = time.monotonic() + deadline
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not come about in {deadline} s"
+        time.sleep(0.05)
+
+
+def programs() -> set[str]:
+    """Everything that runs and could be of a mesh, by process id and command line."""
+    found = set()
+    for directory in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (directory / "cmdline").read_text().replace("\0", " ")
+            if re.search(r"-m (sidecar|controller|hedgerow\.local)", command):
+                found.add(f"{directory.name} {command}")
+    return found
+
+
+def traces() -> dict[str, str]:
+    def said(*argv: str) -> str:
+        return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+
+    return {
+        "namespaces": said("ip", "netns", "list"),
+        "links": said("ip", "-br", "link"),
+        "rules": said("nft", "list", "ruleset"),
+        "mounts": Path("/proc/self/mounts").read_text(),
+        "state": " ".join(sorted(str(path) for path in Path("/run/hedgerow").glob("*"))),
+        "programs": "\n".join(sorted(programs())),
+    }
+
+
+def as_nobody(directory: Path) -> tuple[str, ...]:
+    """A command line that runs another as an ordinary user who can run this interpreter and write ``directory``."""
+    for step in (directory, *directory.parents):
+        if step.stat().st_mode & 0o001 == 0:
+            step.chmod(step.stat().st_mode | 0o011)
+    os.chown(directory, 65534, 65534)
+    script = (
+        f'{views.infrastructure_script(other_users=True)}\nexec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"'
+    )
+    return ("unshare", "--mount", "--propagation", "private", "sh", "-e", "-c", script, "sh")
+
+
+@needs_root
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("way", ["root", "user-namespace", "none"])
+def test_the_whole_story(way: str, tmp_path: Path) -> None:
+    if way == "root":
+        assert probe().confinement == way  # else this would test something else
+    before = traces()
+    out = tmp_path / "out"
+    out.mkdir()
+    prefix = as_nobody(out) if way == "user-namespace" else ()
+    options = ("--explicit",) if way == "none" else ()
+    temporary = tmp_path if way == "none" else None
+    with demo("--once", "--json", "--out", str(out), *options, prefix=prefix, temporary=temporary) as run:
+        stdout, stderr = run.finish()
+        assert run.process.returncode == 0, stdout[-3000:] + stderr[-6000:]
+    result = json.loads(stdout.splitlines()[-1])
+    check_result(result, way)
+    check_manifests(out, result)
+    assert traces() == before
+    assert not list(tmp_path.glob("hedgerow-*"))
+
+
+def check_result(result: dict[str, Any], way: str) -> None:
+    assert result["confinement"] == way
+    expected = {(str(edge.source), str(edge.destination), edge.port, str(edge.protocol)) for edge in EXPECTED}
+    observed = {(edge["from"], edge["to"], edge["port"], edge["protocol"]) for edge in result["edges_observed"]}
+    assert observed == expected
+    assert result["edges_missing"] == result["edges_unexpected"] == []
+    assert (result["services"], result["instances"]) == (9, 13)
+    assert result["mtls_ratio"] == 1.0
+    assert result["mtls_connections"] > len(EXPECTED)
+    assert (result["false_denies"], result["failed_requests"]) == (0, 0)
+    assert result["requests"] > 100
+    assert {attack["from"] for attack in result["attacks"]} == {"shop/intruder", "shop/recommendation", "shop/shipping"}
+    assert all(attack["blocked"] and attack["witnessed"] for attack in result["attacks"])
+    override = result["override"]
+    assert override["denied_before"]
+    assert override["allowed_after"]
+    assert override["denied_after_expiry"]
+    assert override["cut_after_expiry"]
+    assert override["push_ms"] > 0
+    assert bool(result["cannot_show"]) == (way != "root")
+
+
+def check_manifests(out: Path, result: dict[str, Any]) -> None:
+    policies = [yaml.safe_load(path.read_text()) for path in sorted((out / "networkpolicies").glob("*.yaml"))]
+    assert len(policies) == result["network_policies"] > 0
+    for policy in policies:
+        assert (policy["apiVersion"], policy["kind"]) == ("networking.k8s.io/v1", "NetworkPolicy")
+        kubernetes_validate.validate(policy, "1.30", strict=True)
+    pods = list(yaml.safe_load_all((out / "inventory" / "pods.yaml").read_text()))
+    namespaces = list(yaml.safe_load_all((out / "inventory" / "namespaces.yaml").read_text()))
+    for manifest in (*pods, *namespaces):
+        kubernetes_validate.validate(manifest, "1.30", strict=True)
+    assert {namespace["metadata"]["name"] for namespace in namespaces} == {"data", "shop", "hedgerow-system"}
+    assert len(pods) == result["instances"] + 1  # the controller is a pod too
+    assert len({pod["status"]["podIP"] for pod in pods}) == len(pods)
+    workloads = [pod["metadata"]["annotations"]["hedgerow.dev/workload"] for pod in pods]
+    assert workloads.count("shop/catalogue") == 3
+    for policy in policies:  # every policy selects pods that there are
+        wanted = policy["spec"]["podSelector"]["matchLabels"].items()
+        namespace = policy["metadata"]["namespace"]
+        assert any(
+            pod["metadata"]["namespace"] == namespace and wanted <= pod["metadata"]["labels"].items() for pod in pods
+        )
+
+
+@needs_root
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("moment", [None, "Start a controller", "Learn who"])
+def test_kill_9_half_way_leaves_nothing(moment: str | None) -> None:
+    before = traces()
+    with demo("--once") as run:
+        if moment is None:  # in the middle of starting: somebody is there who is not the front
+            until(lambda: any("-m controller" in program for program in programs()), "a controller")
+        else:
+            run.read_until(moment)
+        os.kill(run.process.pid, signal.SIGKILL)
+        run.process.wait()
+        until(lambda: not run.alive() and traces() == before, "the end of every process, namespace and rule")
+
+
+@needs_root
+@pytest.mark.timeout(120)
+def test_an_interrupt_half_way_stops_everything() -> None:
+    before = traces()
+    with demo("--once") as run:
+        run.read_until("Start a controller")
+        run.process.send_signal(signal.SIGINT)
+        _, stderr = run.finish()
+        assert run.process.returncode == 130
+        assert "Interrupted" in stderr
+        until(lambda: traces() == before, "the end of every process, namespace and rule")
+
+
+@pytest.mark.timeout(120)
+def test_in_explicit_mode_the_next_run_removes_what_kill_9_left(tmp_path: Path) -> None:
+    before = programs()
+    with demo("--once", "--explicit", temporary=tmp_path) as run:
+        run.read_until("Start a controller")
+        assert programs() > before
+        os.kill(run.process.pid, signal.SIGKILL)
+        run.process.wait()
+        until(lambda: programs() == before, "the end of every process")
+    assert len(list(tmp_path.glob("hedgerow-mesh-*"))) == 1
+    with demo("--once", "--explicit", temporary=tmp_path) as run:
+        until(lambda: len(list(tmp_path.glob("hedgerow-mesh-*/controller.yaml"))) == 1, "the next run's state")
+        assert len(list(tmp_path.glob("hedgerow-mesh-*"))) == 1
+        run.process.send_signal(signal.SIGINT)
+        run.finish()
+    assert list(tmp_path.glob("hedgerow-mesh-*")) == []
+    assert programs() == before
+
+
+@needs_root
+@pytest.mark.timeout(200)
+def test_it_serves_until_ctrl_c_and_people_can_use_it_meanwhile() -> None:
+    before = traces()
+    with demo() as run:
+        said = run.read_until("Ctrl-C stops everything")
+        found = re.search(r"export (HEDGEROW_SERVER=\S+) (HEDGEROW_TOKEN_FILE=\S+)", said)
+        assert found is not None, said
+        access = dict(pair.split("=", 1) for pair in found.groups())
+        asked = subprocess.run(
+            [sys.executable, "-P", "-m", "hedgerow", "status", "-o", "json"],
+            capture_output=True, text=True, check=False, env={**os.environ, **access},
+        )  # fmt: skip
+        assert asked.returncode == 0, asked.stderr
+        modes = {one["workload"]: one["inbound_mode"] for one in json.loads(asked.stdout)["workloads"]}
+        assert modes["shop/payment"] == "enforce"
+        page = re.search(r"http://127\.0\.0\.1:\d+/#token=\S+", said)
+        assert page is not None
+        run.process.send_signal(signal.SIGINT)
+        run.finish()
+        assert run.process.returncode == 0
+    until(lambda: traces() == before, "the end of every process, namespace and rule")
+
+
+def test_a_busy_port_is_named_with_a_remedy() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with demo("--once", "--port", port) as run:
+            _, stderr = run.finish()
+    assert run.process.returncode == 2
+    assert f"--port: cannot listen on 127.0.0.1:{port}: Address already in use" in stderr
+    assert "name another port" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_starts(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("precious")
+    with demo("--once", "--out", str(file / "out")) as run:
+        _, stderr = run.finish()
+    assert run.process.returncode == 2
+    assert "--out: cannot write" in stderr
+    assert "✓" not in stderr
+    assert "Traceback" not in stderr

@@ -4,21 +4,36 @@ specification alone, which has never seen the compiler."""
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, product
 
 import kubernetes_validate
+import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 
 from controller.compiler import Limit, compile_policy, inventory_files, network_policy_files
 from controller.compiler.manifests import namespace_manifest, pod_manifest
-from graph.model import Connection, Direction, Instance, Mode, Peer, Protocol, Selector, Verdict, Workload
+from graph.model import (
+    Connection,
+    Direction,
+    Instance,
+    Mode,
+    Origin,
+    Peer,
+    PortRange,
+    Protocol,
+    Rule,
+    Selector,
+    Verdict,
+    Workload,
+)
 from graph.policy import decide
 from tests.controller.compiler.meshes import learned, meshes, override, ref, shop
 from tests.networkpolicy.evaluator import Cluster
 
 NOW = 100.0
 PORTS = (1, 53, 79, 80, 81, 443, 444, 15012, 15013, 15019, 15020, 15021, 15022, 65535)
+FRONT, CART = Selector.of(ref("shop/front")), Selector.of(ref("shop/cart"))
 VERSIONS = ("1.29", kubernetes_validate.latest_version())
 
 random_meshes = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -148,7 +163,7 @@ def test_what_comes_from_outside_is_judged_alike(policy):
 
 def test_a_shop_as_written_to_a_folder(tmp_path):
     """Every learned pair is open, every other pair is closed, DNS and the controller are always open."""
-    deny = override(Verdict.DENY, Selector.of(ref("shop/front")), Selector.of(ref("shop/cart")), 9090)
+    deny = override(Verdict.DENY, FRONT, CART, 9090)
     policy = shop(learned("shop/front", "shop/cart", 9090), deny)
     for folder, files in (
         ("networkpolicies", network_policy_files(compile_policy(policy, NOW).network_policies)),
@@ -195,3 +210,39 @@ def test_dns_and_the_controller_are_always_open():
         assert judge.pod_to_pod(pod, "hedgerow-system/ctl-1", 15013, "TCP")
         assert not judge.pod_to_pod(pod, "hedgerow-system/ctl-1", 8080, "TCP")
         assert judge.address_to_pod("192.0.2.1", pod, 15021, "TCP")
+
+
+RULES = {
+    name: Rule(f"{origin}/{effect}", FRONT, CART, (PortRange.single(9),), effect=effect, origin=origin)
+    for name, (origin, effect) in {
+        "override deny": (Origin.OVERRIDE, Verdict.DENY),
+        "override allow": (Origin.OVERRIDE, Verdict.ALLOW),
+        "static deny": (Origin.STATIC, Verdict.DENY),
+        "static allow": (Origin.STATIC, Verdict.ALLOW),
+        "learned": (Origin.LEARNED, Verdict.ALLOW),
+    }.items()
+}
+
+
+def expected(names):
+    """The precedence of the design, in plain words."""
+    if "override deny" in names:
+        return False
+    if "override allow" in names:
+        return True
+    if "static deny" in names:
+        return False
+    return "static allow" in names or "learned" in names
+
+
+@pytest.mark.parametrize("names", [names for size in range(6) for names in combinations(RULES, size)])
+def test_precedence_is_the_same_everywhere(names):
+    policy = shop(*(RULES[name] for name in names))
+    compiled = compile_policy(policy, NOW)
+    front, cart = (
+        next(each for each in policy.instances if each.workload == ref(name)) for name in ("shop/front", "shop/cart")
+    )
+    assert compiled.proof.equal
+    assert told(policy, compiled.snapshots, front, cart, 9, Protocol.TCP) is expected(names)
+    judge = cluster(policy, compiled.network_policies)
+    assert judge.pod_to_pod("shop/front-1", "shop/cart-1", 9) is expected(names)

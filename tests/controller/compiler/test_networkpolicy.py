@@ -235,3 +235,21 @@ def test_one_file_for_each_policy():
     for name, text in files.items():
         [policy] = yaml.safe_load_all(text)
         assert name == f"{policy['metadata']['namespace']}.{policy['metadata']['name']}.yaml"
+
+
+# Names and networks that overlap
+
+
+def test_a_workload_that_a_rule_names_is_named_even_where_a_network_covers_it():
+    """Plugins differ on whether an ipBlock means pods, and addresses change; what was learned has to hold."""
+    network = override(Verdict.ALLOW, Selector(cidr="10.0.0.0/8"), Selector.of(ref("shop/cart")), 8080)
+    entries = spec(shop(network), "shop/cart")["ingress"]
+    assert opened(entries, "from", pods("shop/front"))
+    assert opened(entries, "from", {"ipBlock": {"cidr": "10.0.0.0/8"}})
+
+
+def test_a_workload_that_only_a_network_covers_is_not_named():
+    network = override(Verdict.ALLOW, Selector(cidr="10.0.0.0/8"), Selector.of(ref("shop/cart")), 8080)
+    entries = spec(shop(network), "shop/cart")["ingress"]
+    assert not opened(entries, "from", pods("shop/db"))
+    assert not opened(entries, "from", pods("legacy/client"))

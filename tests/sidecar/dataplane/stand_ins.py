@@ -84,8 +84,10 @@ class HeldCredentials:
         key: ec.EllipticCurvePrivateKey,
         bundle: TrustBundle,
         not_after: float,
+        alpn: Sequence[str] = ALPN,
     ) -> None:
         self._renewed: list[Callable[[], None]] = []
+        self._alpn = alpn
         self._hold(identity, chain_der, key, bundle, not_after)
 
     def _hold(
@@ -98,8 +100,8 @@ class HeldCredentials:
     ) -> None:
         self.identity = identity
         self.not_after = not_after
-        self.client_context: ssl.SSLContext = client_context(chain_der, key, bundle, alpn=ALPN)
-        self.server_context: ssl.SSLContext = server_context(chain_der, key, bundle, alpn=ALPN)
+        self.client_context: ssl.SSLContext = client_context(chain_der, key, bundle, alpn=self._alpn)
+        self.server_context: ssl.SSLContext = server_context(chain_der, key, bundle, alpn=self._alpn)
 
     def renew(
         self, chain_der: Sequence[bytes], key: ec.EllipticCurvePrivateKey, bundle: TrustBundle, not_after: float
@@ -116,24 +118,13 @@ class HeldCredentials:
 
 
 def credentials(
-    authority: CertificateAuthority,
-    namespace: str,
-    workload: str,
-    *,
-    lifetime: float = 3600.0,
-    account: str = "default",
+    authority: CertificateAuthority, namespace: str, workload: str, *, alpn: Sequence[str] = ALPN
 ) -> HeldCredentials:
     """Fresh credentials of one workload."""
-    identity = SpiffeId.for_workload(authority.trust_domain, namespace, account, workload)
-    return credentials_for(authority, identity, lifetime=lifetime)
-
-
-def credentials_for(
-    authority: CertificateAuthority, identity: SpiffeId, *, lifetime: float = 3600.0
-) -> HeldCredentials:
+    identity = SpiffeId.for_workload(authority.trust_domain, namespace, "default", workload)
     key = new_key()
-    chain = authority.sign_workload(make_csr(key), identity, time.time(), lifetime)
-    return HeldCredentials(identity, chain.chain_der, key, authority.bundle(), chain.not_after)
+    chain = authority.sign_workload(make_csr(key), identity, time.time(), 3600.0)
+    return HeldCredentials(identity, chain.chain_der, key, authority.bundle(), chain.not_after, alpn)
 
 
 class FlowList:

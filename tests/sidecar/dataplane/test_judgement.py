@@ -283,6 +283,16 @@ def expired(authority):
     return client_context(chain.chain_der, key, authority.bundle())
 
 
+async def test_an_address_that_is_not_known_as_ours_leads_nowhere(pods, sidecars):
+    client, server = pods
+    cart = sidecars(server, "shop/cart", policy={"inbound": "learn"})
+    stray = "10.213.7.200"
+    ip("-n", server.namespace.name, "addr", "add", f"{stray}/24", "dev", "eth0")
+    async with apps.server(server, PORT, address=stray):
+        await apps.refused(client, stray, PORT)
+    assert cart.flows() == []
+
+
 async def test_the_ports_of_the_sidecar_itself_lead_nowhere(pods, sidecars):
     client, server = pods
     cart = sidecars(server, "shop/cart", policy={"inbound": "learn", "outbound": "learn"})

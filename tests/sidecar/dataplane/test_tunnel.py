@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import struct
 import time
@@ -11,12 +12,14 @@ import time
 import pytest
 
 from certs.ca import CertificateAuthority
+from certs.spiffe import SpiffeId
 from graph.model import Destination, Endpoint, Mode, Snapshot, WorkloadRef
+from graph.policy import Reason
 from sidecar.dataplane.proxy import DataPlane
 from sidecar.dataplane.settings import DataPlaneSettings, ExplicitInbound, ExplicitOutbound
 from sidecar.dataplane.sockets import Address
 from tests.sidecar.dataplane import applications as apps
-from tests.sidecar.dataplane.stand_ins import TRUST_DOMAIN, FlowList, HeldDirectory, HeldPolicy, credentials
+from tests.sidecar.dataplane.stand_ins import ALPN, TRUST_DOMAIN, FlowList, HeldDirectory, HeldPolicy, credentials
 from tests.sidecar.dataplane.test_frames import frame
 
 WINDOW = 262_144
@@ -43,10 +46,12 @@ class World:
         self.flows = FlowList()
         self.inbound, self.outbound, self.application, self.peer = (free_port() for _ in range(4))
 
-    async def start(self, handler=apps.serve, **settings):
+    async def start(self, handler=apps.serve, *, identity=None, **settings):
         self.server = await asyncio.start_server(handler, "127.0.0.1", self.application)
         self.stack.callback(self.server.close)
-        peer = Endpoint("127.0.0.1", self.peer, identity=str(credentials(self.authority, "shop", "back").identity))
+        if identity is None:
+            identity = str(SpiffeId.for_workload(TRUST_DOMAIN, "shop", "default", "back"))
+        peer = Endpoint("127.0.0.1", self.peer, identity=identity)
         destination = Destination("192.0.2.1", 80, workload=WorkloadRef("shop", "back"), meshed=True, endpoints=(peer,))
         self.plane = DataPlane(
             DataPlaneSettings(
@@ -77,9 +82,12 @@ class World:
         await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.inbound))
         reader, writer = await asyncio.open_connection(sock=sock, ssl=context, server_hostname="x", limit=4096)
         self.stack.callback(writer.close)
-        return RawPeer(reader, writer)
+        raw = RawPeer(reader, writer)
+        raw.send(frame(PING, SYN, 0, 99))
+        assert await raw.receive() == (PING, ACK, 0, 99, b""), "from here on there is a tunnel"
+        return raw
 
-    async def accept(self):
+    async def accept(self, *, alpn=ALPN):
         """Be the peer that the data plane dials; answers with the queue of the raw ends of its tunnels."""
         arrived = asyncio.Queue()
 
@@ -87,7 +95,7 @@ class World:
             self.stack.callback(writer.close)
             arrived.put_nowait(RawPeer(reader, writer))
 
-        context = credentials(self.authority, "shop", "back").server_context
+        context = credentials(self.authority, "shop", "back", alpn=alpn).server_context
         server = await asyncio.start_server(accepted, "127.0.0.1", self.peer, ssl=context)
         self.stack.callback(server.close)
         return arrived
@@ -194,7 +202,7 @@ async def test_an_application_that_does_not_listen_resets_the_stream_alone(world
         [frame(UPDATE, SYN, 1, 0), frame(UPDATE, FIN, 1, 0), frame(UPDATE, FIN, 1, 0)],
         [frame(UPDATE, SYN, 1, 0), frame(UPDATE, 0, 1, 0xFFFFFFFF)],
         [frame(PING, ACK, 0, 1)],
-        [frame(PING, SYN, 0, 1)] * 101,
+        [frame(PING, SYN, 0, 1)] * 1000,
         [frame(DATA, 0, 1, 0, version=1)],
         [b"GET / HTTP/1.1\r\n\r\n"],
     ],
@@ -319,7 +327,8 @@ async def test_the_application_sends_no_more_than_the_peer_grants(world):
     assert (await raw.receive())[0] == PING, "nothing but the answer comes"
 
 
-async def test_a_peer_that_asks_and_does_not_read_is_cut_off(world):
+async def test_a_peer_that_asks_and_does_not_read_is_cut_off(world, caplog):
+    caplog.set_level(logging.DEBUG, "sidecar.dataplane")
     await world.start(pings_per_second=10_000_000, control_bytes=65_536)
     raw = await world.dial(receive_buffer=4096)
     raw.writer.transport.pause_reading()
@@ -331,6 +340,7 @@ async def test_a_peer_that_asks_and_does_not_read_is_cut_off(world):
                 await raw.writer.drain()
                 await asyncio.sleep(0)
     assert not world.plane.inbound_tunnels
+    assert "the peer does not read" in caplog.text
 
 
 async def test_a_peer_that_leaves_without_a_word_resets_its_streams(world):
@@ -410,6 +420,29 @@ async def test_a_peer_that_accepts_the_handshake_and_says_nothing_is_given_up(wo
         await reader.read()
     assert world.flows.closed_records[0].failed
     assert world.plane.outbound_tunnels == []
+
+
+@pytest.mark.parametrize("alpn", [(), ("h2",)])
+async def test_a_server_that_does_not_agree_to_our_protocol_is_refused(world, alpn):
+    await world.start()
+    arrived = await world.accept(alpn=alpn)
+    reader, _ = await client(world)
+    with pytest.raises(ConnectionResetError):
+        await reader.read()
+    assert arrived.empty() or await arrived.get_nowait().reader.read() == b""
+    await world.until(lambda: world.flows.opened_records)
+    assert world.flows.opened_records[0].decision.reason is Reason.UNTRUSTED_PEER
+    assert world.plane.outbound_tunnels == []
+
+
+async def test_a_meshed_endpoint_without_a_name_is_not_connected_to(world):
+    await world.start(identity="")
+    arrived = await world.accept()
+    reader, _ = await client(world)
+    with pytest.raises(ConnectionResetError):
+        await reader.read()
+    assert arrived.empty()
+    assert world.flows.closed_records[0].failed
 
 
 async def test_streams_that_wait_share_one_dial(world):

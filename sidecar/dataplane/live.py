@@ -154,11 +154,14 @@ class Connections:
             callback()
 
     def check_all(self) -> None:
-        """Judge every connection again and end those that are denied now."""
+        """Judge every connection again: end those that are denied now, and note of the others what allows them now."""
         for key, group in list(self._groups.items()):
-            if not self._ask(key).allowed:
-                for connection in list(group):
+            decision = self._ask(key)
+            for connection in list(group):
+                if not decision.allowed:
                     connection.end()
+                elif connection.allowed:
+                    connection.record.decision = decision
 
     def end_all(self) -> None:
         """End every connection with a reset."""

@@ -83,6 +83,16 @@ def test_a_change_ends_what_is_denied_now_and_nothing_else():
     assert front.record.decision.allowed, "what was decided when it opened"
 
 
+def test_what_stays_allowed_is_reported_with_what_allows_it_now():
+    register, policy, _ = make(mode=Mode.LEARN)
+    connection, ended = enter(register)
+    assert (connection.record.decision.reason, connection.record.decision.pending) == (Reason.LEARNING, Verdict.DENY)
+    policy.apply(snapshot(rule()))
+    assert not ended
+    assert connection.record.decision.allowed
+    assert (connection.record.decision.rule_id, connection.record.decision.pending) == ("r", Verdict.ALLOW)
+
+
 def test_a_change_between_registering_and_judging_is_not_missed():
     flows = FlowList()
 

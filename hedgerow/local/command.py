@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import compileall
 import json
 import os
 import signal
@@ -36,6 +37,7 @@ _IMPATIENT = 3
 class _Handed:
     """What the front hands down. Descriptors are the same numbers on both sides.
 
+    :param confinement: the kind of sandbox
     :param channel: the :class:`SocketTaker`'s end; -1 when this process is in the page's network itself
     :param token_file: a descriptor that people read the operator's token through
     """
@@ -43,6 +45,7 @@ class _Handed:
     once: bool
     json: bool
     out: str
+    confinement: str
     listener: int
     channel: int
     token_file: int
@@ -82,17 +85,26 @@ def _front(once: bool, json: bool, out: Path | None, port: int, explicit: bool, 
         if permitted.why_not:
             console.print(permitted.why_not, style="dim", markup=False)
     with listen_on_loopback(port) as listener:
+        _compile_packages()
         token_file = os.memfd_create("hedgerow-token")
+        common = (once, json, str(out or ""), str(kind))
         if kind is Confinement.NONE:
-            return _run(_Handed(once, json, str(out or ""), listener.detach(), -1, token_file, os.getpid()))
+            return _run(_Handed(*common, listener.detach(), -1, token_file, os.getpid()))
         giver = SocketGiver()
-        handed = _Handed(once, json, str(out or ""), listener.fileno(), giver.theirs.fileno(), token_file, os.getpid())
+        handed = _Handed(*common, listener.fileno(), giver.theirs.fileno(), token_file, os.getpid())
         return run_in_sandbox(
             [sys.executable, "-P", "-m", "hedgerow.local.command", _INSIDE, _dump(handed)],
             kind=kind,
             pass_fds=[handed.listener, handed.channel, handed.token_file],
             beside=giver.start,
         )
+
+
+def _compile_packages() -> None:
+    """Let a dozen programs that start at once find byte code, instead of each compiling the same files."""
+    root = Path(__file__).parents[2]
+    for package in ("certs", "graph", "sidecar", "controller", "hedgerow"):
+        compileall.compile_dir(root / package, quiet=2)  # where that is not permitted they do it themselves
 
 
 def _dump(handed: _Handed) -> str:
@@ -138,7 +150,9 @@ async def _tell(handed: _Handed, console: Console) -> int:
     connector = SocketTaker(handed.channel).connector if handed.channel >= 0 else None
     page = console if handed.json else Console()
     with socket.socket(fileno=handed.listener) as listener:
-        demo = Demo(Surroundings(Path(handed.out) if handed.out else None, listener, connector), Progress(console))
+        out = Path(handed.out) if handed.out else None
+        given = Surroundings(out, listener, Confinement(handed.confinement), connector)
+        demo = Demo(given, Progress(console))
         try:
             result = await demo.run()
             show(result, page)

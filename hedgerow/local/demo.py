@@ -21,12 +21,13 @@ from graph.model import EdgeKey, WorkloadRef
 from hedgerow.local import attacks, manifests
 from hedgerow.local.attacks import probe
 from hedgerow.local.errors import NotReady
-from hedgerow.local.loopback import CANNOT_SHOW
+from hedgerow.local.loopback import CANNOT_SHOW, LoopbackSite
 from hedgerow.local.mesh import LocalMesh
+from hedgerow.local.network import NamespaceSite
 from hedgerow.local.pod import Pod
 from hedgerow.local.processes import Process, python
 from hedgerow.local.progress import Progress
-from hedgerow.local.sandbox import Confinement, confinement
+from hedgerow.local.sandbox import Confinement
 from hedgerow.local.shop.layout import CLIENTS, EXPECTED, REPORT, SHOP, SHOPPER
 from hedgerow.local.shop.tally import Tally
 from hedgerow.local.summary import OverrideTrial, Result
@@ -34,7 +35,8 @@ from hedgerow.local.summary import OverrideTrial, Result
 _OWNER = "demo"
 #: An edge that is steady for so long is learned, seconds. Real meshes take days; the demo's traffic is its own.
 LEARNING = {"min_connections": 1, "min_seconds": 3.0, "quiet_seconds": 5.0}
-_LEARN_DEADLINE = 60.0
+_LEARN_DEADLINE = 90.0
+_TRAFFIC_DEADLINE = 60.0
 #: What must go well in each mode before the next one, in requests of the shopper and runs of the periodic job.
 _REQUESTS = 40
 _RUNS = 2
@@ -42,9 +44,13 @@ _RUNS = 2
 _OVERRIDE_LASTS = 5.0
 #: The edge that the override opens: never learned, and its server speaks first.
 _OPENED = EdgeKey(WorkloadRef("shop", "shipping"), WorkloadRef("data", "database"), 5432)
-_USER_NAMESPACE_LIMIT = (
-    "everything runs as one user: applications are kept from their sidecars by capabilities and mounts, not by users",
-)
+#: What each way of running leaves unproved.
+_LIMITS = {
+    Confinement.USER: (
+        "everything runs as one user: capabilities and mounts keep applications from their sidecars, not users",
+    ),
+    Confinement.NONE: CANNOT_SHOW,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +59,13 @@ class Surroundings:
 
     :param out: the folder for manifests; None writes none
     :param web: the listening socket of the page and the API
+    :param confinement: how the mesh is kept apart: by the sandbox that this process is in, or not at all
     :param connector: makes sockets in that socket's network
     """
 
     out: Path | None
     web: socket.socket
+    confinement: Confinement
     connector: Callable[[], aiohttp.BaseConnector] | None = None
 
 
@@ -71,6 +79,7 @@ class Demo:
         self._audited_at = 0.0
         self.mesh = LocalMesh(
             SHOP,
+            site=LoopbackSite() if given.confinement is Confinement.NONE else NamespaceSite(),
             controller_settings={"learning": LEARNING},
             sidecar_settings={"report_interval": 0.5},
             web=given.web,
@@ -142,7 +151,7 @@ class Demo:
             self._progress.note(f"{requests} requests, {runs} runs of the periodic job")
             return requests >= _REQUESTS and runs >= _RUNS
 
-        await self.mesh.wait_for(enough, "traffic through the shop")
+        await self.mesh.wait_for(enough, "traffic through the shop", _TRAFFIC_DEADLINE)
 
     async def _attack(self) -> tuple[attacks.Attack, ...]:
         await self.mesh.add(attacks.INTRUDER)
@@ -231,7 +240,7 @@ class Demo:
             manifests.write_policies(self._given.out / "networkpolicies", policies)
         tallies = [self._tally(self._shopper), self._tally(self._report)]
         return Result(
-            confinement=str(confinement()),
+            confinement=str(self._given.confinement),
             services=len(self.mesh.services),
             instances=sum(pod.spec.listed for pod in self.mesh.placed_pods()),
             edges_expected=EXPECTED,
@@ -257,9 +266,7 @@ class Demo:
         )
 
     def _cannot_show(self) -> tuple[str, ...]:
-        if not self.mesh.captures:
-            return CANNOT_SHOW
-        return _USER_NAMESPACE_LIMIT if confinement() is Confinement.USER else ()
+        return _LIMITS.get(self._given.confinement, ())
 
 
 def _key(edge: dict[str, Any]) -> EdgeKey:

@@ -111,7 +111,7 @@ def _credentials(material: Callable[[], ServerMaterial], *, mutual: bool) -> grp
 
     return grpc.dynamic_ssl_server_credentials(
         _configuration(first),
-        newer,  # type: ignore[arg-type]  # the stubs forget that None means: no newer one
+        newer,  # None: no newer one
         require_client_authentication=mutual,
     )
 

@@ -69,15 +69,31 @@ class PolicyIndex:
     ) -> Mapping[WorkloadRef, Snapshot]:
         """The policies of ``refs``, as a compilation of the whole mesh would give them, without the rest of the mesh.
 
-        What is passed on is what can matter to them: the rules that name them, both ends of those, and the DNS servers.
-        (That no address has two owners, which would matter too, the inventory has made sure of.)
+        :return: of those that have one
         """
-        wanted = {ref for ref in refs if ref in inventory.workloads}
-        named = {rule_id for ref in wanted for rule_id in self.concerning(ref, inventory)}
-        chosen = [rules[rule_id] for rule_id in sorted(named)]
-        ends = {_ref_of(end) for rule in chosen for end in (rule.source, rule.destination)}
+        made: dict[WorkloadRef, Snapshot] = {}
+        for ref in sorted(refs):
+            if ref in inventory.workloads and inventory.workloads[ref].meshed:
+                made |= self._compile_one(ref, rules, inventory, modes, now)
+        return made
+
+    def _compile_one(
+        self,
+        wanted: WorkloadRef,
+        rules: Mapping[str, Rule],
+        inventory: Inventory,
+        modes: Mapping[WorkloadRef, WorkloadMode],
+        now: float,
+    ) -> Mapping[WorkloadRef, Snapshot]:
+        """Compile one policy from all that can matter to it: the rules that name its workload, both ends of those, and
+        the DNS servers. (That no address has two owners, which would matter too, the inventory has made sure of.)
+
+        The proof that comes with it then costs by the workload's neighbours, and not by the size of the mesh.
+        """
+        chosen = [rules[rule_id] for rule_id in sorted(self.concerning(wanted, inventory))]
+        ends = {_ref_of(end) for rule in chosen for end in (rule.source, rule.destination)} | {wanted}
         ends |= {inventory.attributed(end) for end in ends}
-        workloads = {ref: inventory.workloads[ref] for ref in ends | wanted if ref in inventory.workloads}
+        workloads = {ref: inventory.workloads[ref] for ref in ends if ref in inventory.workloads}
         workloads |= self._dns_servers(inventory)
         policy = PolicyInput(
             trust_domain=inventory.trust_domain,
@@ -86,7 +102,7 @@ class PolicyIndex:
             modes=modes,
             rules=tuple(chosen),
         )
-        return compile_snapshots(policy, now, only=wanted)
+        return compile_snapshots(policy, now, only={wanted})
 
     def _dns_servers(self, inventory: Inventory) -> dict[WorkloadRef, Workload]:
         if self._dns[0] is not inventory:

@@ -19,7 +19,7 @@ from controller.engine.settings import EngineSettings
 from controller.engine.state import State
 from controller.engine.subscriptions import SnapshotWatch, Subscription
 from controller.errors import ConfigError, ControllerError, NotReady, StoreError
-from controller.store import Store, Writes
+from controller.store import Store
 from controller.view import Change, View
 from graph.model import Flow, WorkloadRef
 
@@ -230,10 +230,8 @@ class Worker:
                 if state.changes != before:
                     raise
                 answers.append((message, None, error))
-        writes = state.settle(now)
-        if writes:
-            await self._write(writes)
         if state.changes != published:
+            await self._aside(self._complete, state, now)
             self._publish(state, now)
         for message, value, refusal in answers:
             if refusal is not None:
@@ -255,14 +253,21 @@ class Worker:
             for watch in tuple(self._watches[ref]):
                 watch.offer(view.snapshots[ref])
 
-    # --- the store, always off the loop and one thing after the other
+    # --- compiler and store: always off the loop, and one thing after the other
 
-    async def _write(self, writes: Writes) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._writer, self.store.commit, writes)
+    async def _aside[**P, T](self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Have the writer's thread do something long: the loop goes on, and this task waits."""
+        return await asyncio.get_running_loop().run_in_executor(self._writer, partial(work, *args, **kwargs))
+
+    def _complete(self, state: State, now: float) -> None:
+        """Compile what has to be compiled, and write. Nobody else touches the state meanwhile."""
+        writes = state.settle(now)
+        if writes:
+            self.store.commit(writes)
 
     async def _load(self) -> None:
         """Take the state from the store, at the start and after a failure."""
-        stored = await asyncio.get_running_loop().run_in_executor(self._writer, self.store.load)
+        stored = await self._aside(self.store.load)
         if stored.trust_domain not in ("", self._trust_domain):
             raise ConfigError(
                 f"the database belongs to the trust domain {stored.trust_domain!r}",
@@ -270,7 +275,7 @@ class Worker:
                 remedy=f"set trust_domain to {stored.trust_domain!r}, or use another state_dir",
             )
         sidecars = dict(self.view.sidecars)
-        self._state = State(stored, self._trust_domain, self.settings, self.clock(), sidecars)
+        self._state = await self._aside(State, stored, self._trust_domain, self.settings, self.clock(), sidecars)
 
     async def _restore(self) -> None:
         """Throw the working state away. Until it can be loaded again every message is answered with an error."""

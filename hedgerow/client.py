@@ -2,23 +2,32 @@
 
 Where the controller is and which token opens it come from arguments, else from ``HEDGEROW_SERVER``,
 ``HEDGEROW_TOKEN_FILE`` and ``HEDGEROW_TOKEN``. A token never appears in a message, a log or an address.
+
+aiohttp takes as long to import as everything else of the command together, so it is imported by the first client.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import aiohttp
+if TYPE_CHECKING:
+    import aiohttp
 
 DEFAULT_SERVER = "http://127.0.0.1:8080"
 
 Query = Mapping[str, str | int | float | None]
+
+#: What goes into a header as it is (RFC 6750, section 2.1).
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,4096}")
+_NAME_A_TOKEN = "name the controller's STATE_DIR/operator.token with --token-file or HEDGEROW_TOKEN_FILE"  # noqa: S105  # advice
 
 
 class ClientError(Exception):
@@ -30,12 +39,16 @@ class ClientError(Exception):
         self.remedy = remedy
 
 
+class BadAddress(ClientError):
+    """The controller's address is none."""
+
+
 class Unreachable(ClientError):
-    """Nothing answered at the controller's address."""
+    """No controller answered at the controller's address."""
 
 
 class Refused(ClientError):
-    """The token is missing, unknown, or has too small a role."""
+    """The token is missing, unreadable, unknown, or has too small a role."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +87,27 @@ class Access:
     ) -> Self:
         """Arguments first, then the environment.
 
-        :raises ClientError: when a token file is named that cannot be read
+        :raises Refused: when a token file is named that cannot be read, or what is given is no token
         """
         path = token_file or (
             Path(environment["HEDGEROW_TOKEN_FILE"]) if environment.get("HEDGEROW_TOKEN_FILE") else None
         )
         token = environment.get("HEDGEROW_TOKEN", "") if token_file is None else ""
+        source = "HEDGEROW_TOKEN"
         if path is not None and not token:
+            source = f"the token file {path}"
             try:
-                token = path.read_text(encoding="ascii").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                reason = error.strerror if isinstance(error, OSError) else "it is not a token"
-                raise ClientError(
-                    f"the token file {path} cannot be read: {reason}",
+                with path.open("rb") as file:
+                    token = file.read(8192).decode("ascii").strip()
+            except OSError as error:
+                raise Refused(
+                    f"{source} cannot be read: {error.strerror}",
                     "name the controller's STATE_DIR/operator.token, or run as a user who may read it",
                 ) from None
+            except UnicodeDecodeError:
+                raise Refused(f"{source} holds no token", _NAME_A_TOKEN) from None
+        if token and not _TOKEN.fullmatch(token):
+            raise Refused(f"{source} holds no token", _NAME_A_TOKEN)
         return cls((server or environment.get("HEDGEROW_SERVER") or DEFAULT_SERVER).rstrip("/"), token)
 
 
@@ -103,14 +122,17 @@ class Client:
         self, access: Access, timeout: float = 30.0, connector: Callable[[], aiohttp.BaseConnector] | None = None
     ) -> None:
         self._access = access
-        self._timeout = aiohttp.ClientTimeout(total=timeout)
+        self._timeout = timeout
         self._connector = connector
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
+        import aiohttp
+
         headers = {"Authorization": f"Bearer {self._access.token}"} if self._access.token else {}
         connector = self._connector() if self._connector is not None else None
-        self._session = aiohttp.ClientSession(headers=headers, timeout=self._timeout, connector=connector)
+        timeout = aiohttp.ClientTimeout(total=self._timeout)
+        self._session = aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector)
         return self
 
     async def __aexit__(
@@ -138,10 +160,13 @@ class Client:
 
         :raises ClientError: as every other call
         """
+        import aiohttp
+
         session = self._open_session()
-        try:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
+        with self._translated():
             async with session.get(
-                self._url(path), params=_clean(query), timeout=aiohttp.ClientTimeout(total=None, sock_connect=10)
+                self._url(path), params=_clean(query), timeout=timeout, allow_redirects=False
             ) as response:
                 await self._check(response)
                 event = "message"
@@ -156,8 +181,6 @@ class Client:
                         event = line[6:].strip()
                     elif line.startswith("data:"):
                         data.append(line[5:].removeprefix(" "))
-        except (aiohttp.ClientConnectionError, TimeoutError) as error:
-            raise self._unreachable(error) from error
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -177,33 +200,45 @@ class Client:
         text: bool = False,
     ) -> Any:
         session = self._open_session()
-        try:
-            async with session.request(method, self._url(path), params=_clean(query), json=body) as response:
+        with self._translated():
+            async with session.request(
+                method, self._url(path), params=_clean(query), json=body, allow_redirects=False
+            ) as response:
                 await self._check(response)
                 return await response.text() if text else await response.json()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """The errors of aiohttp and of reading JSON become ours."""
+        import aiohttp
+
+        server = self._access.server
+        try:
+            yield
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise Unreachable(
+                f"the certificate of {server} is not trusted: {error.certificate_error}",
+                "put the PEM file of its authority into SSL_CERT_FILE",
+            ) from error
         except (aiohttp.ClientConnectionError, TimeoutError) as error:
-            raise self._unreachable(error) from error
-        except aiohttp.InvalidURL:
-            raise ClientError(
-                f"{self._access.server!r} is not an address", "write --server as http://127.0.0.1:8080"
-            ) from None
-        except (aiohttp.ClientError, json.JSONDecodeError) as error:
-            raise ClientError(
-                f"{self._access.server} did not answer as a controller does: {error}", "check --server"
+            raise Unreachable(
+                f"no controller answers at {server}: {_reason(error)}",
+                "start one (hedgerow controller, or hedgerow demo), or name it with --server or HEDGEROW_SERVER",
+            ) from error
+        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
+            raise BadAddress(f"{server!r} is not an address", "write --server as http://127.0.0.1:8080") from None
+        except aiohttp.ClientPayloadError as error:
+            raise Unreachable(f"{server} went away in the middle of an answer", "ask again") from error
+        except (aiohttp.ClientError, ValueError) as error:
+            raise Unreachable(
+                f"{server} did not answer as a controller does: {_reason(error)}", "check --server and HEDGEROW_SERVER"
             ) from error
 
-    def _unreachable(self, error: Exception) -> Unreachable:
-        reason = "it took too long" if isinstance(error, TimeoutError) else str(error)
-        return Unreachable(
-            f"no controller answers at {self._access.server}: {reason}",
-            "start one (hedgerow controller, or hedgerow demo), or name it with --server or HEDGEROW_SERVER",
-        )
-
     async def _check(self, response: aiohttp.ClientResponse) -> None:
-        if response.status < 400:
+        if response.status < 300:
             return
         try:
-            error = (await response.json())["error"]
+            error = json.loads(await response.read())["error"]
             problem = Problem(
                 response.status,
                 str(error.get("code", "")),
@@ -211,16 +246,31 @@ class Client:
                 str(error.get("message", "")),
                 str(error.get("remedy") or ""),
             )
-        except (aiohttp.ContentTypeError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
-            raise ClientError(
-                f"{self._access.server} answered {response.status} {response.reason}", "check --server"
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise Unreachable(
+                f"{self._access.server} did not answer as a controller does: {response.status} {response.reason}",
+                "check --server and HEDGEROW_SERVER",
             ) from None
-        if response.status in (401, 403):
-            raise Refused(
-                problem.message,
-                problem.remedy or "name a token with --token-file or HEDGEROW_TOKEN_FILE (STATE_DIR/operator.token)",
-            )
+        if response.status == 401:
+            what = "does not know this token" if self._access.token else "wants a token"
+            raise Refused(f"the controller at {self._access.server} {what}", _NAME_A_TOKEN)
+        if response.status == 403:
+            raise Refused(problem.message, problem.remedy or _NAME_A_TOKEN)
         raise ApiError(problem)
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong with a connection, in a few words."""
+    if isinstance(error, TimeoutError):
+        return "it took too long"
+    cause = getattr(error, "os_error", None)
+    if reason := getattr(cause, "reason", ""):  # of an ssl.SSLError, whose number is no errno
+        return f"no TLS with it ({reason})"
+    if isinstance(cause, OSError) and cause.errno and cause.errno > 0:
+        return os.strerror(cause.errno)
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _clean(query: Query | None) -> dict[str, str]:

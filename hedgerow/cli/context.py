@@ -1,47 +1,61 @@
 """What every command shares: its options, the way it reaches the controller, and how it fails.
 
 Exit codes: 0 done; 1 the controller said no; 2 the command was written wrong; 3 no controller answered; 4 access was
-refused; 130 ended by Ctrl-C.
+refused; 130 ended by Ctrl-C; 141 the reader of a pipe went away.
 """
 
 from __future__ import annotations
 
-import asyncio
 import getpass
+import ipaddress
 import re
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from graph.errors import InvalidValue
 from graph.model import WorkloadRef
-from hedgerow.cli.output import Output
-from hedgerow.client import Access, Client, ClientError, Refused, Unreachable
+from hedgerow.cli.output import Output, printable
+from hedgerow.client import Access, BadAddress, Client, ClientError, Refused, Unreachable
 
-Server = Annotated[str, typer.Option("--server", envvar="HEDGEROW_SERVER", help="Address of the controller's web API.")]
+Server = Annotated[
+    str,
+    typer.Option(
+        "--server", envvar="HEDGEROW_SERVER", metavar="URL", help="The controller's web API.", show_envvar=False
+    ),
+]
 TokenFile = Annotated[
-    Path | None, typer.Option("--token-file", envvar="HEDGEROW_TOKEN_FILE", help="File that holds the access token.")
+    Path | None,
+    typer.Option(
+        "--token-file",
+        envvar="HEDGEROW_TOKEN_FILE",
+        metavar="FILE",
+        help="Holds the access token.",
+        show_envvar=False,
+    ),
 ]
 Format = Annotated[Output, typer.Option("--output", "-o", help="How to print the answer.")]
-Owner = Annotated[str, typer.Option("--owner", help="Who answers for the change; you, when left out.")]
+Owner = Annotated[str, typer.Option("--owner", metavar="NAME", help="Who answers for the change; you, when left out.")]
 
-_DURATION = re.compile(r"(\d+)([smhd])")
+_DURATION = re.compile(r"([0-9]{1,9})([smhd])")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def fail(message: str, remedy: str = "", code: int = 1) -> NoReturn:
     """Say what went wrong and what to do next, on standard error, and end."""
-    print(f"error: {message}", file=sys.stderr)
+    sys.stdout.flush()
+    print(f"error: {printable(message)}", file=sys.stderr)
     if remedy:
-        print(f"  try: {remedy}", file=sys.stderr)
+        print(f"  try: {printable(remedy)}", file=sys.stderr)
     raise typer.Exit(code)
 
 
 def call[T](server: str, token_file: Path | None, work: Callable[[Client], Awaitable[T]]) -> T:
     """Run ``work`` with a client of the controller; its failures end the command with a clear word."""
+    import asyncio
 
     async def run() -> T:
         async with Client(Access.find(server, token_file)) as client:
@@ -49,6 +63,8 @@ def call[T](server: str, token_file: Path | None, work: Callable[[Client], Await
 
     try:
         return asyncio.run(run())
+    except BadAddress as error:
+        fail(error.message, error.remedy, 2)
     except Unreachable as error:
         fail(error.message, error.remedy, 3)
     except Refused as error:
@@ -70,19 +86,33 @@ def whoever(owner: str) -> str:
 
 
 def workload(text: str, field: str) -> str:
-    """Check ``namespace/name`` before anything is sent."""
+    """Check ``namespace/name``, or the address of something outside, before anything is sent."""
     try:
-        return str(WorkloadRef.parse(text, field=field))
+        return str(WorkloadRef.external(text) if _is_address(text) else WorkloadRef.parse(text, field=field))
     except InvalidValue as error:
-        fail(f"{error.field}: {error.problem}", error.remedy, 2)
+        fail(f"{field}: {error.problem}", error.remedy, 2)
 
 
-def target(text: str) -> tuple[str, int]:
-    """Read ``namespace/name:port``."""
+def target(text: str, *, every_port: bool = False) -> tuple[str, int | None]:
+    """Read ``namespace/name:port``, or ``192.0.2.7:443``, ``[2001:db8::7]:443``.
+
+    :param every_port: whether ``:all`` may stand for every port; it is returned as None
+    """
     name, colon, number = text.rpartition(":")
-    if not colon or not number.isascii() or not number.isdigit() or not 1 <= int(number) <= 65535:
-        fail(f"to: {text!r} names no port", "write it as namespace/name:port, such as shop/cart:8080", 2)
-    return workload(name, "to"), int(number)
+    host = name[1:-1] if name.startswith("[") and name.endswith("]") else name
+    if every_port and colon and number == "all":
+        return workload(host, "to"), None
+    if not colon or not number.isascii() or not number.isdigit() or len(number) > 5 or not 1 <= int(number) <= 65535:
+        every = ", or shop/cart:all for every port" if every_port else ""
+        fail(f"to: {text!r} names no port", f"write it as namespace/name:port, such as shop/cart:8080{every}", 2)
+    return workload(host, "to"), int(number)
+
+
+def transport(text: str) -> str:
+    """Check the name of a protocol."""
+    if text.upper() not in ("TCP", "UDP", "SCTP"):
+        fail(f"--protocol: {text!r} is no such protocol", "write TCP, UDP or SCTP", 2)
+    return text.upper()
 
 
 def seconds(text: str, field: str) -> int:
@@ -93,15 +123,9 @@ def seconds(text: str, field: str) -> int:
     return int(match[1]) * _UNITS[match[2]]
 
 
-def complete_workload(incomplete: str) -> list[str]:
-    """Shell completion of workload names; silent when no controller answers."""
-
-    async def names() -> list[str]:
-        async with Client(Access.find(), timeout=1.0) as client:
-            answer: dict[str, Any] = await client.get("/status")
-            return [str(item["workload"]) for item in answer["workloads"]]
-
+def _is_address(text: str) -> bool:
     try:
-        return [name for name in asyncio.run(names()) if name.startswith(incomplete)]
-    except ClientError:
-        return []
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

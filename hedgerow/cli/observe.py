@@ -1,31 +1,34 @@
-"""Commands that look: ``status``, ``graph``, ``flows``, ``why``, ``drift``, ``audit``."""
+"""Commands that look: ``status``, ``flows``, ``why``, ``drift``, ``audit``."""
 
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from hedgerow.cli import context
+from hedgerow.cli import completion, context
 from hedgerow.cli.context import Format, Server, TokenFile
-from hedgerow.cli.output import Output, ago, console, print_table, show, size
-from hedgerow.client import Client
+from hedgerow.cli.output import (
+    VERDICTS,
+    Column,
+    Output,
+    ago,
+    connection,
+    end,
+    print_table,
+    printable,
+    prose,
+    say,
+    show,
+    size,
+    to_yaml,
+)
+from hedgerow.client import Client, Unreachable
 
-
-class GraphFormat(StrEnum):
-    """The value of ``graph --format``."""
-
-    TABLE = "table"
-    JSON = "json"
-    YAML = "yaml"
-    DOT = "dot"
-    GRAPHML = "graphml"
-    MERMAID = "mermaid"
-    SVG = "svg"
+_MODES = {"enforce": "green", "audit": "yellow", "quarantine": "red"}
 
 
 class VerdictFilter(StrEnum):
@@ -36,114 +39,76 @@ class VerdictFilter(StrEnum):
 
 
 def status(server: Server = "", token_file: TokenFile = None, output: Format = Output.TABLE) -> None:
-    """Show the controller, its workloads and their modes, and every sidecar."""
-
-    def table(answer: dict[str, Any]) -> None:
-        states = ", ".join(f"{count} {state}" for state, count in answer["edges"].items() if count) or "none yet"
-        out = console()
-        out.print(f"controller {answer['version']}, trust domain {answer['trust_domain']}, up {_up(answer)}")
-        out.print(f"edges: {states}; overrides in force: {answer['overrides']}")
-        print_table(
-            ("workload", "instances", "inbound", "outbound", "tls", "ready to enforce"),
-            (
-                (
-                    item["workload"],
-                    item["instances"],
-                    item["inbound_mode"],
-                    item["outbound_mode"],
-                    item["inbound_tls"],
-                    "yes" if item["ready_to_enforce"] else "; ".join(item["waiting_for"]) or "no",
-                )
-                if item["meshed"]
-                else (item["workload"], item["instances"], "no sidecar", "-", "-", "-")
-                for item in answer["workloads"]
-            ),
-            "The inventory holds no workloads.",
-            wraps=("workload", "ready to enforce"),
-        )
-        troubled = [item for item in answer["sidecars"] if not item["connected"] or item["nack"]]
-        out.print(f"sidecars: {len(answer['sidecars'])} known, {len(troubled)} in trouble")
-        print_table(
-            ("sidecar", "connected", "holds", "sent", "refused because"),
-            (
-                (i["instance"], "yes" if i["connected"] else f"no, {ago(i['last_seen'])}", i["held_version"],
-                 i["pushed_version"], i["nack"])
-                for i in troubled
-            ),
-            "All of them hold what was sent to them." if answer["sidecars"] else "None has connected yet.",
-        )  # fmt: skip
-
-    show(context.call(server, token_file, lambda client: client.get("/status")), output, table)
+    """Show the controller, workloads, modes and sidecars."""
+    show(context.call(server, token_file, lambda client: client.get("/status")), output, _status)
 
 
-def _up(answer: dict[str, Any]) -> str:
-    return ago(answer["started_at"]).removesuffix(" ago")
-
-
-def graph(
-    server: Server = "",
-    token_file: TokenFile = None,
-    output: Annotated[GraphFormat, typer.Option("--output", "-o", "--format", help="How to write it.")] = (
-        GraphFormat.TABLE
-    ),
-    namespace: Annotated[str, typer.Option(help="Only this namespace.")] = "",
-    out: Annotated[Path | None, typer.Option(help="Write to this file instead.")] = None,
-) -> None:
-    """Show or export the service graph."""
-    text = output not in (GraphFormat.TABLE, GraphFormat.JSON, GraphFormat.YAML)
-    query = {"format": output.value if text else "json", "namespace": namespace}
-    if text:
-        body = context.call(server, token_file, lambda client: client.get_text("/graph", query))
-        _write(body, out)
-        return
-    answer = context.call(server, token_file, lambda client: client.get("/graph", query))
-    if out is not None:
-        _write(json.dumps(answer, indent=2) + "\n", out)
-        return
-    show(answer, Output(output.value), _edges)
-
-
-def _write(body: str, out: Path | None) -> None:
-    if out is None:
-        print(body, end="" if body.endswith("\n") else "\n")
-        return
-    try:
-        out.write_text(body, encoding="utf-8")
-    except OSError as error:
-        context.fail(f"--out: {out} cannot be written: {error.strerror}", "name a file in a folder of yours", 2)
-
-
-def _edges(answer: dict[str, Any]) -> None:
+def _status(answer: dict[str, Any]) -> None:
+    states = ", ".join(f"{count} {state}" for state, count in answer["edges"].items() if count) or "none yet"
+    up = ago(answer["started_at"]).removesuffix(" ago")
+    say(f"controller {answer['version']}, trust domain {answer['trust_domain']}, up {up}")
+    say(f"edges: {states}; overrides in force: {answer['overrides']}")
+    say("")
     print_table(
-        ("connection", "state", "verdict", "opened", "mtls", "denied", "bytes", "last seen"),
         (
-            (
-                f"{edge['from']} → {edge['to']}:{edge['port']}/{edge['protocol']}",
-                edge["state"],
-                edge["verdict"],
-                edge["connections"],
-                f"{100 * edge['verified'] // edge['connections']} %" if edge["connections"] else "-",
-                edge["denied"],
-                size(edge["bytes_sent"] + edge["bytes_received"]),
-                ago(edge["last_seen"]),
-            )
-            for edge in answer["edges"]
+            Column("workload"),
+            Column("instances", spare=2),
+            Column("inbound", colours=_MODES),
+            Column("outbound", colours=_MODES),
+            Column("tls", spare=1),
+            Column("ready to enforce", least=16),
         ),
-        "No traffic has been seen yet.",
-        wraps=("connection",),
+        [
+            (
+                item["workload"],
+                item["instances"],
+                item["inbound_mode"],
+                item["outbound_mode"],
+                item["inbound_tls"],
+                "yes" if item["ready_to_enforce"] else "; ".join(item["waiting_for"]) or "no",
+            )
+            if item["meshed"]
+            else (item["workload"], item["instances"], "no sidecar", "-", "-", "-")
+            for item in answer["workloads"]
+        ],
+        "The inventory holds no workloads.",
+    )
+    say("")
+    troubled = [item for item in answer["sidecars"] if not item["connected"] or item["nack"]]
+    say(f"sidecars: {len(answer['sidecars'])} known, {len(troubled)} in trouble", "red" if troubled else "")
+    print_table(
+        (
+            Column("sidecar"),
+            Column("connected"),
+            Column("holds", spare=1),
+            Column("sent", spare=2),
+            Column("refused because", least=20),
+        ),
+        [
+            (
+                item["instance"],
+                "yes" if item["connected"] else f"no, {ago(item['last_seen'])}",
+                item["held_version"],
+                item["pushed_version"],
+                item["nack"],
+            )
+            for item in troubled
+        ],
+        "All of them hold what was sent to them." if answer["sidecars"] else "None has connected yet.",
     )
 
 
 def flows(
-    server: Server = "",
-    token_file: TokenFile = None,
-    output: Format = Output.TABLE,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they come, until Ctrl-C.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many of the last ones.")] = 50,
     workload: Annotated[
-        str, typer.Option(help="Only those with this end.", autocompletion=context.complete_workload)
+        str,
+        typer.Option(metavar="NAMESPACE/NAME", help="Only those with this end.", autocompletion=completion.workload),
     ] = "",
     verdict: Annotated[VerdictFilter | None, typer.Option(help="Only those that met this verdict.")] = None,
+    server: Server = "",
+    token_file: TokenFile = None,
+    output: Format = Output.TABLE,
 ) -> None:
     """Show what the sidecars saw."""
     query = {
@@ -159,70 +124,98 @@ def flows(
 
     async def watch(client: Client) -> None:
         async for event, flow in client.events("/flows/live", query):
-            if event == "flow":
-                if output is Output.TABLE:
-                    console().print(escape(_flow_line(flow)), style="red" if flow["verdict"] == "deny" else None)
-                else:
-                    print(json.dumps(flow), flush=True)
+            if event == "missed":
+                typer.echo("(some are left out: they come faster than this terminal takes them)", err=True)
+            elif event != "flow":
+                continue
+            elif output is Output.JSON:
+                print(json.dumps(flow), flush=True)
+            elif output is Output.YAML:
+                print(to_yaml(flow, document=True), end="", flush=True)
+            else:
+                say(_flow_line(flow), VERDICTS[_verdict(flow)] if _verdict(flow) != "allow" else "")
+        raise Unreachable("the controller has ended the stream", "start it again, and this command")
 
     context.call(server, token_file, watch)
 
 
+def _verdict(flow: dict[str, Any]) -> str:
+    if flow["verdict"] == "allow" and flow["pending"] == "deny":
+        return "would-deny"
+    return str(flow["verdict"])
+
+
 def _flow_table(items: list[dict[str, Any]]) -> None:
     print_table(
-        ("last seen", "connection", "seen by", "verdict", "why", "mtls", "opened", "bytes"),
         (
+            Column("last seen"),
+            Column("connection", least=46),
+            Column("seen by", spare=1),
+            Column("verdict", colours=VERDICTS),
+            Column("why", spare=2),
+            Column("mtls", spare=3),
+            Column("opened", spare=5),
+            Column("bytes", spare=4),
+        ),
+        [
             (
                 ago(flow["last_seen"]),
-                f"{flow['source']} → {flow['destination']}:{flow['port']}/{flow['protocol']}",
+                connection(flow["source"], flow["destination"], flow["port"], flow["protocol"]),
                 flow["reporter"],
-                flow["verdict"] if flow["verdict"] == flow["pending"] else f"{flow['verdict']}, then {flow['pending']}",
+                _verdict(flow),
                 flow["reason"],
                 "yes" if flow["verified"] else "no",
                 flow["connections"],
                 size(flow["bytes_sent"] + flow["bytes_received"]),
             )
             for flow in items
-        ),
+        ],
         "No flows have been reported yet.",
-        wraps=("connection", "seen by"),
     )
 
 
 def _flow_line(flow: dict[str, Any]) -> str:
+    at = datetime.fromtimestamp(flow["last_seen"]).astimezone().strftime("%H:%M:%S")
     moved = size(flow["bytes_sent"] + flow["bytes_received"])
     proof = "mtls" if flow["verified"] else "no proof"
+    ends = connection(flow["source"], flow["destination"], flow["port"], flow["protocol"])
     return (
-        f"{flow['verdict']:5} {flow['source']} -> {flow['destination']}:{flow['port']}/{flow['protocol']} "
-        f"{flow['reason']}, {proof}, {flow['connections']} connections, {moved}, seen by {flow['reporter']}"
+        f"{at} {_verdict(flow):10} {ends}  {flow['reason']}, {proof}, {flow['connections']} opened, {moved}, "
+        f"by {flow['reporter']}"
     )
 
 
 def why(
     source: Annotated[
-        str, typer.Argument(metavar="FROM", help="namespace/name", autocompletion=context.complete_workload)
+        str, typer.Argument(metavar="FROM", help="namespace/name, or an address.", autocompletion=completion.workload)
     ],
-    destination: Annotated[str, typer.Argument(metavar="TO:PORT", help="namespace/name:port")],
-    protocol: Annotated[str, typer.Option(help="TCP, UDP or SCTP.")] = "TCP",
+    destination: Annotated[
+        str, typer.Argument(metavar="TO:PORT", help="namespace/name:port", autocompletion=completion.target)
+    ],
+    protocol: Annotated[str, typer.Option(metavar="NAME", help="TCP, UDP or SCTP.")] = "TCP",
     server: Server = "",
     token_file: TokenFile = None,
     output: Format = Output.TABLE,
 ) -> None:
-    """Explain what becomes of a connection, at both of its ends, and which rule decides."""
+    """Explain what becomes of a connection, and which rule decides."""
     name, port = context.target(destination)
-    query: dict[str, str | int] = {
+    query: dict[str, str | int | None] = {
         "from": context.workload(source, "from"),
         "to": name,
         "port": port,
-        "protocol": protocol.upper(),
+        "protocol": context.transport(protocol),
     }
 
     def table(answer: dict[str, Any]) -> None:
-        out = console()
         closed = answer["pending"] if answer["pending"] != answer["verdict"] else f"{answer['pending']} too"
-        out.print(f"{answer['verdict']} (when everything is enforced: {closed})")
+        say(f"{answer['verdict']} (when everything is enforced: {closed})", VERDICTS[answer["verdict"]])
         for line in answer["explanation"]:
-            out.print(escape(f"  {line}"))
+            advice, colon, command = line.partition(": hedgerow ")
+            if colon:  # in one piece, to be copied
+                say(f"  {advice}:")
+                say(f"    hedgerow {command}")
+            else:
+                prose(line, "  ")
 
     show(context.call(server, token_file, lambda client: client.get("/why", query)), output, table)
 
@@ -232,13 +225,40 @@ def drift(server: Server = "", token_file: TokenFile = None, output: Format = Ou
 
     def table(answer: dict[str, Any]) -> None:
         print_table(
-            ("observed but not allowed", "connections", "denied", "last seen"),
-            ((e["id"], e["connections"], e["denied"], ago(e["last_seen"])) for e in answer["unexpected"]),
+            (
+                Column("observed but not allowed", least=20),
+                Column("connections", spare=1),
+                Column("denied"),
+                Column("last seen"),
+            ),
+            [
+                (
+                    connection(edge["from"], edge["to"], edge["port"], edge["protocol"]),
+                    edge["connections"],
+                    edge["denied"],
+                    ago(edge["last_seen"]),
+                )
+                for edge in answer["unexpected"]
+            ],
             "Everything observed is allowed.",
         )
+        say("")
         print_table(
-            ("allowed but not observed", "origin", "owner"),
-            ((r["id"], r["origin"], r["owner"]) for r in answer["unused"]),
+            (
+                Column("allowed but not observed", least=20),
+                Column("effect", spare=1),
+                Column("origin"),
+                Column("owner"),
+            ),
+            [
+                (
+                    f"{end(rule['from'])} → {end(rule['to'])}:{','.join(rule['ports']) or 'all'}/{rule['protocol']}",
+                    rule["effect"],
+                    rule["origin"],
+                    rule["owner"],
+                )
+                for rule in answer["unused"]
+            ],
             "Everything allowed has been observed.",
         )
 
@@ -246,31 +266,42 @@ def drift(server: Server = "", token_file: TokenFile = None, output: Format = Ou
 
 
 def audit(
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many of the last entries.")] = 50,
     server: Server = "",
     token_file: TokenFile = None,
     output: Format = Output.TABLE,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many of the last entries.")] = 50,
 ) -> None:
-    """Show who changed what. Ends with 1 when the chain of entries is broken."""
+    """Show who changed what, the latest first. Ends with 1 when the log was altered."""
     answer = context.call(server, token_file, lambda client: client.get("/audit", {"limit": limit}))
-
-    def table(body: dict[str, Any]) -> None:
-        print_table(
-            ("entry", "when", "who", "did", "to", "detail"),
-            (
-                (e["sequence"], ago(e["at"]), e["actor"], e["action"], e["subject"], _detail(e["detail"]))
-                for e in body["entries"]
-            ),
-            "Nothing has been changed yet.",
-            wraps=("to", "detail"),
+    show(answer, output, _audit)
+    if not answer["intact"]:
+        context.fail(
+            f"the audit log has been altered: {answer['problem'] or 'its chain is broken'}",
+            "compare it with a backup of the state directory",
         )
 
-    show(answer, output, table)
-    if not answer["intact"]:
-        context.fail("the audit log has been altered", "compare it with a backup of the state directory")
+
+def _audit(answer: dict[str, Any]) -> None:
+    if not answer["entries"]:
+        say("Nothing has been changed yet.")
+    for entry in answer["entries"]:
+        when = datetime.fromtimestamp(entry["at"]).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        say(f"{entry['sequence']}  {when}  {entry['actor']}  {entry['action']}  {entry['subject']}", "bold")
+        if detail := _detail(entry["detail"]):
+            prose(detail, "    ")
 
 
-def _detail(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key}={item}" for key, item in value.items())
+def _detail(detail: dict[str, Any]) -> str:
+    """What an entry says beside its subject, in words: ``reason: …`` first, times as times."""
+    names = sorted(detail, key=lambda name: (name != "reason", name))
+    return printable("; ".join(f"{name.replace('_', ' ')}: {_word(name, detail[name])}" for name in names))
+
+
+def _word(name: str, value: Any) -> str:
+    if value is None or value == "" or value == []:
+        return "-"
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value)
+    if name.endswith("_at") and isinstance(value, int | float):
+        return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     return str(value)

@@ -12,7 +12,7 @@ import typer
 
 from hedgerow.cli import context
 
-Config = Annotated[Path, typer.Option("--config", help="Its configuration, a YAML file.")]
+Config = Annotated[Path, typer.Option("--config", metavar="FILE", help="Its configuration, YAML.")]
 
 
 def _load(module: str, extra: str) -> Any:
@@ -29,7 +29,9 @@ def demo(
         bool, typer.Option("--once", help="End after the summary instead of serving until Ctrl-C.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on the last line.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write NetworkPolicies and inventory into this folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write NetworkPolicies and inventory into this folder.")
+    ] = None,
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port of the page on 127.0.0.1; 0 takes a free one.")
     ] = 8088,
@@ -37,7 +39,7 @@ def demo(
         bool, typer.Option("--explicit", help="No namespaces and no capture, even where possible.")
     ] = False,
 ) -> None:
-    """Run a whole mesh on this machine: learn it, close it, attack it."""
+    """Run a whole mesh here: learn it, close it, attack it."""
     module = _load("hedgerow.local.command", "sidecar,controller")
     raise typer.Exit(module.demo(once=once, json=json, out=out, port=port, explicit=explicit))
 
@@ -48,7 +50,10 @@ def controller(config: Config) -> None:
 
 
 def sidecar(config: Config) -> None:
-    """Run a sidecar (as its own user; see `python -m sidecar capture` for the step before)."""
+    """Run a sidecar.
+
+    It runs as a user of its own; `python -m sidecar capture` is the step before, which needs rights that it has not.
+    """
     raise typer.Exit(_load("sidecar.__main__", "sidecar").main(["--config", str(config)]))
 
 
@@ -62,3 +67,10 @@ def version(
         print(jsonlib.dumps({"version": __version__, "python": sys.version.split()[0]}))
     else:
         print(__version__)
+
+
+def print_version(asked: bool) -> None:
+    """``hedgerow --version``."""
+    if asked:
+        version()
+        raise typer.Exit

@@ -1,0 +1,211 @@
+"""``policy show|diff|export|approve``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hedgerow.cli import completion, context
+from hedgerow.cli.context import Format, Owner, Server, TokenFile
+from hedgerow.cli.output import VERDICTS, Column, Output, ago, end, print_table, prose, say, show, to_yaml
+
+policy = typer.Typer(no_args_is_help=True, help="Show, compare, export and approve the policy.")
+
+Reason = Annotated[
+    str, typer.Option("--reason", metavar="TEXT", help="Why, in a sentence; it is kept in the audit log.")
+]
+
+
+def _rules(rules: list[dict[str, Any]]) -> None:
+    print_table(
+        (
+            Column("effect", colours=VERDICTS),
+            Column("from", least=20),
+            Column("to", least=20),
+            Column("ports"),
+            Column("origin"),
+            Column("owner", spare=2),
+            Column("ends", spare=1),
+            Column("evidence", least=20, spare=3),
+        ),
+        [
+            (
+                rule["effect"],
+                end(rule["from"]),
+                end(rule["to"]),
+                _ports(rule),
+                rule["origin"],
+                rule["owner"],
+                ago(rule["expires_at"]),
+                rule["reason"] or "; ".join(rule["evidence"]),
+            )
+            for rule in rules
+        ],
+        "No rule is in force.",
+    )
+
+
+def _ports(rule: dict[str, Any]) -> str:
+    return f"{','.join(rule['ports']) or 'all'}/{rule['protocol']}"
+
+
+@policy.command("show")
+def policy_show(
+    workload: Annotated[
+        str,
+        typer.Argument(
+            metavar="[NAMESPACE/NAME]",
+            help="Only this workload's, as its sidecars hold it.",
+            autocompletion=completion.workload,
+        ),
+    ] = "",
+    server: Server = "",
+    token_file: TokenFile = None,
+    output: Format = Output.TABLE,
+) -> None:
+    """Show the rules in force."""
+    if not workload:
+        answer = context.call(server, token_file, lambda client: client.get("/policy"))
+        show(answer, output, lambda body: _rules(body["rules"]))
+        return
+    name = context.workload(workload, "workload")
+    answer = context.call(server, token_file, lambda client: client.get(f"/policy/{name}"))
+
+    def table(body: dict[str, Any]) -> None:
+        held = body["snapshot"]
+        say(
+            f"{held['workload']}, version {held['version']}: inbound {held['inbound_mode']} ({held['inbound_tls']}), "
+            f"outbound {held['outbound_mode']}"
+        )
+        _rules(held["rules"])
+
+    show(answer, output, table)
+
+
+@policy.command("diff")
+def policy_diff(server: Server = "", token_file: TokenFile = None, output: Format = Output.TABLE) -> None:
+    """Show what approving everything that waits would change."""
+
+    def table(answer: dict[str, Any]) -> None:
+        for sign, style, rules in (("+", "green", answer["added"]), ("-", "red", answer["removed"])):
+            for rule in rules:
+                say(f"{sign} {rule['effect']} {end(rule['from'])} → {end(rule['to'])}:{_ports(rule)}", style)
+        if not answer["edges"]:
+            say("Nothing waits for approval.")
+            return
+        for edge in answer["edges"]:
+            say("")
+            say(f"{edge['edge']}  {edge['state']}", "bold")
+            for line in edge["evidence"]:
+                prose(line, "    ")
+            if edge["waiting_for"]:
+                prose(f"waits for: {edge['waiting_for']}", "    ")
+        say("")
+        say("To approve one:")
+        say(f"    hedgerow policy approve '{answer['edges'][0]['edge']}' --reason …")
+
+    show(context.call(server, token_file, lambda client: client.get("/policy/diff")), output, table)
+
+
+@policy.command("export")
+def policy_export(
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write one file a policy into this folder.")
+    ] = None,
+    server: Server = "",
+    token_file: TokenFile = None,
+    output: Annotated[
+        Output, typer.Option("--output", "-o", help="YAML documents, one JSON list, or a table of what there is.")
+    ] = Output.YAML,
+) -> None:
+    """Write the policy as Kubernetes NetworkPolicies."""
+    answer = context.call(server, token_file, lambda client: client.get("/policy/export", {"format": "json"}))
+    policies: list[dict[str, Any]] = answer["policies"]
+    if out is not None:
+        _write(policies, out, output)
+    elif output is Output.YAML:
+        print("".join(to_yaml(item, document=True) for item in policies), end="")
+    else:
+        show(policies, output, _policies)
+
+
+def _policies(policies: list[dict[str, Any]]) -> None:
+    print_table(
+        (
+            Column("namespace"),
+            Column("name", least=20),
+            Column("pods", least=20, spare=1),
+            Column("ingress"),
+            Column("egress"),
+        ),
+        [
+            (
+                item["metadata"]["namespace"],
+                item["metadata"]["name"],
+                ", ".join(f"{key}={value}" for key, value in item["spec"]["podSelector"].get("matchLabels", {}).items())
+                or "all",
+                f"{len(item['spec'].get('ingress', []))} rules",
+                f"{len(item['spec'].get('egress', []))} rules",
+            )
+            for item in policies
+        ],
+        "There is nothing to export.",
+    )
+
+
+def _write(policies: list[dict[str, Any]], out: Path, output: Output) -> None:
+    suffix = "json" if output is Output.JSON else "yaml"
+    names = set()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for item in policies:
+            meta = item["metadata"]
+            text = json.dumps(item, indent=2) + "\n" if suffix == "json" else to_yaml(item)
+            names.add(f"{meta['namespace']}.{meta['name']}.{suffix}")
+            (out / f"{meta['namespace']}.{meta['name']}.{suffix}").write_text(text, encoding="utf-8")
+        others = sorted(path.name for path in out.glob(f"*.{suffix}") if path.name not in names)
+    except OSError as error:
+        context.fail(f"--out: {out} cannot be written: {error.strerror}", "name a folder of yours", 2)
+    say(f"{len(policies)} NetworkPolicies written to {out}")
+    if others:  # `kubectl apply -f` takes them as well
+        say(f"not of this export, and left as they were: {', '.join(others)}", "yellow")
+
+
+@policy.command("approve")
+def policy_approve(
+    reason: Reason,
+    edges: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[EDGE]...",
+            help="As `policy diff` names them, in quotes: 'shop/a->shop/b:8080/TCP'",
+            autocompletion=completion.waiting_edge,
+        ),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Everything that waits.")] = False,
+    owner: Owner = "",
+    server: Server = "",
+    token_file: TokenFile = None,
+    output: Format = Output.TABLE,
+) -> None:
+    """Approve learned connections that wait for a person."""
+    if bool(edges) == everything:
+        context.fail(
+            "edges: named, and --all too" if edges else "edges: none named",
+            "name the edges that `hedgerow policy diff` shows, or give --all",
+            2,
+        )
+    for edge in edges or ():
+        if "->" not in edge:
+            quoted = "'shop/a->shop/b:8080/TCP'"
+            context.fail(f"edges: {edge!r} is no edge", f"write it in quotes, or the shell cuts it: {quoted}", 2)
+    body = {"edges": "all" if everything else edges, "owner": context.whoever(owner), "reason": reason}
+    answer = context.call(server, token_file, lambda client: client.post("/policy/approve", body))
+
+    def table(result: dict[str, Any]) -> None:
+        print_table((Column("approved"),), [(edge,) for edge in result["approved"]], "Nothing waited for approval.")
+
+    show(answer, output, table)

@@ -33,4 +33,7 @@ def _enter() -> None:
     os._exit(code)
 
 
+# gRPC's own fork handlers start threads in the child, which the kernel refuses between unshare(CLONE_NEWPID) and the
+# next fork. Tests that import gRPC also fork sandboxes; no child of theirs goes on with gRPC's state.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 _enter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,11 +128,16 @@ CONTROLLER = WorkloadSpec(
 
 
 def inventory(
-    specs: Iterable[WorkloadSpec], pods: Iterable[PlacedPod], services: Iterable[PlacedService], controller: str
+    specs: Iterable[WorkloadSpec],
+    pods: Iterable[PlacedPod],
+    services: Iterable[PlacedService],
+    controller: str,
+    unready: Container[str] = (),
 ) -> dict[str, Any]:
     """The controller's inventory file of this mesh, ready for YAML.
 
     :param controller: the controller's address
+    :param unready: pods that get no new connections, ``namespace/name``
     """
     listed = [CONTROLLER, *(spec for spec in specs if spec.listed)]
     pods = [PlacedPod(CONTROLLER.pod_names()[0], CONTROLLER, 0, controller), *pods]
@@ -145,7 +150,14 @@ def inventory(
         ],
         "workloads": [_workload(spec) for spec in listed],
         "instances": [
-            {"name": pod.name, "workload": str(pod.spec.ref), "address": pod.address} for pod in pods if pod.spec.listed
+            {
+                "name": pod.name,
+                "workload": str(pod.spec.ref),
+                "address": pod.address,
+                "ready": pod.instance not in unready,
+            }
+            for pod in pods
+            if pod.spec.listed
         ],
         "services": [
             {

@@ -16,6 +16,7 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -68,6 +69,7 @@ class LocalMesh:
         self._specs: list[WorkloadSpec] = []
         self._services: list[PlacedService] = []
         self._pods: dict[str, Pod] = {}
+        self._unready: set[str] = set()  # pods that get no new connections, by name
         self._next_pod = 1
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._clean_up = AsyncExitStack()
@@ -237,19 +239,43 @@ class LocalMesh:
     async def add(self, spec: WorkloadSpec) -> list[Pod]:
         """Add a workload and start its pods; returns when they are ready."""
         pods = self._place([spec])
-        self._write_inventory()
-        if spec.listed:
-            await self.wait_for(lambda: self._is_listed(pods), "the controller to take the new inventory")
+        await self._publish(pods)
         await self._bring_up(pods)
         return pods
 
-    async def remove(self, name: str) -> None:
-        """Stop a pod, take it out of the inventory and remove its place."""
-        pod = self.pod(name)
-        del self._pods[name]
+    async def scale(self, workload: WorkloadRef, replicas: int) -> None:
+        """Start further pods of a workload, or remove its newest, until it has so many.
+
+        A new pod is connected to once it listens, and one that goes no more from the moment that it is told to end.
+
+        :raises NotReady: when one did not come up; what came up stays
+        """
+        pods = self.pods_of(workload)
+        if replicas <= len(pods):
+            await self.remove(*(pod.name for pod in pods[replicas:]))
+            return
+        spec = next(spec for spec in self._specs if spec.ref == workload)
+        taken = {pod.placed.name for pod in pods}
+        names = [name for name in replace(spec, replicas=replicas + len(pods)).pod_names() if name not in taken]
+        added = self._place_pods(spec, names[: replicas - len(pods)])
+        self._unready.update(pod.name for pod in added)
+        await self._publish(added)
+        await self._bring_up(added)
+        self._unready.difference_update(pod.name for pod in added)
+        await self._publish(added)
+
+    async def remove(self, *names: str) -> None:
+        """Stop pods, take them out of the inventory and remove their places."""
+        pods = [self.pod(name) for name in names]
+        self._unready.update(names)
         self._write_inventory()
-        await pod.stop()
-        await self._site.remove(pod.placed)
+        await asyncio.gather(*(pod.stop() for pod in pods))
+        for pod in pods:  # only now: until its end a sidecar has something to report
+            del self._pods[pod.name]
+        self._unready.difference_update(names)
+        self._write_inventory()
+        for pod in pods:
+            await self._site.remove(pod.placed)
 
     async def kill_sidecar(self, name: str) -> None:
         """``kill -9`` a pod's sidecar; :meth:`start_sidecar` starts it again on the same state."""
@@ -288,7 +314,8 @@ class LocalMesh:
 
     def _place(self, specs: Iterable[WorkloadSpec]) -> list[Pod]:
         """Give services and pods their addresses. Services first: pods know all services by name."""
-        added: list[PlacedPod] = []
+        pods: list[Pod] = []
+        specs = list(specs)
         for spec in specs:
             self._specs.append(spec)
             for service in spec.services:
@@ -297,11 +324,15 @@ class LocalMesh:
                 self._services.append(
                     PlacedService(spec.ref.namespace, service.name, index, address, spec.ref, service.ports)
                 )
-            for name in spec.pod_names():
-                added.append(PlacedPod(name, spec, self._next_pod, self._site.pod_address(self._next_pod)))
-                self._next_pod += 1
-        pods = []
-        for placed in added:
+        for spec in specs:
+            pods += self._place_pods(spec, spec.pod_names())
+        return pods
+
+    def _place_pods(self, spec: WorkloadSpec, names: Iterable[str]) -> list[Pod]:
+        pods: list[Pod] = []
+        for name in names:
+            placed = PlacedPod(name, spec, self._next_pod, self._site.pod_address(self._next_pod))
+            self._next_pod += 1
             directory = self.root / f"pod-{placed.index}"
             directory.mkdir(mode=0o755)
             pod = Pod(placed, self._site, directory, tuple(self._services))
@@ -311,16 +342,26 @@ class LocalMesh:
 
     def _write_inventory(self) -> None:
         """Replace the inventory file at once, so that the controller never reads half of it."""
-        document = inventory(self._specs, self.placed_pods(), self._services, self._site.controller_address)
+        document = inventory(
+            self._specs, self.placed_pods(), self._services, self._site.controller_address, self._unready
+        )
         written = self._inventory.with_suffix(".new")
         written.write_text(yaml.safe_dump(document, sort_keys=False))
         written.chmod(0o644)
         written.replace(self._inventory)
 
-    async def _is_listed(self, pods: Sequence[Pod]) -> bool:
-        known = await self.api.get("/inventory")
-        names = {(instance["workload"], instance["name"]) for instance in known["instances"]}
-        return all((str(pod.placed.spec.ref), pod.placed.name) in names for pod in pods)
+    async def _publish(self, pods: Sequence[Pod]) -> None:
+        """Have the controller know what there is to know of these pods."""
+        self._write_inventory()
+        if listed := [pod for pod in pods if pod.placed.spec.listed]:
+            await self.wait_for(lambda: self._is_known(listed), "the controller to take the new inventory")
+
+    async def _is_known(self, pods: Sequence[Pod]) -> bool:
+        known = (await self.api.get("/inventory"))["instances"]
+        ready = {(instance["workload"], instance["name"]): instance["ready"] for instance in known}
+        return all(
+            ready.get((str(pod.placed.spec.ref), pod.placed.name)) is (pod.name not in self._unready) for pod in pods
+        )
 
     async def _bring_up(self, pods: Sequence[Pod]) -> None:
         await self._site.add([pod.placed for pod in pods], self._services)

@@ -115,13 +115,13 @@ class Load:
         """Nothing has failed so far."""
         for name, tally in self.tallies().items():
             problem = f"{tally.failed} of {tally.requests} requests ({name}) failed: {'; '.join(tally.errors[:5])}"
-            assert not tally.failed and not tally.errors, problem
+            assert (tally.failed, tally.errors) == (0, ()), problem
 
     async def end(self, deadline: float = 30.0) -> dict[str, Tally]:
         """Let every client finish its request, and return what they did in all. Nothing may have failed."""
         await self._process.stop(grace=deadline)
         said = self._last()
-        assert said is not None and said["ended"], f"the load did not end as it should: {self._process.tail(3)}"
+        assert said == {**(said or {}), "ended": True}, f"the load did not end as it should: {self._process.tail(3)}"
         self.check()
         return self.tallies()
 

@@ -11,6 +11,7 @@ import asyncio
 import compileall
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -24,6 +25,8 @@ from hedgerow.local import manifests
 from hedgerow.local.demo import Demo, Surroundings
 from hedgerow.local.errors import LocalMeshError
 from hedgerow.local.host_sockets import SocketGiver, SocketTaker, listen_on_loopback
+from hedgerow.local.leftovers import make_directory, remove_leftovers
+from hedgerow.local.mesh import LocalMesh
 from hedgerow.local.progress import Progress
 from hedgerow.local.sandbox import Confinement, probe, run_in_sandbox
 from hedgerow.local.summary import show
@@ -71,6 +74,13 @@ def demo(once: bool, json: bool, out: Path | None, port: int, explicit: bool) ->
 
 
 def _front(once: bool, json: bool, out: Path | None, port: int, explicit: bool, console: Console) -> int:
+    remove_leftovers()
+    if out is None and not once:  # for people to look into while it serves
+        temporary = make_directory()
+        try:
+            return _front(once, json, temporary, port, explicit, console)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     if out is not None:
         out = out.absolute()
         manifests.prepare(out)
@@ -151,13 +161,19 @@ async def _tell(handed: _Handed, console: Console) -> int:
     page = console if handed.json else Console()
     with socket.socket(fileno=handed.listener) as listener:
         out = Path(handed.out) if handed.out else None
-        given = Surroundings(out, listener, Confinement(handed.confinement), connector)
+
+        def started(mesh: LocalMesh) -> None:
+            """People may watch it from the beginning."""
+            if not handed.once:
+                os.pwrite(handed.token_file, mesh.token.encode(), 0)
+                console.print(f"The page:  {_page_address(mesh)}", markup=False, highlight=False, soft_wrap=True)
+
+        given = Surroundings(out, listener, Confinement(handed.confinement), connector, started)
         demo = Demo(given, Progress(console))
         try:
             result = await demo.run()
             show(result, page)
             if not handed.once:
-                os.pwrite(handed.token_file, demo.mesh.token.encode(), 0)
                 _tour(page, demo, handed)
                 await _until_cancelled()
         finally:
@@ -178,12 +194,17 @@ async def _until_cancelled() -> None:
         task.uncancel()
 
 
+def _page_address(mesh: LocalMesh) -> str:
+    """The token stands behind the #, which browsers never send."""
+    return f"{mesh.server}/#token={mesh.token}"
+
+
 def _tour(console: Console, demo: Demo, handed: _Handed) -> None:
     """What to look at and what to try, with lines that can be copied."""
     server = demo.mesh.server
     lines = [
         "",
-        f"The page:  {server}/#token={demo.mesh.token}",
+        f"The page:  {_page_address(demo.mesh)}",
         "  Every arrow is an edge that was learned. Click one for its counters, identities and rule.",
         "  The red ones are the attacks. The shop goes on being used.",
         "",
@@ -196,8 +217,7 @@ def _tour(console: Console, demo: Demo, handed: _Handed) -> None:
         "  hedgerow deny shop/front shop/recommendation:50051 --for 30s --reason 'try it'   # and watch the arrow",
         "  hedgerow policy export",
     ]
-    if handed.out:
-        lines += ["", f"NetworkPolicies and inventory are in {handed.out}"]
+    lines += ["", f"NetworkPolicies and inventory, as Kubernetes manifests, are in {handed.out}"]
     lines += ["", "Ctrl-C stops everything and leaves nothing behind."]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 

@@ -61,12 +61,14 @@ class Surroundings:
     :param web: the listening socket of the page and the API
     :param confinement: how the mesh is kept apart: by the sandbox that this process is in, or not at all
     :param connector: makes sockets in that socket's network
+    :param started: called once, when the page can be opened
     """
 
     out: Path | None
     web: socket.socket
     confinement: Confinement
     connector: Callable[[], aiohttp.BaseConnector] | None = None
+    started: Callable[[LocalMesh], None] = lambda mesh: None
 
 
 class Demo:
@@ -94,6 +96,7 @@ class Demo:
         progress = self._progress
         with progress.phase("Start a controller and a shop, a sidecar beside every program"):
             await self.mesh.start()
+            self._given.started(self.mesh)
             for client in CLIENTS:
                 await self.mesh.add(client)
             progress.note(f"{len(self.mesh.pods)} pods, {len(self.mesh.services)} services")

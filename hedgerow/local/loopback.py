@@ -11,17 +11,16 @@ run left behind is removed by the next run.
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hedgerow.local import kernel
 from hedgerow.local.description import PlacedPod, PlacedService
+from hedgerow.local.leftovers import make_directory, remove_leftovers
 from hedgerow.local.processes import Completed, Process, paths, run
 from hedgerow.local.site import Role
 
@@ -33,7 +32,6 @@ CANNOT_SHOW = (
 )
 
 _CONTROLLER_ADDRESS = "127.77.0.2"
-_PREFIX = "hedgerow-mesh-"
 
 
 def _address(network: str, index: int) -> str:
@@ -47,7 +45,7 @@ class LoopbackSite:
 
     def __init__(self) -> None:
         remove_leftovers()
-        self.root = _state_directory()
+        self.root = make_directory()
 
     @property
     def controller_address(self) -> str:
@@ -157,33 +155,3 @@ def _die_with(parent: int) -> Callable[[], None]:
             os._exit(1)
 
     return before_exec
-
-
-def _state_directory() -> Path:
-    """Its name says whose it is, so that there is no moment at which nobody can tell."""
-    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-{_started(os.getpid())}-"))
-
-
-def _started(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot (field 22 of proc(5)'s stat); None when it is gone."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def remove_leftovers() -> list[Path]:
-    """Remove what killed runs of this user left in the temporary directory.
-
-    :returns: what was removed
-    """
-    removed = []
-    for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*-*"):
-        pid, started, _ = directory.name.removeprefix(_PREFIX).split("-", 2)
-        if not pid.isdigit() or not started.isdigit() or directory.is_symlink():
-            continue
-        with contextlib.suppress(FileNotFoundError):
-            if directory.stat().st_uid == os.geteuid() and _started(int(pid)) != int(started):
-                shutil.rmtree(directory, ignore_errors=True)
-                removed.append(directory)
-    return removed

@@ -15,7 +15,8 @@ import pytest
 
 from graph.model import Port, WorkloadRef
 from hedgerow.local.description import PlacedPod, PlacedService, WorkloadSpec
-from hedgerow.local.loopback import LoopbackSite, remove_leftovers
+from hedgerow.local.leftovers import remove_leftovers
+from hedgerow.local.loopback import LoopbackSite
 from hedgerow.local.site import Role
 from sidecar.settings import Settings
 
@@ -79,6 +80,9 @@ asyncio.run(main())
 """
 
 
+NAMESPACE = os.stat("/proc/self/ns/pid").st_ino
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -108,12 +112,20 @@ def test_after_kill_9_the_children_are_gone_and_the_next_run_removes_the_files(t
 
 
 def test_a_process_with_a_recycled_id_does_not_keep_the_files(temporary: Path) -> None:
-    stale = temporary / f"hedgerow-mesh-{os.getpid()}-1-abc"
+    stale = temporary / f"hedgerow-mesh-{NAMESPACE}-{os.getpid()}-1-abc"
     stale.mkdir()
     assert remove_leftovers() == [stale]
 
 
-@pytest.mark.parametrize("name", ["hedgerow-mesh-x-1-abc", "hedgerow-mesh-1-y-abc", "hedgerow-other-1-1-abc"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"hedgerow-mesh-{NAMESPACE}-x-1-abc",
+        f"hedgerow-mesh-{NAMESPACE}-1-y-abc",
+        f"hedgerow-mesh-{NAMESPACE + 1}-1-1-abc",  # made by a process that we cannot see
+        f"hedgerow-other-{NAMESPACE}-1-1-abc",
+    ],
+)
 def test_what_is_not_ours_is_left_alone(temporary: Path, name: str) -> None:
     other = temporary / name
     other.mkdir()
@@ -124,7 +136,7 @@ def test_what_is_not_ours_is_left_alone(temporary: Path, name: str) -> None:
 def test_a_link_in_our_name_is_not_followed(temporary: Path) -> None:
     precious = temporary / "precious"
     precious.mkdir()
-    (temporary / f"hedgerow-mesh-{os.getpid()}-1-abc").symlink_to(precious)
+    (temporary / f"hedgerow-mesh-{NAMESPACE}-{os.getpid()}-1-abc").symlink_to(precious)
     assert remove_leftovers() == []
     assert precious.exists()
 

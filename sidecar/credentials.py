@@ -22,11 +22,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from certs.bundle import TrustBundle
 from certs.certificate import pem_text, read_certificate
-from certs.contexts import client_context, server_context
+from certs.contexts import client_context, server_context, verify_connection
 from certs.errors import CertError, InvalidBundle, KeyMismatch, UntrustedChain
 from certs.keys import public_bytes
 from certs.spiffe import SpiffeId
-from certs.svid import check_leaf
+from certs.svid import instance_of
 from certs.verify import verify_peer
 from graph.model import WorkloadRef
 
@@ -43,6 +43,7 @@ class Svid:
     """A certificate that was checked, with its key and the bundle that it was checked against.
 
     :param chain_der: leaf first, without the root
+    :param instance: the replica that the leaf names; empty when it names none
     :param not_before: seconds since the epoch; also ``not_after``
     """
 
@@ -50,6 +51,7 @@ class Svid:
     key: ec.EllipticCurvePrivateKey
     bundle: TrustBundle
     identity: SpiffeId
+    instance: str
     not_before: float
     not_after: float
 
@@ -91,6 +93,7 @@ def check_svid(
         key=key,
         bundle=bundle,
         identity=identity,
+        instance=instance_of(chain_der[0]),
         not_before=leaf.not_valid_before_utc.timestamp(),
         not_after=leaf.not_valid_after_utc.timestamp(),
     )
@@ -142,11 +145,15 @@ class CredentialStore:
         return self._svid.identity
 
     @property
+    def instance(self) -> str:
+        return self._svid.instance
+
+    @property
     def not_after(self) -> float:
         return self._svid.not_after
 
-    def verify_peer(self, leaf_der: bytes) -> SpiffeId:
-        return check_leaf(leaf_der, self._svid.identity.trust_domain, self._clock())
+    def verify_connection(self, session: ssl.SSLObject) -> SpiffeId:
+        return verify_connection(session, self._svid.bundle, self._clock())
 
     def subscribe(self, renewed: Callable[[], None]) -> None:
         self._subscribers.append(renewed)

@@ -70,13 +70,19 @@ class Credentials(Protocol):
         """Our own SPIFFE ID."""
 
     @property
+    def instance(self) -> str:
+        """The replica that the certificate in force names; empty when it names none."""
+
+    @property
     def not_after(self) -> float:
-        """When the certificate in force ends, seconds since the epoch. No tunnel outlives it."""
+        """When the certificate in force ends, seconds since the epoch."""
 
-    def verify_peer(self, leaf_der: bytes) -> SpiffeId:
-        """Apply every SVID rule to the leaf certificate of a peer whose chain OpenSSL has accepted.
+    def verify_connection(self, session: ssl.SSLObject) -> SpiffeId:
+        """Who the peer of a completed handshake is, by our own reading of every certificate that it sent.
 
-        :raises certs.errors.CertError: when any rule is broken
+        OpenSSL has accepted the chain; this is the stricter opinion, against the trust bundle in force now.
+
+        :raises certs.errors.CertError: when it proves no identity of our trust domain
         """
 
     def subscribe(self, renewed: Callable[[], None]) -> None:

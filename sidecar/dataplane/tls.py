@@ -86,7 +86,7 @@ def identify(session: ssl.SSLObject, credentials: Credentials, expected: str = "
     if not leaf:
         raise PeerRefused("the peer showed no certificate")
     try:
-        spiffe_id = credentials.verify_peer(leaf)
+        spiffe_id = credentials.verify_connection(session)
         not_after = read_certificate(leaf, "the peer's certificate").not_valid_after_utc.timestamp()
     except CertError as error:
         raise PeerRefused(str(error)) from error

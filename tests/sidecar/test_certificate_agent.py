@@ -17,6 +17,7 @@ from sidecar.certificate_agent import CertificateAgent
 from sidecar.errors import ConfigError, EnrolmentError, StateError
 from sidecar.settings import Address
 from sidecar.state import SVID, StateDirectory
+from tests.certs.handshakes import handshake
 from tests.sidecar.fake_controller import IDENTITY, INSTANCE, TRUST_DOMAIN, FakeController, running, until
 
 
@@ -44,7 +45,9 @@ async def test_the_join_token_buys_a_certificate_and_is_deleted(controller, tmp_
     assert credentials.not_after > time.time() + 3000
     assert not settings.join_token_file.exists()
     assert (settings.state_dir / SVID).stat().st_mode & 0o777 == 0o600
-    assert credentials.verify_peer(credentials.svid.chain_der[0]) == IDENTITY
+    assert credentials.instance == settings.instance
+    ends = handshake(credentials.client_context, credentials.server_context)
+    assert credentials.verify_connection(ends.client) == credentials.verify_connection(ends.server) == IDENTITY
 
 
 async def test_a_restart_uses_the_stored_certificate_while_the_controller_is_away(controller, tmp_path):

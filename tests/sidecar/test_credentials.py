@@ -7,11 +7,15 @@ from dataclasses import replace
 
 import pytest
 
+from certs.bundle import TrustBundle
 from certs.ca import CertificateAuthority
+from certs.contexts import client_context, server_context
 from certs.errors import CertError, InvalidBundle, KeyMismatch, UntrustedChain
 from certs.keys import make_csr, new_key
 from certs.spiffe import SpiffeId
 from sidecar.credentials import MAX_CHAIN, CredentialStore, check_svid, next_bundle
+from tests.certs.forge import Forge, Leaf, uris
+from tests.certs.handshakes import handshake
 from tests.sidecar.fake_controller import IDENTITY, TRUST_DOMAIN
 
 NOW = time.time()
@@ -119,18 +123,64 @@ def test_a_failing_subscriber_does_not_keep_the_others_on_an_old_certificate(cap
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_peers_are_held_to_every_rule_at_the_present_time():
+def test_the_instance_is_the_one_that_the_certificate_names():
+    key = new_key()
+    chain = AUTHORITY.sign_workload(make_csr(key), IDENTITY, NOW, 3600, "cart-2").chain_der
+    named = check_svid(chain, key, AUTHORITY.bundle(), TRUST_DOMAIN, NOW)
+    assert CredentialStore(named, lambda: NOW).instance == "cart-2"
+    assert CredentialStore(svid(), lambda: NOW).instance == ""
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_peers_are_held_to_every_rule_at_the_present_time(side):
     now = NOW
-    store = CredentialStore(svid(), lambda: now)
-    leaf = chain_for(new_key(), FRONT)[0]
-    assert store.verify_peer(leaf) == FRONT
+    store, peer = CredentialStore(svid(), lambda: now), CredentialStore(svid(FRONT), lambda: NOW)
+    if side == "client":
+        session = handshake(store.client_context, peer.server_context).client
+    else:
+        session = handshake(peer.client_context, store.server_context).server
+    assert store.verify_connection(session) == FRONT
     now = NOW + 7200
-    with pytest.raises(CertError):
-        store.verify_peer(leaf)
+    with pytest.raises(CertError, match="expired"):
+        store.verify_connection(session)
     now = NOW
-    elsewhere = CertificateAuthority.create("elsewhere.test", NOW)
-    foreign = SpiffeId.for_workload("elsewhere.test", "shop", "default", "front")
-    with pytest.raises(CertError):
-        store.verify_peer(chain_for(new_key(), foreign, elsewhere)[0])
-    with pytest.raises(CertError):
-        store.verify_peer(b"rubbish")
+    store.replace(svid())
+    assert store.verify_connection(session) == FRONT
+
+
+def test_a_root_that_is_trusted_no_more_proves_nothing_from_then_on():
+    store = CredentialStore(svid(), lambda: NOW)
+    session = handshake(store.client_context, CredentialStore(svid(FRONT), lambda: NOW).server_context).client
+    key = new_key()
+    store.replace(check_svid(chain_for(key, authority=OTHER), key, OTHER.bundle(), TRUST_DOMAIN, NOW))
+    with pytest.raises(UntrustedChain):
+        store.verify_connection(session)
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+@pytest.mark.parametrize(
+    ("defect", "complaint"),
+    [
+        ({}, ""),
+        ({"names": uris("spiffe://elsewhere.test")}, "its SPIFFE ID is"),
+        ({"names": uris(str(IDENTITY))}, "its SPIFFE ID is"),
+    ],
+    ids=["none", "foreign-authority", "a-workload-that-signs"],
+)
+def test_a_defect_above_the_leaf_that_openssl_does_not_mind_is_refused(side, defect, complaint):
+    root = Forge.root(NOW)
+    bundle = TrustBundle(TRUST_DOMAIN, (root.der,))
+    good = root.intermediate().sign(Leaf(names=uris(str(IDENTITY))))
+    store = CredentialStore(check_svid(good.ders, good.key, bundle, TRUST_DOMAIN, NOW), lambda: NOW)
+    peer = root.intermediate(**defect).sign(Leaf(names=uris(str(FRONT))))
+    if side == "client":
+        ends = handshake(store.client_context, server_context(peer.ders, peer.key, bundle))
+    else:
+        ends = handshake(client_context(peer.ders, peer.key, bundle), store.server_context)
+    assert ends.succeeded, "OpenSSL does not mind"
+    session = ends.client if side == "client" else ends.server
+    if complaint:
+        with pytest.raises(CertError, match=complaint):
+            store.verify_connection(session)
+    else:
+        assert store.verify_connection(session) == FRONT

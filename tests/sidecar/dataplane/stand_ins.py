@@ -10,10 +10,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from certs.bundle import TrustBundle
 from certs.ca import CertificateAuthority
-from certs.contexts import client_context, server_context
+from certs.contexts import client_context, server_context, verify_connection
 from certs.keys import make_csr, new_key
 from certs.spiffe import SpiffeId
-from certs.svid import check_leaf
+from certs.svid import instance_of
 from graph.model import Connection, Destination, Direction, Peer, Snapshot, WorkloadRef
 from graph.policy import Decision, decide
 from sidecar.dataplane.contracts import Record
@@ -99,7 +99,9 @@ class HeldCredentials:
         not_after: float,
     ) -> None:
         self.identity = identity
+        self.instance = instance_of(chain_der[0])
         self.not_after = not_after
+        self._bundle = bundle
         self.client_context: ssl.SSLContext = client_context(chain_der, key, bundle, alpn=self._alpn)
         self.server_context: ssl.SSLContext = server_context(chain_der, key, bundle, alpn=self._alpn)
 
@@ -110,8 +112,8 @@ class HeldCredentials:
         for renewed in self._renewed:
             renewed()
 
-    def verify_peer(self, leaf_der: bytes) -> SpiffeId:
-        return check_leaf(leaf_der, self.identity.trust_domain, time.time())
+    def verify_connection(self, session: ssl.SSLObject) -> SpiffeId:
+        return verify_connection(session, self._bundle, time.time())
 
     def subscribe(self, renewed: Callable[[], None]) -> None:
         self._renewed.append(renewed)

@@ -6,6 +6,8 @@ configuration file's reader report the same mistake in the same words. ``code`` 
 
 from __future__ import annotations
 
+from graph.fields import Refuse
+
 
 class ControllerError(Exception):
     """Base of everything that this package raises.
@@ -26,6 +28,11 @@ class ControllerError(Exception):
         self.remedy = remedy
         if code:
             self.code = code
+
+
+def refusal(error: type[ControllerError]) -> Refuse:
+    """What a reader of fields raises: ``error``, with the field's name as it stands."""
+    return lambda name, problem, remedy: error(problem, field=name, remedy=remedy)
 
 
 class ConfigError(ControllerError):

@@ -14,52 +14,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from certs.errors import CertError
-from certs.spiffe import SpiffeId
-from controller.errors import ConfigError
-from controller.fields import (
+from controller.errors import ConfigError, refusal
+from controller.learner import Gate
+from graph.documents import read_yaml
+from graph.errors import InvalidValue
+from graph.fields import Address as Address
+from graph.fields import (
     Check,
     Fields,
     Unfit,
     host_name,
     integer,
-    ip_and_port,
     items,
-    kind,
+    listen_address,
     optional,
-    refusal,
     seconds,
+    shown,
     text,
+    trust_domain_name,
     unfit,
     word,
 )
-from controller.learner import Gate
-from graph.errors import InvalidValue
 
 #: A settings file is a page of text; more than this is a mistake.
 MAX_FILE_BYTES = 256 * 1024
 
 _INHERITED = re.compile(r"fd:([0-9]{1,6})")
 
+GRPC_LISTEN = Address("0.0.0.0", 15012)
+ISSUER_LISTEN = Address("0.0.0.0", 15013)
+WEB_LISTEN = Address("127.0.0.1", 8080)
+
 #: Names under which a page on this machine is reached.
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where a server listens. Port 0 takes a free one, which the log then names."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @property
-    def is_loopback(self) -> bool:
-        return ipaddress.ip_address(self.host).is_loopback
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +87,9 @@ class Settings:
     state_dir: Path
     inventory: Path
     trust_domain: str = "hedgerow.local"
-    grpc_listen: Address = Address("0.0.0.0", 15012)
-    issuer_listen: Address = Address("0.0.0.0", 15013)
-    web_listen: Address | InheritedSocket = Address("127.0.0.1", 8080)
+    grpc_listen: Address = GRPC_LISTEN
+    issuer_listen: Address = ISSUER_LISTEN
+    web_listen: Address | InheritedSocket = WEB_LISTEN
     web_hosts: tuple[str, ...] = ()
     web_tls: WebTls | None = None
     svid_lifetime: float = 3600.0
@@ -126,11 +113,13 @@ class Settings:
             raise ConfigError(
                 f"{path} can not be read: {error.strerror}", remedy="name a readable file with --config"
             ) from None
-        if len(data) > MAX_FILE_BYTES:
-            raise ConfigError(f"{path} is larger than {MAX_FILE_BYTES} bytes", remedy="this is not a settings file")
-        document = read_yaml(data)
+        try:
+            document = read_yaml(data, MAX_FILE_BYTES, if_larger="this is not a settings file")
+        except Unfit as error:
+            problem = f"{error.problem} in {path}" if error.inner else f"{path}: {error.problem}"
+            raise ConfigError(problem, field=error.inner, remedy=error.remedy) from None
         if not isinstance(document, Mapping):
-            raise ConfigError(f"{path}: {kind(document)} is not a mapping", remedy="write `name: value` lines")
+            raise ConfigError(f"{path}: {shown(document)} is not a mapping", remedy="write `name: value` lines")
         given = {name: value for name, value in (overrides or {}).items() if value is not None}
         for name in ("state_dir", "inventory"):
             if isinstance(given.get(name), str):
@@ -149,10 +138,10 @@ class Settings:
         settings = cls(
             state_dir=fields.take("state_dir", path),
             inventory=fields.take("inventory", path),
-            trust_domain=fields.take("trust_domain", _trust_domain, "hedgerow.local"),
-            grpc_listen=fields.take("grpc_listen", _address, Address("0.0.0.0", 15012)),
-            issuer_listen=fields.take("issuer_listen", _address, Address("0.0.0.0", 15013)),
-            web_listen=fields.take("web_listen", _web_listen, Address("127.0.0.1", 8080)),
+            trust_domain=fields.take("trust_domain", trust_domain_name, "hedgerow.local"),
+            grpc_listen=fields.take("grpc_listen", listen_address, GRPC_LISTEN),
+            issuer_listen=fields.take("issuer_listen", listen_address, ISSUER_LISTEN),
+            web_listen=fields.take("web_listen", _web_listen, WEB_LISTEN),
             web_hosts=fields.take("web_hosts", items(host_name, at_most=64), ()),
             web_tls=fields.take("web_tls", optional(_web_tls(path)), None),
             svid_lifetime=fields.take("svid_lifetime", seconds(2, 86400), 3600.0),
@@ -167,7 +156,7 @@ class Settings:
 
     def _check_whole(self) -> None:
         web = self.web_listen
-        if isinstance(web, Address) and not web.is_loopback and self.web_tls is None:
+        if isinstance(web, Address) and not ipaddress.ip_address(web.host).is_loopback and self.web_tls is None:
             raise ConfigError(
                 f"{web} is not a loopback address, and tokens would cross the network in clear",
                 field="web_listen",
@@ -185,41 +174,8 @@ class Settings:
         return listeners
 
 
-def read_yaml(data: bytes) -> object:
-    """YAML's safe subset, and no key twice: the second would silently replace the first.
-
-    :raises ConfigError: naming the line
-    """
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[object, object]:
-        loader.flatten_mapping(node)
-        made: dict[object, object] = {}
-        for key_node, value_node in node.value:
-            key = loader.construct_object(key_node, deep=True)
-            line = key_node.start_mark.line + 1
-            if not isinstance(key, str):
-                raise ConfigError(f"line {line}: {kind(key)} is not a setting's name", remedy="write `name: value`")
-            if key in made:
-                raise ConfigError(f"written twice (line {line})", field=key, remedy="remove one of them")
-            made[key] = loader.construct_object(value_node, deep=True)
-        return made
-
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    try:
-        return yaml.load(data, Loader)  # noqa: S506  # derived from SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"not YAML: {' '.join(str(error).split())}", remedy="correct the file") from None
-
-
 def _path(base: Path) -> Check[Path]:
     return lambda value: base / text(4096)(value)
-
-
-def _address(value: object) -> Address:
-    return Address(*ip_and_port(value))
 
 
 def _web_listen(value: object) -> Address | InheritedSocket:
@@ -227,15 +183,7 @@ def _web_listen(value: object) -> Address | InheritedSocket:
         return InheritedSocket(int(inherited[1]))
     if isinstance(value, str) and value.startswith("fd:"):
         raise Unfit(f"{value[:40]!r} names no descriptor", "write fd:3 for the inherited socket with number 3")
-    return _address(value)
-
-
-def _trust_domain(value: object) -> str:
-    name = text(255)(value)
-    try:
-        return SpiffeId.controller(name).trust_domain
-    except CertError as error:
-        raise Unfit(str(error), "write a lower-case name such as hedgerow.local") from None
+    return listen_address(value)
 
 
 def _web_tls(path: Check[Path]) -> Check[WebTls]:

@@ -7,35 +7,38 @@ it and what to write instead.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from sidecar.errors import ConfigError
-from sidecar.fields import Address as Address
-from sidecar.fields import (
-    FieldReader,
+from graph.documents import read_yaml
+from graph.fields import Address as Address
+from graph.fields import (
+    Fields,
+    Unfit,
     choice,
     destination_address,
-    file_path,
-    instance_name,
     integer,
     ip_address,
-    list_of,
-    local_address,
-    network,
-    one_of,
+    ip_network,
+    items,
+    listen_address,
+    matching,
     optional,
-    read_yaml,
     remote_address,
     seconds,
+    text,
     trust_domain_name,
+    unfit,
+    word,
 )
+from sidecar.errors import ConfigError
 
 #: A settings file is a page of text; more than this is a mistake.
 MAX_FILE_BYTES = 256 * 1024
 
-_LEVELS = ("debug", "info", "warning", "error")
+_INSTANCE = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
 class Capture(StrEnum):
@@ -133,10 +136,10 @@ class Settings:
                 data = file.read(MAX_FILE_BYTES + 1)
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}; name a readable file with --config") from None
-        if len(data) > MAX_FILE_BYTES:
-            raise ConfigError(f"{path}: more than {MAX_FILE_BYTES} bytes; this is not a settings file")
         try:
-            return cls.parse(read_yaml(data))
+            return cls.parse(read_yaml(data, MAX_FILE_BYTES, if_larger="this is not a settings file"))
+        except Unfit as error:
+            raise ConfigError(f"{path}: {_refusal(error.inner, error.problem, error.remedy)}") from None
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
 
@@ -146,31 +149,30 @@ class Settings:
 
         :raises ConfigError: naming the field, what is wrong with it and the remedy
         """
-        reader = FieldReader("", document)
-        capture = reader.take("capture", choice(Capture), default=Capture.REDIRECT)
+        fields = Fields(document, _refusal, noun="setting")
         settings = cls(
-            instance=reader.take("instance", instance_name),
-            controller=reader.take("controller", remote_address),
-            issuer=reader.take("issuer", remote_address),
-            trust_domain=reader.take("trust_domain", trust_domain_name),
-            trust_bundle=reader.take("trust_bundle", file_path),
-            state_dir=reader.take("state_dir", file_path),
-            addresses=reader.take("addresses", list_of(ip_address, at_least=1)),
-            join_token_file=reader.take("join_token_file", optional(file_path), default=None),
-            capture=capture,
-            uid=reader.take("uid", integer(0, 2**32 - 2), default=1337),
-            mark=reader.take("mark", optional(integer(1, 2**32 - 1)), default=None),
-            unsynced=reader.take("unsynced", choice(Unsynced), default=Unsynced.DENY),
-            outbound_listen=reader.take("outbound_listen", local_address, default=OUTBOUND_LISTEN),
-            inbound_listen=reader.take("inbound_listen", local_address, default=INBOUND_LISTEN),
-            ready_listen=reader.take("ready_listen", local_address, default=READY_LISTEN),
-            exclude_cidrs=reader.take("exclude_cidrs", list_of(network), default=()),
-            explicit=reader.take("explicit", _explicit, default=Explicit()),
-            report_interval=reader.take("report_interval", seconds(0.05, 300), default=1.0),
-            drain_seconds=reader.take("drain_seconds", seconds(0, 3600), default=5.0),
-            log_level=reader.take("log_level", one_of(_LEVELS), default="info"),
+            instance=fields.take("instance", matching(_INSTANCE, "lower-case letters, digits, '-' and '.'")),
+            controller=fields.take("controller", remote_address),
+            issuer=fields.take("issuer", remote_address),
+            trust_domain=fields.take("trust_domain", trust_domain_name),
+            trust_bundle=fields.take("trust_bundle", _path),
+            state_dir=fields.take("state_dir", _path),
+            addresses=fields.take("addresses", items(ip_address, at_least=1)),
+            join_token_file=fields.take("join_token_file", optional(_path), None),
+            capture=fields.take("capture", choice(*Capture), Capture.REDIRECT),
+            uid=fields.take("uid", integer(0, 2**32 - 2), 1337),
+            mark=fields.take("mark", optional(integer(1, 2**32 - 1)), None),
+            unsynced=fields.take("unsynced", choice(*Unsynced), Unsynced.DENY),
+            outbound_listen=fields.take("outbound_listen", listen_address, OUTBOUND_LISTEN),
+            inbound_listen=fields.take("inbound_listen", listen_address, INBOUND_LISTEN),
+            ready_listen=fields.take("ready_listen", listen_address, READY_LISTEN),
+            exclude_cidrs=fields.take("exclude_cidrs", items(ip_network), ()),
+            explicit=fields.take("explicit", _explicit, Explicit()),
+            report_interval=fields.take("report_interval", seconds(0.05, 300), 1.0),
+            drain_seconds=fields.take("drain_seconds", seconds(0, 3600), 5.0),
+            log_level=fields.take("log_level", word("debug", "info", "warning", "error"), "info"),
         )
-        reader.finish()
+        fields.finish()
         settings._check_whole()
         return settings
 
@@ -197,25 +199,33 @@ class Settings:
         return listeners
 
 
-def _outbound(field: str, value: object) -> OutboundListener:
-    reader = FieldReader(field, value)
-    listener = OutboundListener(reader.take("listen", local_address), reader.take("destination", destination_address))
-    reader.finish()
+def _refusal(name: str, problem: str, remedy: str) -> ConfigError:
+    return ConfigError(f"{name}: {problem}; {remedy}" if name else f"{problem}; {remedy}")
+
+
+def _path(value: object) -> Path:
+    return Path(text(4096)(value))
+
+
+def _outbound(value: object) -> OutboundListener:
+    fields = Fields(value, unfit, noun="setting")
+    listener = OutboundListener(fields.take("listen", listen_address), fields.take("destination", destination_address))
+    fields.finish()
     return listener
 
 
-def _inbound(field: str, value: object) -> InboundListener:
-    reader = FieldReader(field, value)
-    listener = InboundListener(reader.take("listen", local_address), reader.take("application", destination_address))
-    reader.finish()
+def _inbound(value: object) -> InboundListener:
+    fields = Fields(value, unfit, noun="setting")
+    listener = InboundListener(fields.take("listen", listen_address), fields.take("application", destination_address))
+    fields.finish()
     return listener
 
 
-def _explicit(field: str, value: object) -> Explicit:
-    reader = FieldReader(field, value)
+def _explicit(value: object) -> Explicit:
+    fields = Fields(value, unfit, noun="setting")
     explicit = Explicit(
-        outbound=reader.take("outbound", list_of(_outbound), default=()),
-        inbound=reader.take("inbound", list_of(_inbound), default=()),
+        outbound=fields.take("outbound", items(_outbound), ()),
+        inbound=fields.take("inbound", items(_inbound), ()),
     )
-    reader.finish()
+    fields.finish()
     return explicit

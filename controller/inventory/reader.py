@@ -8,45 +8,46 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from certs.errors import CertError
-from certs.spiffe import SpiffeId, check_trust_domain
+from certs.spiffe import SpiffeId
 from controller.errors import InventoryError
-from controller.inventory.fields import Fields
 from controller.inventory.model import API_VERSION, KIND, Inventory, Namespace
-from graph.errors import InvalidValue
+from graph.documents import read_yaml
+from graph.fields import (
+    Check,
+    Fields,
+    Unfit,
+    choice,
+    flag,
+    integer,
+    ip_address,
+    items,
+    matching,
+    namespace_name,
+    parsed,
+    shown,
+    text,
+    trust_domain_name,
+    unfit,
+)
 from graph.model import EXTERNAL_NAMESPACE, Instance, Port, Protocol, Service, ServicePort, Workload, WorkloadRef
+from graph.text import printable
 
 #: A mesh of some 40,000 instances fits.
 MAX_INVENTORY_BYTES = 8 * 1024 * 1024
-#: The format itself has six levels.
-MAX_DEPTH = 20
 
 _KIND = re.compile(r"[A-Z][A-Za-z]{0,62}")
 _SCHEDULE = re.compile(r"@(yearly|annually|monthly|weekly|daily|midnight|hourly)|(\S+ +){4}\S+")
 _PORT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _APP_PROTOCOL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_./]{0,251}[A-Za-z0-9])?")
-
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # chosen when imported
-    """Plain data only, and a key may be there once: YAML would take the last one without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable) or key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r:.80} is there twice or can not be a key", key_node.start_mark
-                )
-            seen.add(key)
-        made: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
-        return made
+#: Kubernetes: "Labels and Selectors", syntax and character set.
+_LABEL_KEY = re.compile(
+    r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?", re.ASCII
+)
+_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?", re.ASCII)
 
 
 def load_inventory(path: Path, trust_domain: str) -> Inventory:
@@ -70,39 +71,12 @@ def read_inventory(content: bytes, trust_domain: str, *, name: str = "the invent
     :param name: what to call it in messages
     :raises InventoryError: when anything in it is wrong
     """
-    if len(content) > MAX_INVENTORY_BYTES:
-        raise InventoryError(
-            f"{name} has more than {MAX_INVENTORY_BYTES} bytes", remedy="split the mesh over several controllers"
-        )
     try:
-        text = content.decode()
-        _check_depth(text, name)
-        document = yaml.load(text, Loader=_Loader)  # noqa: S506 - derived from the safe loader
-    except UnicodeDecodeError as error:
-        raise InventoryError(f"{name} is not UTF-8 (byte {error.start})", remedy="save it as UTF-8") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or "it can not be parsed"
-        raise InventoryError(f"{name} is not YAML{where}: {problem}", remedy="correct that line") from None
-    except ValueError as error:  # what a scalar's own constructor says, such as of a date that is none
-        raise InventoryError(f"{name} is not YAML: {error}", remedy="put that value in quotes") from None
+        document = read_yaml(content, MAX_INVENTORY_BYTES, if_larger="split the mesh over several controllers")
+    except Unfit as error:
+        problem = f"{error.problem} in {name}" if error.inner else f"{name}: {error.problem}"
+        raise InventoryError(problem, field=error.inner, remedy=error.remedy) from None
     return inventory_of(document, trust_domain)
-
-
-def _check_depth(text: str, name: str) -> None:
-    """Building nested nodes takes stack for each level, and in C nobody counts it; reading the events takes none."""
-    depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise InventoryError(
-                    f"{name} is not YAML of ours: it is nested more than {MAX_DEPTH} levels deep",
-                    remedy="nest no deeper than the format does",
-                )
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
 
 
 def inventory_of(document: object, trust_domain: str) -> Inventory:
@@ -111,19 +85,24 @@ def inventory_of(document: object, trust_domain: str) -> Inventory:
     :raises InventoryError: naming the field that is wrong
     """
     try:
-        check_trust_domain(trust_domain)
-    except CertError as error:
-        raise InventoryError(str(error), field="trust_domain", remedy="set trust_domain in controller.yaml") from None
-    top = Fields(document, "")
-    top.only("apiVersion", "kind", "namespaces", "workloads", "instances", "services")
-    for key, wanted in (("apiVersion", API_VERSION), ("kind", KIND)):
-        if top.text(key) != wanted:
-            raise top.wrong(key, f"{top.text(key)!r:.80} is not known here", f"write {key}: {wanted}")
-    return _Reading(trust_domain).read(top)
+        reading = _Reading(trust_domain_name(trust_domain))
+    except Unfit as error:
+        raise InventoryError(
+            error.problem, field="trust_domain", remedy="set trust_domain in controller.yaml"
+        ) from None
+    return reading.read(document)
+
+
+def _refusal(name: str, problem: str, remedy: str) -> InventoryError:
+    return InventoryError(problem, field=name or "the document", remedy=remedy)
 
 
 class _Reading:
-    """One reading: what was found so far, to find contradictions. Addresses are in one spelling."""
+    """One reading: what was found so far, to find contradictions. Addresses are in one spelling.
+
+    Each entry's fields are all taken first and compared with the rest afterwards: a misspelt key would otherwise show
+    as a contradiction.
+    """
 
     def __init__(self, trust_domain: str) -> None:
         self._trust_domain = trust_domain
@@ -134,190 +113,225 @@ class _Reading:
         self._services: dict[str, Service] = {}
         self._addresses: dict[str, str] = {}
 
-    def read(self, top: Fields) -> Inventory:
-        self._declared = top.has("namespaces")
-        for entry in top.entries("namespaces"):
-            self._namespace(entry)
-        for entry in top.entries("workloads"):
-            self._workload(entry)
-        for entry in top.entries("instances"):
-            self._instance(entry)
-        for entry in top.entries("services"):
-            self._service(entry)
+    def read(self, document: object) -> Inventory:
+        top = Fields(document, _refusal, noun="key")
+        top.take("apiVersion", _constant("apiVersion", API_VERSION))
+        top.take("kind", _constant("kind", KIND))
+        sections: tuple[tuple[str, Check[None]], ...] = (
+            ("namespaces", self._namespace),
+            ("workloads", self._workload),
+            ("instances", self._instance),
+            ("services", self._service),
+        )
+        # how many there are is bounded by the bytes that were read
+        given = {name: top.take(name, items(_unread, at_most=MAX_INVENTORY_BYTES), None) for name, _ in sections}
+        top.finish()
+        self._declared = given["namespaces"] is not None
+        for name, check in sections:
+            top.checked(name, given[name] or (), items(check, at_most=MAX_INVENTORY_BYTES))
         return Inventory(self._trust_domain, self._namespaces, self._workloads, self._instances, self._services)
 
-    def _namespace(self, entry: Fields) -> None:
-        entry.only("name", "labels")
-        name = self._name(entry, "name", lambda text: WorkloadRef.parse(f"{text}/x").namespace)
+    def _namespace(self, value: object) -> None:
+        entry = _entry(value)
+        name = entry.take("name", _namespace_name)
+        labels = entry.take("labels", _labels, ())
+        entry.finish()
         if name in self._namespaces:
-            raise entry.wrong("name", f"the namespace {name!r} is there twice", "list every namespace once")
-        self._namespaces[name] = Namespace(name, entry.labels("labels"))
+            entry.fail("name", f"the namespace {name!r} is there twice", "list every namespace once")
+        self._namespaces[name] = Namespace(name, labels)
 
-    def _workload(self, entry: Fields) -> None:
-        entry.only("namespace", "name", "kind", "serviceAccount", "labels", "ports", "meshed", "schedule")
-        ref = self._ref(entry)
+    def _workload(self, value: object) -> None:
+        entry = _entry(value)
+        namespace, name = entry.take("namespace", _namespace_name), entry.take("name", _name)
+        kind = entry.take("kind", matching(_KIND, "Deployment, StatefulSet, DaemonSet, CronJob …"), "Deployment")
+        account = entry.take("serviceAccount", text(), "default")
+        labels = entry.take("labels", _labels, ())
+        ports = entry.take("ports", _ports, ())
+        meshed = entry.take("meshed", flag, True)
+        schedule = entry.take("schedule", text(may_be_empty=True), "")
+        entry.finish()
+        ref = self._ref(entry, namespace, name)
         if ref in self._workloads:
-            raise entry.wrong("name", f"the workload {ref} is there twice", "list every workload once")
-        kind = entry.text("kind", "Deployment")
-        if not _KIND.fullmatch(kind):
-            raise entry.wrong(
-                "kind", f"{kind!r:.80} is not a kind", "use Deployment, StatefulSet, DaemonSet, CronJob …"
-            )
-        schedule = entry.text("schedule", "")
+            entry.fail("name", f"the workload {ref} is there twice", "list every workload once")
         if schedule and (kind != "CronJob" or not _SCHEDULE.fullmatch(schedule)):
-            raise entry.wrong(
-                "schedule", f"{schedule!r:.80} on a {kind}", "give a CronJob five fields (*/5 * * * *) or @hourly"
+            entry.fail(
+                "schedule", f"{schedule[:80]!r} on a {kind}", "give a CronJob five fields (*/5 * * * *) or @hourly"
             )
-        account = entry.text("serviceAccount", "default")
         try:
             SpiffeId.for_workload(self._trust_domain, ref.namespace, account, ref.name)
         except CertError as error:
-            raise entry.wrong("serviceAccount", str(error), "use names that Kubernetes would take") from None
-        self._workloads[ref] = Workload(
-            ref,
-            kind,
-            account,
-            entry.labels("labels"),
-            self._ports(entry),
-            entry.flag("meshed", True),
-            schedule,
-        )
+            entry.fail("serviceAccount", str(error), "use names that Kubernetes would take")
+        self._workloads[ref] = Workload(ref, kind, account, labels, ports, meshed, schedule)
 
-    def _ports(self, workload: Fields) -> tuple[Port, ...]:
-        found: dict[tuple[int, Protocol], Port] = {}
-        names: set[str] = set()
-        for entry in workload.entries("ports"):
-            entry.only("name", "port", "protocol", "appProtocol")
-            port = Port(
-                entry.port("port"),
-                self._protocol(entry),
-                self._port_name(entry, names),
-                entry.matching("appProtocol", _APP_PROTOCOL, "http, grpc, tcp or another of Kubernetes' appProtocols"),
-            )
-            if (port.number, port.protocol) in found:
-                raise entry.wrong("port", f"{port.number}/{port.protocol} is there twice", "list every port once")
-            found[port.number, port.protocol] = port
-        return tuple(found.values())
-
-    def _instance(self, entry: Fields) -> None:
-        entry.only("name", "workload", "address", "ready")
-        ref = self._known_workload(entry)
-        name = self._name(entry, "name", lambda text: WorkloadRef.parse(f"{ref.namespace}/{text}").name)
+    def _instance(self, value: object) -> None:
+        entry = _entry(value)
+        name = entry.take("name", _name)
+        ref = entry.take("workload", self._known_workload)
+        address = entry.take("address", _own_address)
+        ready = entry.take("ready", flag, True)
+        entry.finish()
         key = f"{ref.namespace}/{name}"
         if key in self._instances:
-            raise entry.wrong("name", f"the instance {key} is there twice", "give every replica a name of its own")
-        address = self._address(entry, f"the instance {key}")
-        self._instances[key] = Instance(name, ref, address, entry.flag("ready", True))
+            entry.fail("name", f"the instance {key} is there twice", "give every replica a name of its own")
+        self._occupy(entry, address, f"the instance {key}")
+        self._instances[key] = Instance(name, ref, address, ready)
 
-    def _service(self, entry: Fields) -> None:
-        entry.only("namespace", "name", "address", "workload", "ports")
-        named = self._ref(entry)
-        key = str(named)
+    def _service(self, value: object) -> None:
+        entry = _entry(value)
+        namespace, name = entry.take("namespace", _namespace_name), entry.take("name", _name)
+        ref = entry.take("workload", lambda written: self._known_workload_of(namespace, written))
+        address = entry.take("address", _own_address)
+        ports = entry.take("ports", _service_ports(self._workloads[ref]))
+        entry.finish()
+        key = str(self._ref(entry, namespace, name))
         if key in self._services:
-            raise entry.wrong("name", f"the service {key} is there twice", "list every service once")
-        ref = self._known_workload(entry)
-        if ref.namespace != named.namespace:
-            raise entry.wrong(
-                "workload", f"{ref} is not in the service's namespace", "a service selects pods of its own namespace"
-            )
-        address = self._address(entry, f"the service {key}")
-        ports = self._service_ports(entry, self._workloads[ref])
-        self._services[key] = Service(named.namespace, named.name, address, ref, ports)
+            entry.fail("name", f"the service {key} is there twice", "list every service once")
+        self._occupy(entry, address, f"the service {key}")
+        self._services[key] = Service(namespace, name, address, ref, ports)
 
-    def _service_ports(self, service: Fields, workload: Workload) -> tuple[ServicePort, ...]:
-        found: dict[tuple[int, Protocol], ServicePort] = {}
-        names: set[str] = set()
-        for entry in service.entries("ports", required=True):
-            entry.only("name", "port", "targetPort", "protocol")
-            protocol = self._protocol(entry)
-            number = entry.port("port")
-            target = self._target(entry, number, protocol, workload)
-            if (number, protocol) in found:
-                raise entry.wrong("port", f"{number}/{protocol} is there twice", "list every port once")
-            found[number, protocol] = ServicePort(number, target, protocol, self._port_name(entry, names))
-        return tuple(found.values())
-
-    def _target(self, entry: Fields, number: int, protocol: Protocol, workload: Workload) -> int:
-        if not entry.has("targetPort"):
-            return number
-        if not isinstance(entry.raw("targetPort"), str):
-            return entry.port("targetPort")
-        name = entry.text("targetPort")
-        for port in workload.ports:
-            if port.name == name and port.protocol is protocol:
-                return port.number
-        raise entry.wrong(
-            "targetPort",
-            f"{workload.ref} has no {protocol} port named {name!r:.80}",
-            "name one of its ports, or a number",
-        )
-
-    # --- parts that several have
-
-    def _name(self, entry: Fields, key: str, parse: Callable[[str], str]) -> str:
-        text = entry.text(key)
-        if text == EXTERNAL_NAMESPACE:
-            raise entry.wrong(key, "'-' stands for what is outside", "use a Kubernetes name")
-        try:
-            return parse(text)
-        except InvalidValue as error:
-            raise entry.wrong(key, error.problem, error.remedy) from None
-
-    def _ref(self, entry: Fields) -> WorkloadRef:
-        namespace = self._name(entry, "namespace", lambda text: WorkloadRef.parse(f"{text}/x").namespace)
+    def _ref(self, entry: Fields, namespace: str, name: str) -> WorkloadRef:
         if namespace not in self._namespaces:
             if self._declared:
-                raise entry.wrong(
+                entry.fail(
                     "namespace",
                     f"{namespace!r} is not among the namespaces",
                     "add it to `namespaces`, or leave that out",
                 )
             self._namespaces[namespace] = Namespace(namespace)
-        name = self._name(entry, "name", lambda text: WorkloadRef.parse(f"{namespace}/{text}").name)
         return WorkloadRef(namespace, name)
 
-    def _known_workload(self, entry: Fields) -> WorkloadRef:
-        text = entry.text("workload")
-        try:
-            ref = WorkloadRef.parse(text)
-        except InvalidValue as error:
-            raise entry.wrong("workload", error.problem, error.remedy) from None
+    def _known_workload(self, value: object) -> WorkloadRef:
+        ref = _workload_ref(value)
         if ref not in self._workloads:
             near = Inventory(workloads=self._workloads).closest(ref)
             remedy = f"did you mean {' or '.join(near)}?" if near else "add it to `workloads`"
-            raise entry.wrong("workload", f"there is no workload {ref}", remedy)
+            raise Unfit(f"there is no workload {ref}", remedy)
         return ref
 
-    def _address(self, entry: Fields, owner: str) -> str:
-        text = entry.text("address")
-        try:
-            address = ipaddress.ip_address(text)
-        except ValueError:
-            raise entry.wrong(
-                "address", f"{text!r:.80} is not an IP address", "write it as 10.0.0.7 or fd00::7"
-            ) from None
-        if address.version == 6 and (address.ipv4_mapped is not None or address.scope_id is not None):
-            raise entry.wrong("address", f"{text!r:.80} has a second spelling", "write the plain address, no scope")
-        if address.is_unspecified or address.is_multicast:
-            raise entry.wrong("address", f"{address} is nobody's own address", "write the address of the instance")
-        taken = self._addresses.get(str(address))
-        if taken is not None:
-            raise entry.wrong(
-                "address", f"{address} is also the address of {taken}", "an address belongs to one of them"
+    def _known_workload_of(self, namespace: str, value: object) -> WorkloadRef:
+        ref = self._known_workload(value)
+        if ref.namespace != namespace:
+            raise Unfit(f"{ref} is not in the service's namespace", "a service selects pods of its own namespace")
+        return ref
+
+    def _occupy(self, entry: Fields, address: str, owner: str) -> None:
+        other = self._addresses.setdefault(address, owner)
+        if other != owner:
+            entry.fail("address", f"{address} is also the address of {other}", "an address belongs to one of them")
+
+
+# --- checks
+
+
+def _entry(value: object) -> Fields:
+    return Fields(value, unfit, noun="key")
+
+
+def _unread(value: object) -> object:
+    return value
+
+
+def _constant(name: str, wanted: str) -> Check[None]:
+    def check(value: object) -> None:
+        if value != wanted:
+            raise Unfit(f"{shown(value)} is not known here", f"write {name}: {wanted}")
+
+    return check
+
+
+def _namespace_name(value: object) -> str:
+    if value == EXTERNAL_NAMESPACE:
+        raise Unfit("'-' stands for what is outside", "use a Kubernetes name")
+    return namespace_name(value)
+
+
+#: Of a workload, a service or an instance.
+_name: Check[str] = parsed(lambda written: WorkloadRef.parse(f"x/{written}").name)
+_workload_ref: Check[WorkloadRef] = parsed(WorkloadRef.parse)
+_port_number = integer(1, 65535)
+_protocol = choice(*Protocol)
+_port_name = matching(_PORT_NAME, "lower-case letters, digits and '-', 63 characters at most", may_be_empty=True)
+_app_protocol = matching(_APP_PROTOCOL, "http, grpc, tcp or another of Kubernetes' appProtocols", may_be_empty=True)
+
+
+def _labels(value: object) -> tuple[tuple[str, str], ...]:
+    """Kubernetes labels, sorted."""
+    if not isinstance(value, Mapping):
+        raise Unfit(f"{shown(value)} is not a mapping", "write each label by its name, as `name: value`")
+    for name, content in value.items():
+        if not isinstance(name, str) or not _LABEL_KEY.fullmatch(name):
+            raise Unfit("not a label key", "use [prefix/]name as in Kubernetes", f".{printable(str(name)[:80])}")
+        if not isinstance(content, str) or not _LABEL_VALUE.fullmatch(content):
+            raise Unfit(
+                f"{shown(content)} is not a label value", "quote it; at most 63 letters, digits, -_.", f".{name}"
             )
-        self._addresses[str(address)] = owner
-        return str(address)
+    return tuple(sorted(value.items()))
 
-    def _protocol(self, entry: Fields) -> Protocol:
-        text = entry.text("protocol", "TCP")
-        try:
-            return Protocol(text)
-        except ValueError:
-            raise entry.wrong("protocol", f"{text!r:.80} is not a protocol", "use TCP, UDP or SCTP") from None
 
-    def _port_name(self, entry: Fields, names: set[str]) -> str:
-        name = entry.matching("name", _PORT_NAME, "lower-case letters, digits and '-', 63 characters at most")
-        if name and name in names:
-            raise entry.wrong("name", f"the port name {name!r} is there twice", "give every port a name of its own")
-        names.add(name)
-        return name
+def _own_address(value: object) -> str:
+    written = ip_address(value)
+    address = ipaddress.ip_address(written)
+    if address.version == 6 and (address.ipv4_mapped is not None or address.scope_id is not None):
+        raise Unfit(f"{written!r} has a second spelling", "write the plain address, no scope")
+    if address.is_unspecified or address.is_multicast:
+        raise Unfit(f"{address} is nobody's own address", "write the address of the instance")
+    return written
+
+
+def _ports(value: object) -> tuple[Port, ...]:
+    ports = items(_port)(value)
+    _refuse_doubles((port.number, port.protocol, port.name) for port in ports)
+    return ports
+
+
+def _port(value: object) -> Port:
+    entry = _entry(value)
+    port = Port(
+        entry.take("port", _port_number),
+        entry.take("protocol", _protocol, Protocol.TCP),
+        entry.take("name", _port_name, ""),
+        entry.take("appProtocol", _app_protocol, ""),
+    )
+    entry.finish()
+    return port
+
+
+def _service_ports(workload: Workload) -> Check[tuple[ServicePort, ...]]:
+    def check(value: object) -> tuple[ServicePort, ...]:
+        ports = items(lambda entry: _service_port(entry, workload), at_least=1)(value)
+        _refuse_doubles((port.port, port.protocol, port.name) for port in ports)
+        return ports
+
+    return check
+
+
+def _service_port(value: object, workload: Workload) -> ServicePort:
+    entry = _entry(value)
+    number, protocol = entry.take("port", _port_number), entry.take("protocol", _protocol, Protocol.TCP)
+    name, target = entry.take("name", _port_name, ""), entry.take("targetPort", _unread, number)
+    entry.finish()
+    return ServicePort(number, entry.checked("targetPort", target, _target(protocol, workload)), protocol, name)
+
+
+def _target(protocol: Protocol, workload: Workload) -> Check[int]:
+    def check(value: object) -> int:
+        if not isinstance(value, str):
+            return _port_number(value)
+        for port in workload.ports:
+            if port.name == value and port.protocol is protocol:
+                return port.number
+        raise Unfit(f"{workload.ref} has no {protocol} port named {value[:80]!r}", "name one of its ports, or a number")
+
+    return check
+
+
+def _refuse_doubles(ports: Iterable[tuple[int, Protocol, str]]) -> None:
+    seen: set[Hashable] = set()
+    for index, (number, protocol, name) in enumerate(ports):
+        if (number, protocol) in seen:
+            raise Unfit(f"{number}/{protocol} is there twice", "list every port once", f"[{index}].port")
+        if name and name in seen:
+            raise Unfit(
+                f"the port name {name!r} is there twice", "give every port a name of its own", f"[{index}].name"
+            )
+        seen |= {(number, protocol), name}

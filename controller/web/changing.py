@@ -13,11 +13,11 @@ from aiohttp import web
 
 from controller.engine import Engine
 from controller.errors import InvalidRequest
-from controller.fields import Unfit, choice, integer, items, optional, seconds, text
 from controller.view import Override
 from controller.web import inputs
 from controller.web.answers import answer
 from controller.web.documents import override_document
+from graph.fields import Unfit, choice, integer, items, namespace_name, optional, seconds, text
 from graph.model import Direction, EdgeKey, InboundTls, Mode, Protocol, Verdict, WorkloadRef
 
 #: Seconds that a change waits for the sidecars' acknowledgement where the caller does not say.
@@ -87,7 +87,7 @@ class Changing:
     async def set_mode(self, request: web.Request) -> web.Response:
         fields = await inputs.body(request)
         workload = fields.take("workload", optional(inputs.workload), None)
-        namespace = fields.take("namespace", optional(inputs.namespace), None)
+        namespace = fields.take("namespace", optional(namespace_name), None)
         given = fields.take("direction", choice(*Direction, Both.BOTH), Both.BOTH)
         mode = fields.take("mode", optional(choice(*Mode)), None)
         inbound_tls = fields.take("inbound_tls", optional(choice(*InboundTls)), None)

@@ -6,14 +6,12 @@ Everything raised here is an :class:`~controller.errors.InvalidRequest` (HTTP 40
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
 
-from controller.errors import InvalidRequest
-from controller.fields import Check, Fields, Unfit, kind, refusal, text
-from graph.errors import InvalidValue
+from controller.errors import InvalidRequest, refusal
+from graph.fields import Check, Fields, Unfit, parsed
 from graph.model import EdgeKey, WorkloadRef
 
 #: The largest body; `policy approve` with a thousand edges is about 100 KB.
@@ -67,32 +65,11 @@ def _no_constant(name: str) -> None:
 # --- checks for what the API speaks of
 
 
-def _vocabulary[T](read: Callable[[str], T]) -> Check[T]:
-    def check(value: object) -> T:
-        if not isinstance(value, str):
-            raise Unfit(f"{kind(value)} is not text", "write a string")
-        try:
-            return read(value[:1024])
-        except InvalidValue as error:
-            raise Unfit(error.problem, error.remedy) from None
-
-    return check
-
-
 #: ``namespace/name`` or ``-/address``
-workload: Check[WorkloadRef] = _vocabulary(WorkloadRef.parse)
+workload: Check[WorkloadRef] = parsed(WorkloadRef.parse)
 
 #: ``shop/front->shop/cart:8080/TCP``
-edge: Check[EdgeKey] = _vocabulary(EdgeKey.parse)
-
-
-def namespace(value: object) -> str:
-    """The name of a namespace."""
-    written = text(63)(value)
-    try:
-        return WorkloadRef.parse(f"{written}/x").namespace
-    except InvalidValue as error:
-        raise Unfit(error.problem, error.remedy) from None
+edge: Check[EdgeKey] = parsed(EdgeKey.parse)
 
 
 def number(low: int, high: int) -> Check[int]:

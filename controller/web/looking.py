@@ -14,7 +14,6 @@ from aiohttp import web
 from controller.compiler import PolicyInput, network_policies
 from controller.engine import Engine
 from controller.errors import NotFound, UnknownWorkload
-from controller.fields import choice, word
 from controller.learner import EdgeState, Gate, readiness, rule_of, waiting_for
 from controller.view import OverrideState, View
 from controller.web import inputs
@@ -32,6 +31,7 @@ from controller.web.live import Live
 from controller.web.picture import graph_of, peer
 from graph.drift import Observation, find_drift
 from graph.export import CONTENT_TYPES, FORMATS, edge_document, graph_document, rule_document
+from graph.fields import choice, namespace_name, word
 from graph.model import EdgeKey, Protocol, Verdict, WorkloadRef
 
 
@@ -119,7 +119,7 @@ class Looking:
     async def graph(self, request: web.Request) -> web.Response:
         fields = inputs.query(request)
         form = fields.take("format", word(*FORMATS), "json")
-        namespace = fields.take("namespace", inputs.blank_is_absent(inputs.namespace), None)
+        namespace = fields.take("namespace", inputs.blank_is_absent(namespace_name), None)
         fields.finish()
         whole = graph_of(self.engine.view, self.clock(), namespace or "")
         if form == "json":

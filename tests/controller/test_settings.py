@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from controller.errors import ConfigError
-from controller.fields import Fields, Unfit, host_and_port, host_name, refusal, seconds, text
 from controller.learner import Gate
 from controller.settings import Address, InheritedSocket, Settings, WebTls
 
@@ -124,7 +123,7 @@ class TestFile:
             ("state_dir: [\n", "not YAML"),
             ("- a\n", "not a mapping"),
             ("", "not a mapping"),
-            ("1: a\n", "is not a setting's name"),
+            ("1: a\n", "is not text"),
             ("state_dir: !!python/object/apply:os.getcwd []\n", "not YAML"),
             (b"\xff\xfe\x00", "not YAML"),
             ("a: " + "x" * 300_000, "larger than"),
@@ -139,28 +138,3 @@ class TestFile:
     def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="No such file or directory; name a readable file with --config"):
             Settings.load(tmp_path / "none.yaml")
-
-
-class TestFields:
-    def test_a_field_is_taken_once_and_the_rest_is_refused(self) -> None:
-        fields = Fields({"a": "x", "b": "y"}, refusal(ConfigError))
-        assert fields.take("a", text()) == "x"
-        assert fields.take("c", text(), "default") == "default"
-        with pytest.raises(ConfigError) as caught:
-            fields.finish()
-        assert (caught.value.field, caught.value.remedy) == ("b", "remove it; known are: a, c")
-
-    @pytest.mark.parametrize("value", [float("inf"), float("nan"), -1, "1", None, False])
-    def test_no_duration(self, value: object) -> None:
-        with pytest.raises(Unfit):
-            seconds(0, 10)(value)
-
-    @pytest.mark.parametrize("value", ["x", "x:", ":80:", "a:b", "a:99999", "a:٣", 80])
-    def test_no_host_and_port(self, value: object) -> None:
-        with pytest.raises(Unfit):
-            host_and_port(value)
-
-    @pytest.mark.parametrize("value", ["a b", "a/b", "a:80", "http://a", "-a", ""])
-    def test_no_host_name(self, value: object) -> None:
-        with pytest.raises(Unfit):
-            host_name(value)

@@ -88,6 +88,8 @@ class Engine:
         The engine does so by itself at the right moments; this is for those who move the clock.
         """
         await self._worker.ask(upkeep.advance)
+        while await self._worker.ask(upkeep.behind):
+            await self._worker.ask(upkeep.advance)
 
     # --- looking
 

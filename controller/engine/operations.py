@@ -137,6 +137,7 @@ def set_mode(
         if after != before or ref not in state.set_modes:
             state.put_mode(ref, after)
             changed.append(str(ref))
+    state.hurry(refs)
     state.log(
         now,
         owner,
@@ -220,6 +221,7 @@ def create_override(
     state.put_override(override)
     state.put_rule(overrides.rule_of(override))
     state.schedule_override(override)
+    state.hurry((override.source, override.destination))
     state.log(
         now,
         override.owner,
@@ -251,6 +253,7 @@ def revoke_override(state: State, now: float, override_id: str, owner: str, reas
     ended = replace(override, revoked_at=now, revoked_by=owner, revoke_reason=reason, ended=True)
     state.put_override(ended)
     state.drop_rule(override_id)
+    state.hurry((override.source, override.destination))
     state.log(now, owner, "override.revoke", override_id, reason=reason)
     return ended
 

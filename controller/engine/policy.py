@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 
 from controller.compiler import PolicyInput, compile_snapshots
@@ -61,35 +61,22 @@ class PolicyIndex:
 
     def compile(
         self,
-        refs: Collection[WorkloadRef],
-        rules: Mapping[str, Rule],
-        inventory: Inventory,
-        modes: Mapping[WorkloadRef, WorkloadMode],
-        now: float,
-    ) -> Mapping[WorkloadRef, Snapshot]:
-        """The policies of ``refs``, as a compilation of the whole mesh would give them, without the rest of the mesh.
-
-        :return: of those that have one
-        """
-        made: dict[WorkloadRef, Snapshot] = {}
-        for ref in sorted(refs):
-            if ref in inventory.workloads and inventory.workloads[ref].meshed:
-                made |= self._compile_one(ref, rules, inventory, modes, now)
-        return made
-
-    def _compile_one(
-        self,
         wanted: WorkloadRef,
         rules: Mapping[str, Rule],
         inventory: Inventory,
         modes: Mapping[WorkloadRef, WorkloadMode],
         now: float,
-    ) -> Mapping[WorkloadRef, Snapshot]:
-        """Compile one policy from all that can matter to it: the rules that name its workload, both ends of those, and
-        the DNS servers. (That no address has two owners, which would matter too, the inventory has made sure of.)
+    ) -> Snapshot | None:
+        """The policy of one workload, as a compilation of the whole mesh would give it; None when it has none.
 
-        The proof that comes with it then costs by the workload's neighbours, and not by the size of the mesh.
+        What goes in is all that can matter to it: the rules that name it, both ends of those, and the DNS servers.
+        (That no address has two owners, which would matter too, the inventory has made sure of.) The proof that comes
+        with it then costs by the workload's neighbours, and not by the size of the mesh.
+
+        :raises CompileError: when it can not be compiled or proved
         """
+        if wanted not in inventory.workloads or not inventory.workloads[wanted].meshed:
+            return None
         chosen = [rules[rule_id] for rule_id in sorted(self.concerning(wanted, inventory))]
         ends = {_ref_of(end) for rule in chosen for end in (rule.source, rule.destination)} | {wanted}
         ends |= {inventory.attributed(end) for end in ends}
@@ -102,7 +89,7 @@ class PolicyIndex:
             modes=modes,
             rules=tuple(chosen),
         )
-        return compile_snapshots(policy, now, only={wanted})
+        return compile_snapshots(policy, now, only={wanted})[wanted]
 
     def _dns_servers(self, inventory: Inventory) -> dict[WorkloadRef, Workload]:
         if self._dns[0] is not inventory:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from controller.errors import ConfigError
 from controller.learner import Gate
 from controller.view import WorkloadMode
 
@@ -15,6 +16,8 @@ class EngineSettings:
     :param gate: when an edge has been seen often and long enough (:class:`controller.learner.Gate`)
     :param default_mode: of a workload whose mode nobody has set
     :param group: the most messages that share one transaction
+    :param compile_at_once: after the urgent policies, at most so many others are compiled before the next group's turn:
+        one that is compiled proves itself, which takes some 10 to 100 ms
     :param mailbox: the most messages that wait; a sender beyond it waits itself
     :param override_max: the longest life that an override may be given
     :param max_overrides: the most overrides that hold at one time
@@ -31,6 +34,7 @@ class EngineSettings:
     gate: Gate = field(default_factory=Gate)
     default_mode: WorkloadMode = field(default_factory=WorkloadMode)
     group: int = 128
+    compile_at_once: int = 8
     mailbox: int = 4096
     override_max: float = 366 * 86400.0
     max_overrides: int = 10_000
@@ -42,3 +46,11 @@ class EngineSettings:
     max_edges: int = 200_000
     max_external: int = 1_000
     recent_flows: int = 5_000
+
+    def __post_init__(self) -> None:
+        for name in ("group", "compile_at_once", "mailbox", "max_overrides", "max_edges", "recent_flows"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{getattr(self, name)} is below 1", field=f"engine.{name}", remedy="use 1 or more")
+        for name in ("override_max", "housekeeping", "oldest_flow"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{getattr(self, name)} s", field=f"engine.{name}", remedy="use more than 0 seconds")

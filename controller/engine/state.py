@@ -7,10 +7,13 @@ write fails the whole of it is thrown away and loaded again, so nothing here nee
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import islice
 
 from controller import audit, overrides
+from controller.compiler import CompileError
 from controller.engine.policy import PolicyIndex, digest_of, same_policy
 from controller.engine.settings import EngineSettings
 from controller.engine.timers import Due, Timers
@@ -24,6 +27,8 @@ from graph.model import Direction, EdgeKey, Flow, Rule, Snapshot, WorkloadRef
 from graph.service_graph import Limits, ServiceGraph
 from graph.views import GraphChanges
 from graph.windows import Window
+
+_log = logging.getLogger(__name__)
 
 
 class State:
@@ -68,7 +73,9 @@ class State:
         self.refusals: dict[str, dict[str, int]] = {}
         self.quiet_until: dict[str, float] = {}
         self.index = PolicyIndex()
+        #: workloads whose policy has to be compiled; ``urgent`` ones before anybody gets an answer
         self.stale: set[WorkloadRef] = set()
+        self.urgent: set[WorkloadRef] = set()
         limits = Limits(external=settings.max_external, edges=settings.max_edges)
         self.graph = ServiceGraph(limits)
         self.graph_changes: list[GraphChanges] = []
@@ -104,9 +111,13 @@ class State:
                 self.schedule_override(override)
         self.timers.at(now + self.settings.housekeeping, Due.HOUSEKEEPING, "")
         self.stale = {ref for ref, workload in self.inventory.workloads.items() if workload.meshed}
-        self._compile(now)
+        self._compile(now, len(self.stale))
 
     # --- small changes, each with its write
+
+    def hurry(self, refs: Iterable[WorkloadRef]) -> None:
+        """Somebody waits for the policies of these workloads, where they are stale."""
+        self.urgent |= self.stale & set(refs)
 
     def changed(self) -> None:
         """Every method that changes something that is stored or shown calls this."""
@@ -139,6 +150,8 @@ class State:
                 self.edges_of.put(ref, self.edges_of.get(ref, frozenset()) | {edge.key})
         if before is None or (before.allows, before.approved_by) != (edge.allows, edge.approved_by):
             self.refresh_rule(edge.key)
+        elif f"learned/{edge.key}" in self.rules:
+            self.rules.put(f"learned/{edge.key}", rule_of(edge))  # the same rule, with the evidence of today
         self.schedule_edge(edge, now)
 
     def forget_edge(self, key: EdgeKey) -> None:
@@ -258,27 +271,38 @@ class State:
             self.writes.windows[window.key, window.width, window.start] = window.counts
         for window in drained.ended:
             self.writes.windows[window.key, window.width, window.start] = None
-        self._compile(now)
+        self._compile(now, self.settings.compile_at_once)
         writes, self.writes = self.writes, Writes()
         if writes:
             self.generation += 1
             writes.generation = self.generation
         return writes
 
-    def _compile(self, now: float) -> None:
-        """Compile the policies of the stale workloads and number those that say something new."""
-        if not self.stale:
-            return
-        stale, self.stale = self.stale, set()
-        compiled = self.index.compile(stale, self.rules, self.inventory, self.modes, now)
-        for ref in stale:
-            fresh = compiled.get(ref)
-            if fresh is None:
-                self.snapshots.drop(ref)
-                continue
-            held = self.snapshots.get(ref)
-            if held is not None and same_policy(held, fresh):
-                continue
+    def _compile(self, now: float, most: int) -> None:
+        """Compile the urgent policies and some of the other stale ones.
+
+        :raises CompileError: when an urgent one fails; whoever waits for it is told, and the change is not made
+        """
+        urgent, self.urgent = self.urgent, set()
+        chosen = urgent | set(islice(self.stale - urgent, max(0, most - len(urgent))))
+        self.stale -= chosen
+        for ref in sorted(chosen):
+            try:
+                fresh = self.index.compile(ref, self.rules, self.inventory, self.modes, now)
+            except CompileError as error:
+                if ref in urgent:
+                    raise
+                _log.error("the policy of %s was not compiled, the one before it stays in force: %s", ref, error)
+                self.log(now, "controller", "policy.fail", str(ref), problem=str(error))
+            else:
+                self._take(ref, fresh, now)
+
+    def _take(self, ref: WorkloadRef, fresh: Snapshot | None, now: float) -> None:
+        """Let a freshly compiled policy be the workload's, if it says something new."""
+        held = self.snapshots.get(ref)
+        if fresh is None:
+            self.snapshots.drop(ref)
+        elif held is None or not same_policy(held, fresh):
             self.snapshots.put(ref, self._numbered(fresh, now))
 
     def _numbered(self, fresh: Snapshot, now: float) -> Snapshot:

@@ -12,7 +12,9 @@ from graph.model import EdgeKey
 
 
 def advance(state: State, now: float) -> None:
-    """Do everything that is due by ``now``."""
+    """Do everything that is due by ``now``. Policies that are still stale are compiled when this is settled."""
+    if state.stale:
+        state.changed()
     for kind, subject in state.timers.take(now):
         if isinstance(subject, EdgeKey):
             _ripen(state, now, subject)
@@ -24,12 +26,18 @@ def advance(state: State, now: float) -> None:
             _clear_away(state, now)
 
 
+def behind(state: State, now: float) -> bool:
+    """Whether policies are left to compile; asked for in a message, so that it is answered in its turn."""
+    return bool(state.stale)
+
+
 def _end_override(state: State, now: float, override_id: str) -> None:
     override = state.overrides.get(override_id)
     if override is None or override.ended or override.expires_at is None or override.expires_at > now:
         return
     state.put_override(replace(override, ended=True))
     state.drop_rule(override_id)
+    state.hurry((override.source, override.destination))
     state.log(now, "controller", "override.expire", override_id, expires_at=override.expires_at)
 
 

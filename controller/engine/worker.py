@@ -152,7 +152,8 @@ class Worker:
         """Serve what waits, or what is due. False: there will be no more."""
         group, last = await self._gather()
         due = self._state.timers.next() if self._state is not None else None
-        if (self._state is None or (due is not None and due <= self.clock())) and self._may_keep_up():
+        behind = self._state is None or bool(self._state.stale) or (due is not None and due <= self.clock())
+        if behind and self._may_keep_up():
             group.insert(0, _Message(upkeep.advance))
         if group:
             await self._serve(group)
@@ -174,6 +175,8 @@ class Worker:
         return group, True
 
     def _pause(self) -> float:
+        if self._state is not None and self._state.stale and self._may_keep_up():
+            return 0.0
         due = self._state.timers.next() if self._state is not None else None
         if due is None or not self._may_keep_up():
             return _LOOK_AT_CLOCK

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 
 from controller.audit import verify
+from controller.compiler import ProofFailed
 from controller.engine import Engine
+from controller.engine.policy import PolicyIndex
 from controller.errors import ConfigError, NotReady, StoreError
 from controller.store import SqliteStore, Stored, Writes
 from controller.view import View
-from graph.model import EdgeKey, Mode, Protocol, Verdict
+from graph.model import EdgeKey, Mode, Protocol, Snapshot, Verdict, WorkloadRef
 from tests.controller.mesh import (
     CART,
     FRONT,
@@ -286,3 +288,31 @@ async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path, lines: int)
             assert await engine.ingest(instance(name), "boot", position, 0, [flow(FRONT, CART)]) == position
         assert engine.view.traffic[KEY].connections == 5 * sum(positions.values())
         assert (await engine.audit()).intact
+
+
+class Unprovable(PolicyIndex):
+    """A compiler with a fault: it can not prove the policy of one workload."""
+
+    def compile(self, wanted: WorkloadRef, *others: Any) -> Snapshot | None:
+        if wanted == CART:
+            raise ProofFailed("the compiled policy does not say what the rules say", remedy="report this")
+        return super().compile(wanted, *others)
+
+
+async def test_a_policy_that_can_not_be_proved_is_not_pushed_and_stops_nobody_else(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(tmp_path, clock) as engine:
+        before = engine.view.snapshots
+        state = engine._worker._state
+        assert state is not None
+        state.index.__class__ = Unprovable
+        await learned(engine, clock)  # makes a rule between front and cart
+        assert engine.view.snapshots[CART] == before[CART]
+        assert engine.view.snapshots[FRONT].version == before[FRONT].version + 1
+        failed = [entry for entry in (await engine.audit()).entries if entry.action == "policy.fail"]
+        assert [entry.subject for entry in failed] == ["shop/cart"]
+        assert "shop/cart was not compiled" in caplog.text
+        with pytest.raises(ProofFailed):  # who asks for it is told, and it is not done
+            await engine.set_mode(CART, None, Mode.ENFORCE, None, "ann", "x")
+        assert engine.view.modes[CART].inbound is Mode.LEARN

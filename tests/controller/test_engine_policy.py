@@ -472,3 +472,19 @@ async def test_a_token_for_nobody_is_refused(
             await engine.create_join_token(workload, name, 60.0, "ann")
         assert caught.value.field == field
         assert remedy in caught.value.remedy
+
+
+async def test_what_a_person_waits_for_is_compiled_before_the_answer(tmp_path: Path, clock: Clock) -> None:
+    async with running(tmp_path, clock, replace(SETTINGS, compile_at_once=1)) as engine:
+        for source, destination in ((FRONT, REDIS), (CART, REDIS), (FRONT, CART)):
+            made = await override(engine, source=source, destination=destination)
+            for ref in (source, destination):
+                assert made.id in {rule.id for rule in engine.view.snapshots[ref].rules}
+
+
+async def test_all_the_rest_is_compiled_in_the_end(tmp_path: Path, clock: Clock) -> None:
+    async with running(tmp_path, clock, replace(SETTINGS, compile_at_once=1)) as engine, engine.subscribe() as changes:
+        async with asyncio.timeout(20):
+            while set(versions(engine.view)) != {FRONT, CART, REDIS}:
+                await anext(changes)
+        assert_as_if_compiled_whole(engine.view, clock.now)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controller.engine import EngineSettings
 from controller.engine.timers import Due, Timers
+from controller.errors import ConfigError
 
 ASKED = st.lists(st.tuples(st.integers(0, 50), st.sampled_from("abcd")), max_size=40)
 
@@ -43,3 +46,9 @@ def test_kinds_do_not_mix() -> None:
     assert list(timers.take(1.0)) == [(Due.OVERRIDE, "a")]
     assert list(timers.take(2.0)) == [(Due.REFUSALS, "a")]
     assert timers.next() is None
+
+
+@pytest.mark.parametrize("name", ["group", "compile_at_once", "mailbox", "housekeeping", "oldest_flow"])
+def test_a_setting_with_which_nothing_would_ever_happen_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"engine\.{name}"):
+        EngineSettings(**{name: 0})

@@ -12,11 +12,11 @@ from certs.spiffe import SpiffeId
 from graph.model import Peer, WorkloadRef
 from sidecar.dataplane import sockets
 from sidecar.dataplane.balance import Balancer
+from sidecar.dataplane.carrier import Budget
 from sidecar.dataplane.contracts import Authority, Credentials, Directory
 from sidecar.dataplane.live import Connections
 from sidecar.dataplane.reactor import IN, Reactor
 from sidecar.dataplane.settings import DataPlaneSettings
-from sidecar.dataplane.tunnel import Budget
 
 _log = logging.getLogger(__name__)
 

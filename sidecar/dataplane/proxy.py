@@ -13,6 +13,7 @@ from functools import partial
 
 from sidecar.dataplane import sockets
 from sidecar.dataplane.balance import Balancer
+from sidecar.dataplane.carrier import Budget
 from sidecar.dataplane.contracts import Authority, Credentials, Directory, FlowSink
 from sidecar.dataplane.fabric import Fabric
 from sidecar.dataplane.inbound import Inbound
@@ -22,7 +23,7 @@ from sidecar.dataplane.pool import Pool
 from sidecar.dataplane.reactor import Reactor
 from sidecar.dataplane.settings import DataPlaneSettings
 from sidecar.dataplane.sockets import Address
-from sidecar.dataplane.tunnel import Budget, Tunnel
+from sidecar.dataplane.tunnel import Tunnel
 
 
 class DataPlane:

@@ -14,10 +14,11 @@ from collections import deque
 from typing import Final
 
 from sidecar.dataplane import frames, sockets
+from sidecar.dataplane.carrier import Carrier
 from sidecar.dataplane.frames import FrameError
 from sidecar.dataplane.live import Connection
 from sidecar.dataplane.reactor import EDGE, ERROR, GONE, HUP, IN, NOT_OUT, OUT, RDHUP, Reactor
-from sidecar.dataplane.tunnel import SEND_BUFFER, Tunnel
+from sidecar.dataplane.sending import SEND_BUFFER
 
 #: What a window grows to while the receiver keeps up, bytes.
 MAX_WINDOW: Final = 1_048_576
@@ -41,6 +42,7 @@ class Stream:
 
     __slots__ = (
         "_acked",
+        "_carrier",
         "_connecting",
         "_connection",
         "_eof",
@@ -56,17 +58,17 @@ class Stream:
         "_recv_into",
         "_send",
         "_send_window",
+        "_sender",
         "_sock",
         "_taken",
         "_timer",
-        "_tunnel",
         "queued",
     )
 
     def __init__(
         self,
         reactor: Reactor,
-        tunnel: Tunnel,
+        carrier: Carrier,
         stream_id: int,
         sock: socket.socket,
         connection: Connection,
@@ -75,7 +77,8 @@ class Stream:
         connecting: float = 0.0,
     ) -> None:
         self._reactor = reactor
-        self._tunnel = tunnel
+        self._carrier = carrier
+        self._sender = carrier.sender
         self._id = stream_id
         self._sock: socket.socket | None = sock
         self._recv_into = sock.recv_into
@@ -96,7 +99,7 @@ class Stream:
         self._fin = False  # the peer will send no more
         self.queued = False  # somebody will pump us
         connection.owned_by(self.reset)
-        tunnel.attach(stream_id, self)
+        carrier.attach(stream_id, self)
         reactor.register(sock, IN | OUT | RDHUP | EDGE, self)
         if connecting:
             self._timer = reactor.loop.call_later(connecting, self.reset)
@@ -135,7 +138,7 @@ class Stream:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._tunnel.control(_ACK, self._id, 0)
+        self._sender.control(_ACK, self._id, 0)
         if self._queue or self._fin:
             self._drain()
         return self._sock is not None
@@ -149,36 +152,36 @@ class Stream:
         """Read the local socket straight into the tunnel's send buffer, one frame at most: the others want room too."""
         if not self._readable or self._sock is None:
             return
-        tunnel = self._tunnel
+        sender = self._sender
         while self._send_window > 0:
-            position = tunnel.position
+            position = sender.position
             room = _ROOM - position
             if room < _PAYLOAD:
                 if room < _LEAST_ROOM:
-                    tunnel.flush()
-                    if tunnel.closed:
+                    sender.flush()
+                    if sender.closed:
                         return
-                    if tunnel.blocked:
-                        tunnel.wait(self)
+                    if sender.blocked:
+                        sender.wait(self)
                         return
-                    position = tunnel.position
+                    position = sender.position
                     room = _PAYLOAD
             else:
                 room = _PAYLOAD
             if room > self._send_window:
                 room = self._send_window
-            if tunnel.buffer is None:
-                tunnel.lease()
-            view = tunnel.view
+            if sender.buffer is None:
+                sender.borrow()
+            view = sender.view
             assert view is not None
-            assert tunnel.buffer is not None
+            assert sender.buffer is not None
             start = position + _HEADER_SIZE
             try:
                 size = self._recv_into(view[start : start + room])
             except BlockingIOError:
                 self._readable = False
                 if not position:
-                    tunnel.release()
+                    sender.give_back()
                 return
             except OSError:
                 self.reset()
@@ -186,17 +189,17 @@ class Stream:
             if size == 0:
                 self._local_end()
                 return
-            _pack_into(tunnel.buffer, position, 0, self._id, size)
-            tunnel.position = start + size
+            _pack_into(sender.buffer, position, 0, self._id, size)
+            sender.position = start + size
             self._send_window -= size
             if self._opened_here:
                 self._connection.record.bytes_sent += size
             else:
                 self._connection.record.bytes_received += size
-            tunnel.mark()
+            sender.mark()
             if size == room:
                 if self._send_window:
-                    tunnel.again(self)
+                    sender.again(self)
                 return
             if not self._hup:
                 self._readable = False  # a short read: the socket is empty, an edge will follow
@@ -205,7 +208,7 @@ class Stream:
     def _local_end(self) -> None:
         self._readable = False
         self._eof = True
-        self._tunnel.control(_FIN, self._id, 0)
+        self._sender.control(_FIN, self._id, 0)
         if self._fin and not self._queue:
             self._close()
 
@@ -278,7 +281,7 @@ class Stream:
         self._give_up(tell=False)
 
     def _hold(self, data: bytes) -> None:
-        budget = self._tunnel.budget
+        budget = self._carrier.budget
         if budget.left < len(data):
             self.reset()
             return
@@ -288,7 +291,7 @@ class Stream:
     def _drain(self) -> None:
         """Give the kernel what it did not take before."""
         queue = self._queue
-        budget = self._tunnel.budget
+        budget = self._carrier.budget
         try:
             while queue:
                 data = queue[0]
@@ -325,7 +328,7 @@ class Stream:
             self._receive_window += self._receive_window
         self._taken = 0
         self._receive_left += number
-        self._tunnel.control(frames.WINDOW_UPDATE, self._id, number)
+        self._sender.control(frames.WINDOW_UPDATE, self._id, number)
 
     # ending
 
@@ -352,7 +355,7 @@ class Stream:
         if self._sock is None:
             return
         if tell:
-            self._tunnel.control(_RST, self._id, 0)
+            self._sender.control(_RST, self._id, 0)
         sockets.reset(self._sock)
         self._close(failed=self._connecting or (self._opened_here and not self._acked))
 
@@ -367,9 +370,9 @@ class Stream:
             self._timer.cancel()
             self._timer = None
         if self._queue:
-            self._tunnel.budget.left += sum(map(len, self._queue))
+            self._carrier.budget.left += sum(map(len, self._queue))
             self._queue.clear()
         self._reactor.close(sock)
         del self._recv_into, self._send  # bound methods would keep a cycle with the socket
         self._connection.finish(failed=failed)
-        self._tunnel.detach(self._id)
+        self._carrier.detach(self._id)

@@ -3,8 +3,7 @@
 Promise: what one end of a stream sends arrives at the other in order, whole, and not faster than it is taken; a stream
 that ends badly is reset at both ends. Rules:
 
-1. Local reads land in the send buffer straight behind a reserved header; the buffer is encrypted and sent once per
-   batch (:mod:`sidecar.dataplane.reactor`). When the kernel takes no more, streams wait in a queue, one frame each.
+1. Bytes leave through :mod:`sidecar.dataplane.sending`, once per batch.
 2. The peer is not trusted with our memory: streams, opens, resets, pings, unread bytes and unread control frames are
    bounded, and every breach of the protocol ends the tunnel with GoAway(protocol error).
 3. Only the end that dialled opens streams.
@@ -19,21 +18,16 @@ import contextlib
 import logging
 import socket
 import ssl
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 from sidecar.dataplane import frames
+from sidecar.dataplane.carrier import Attached, Budget
 from sidecar.dataplane.frames import FrameError, FrameReader, Rate
 from sidecar.dataplane.reactor import IN, NOT_OUT, OUT, PLAIN, Reactor
+from sidecar.dataplane.sending import Sender
 from sidecar.dataplane.settings import DataPlaneSettings
 from sidecar.dataplane.tls import Channel, Identified
 
-if TYPE_CHECKING:
-    from sidecar.dataplane.stream import Stream
-
-#: Frames that wait for the end of the batch; reading of applications stops when it is full.
-SEND_BUFFER: Final = 4 * (frames.HEADER_SIZE + frames.PAYLOAD)
-#: Room for control frames behind it.
-SLACK: Final = 4096
 _RECORD: Final = 16_384
 #: Seconds in which the peer closes its end of a tunnel that was ended in good order.
 _LINGER: Final = 5.0
@@ -61,15 +55,6 @@ class TunnelOwner(Protocol):
         """The tunnel is gone and its streams are reset."""
 
 
-class Budget:
-    """Bytes held for receivers that do not read, over all tunnels."""
-
-    __slots__ = ("left",)
-
-    def __init__(self, limit: int) -> None:
-        self.left = limit
-
-
 class Tunnel:
     """A running tunnel. ``start()`` begins it; the socket is registered with the reactor already.
 
@@ -77,19 +62,15 @@ class Tunnel:
     :param seconds: how long it may live
     """
 
-    # buffer, view and position are the streams' too: they read straight into the send buffer.
     __slots__ = (
         "_channel",
         "_closing",
-        "_control_limit",
-        "_dirty",
         "_end_timer",
         "_heard",
         "_last_peer_id",
         "_next_id",
         "_opens",
         "_owner",
-        "_pending",
         "_ping_out",
         "_pings",
         "_reactor",
@@ -98,19 +79,15 @@ class Tunnel:
         "_resets",
         "_settings",
         "_tick_timer",
-        "_waiting",
         "answers",
-        "blocked",
         "budget",
-        "buffer",
         "closed",
         "dialled",
         "leaving",
         "peer",
-        "position",
+        "sender",
         "sock",
         "streams",
-        "view",
     )
 
     def __init__(
@@ -134,21 +111,14 @@ class Tunnel:
         self._owner = owner
         self.budget = budget
         self.dialled = dialled
-        self.streams: dict[int, Stream] = {}
+        self.sender = Sender(reactor, sock, channel, settings.control_bytes, self.abort)
+        self.streams: dict[int, Attached] = {}
         self._reader = FrameReader(self)
-        self.buffer: bytearray | None = None
-        self.view: memoryview | None = None
-        self.position = 0
-        self._pending: memoryview | None = None  # encrypted bytes that the kernel did not take
-        self.blocked = False
-        self._dirty = False
-        self._waiting: list[Stream] = []  # streams that have more to send than fits now
         self._next_id = 1 if dialled else 2
         self._last_peer_id = 0
         self._opens = Rate(settings.opens_per_second)
         self._resets = Rate(settings.resets_per_second)
         self._pings = Rate(settings.pings_per_second)
-        self._control_limit = SEND_BUFFER + SLACK + settings.control_bytes
         self._heard = True
         self._ping_out = False
         #: Pings that the peer has answered.
@@ -168,7 +138,7 @@ class Tunnel:
         if self.dialled:
             # In TLS 1.3 our handshake ends before the peer has judged our certificate; an answer says it did.
             self._ping_out = True
-            self.control(frames.PING | frames.SYN, 0, 1)
+            self.sender.control(frames.PING | frames.SYN, 0, 1)
         if self._channel.incoming.pending:
             self._receive()
 
@@ -188,10 +158,10 @@ class Tunnel:
         """Open a stream towards the peer; the caller attaches it."""
         stream_id = self._next_id
         self._next_id = stream_id + 2
-        self.control(frames.WINDOW_UPDATE | frames.SYN, stream_id, 0)
+        self.sender.control(frames.WINDOW_UPDATE | frames.SYN, stream_id, 0)
         return stream_id
 
-    def attach(self, stream_id: int, stream: Stream) -> None:
+    def attach(self, stream_id: int, stream: Attached) -> None:
         self.streams[stream_id] = stream
 
     def detach(self, stream_id: int) -> None:
@@ -201,122 +171,13 @@ class Tunnel:
 
     def refuse(self, stream_id: int) -> None:
         """Answer a stream that the peer opened with a reset."""
-        self.control(frames.WINDOW_UPDATE | frames.RST, stream_id, 0)
-
-    def wait(self, stream: Stream) -> None:
-        """Have ``stream`` pumped when there is room again."""
-        stream.queued = True
-        self._waiting.append(stream)
-
-    def again(self, stream: Stream) -> None:
-        """Have ``stream`` pumped after everybody else."""
-        self._reactor.pump_again(stream)
-
-    # sending
-
-    def lease(self) -> None:
-        """Take a send buffer; it goes back when it is sent."""
-        buffers = self._reactor.buffers
-        self.buffer = buffers.pop() if buffers else bytearray(SEND_BUFFER + SLACK)
-        self.view = memoryview(self.buffer)
-
-    def mark(self) -> None:
-        """Have the send buffer sent at the end of the batch."""
-        if not self._dirty:
-            self._dirty = True
-            self._reactor.mark_dirty(self)
-
-    def control(self, word: int, stream_id: int, number: int) -> None:
-        """Queue a frame without payload. They are never lost and never wait for room, but their sum is bounded."""
-        if self.closed:
-            return
-        if self.buffer is None:
-            self.lease()
-        assert self.buffer is not None
-        position = self.position
-        if position + frames.HEADER_SIZE > len(self.buffer):
-            if len(self.buffer) >= self._control_limit:
-                self._reactor.loop.call_soon(self.abort, "the peer does not read")
-                return
-            self.view = None
-            self.buffer = self.buffer + bytearray(min(len(self.buffer), self._control_limit))
-            self.view = memoryview(self.buffer)
-        frames.HEADER.pack_into(self.buffer, position, word, stream_id, number)
-        self.position = position + frames.HEADER_SIZE
-        if not self._dirty:
-            self.mark()
-
-    def flush(self) -> None:
-        """Encrypt what is in the send buffer and give it to the kernel."""
-        self._dirty = False
-        if self.blocked or self.closed:
-            return
-        size = self.position
-        if size:
-            view = self.view
-            assert view is not None
-            write = self._channel.write
-            try:
-                done = write(view[:size])
-                while done < size:
-                    done += write(view[done:size])
-            except ssl.SSLError as error:
-                self.abort(str(error))
-                return
-            self.position = 0
-            self.release()
-        data = self._channel.outgoing.read()
-        if not data:
-            if self._closing:
-                self._shut()
-            return
-        try:
-            sent = self.sock.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            self.abort(str(error))
-            return
-        if sent < len(data):
-            self._pending = memoryview(data)[sent:]
-            self.blocked = True
-            self._reactor.modify(self.sock, IN | OUT)
-        elif self._closing:
-            self._shut()
-
-    def release(self) -> None:
-        """Give an empty send buffer back."""
-        buffer, self.buffer, self.view = self.buffer, None, None
-        if buffer is not None and len(buffer) == SEND_BUFFER + SLACK and len(self._reactor.buffers) < 16:
-            self._reactor.buffers.append(buffer)
-
-    def _writable(self) -> None:
-        pending = self._pending
-        assert pending is not None
-        try:
-            sent = self.sock.send(pending)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self.abort(str(error))
-            return
-        if sent < len(pending):
-            self._pending = pending[sent:]
-            return
-        self._pending = None
-        self.blocked = False
-        self._reactor.modify(self.sock, IN)
-        self.flush()
-        waiting, self._waiting = self._waiting, []
-        for stream in waiting:
-            stream.queued = False
-            stream.pump()
+        self.sender.control(frames.WINDOW_UPDATE | frames.RST, stream_id, 0)
 
     # receiving
 
     def on_event(self, events: int) -> None:
-        if events & OUT and self.blocked:
-            self._writable()
+        if events & OUT and self.sender.blocked:
+            self.sender.writable()
         if events & NOT_OUT and not self.closed:
             try:
                 size = self.sock.recv_into(self._reactor.received)
@@ -372,9 +233,9 @@ class Tunnel:
         if ended:
             self.abort("the peer ended the tunnel")
         elif self._channel.outgoing.pending:  # a key update to answer
-            self.mark()
+            self.sender.mark()
 
-    def on_data(self, stream_id: int, flags: int, length: int) -> Stream | None:
+    def on_data(self, stream_id: int, flags: int, length: int) -> Attached | None:
         if flags & ~frames.FIN:
             self._flags(stream_id, flags)
         stream = self.streams.get(stream_id)
@@ -439,7 +300,7 @@ class Tunnel:
         if flags & frames.SYN:
             if not self._pings.take(self._reactor.loop.time()):
                 raise FrameError(f"more than {self._settings.pings_per_second} pings a second")
-            self.control(frames.PING | frames.ACK, 0, number)
+            self.sender.control(frames.PING | frames.ACK, 0, number)
             return
         if not self._ping_out:
             raise FrameError("an answer to no ping")
@@ -462,7 +323,7 @@ class Tunnel:
     def leave(self) -> None:
         """Ask the peer to open its next streams elsewhere."""
         self.leaving = True
-        self.control(frames.GO_AWAY, 0, frames.NORMAL)
+        self.sender.control(frames.GO_AWAY, 0, frames.NORMAL)
 
     def close(self, why: str) -> None:
         """End a tunnel without streams in good order: what is queued, GoAway, close_notify, then wait for the peer.
@@ -475,7 +336,7 @@ class Tunnel:
             self.abort(why)
             return
         self.leaving = True
-        self.control(frames.GO_AWAY, 0, frames.NORMAL)
+        self.sender.control(frames.GO_AWAY, 0, frames.NORMAL)
         self._end_in_order(why)
 
     def _end_in_order(self, why: str) -> None:
@@ -484,7 +345,7 @@ class Tunnel:
         self._end_timer = self._reactor.loop.call_later(_LINGER, self.abort, why)
         self._reader.closed = True
         self._closing = why
-        self.mark()
+        self.sender.finish(self._shut)
 
     def _shut(self) -> None:
         """Everything is sent: end our direction."""
@@ -503,20 +364,18 @@ class Tunnel:
         self.closed = self.leaving = self._reader.closed = True
         self._end_timer.cancel()
         self._tick_timer.cancel()
+        self.sender.close()
         streams = list(self.streams.values())
         self.streams.clear()
         for stream in streams:
             stream.abort(why)
-        self._waiting.clear()
-        self._pending = None
-        self.release()
         self._reactor.close(self.sock)
         self._owner.tunnel_closed(self, why)
 
     def _protocol_error(self, error: FrameError) -> None:
         _log.warning("%s broke the tunnel protocol: %s", self.peer.spiffe_id, error)
         self.leaving = True
-        self.control(frames.GO_AWAY, 0, frames.PROTOCOL_ERROR)
+        self.sender.control(frames.GO_AWAY, 0, frames.PROTOCOL_ERROR)
         self._end_in_order(f"protocol error: {error}")
         for stream in list(self.streams.values()):
             stream.abort(str(error))
@@ -530,7 +389,7 @@ class Tunnel:
                 self.abort(f"no answer to a ping within {settings.keepalive_timeout:g} s")
                 return
             self._ping_out = True
-            self.control(frames.PING | frames.SYN, 0, 2)
+            self.sender.control(frames.PING | frames.SYN, 0, 2)
             wait = settings.keepalive_timeout
         self._heard = False
         self._tick_timer = self._reactor.loop.call_later(wait, self._tick)

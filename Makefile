@@ -1,5 +1,6 @@
 # make demo   everything on this machine: controller, services with sidecars, learned, enforced, shown
 # make test   every test that runs on one machine
+# make bench  what two sidecars cost beside none
 # make check  format, lint, types, the direction of imports, the generated code
 
 SHELL := /bin/sh
@@ -51,6 +52,10 @@ check-wire: $(VENV)/.installed
 
 wire: $(VENV)/.installed
 	@$(PY) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. $(WIRE)
+
+bench: setup
+	@.ci/system-packages test
+	@$(PY) -m bench.tunnel
 
 clean:
 	@rm -rf $(VENV) ui/node_modules controller/web/static .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache \

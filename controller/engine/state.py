@@ -309,7 +309,8 @@ class State:
         mark = self.marks.get(fresh.workload)
         digest = digest_of(fresh)
         if mark is None or mark.digest != digest:
-            mark = Mark(mark.version + 1 if mark is not None else 1, digest, now)
+            # Sidecars refuse to go back. A database that was lost and begun anew numbers on above what they hold.
+            mark = Mark(mark.version + 1 if mark is not None else max(1, int(now)), digest, now)
             self.changed()
             self.marks[fresh.workload] = mark
             self.writes.marks[fresh.workload] = mark

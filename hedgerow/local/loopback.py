@@ -14,15 +14,14 @@ from __future__ import annotations
 import ipaddress
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hedgerow.local import kernel
 from hedgerow.local.description import PlacedPod, PlacedService
 from hedgerow.local.leftovers import make_directory, remove_leftovers
-from hedgerow.local.processes import Completed, Process, paths, run
-from hedgerow.local.site import Role
+from hedgerow.local.site import Launch, Role, Site
 
 CANNOT_SHOW = (
     "connections are not captured: applications are told their sidecar's ports, and one that ignores them goes around",
@@ -38,8 +37,8 @@ def _address(network: str, index: int) -> str:
     return str(ipaddress.ip_network(network)[256 * (1 + index // 250) + 1 + index % 250])
 
 
-class LoopbackSite:
-    """A :class:`hedgerow.local.site.Site` made of loopback addresses."""
+class LoopbackSite(Site):
+    """A site made of loopback addresses."""
 
     captures = False
 
@@ -105,45 +104,8 @@ class LoopbackSite:
     def host_of(self, pod: PlacedPod, service: PlacedService) -> str:
         return f"127.79.{pod.index}.{service.index}"
 
-    def ready_address(self, pod: PlacedPod) -> tuple[str, int]:
-        return pod.address, 15021
-
-    async def start(
-        self,
-        process: Process,
-        pod: PlacedPod | None,
-        role: Role,
-        argv: Sequence[str],
-        *,
-        env: Mapping[str, str] | None = None,
-        pass_fds: Sequence[int] = (),
-        uid: int | None = None,
-    ) -> None:
-        await process.start(argv, self._environment(env), pass_fds=pass_fds, before_exec=_die_with(os.getpid()))
-
-    async def run(
-        self,
-        pod: PlacedPod | None,
-        role: Role,
-        argv: Sequence[str],
-        *,
-        env: Mapping[str, str] | None = None,
-        stdin: bytes = b"",
-        deadline: float = 30.0,
-        uid: int | None = None,
-    ) -> Completed:
-        before = _die_with(os.getpid())
-        return await run(argv, env=self._environment(env), stdin=stdin, deadline=deadline, before_exec=before)
-
-    def _environment(self, extra: Mapping[str, str] | None) -> dict[str, str]:
-        return {
-            "LANG": "C.UTF-8",
-            "TMPDIR": str(self.root),
-            **paths(),
-            "PYTHONUNBUFFERED": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            **(extra or {}),
-        }
+    def _launch(self, pod: PlacedPod | None, role: Role, argv: Sequence[str], uid: int | None) -> Launch:
+        return Launch(argv, {"TMPDIR": str(self.root)}, _die_with(os.getpid()))
 
 
 def _die_with(parent: int) -> Callable[[], None]:

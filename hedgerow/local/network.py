@@ -16,16 +16,16 @@ import ipaddress
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hedgerow.local import views
 from hedgerow.local.description import APPLICATION_UID, PlacedPod, PlacedService
 from hedgerow.local.errors import CommandFailed, LocalMeshError
-from hedgerow.local.processes import Completed, Process, paths, python, run
+from hedgerow.local.processes import python, run
 from hedgerow.local.sandbox import STATE, Confinement, confinement
-from hedgerow.local.site import Role
+from hedgerow.local.site import Launch, Role, Site, environment
 
 PODS = ipaddress.ip_network("10.77.0.0/16")
 SERVICES = ipaddress.ip_network("10.78.0.0/16")
@@ -40,12 +40,14 @@ _FIRST_POD = 256
 
 SIDECAR_UID = 1337
 _CONTROLLER_UID = 1338
+#: Every view has a directory of its own there.
+_DIRECTORIES = {"HOME": "/run/pod", "TMPDIR": "/run/pod"}
 #: Exempts the sidecar's own packets in a user namespace.
 _MARK = 1337
 
 
-class NamespaceSite:
-    """A :class:`hedgerow.local.site.Site` made of network namespaces. There can be one at a time in a sandbox."""
+class NamespaceSite(Site):
+    """A site made of network namespaces. There can be one at a time in a sandbox."""
 
     captures = True
 
@@ -152,7 +154,7 @@ class NamespaceSite:
 
     async def _check_interpreter(self) -> None:
         argv = self._enter(_NETWORK_OF_THE_SWITCH, _INFRASTRUCTURE, Role.SIDECAR, None)
-        tried = await run([*argv, *python(), "-c", "import hedgerow"], env=_environment(None))
+        tried = await run([*argv, *python(), "-c", "import hedgerow"], env=environment(_DIRECTORIES))
         if tried.code != 0:
             raise CommandFailed(
                 f"the interpreter {python()[0]} cannot be run by another user: {tried.stderr.strip()[-300:]}",
@@ -187,40 +189,10 @@ class NamespaceSite:
         same = service.namespace == pod.spec.ref.namespace
         return service.name if same else f"{service.name}.{service.namespace}"
 
-    def ready_address(self, pod: PlacedPod) -> tuple[str, int]:
-        return pod.address, 15021
-
-    async def start(
-        self,
-        process: Process,
-        pod: PlacedPod | None,
-        role: Role,
-        argv: Sequence[str],
-        *,
-        env: Mapping[str, str] | None = None,
-        pass_fds: Sequence[int] = (),
-        uid: int | None = None,
-    ) -> None:
-        await process.start([*self._into(pod, role, uid), *argv], _environment(env), pass_fds=pass_fds)
-
-    async def run(
-        self,
-        pod: PlacedPod | None,
-        role: Role,
-        argv: Sequence[str],
-        *,
-        env: Mapping[str, str] | None = None,
-        stdin: bytes = b"",
-        deadline: float = 30.0,
-        uid: int | None = None,
-    ) -> Completed:
-        command = [*self._into(pod, role, uid), *argv]
-        return await run(command, env=_environment(env), stdin=stdin, deadline=deadline)
-
-    def _into(self, pod: PlacedPod | None, role: Role, uid: int | None) -> list[str]:
+    def _launch(self, pod: PlacedPod | None, role: Role, argv: Sequence[str], uid: int | None) -> Launch:
         name = _namespace(pod) if pod is not None else _CONTROLLER
         view = name if role is Role.APPLICATION else _INFRASTRUCTURE
-        return self._enter(f"/run/netns/{name}", view, role, uid)
+        return Launch([*self._enter(f"/run/netns/{name}", view, role, uid), *argv], _DIRECTORIES)
 
     def _enter(self, network: str, view: str, role: Role, uid: int | None) -> list[str]:
         """The command line that enters a namespace and gives up every privilege that the role does not need."""
@@ -269,19 +241,6 @@ def _hosts_file(pod: PlacedPod, services: Sequence[PlacedService]) -> str:
             names.insert(0, service.name)
         lines.append(f"{service.address} {' '.join(names)}")
     return "\n".join(lines) + "\n"
-
-
-def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
-    """A pod's environment: nothing of ours but the search paths."""
-    return {
-        "LANG": "C.UTF-8",
-        "HOME": "/run/pod",
-        "TMPDIR": "/run/pod",
-        **paths(),
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        **(extra or {}),
-    }
 
 
 async def _ip(*commands: str, inside: str = "", must: bool = True) -> None:

@@ -12,8 +12,8 @@ from graph.model import EdgeKey
 from hedgerow.local.description import WorkloadSpec
 from hedgerow.local.mesh import LocalMesh
 from sidecar.state import SVID
-from tests.mesh.running import Counters, Traffic, client, close, counted
-from tests.mesh.traffic import Load, reaches, web
+from tests.mesh.running import Counters, client, close, counted
+from tests.mesh.traffic import Load, connections, reaches, web
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
@@ -74,7 +74,7 @@ async def test_no_request_fails_through_many_renewals(closed: LocalMesh) -> None
         await live_through(mesh, load, RENEWALS)
         tallies = await load.end()
     made = sum(tally.connections for tally in tallies.values())
-    added = await counted(mesh, EDGE, before, Traffic(made, (0, 0), (0, 0)))
+    added = await counted(mesh, EDGE, before, connections(made))
     assert (added.connections, added.verified, added.denied, added.failed) == (made, made, 0, 0)
 
 

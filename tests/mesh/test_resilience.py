@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
@@ -11,9 +13,10 @@ import pytest_asyncio
 from graph.model import EdgeKey, WorkloadRef
 from hedgerow.local.description import WorkloadSpec
 from hedgerow.local.mesh import LocalMesh
+from hedgerow.local.processes import run
 from sidecar.state import DIRECTORY
-from tests.mesh.running import Counters, Traffic, client, close, counted, refusals
-from tests.mesh.traffic import Load, reaches, web
+from tests.mesh.running import Counters, client, close, counted, refusals
+from tests.mesh.traffic import Load, connections, reaches, web
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -165,10 +168,10 @@ async def test_nothing_fails_and_no_verdict_changes_while_the_controller_is_dead
     # Every kept client had one connection all the time, and the other connections are all accounted for.
     assert tallies["kept"].connections == 2
     made = tallies["fresh"].connections + tallies["kept"].connections + 3
-    added = await counted(mesh, FRONT_TO_WEB, before[FRONT_TO_WEB], Traffic(made, (1, 0), (1, 0)))
+    added = await counted(mesh, FRONT_TO_WEB, before[FRONT_TO_WEB], connections(made))
     assert (added.connections, added.verified, added.denied, added.failed) == (made, made, 0, 0)
     # What the guest's sidecar had not reported when it was killed, the other end has.
-    added = await counted(mesh, GUEST_TO_WEB, before[GUEST_TO_WEB], Traffic(3, (1, 0), (1, 0)))
+    added = await counted(mesh, GUEST_TO_WEB, before[GUEST_TO_WEB], connections(3))
     assert (added.connections, added.verified, added.denied) == (3, 3, 0)
 
 
@@ -201,6 +204,39 @@ async def test_a_server_that_restarts_without_a_controller_keeps_its_door_closed
     await check_verdicts(mesh)
 
 
+@contextlib.asynccontextmanager
+async def deaf_to_the_controller(mesh: LocalMesh, pod: str) -> AsyncIterator[None]:
+    """What a pod's sidecar says arrives at the controller, and no answer comes back."""
+    enter = ("nsenter", f"--net=/run/netns/{pod.replace('/', '--')}", "nft")
+    chain = "type filter hook input priority 0; policy accept;"
+    rules = f"table inet deaf {{ chain input {{ {chain} ip saddr {mesh.controller_address} drop; }}; }}"
+    await run([*enter, "-f", "-"], stdin=rules.encode(), check=True)
+    try:
+        yield
+    finally:
+        await run([*enter, "delete", "table", "inet", "deaf"], check=True)
+
+
+async def test_a_report_that_was_stored_and_never_acknowledged_counts_once(steady: LocalMesh) -> None:
+    mesh = steady
+    before, since = await Counters.of(mesh, FRONT_TO_WEB), time.time()
+
+    async def stored_by_the_controller() -> bool:
+        flows = (await mesh.api.get("/flows", {"since": since, "limit": 1000}))["flows"]
+        return sum(flow["connections"] for flow in flows if flow["reporter"] == "front-0") >= 10
+
+    async with deaf_to_the_controller(mesh, "test/front-0"):
+        async with Load(mesh, "test/front-0", WEB, fresh=2, kept=0) as load:
+            await load.more(20)
+            made = (await load.end())["fresh"].connections
+        await mesh.wait_for(stored_by_the_controller, "reports of front-0")
+        await mesh.kill_controller()
+    await mesh.start_controller()
+    await in_touch(mesh)  # and it repeats what it was never told to have arrived
+    added = await counted(mesh, FRONT_TO_WEB, before, connections(made))
+    assert (added.connections, added.verified, added.denied, added.failed) == (made, made, 0, 0)
+
+
 async def test_every_connection_is_counted_once_however_often_the_controller_dies(steady: LocalMesh) -> None:
     mesh = steady
     before = await Counters.of(mesh, FRONT_TO_WEB)
@@ -212,6 +248,6 @@ async def test_every_connection_is_counted_once_however_often_the_controller_die
         await in_touch(mesh)
         tallies = await load.end()
     made = sum(tally.connections for tally in tallies.values())
-    added = await counted(mesh, FRONT_TO_WEB, before, Traffic(made, (1, 0), (1, 0)))
+    added = await counted(mesh, FRONT_TO_WEB, before, connections(made))
     assert (added.connections, added.verified, added.denied, added.failed) == (made, made, 0, 0)
     await audit_log(mesh)

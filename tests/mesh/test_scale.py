@@ -11,8 +11,8 @@ import pytest_asyncio
 from graph.model import EdgeKey, WorkloadRef
 from hedgerow.local.description import WorkloadSpec
 from hedgerow.local.mesh import LocalMesh
-from tests.mesh.running import Counters, Traffic, client, close, counted
-from tests.mesh.traffic import Load, reaches, web
+from tests.mesh.running import Counters, client, close, counted
+from tests.mesh.traffic import Load, connections, reaches, web
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
@@ -115,7 +115,7 @@ async def test_one_becomes_five_becomes_one_under_load(closed: LocalMesh) -> Non
     # Kept clients had to move, at most once from each instance that went.
     assert 2 <= tallies["kept"].connections <= 2 * MANY
     made = sum(tally.connections for tally in tallies.values())
-    added = await counted(mesh, EDGE, before, Traffic(made, (0, 0), (0, 0)))
+    added = await counted(mesh, EDGE, before, connections(made))
     assert (added.connections, added.verified, added.denied, added.failed) == (made, made, 0, 0)
 
     async def one_tunnel() -> bool:

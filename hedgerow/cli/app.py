@@ -6,18 +6,10 @@ from collections.abc import Callable
 from typing import Annotated
 
 import typer
-from typer.core import TyperCommand
 
 from hedgerow.cli import decide, observe, picture, programs
+from hedgerow.cli.context import Command
 from hedgerow.cli.policy import policy
-
-
-class Command(TyperCommand):
-    """A command that also takes what lies outside as the controller writes it: ``-/192.0.2.7`` looks like an option."""
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # typer's own context
-        return super().parse_args(ctx, [argument.removeprefix("-/") for argument in args])
-
 
 app = typer.Typer(
     name="hedgerow",

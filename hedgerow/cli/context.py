@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from graph.errors import InvalidValue
 from graph.model import WorkloadRef
@@ -42,6 +43,13 @@ Owner = Annotated[str, typer.Option("--owner", metavar="NAME", help="Who answers
 
 _DURATION = re.compile(r"([0-9]{1,9})([smhd])")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Command(TyperCommand):
+    """A command that takes what lies outside also as the controller writes it, ``-/192.0.2.7``: that is no option."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # typer's own class
+        return super().parse_args(ctx, [argument.removeprefix("-/") for argument in args])
 
 
 def fail(message: str, remedy: str = "", code: int = 1) -> NoReturn:

@@ -174,7 +174,7 @@ def _write(policies: list[dict[str, Any]], out: Path, output: Output) -> None:
         say(f"not of this export, and left as they were: {', '.join(others)}", "yellow")
 
 
-@policy.command("approve")
+@policy.command("approve", cls=context.Command)
 def policy_approve(
     reason: Reason,
     edges: Annotated[
@@ -202,7 +202,8 @@ def policy_approve(
         if "->" not in edge:
             quoted = "'shop/a->shop/b:8080/TCP'"
             context.fail(f"edges: {edge!r} is no edge", f"write it in quotes, or the shell cuts it: {quoted}", 2)
-    body = {"edges": "all" if everything else edges, "owner": context.whoever(owner), "reason": reason}
+    named = [edge if "/" in edge.partition("->")[0] else f"-/{edge}" for edge in edges or ()]
+    body = {"edges": "all" if everything else named, "owner": context.whoever(owner), "reason": reason}
     answer = context.call(server, token_file, lambda client: client.post("/policy/approve", body))
 
     def table(result: dict[str, Any]) -> None:

@@ -1,0 +1,150 @@
+"""The commands by which a person decides: what they change, what they say, and that the audit log knows who it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+import yaml
+
+from tests.hedgerow.served import Ended, Served, populate, served
+from tests.hedgerow.zygote import Zygote
+
+type Asked = Callable[..., Ended]
+
+
+@pytest.fixture(scope="module")
+def controller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One of our own: these tests change it."""
+    with served(tmp_path_factory.mktemp("controller")) as running:
+        populate(running)
+        yield running
+
+
+@pytest.fixture
+def asked(controller: Served, command: Zygote) -> Asked:
+    """Runs the command as a user named anna."""
+    return partial(command, env={**controller.access, "USER": "anna", "LOGNAME": "anna"})
+
+
+def active(controller: Served) -> list[dict[str, object]]:
+    return [each for each in controller.get("/overrides")["overrides"] if each["state"] == "active"]
+
+
+def test_an_override_is_made_listed_explained_and_revoked(controller: Served, asked: Asked) -> None:
+    made = asked("deny", "shop/front", "shop/cart:8080", "--for", "8h", "--reason", "an incident")
+    assert (made.code, made.err) == (0, "")
+    (override,) = active(controller)
+    assert made.out == (
+        f"{override['id']}: deny shop/front → shop/cart:8080, ends in 7h; "
+        "every connected sidecar that it concerns holds it\n"
+    )
+    assert (override["owner"], override["reason"]) == ("anna", "an incident")
+    assert float(override["expires_at"]) - float(override["created_at"]) == pytest.approx(8 * 3600)  # type: ignore[arg-type]  # a number
+
+    listed = asked("overrides")
+    for word in (str(override["id"]), "active", "deny", "shop/front → shop/cart:8080", "in 7h", "anna", "an incident"):
+        assert word in listed.out
+    why = asked("why", "shop/front", "shop/cart:8080").out
+    assert why.startswith("deny")
+    assert f"    hedgerow overrides revoke {override['id']} --reason …\n" in why  # on its own line, to be copied
+
+    bare = str(override["id"]).removeprefix("override/")
+    ended = asked("overrides", "revoke", bare, "--reason", "it is over", "--owner", "bert", "-o", "json")
+    assert ended.json()["override"]["state"] == "revoked"
+    assert active(controller) == []
+    assert "revoked" in asked("overrides").out
+    said = asked("audit", "--limit", "2").out
+    assert "anna  override.create" in said
+    assert "bert  override.revoke" in said
+    assert "reason: it is over" in said
+    again = asked("overrides", "revoke", bare, "--reason", "twice")
+    assert again.code == 1
+    assert "revoked" in again.err
+
+
+@pytest.mark.parametrize("form", ["json", "yaml"])
+def test_every_decision_is_told_to_programs_as_the_api_tells_it(controller: Served, asked: Asked, form: str) -> None:
+    def told(*arguments: str) -> dict[str, object]:
+        ended = asked(*arguments, "--reason", "a test", "-o", form)
+        assert (ended.code, ended.err) == (0, "")
+        return ended.json() if form == "json" else yaml.safe_load(ended.out)
+
+    made = told("allow", "-/198.51.100.9", "shop/front:8080", "--protocol", "udp")
+    override = made["override"]
+    assert made["pushed"] is True
+    assert override in active(controller)
+    assert (override["from"], override["protocol"], override["expires_at"]) == ("-/198.51.100.9", "UDP", None)
+    assert told("overrides", "revoke", override["id"])["override"]["state"] == "revoked"
+
+    every = told("deny", "shop/front", "data/redis:all")["override"]
+    assert (every["port"], every["to"]) == (None, "data/redis")
+    assert "shop/front → data/redis, every TCP port" in asked("overrides").out
+    told("overrides", "revoke", every["id"])
+
+    changed = told("mode", "set", "shop/cart", "audit", "--direction", "inbound", "--inbound-tls", "strict")
+    assert changed["workloads"] == ["shop/cart"]
+    assert changed["pushed"] is True
+    cart = controller.get("/policy")["workloads"]["shop/cart"]
+    assert (cart["inbound_mode"], cart["outbound_mode"], cart["inbound_tls"]) == ("audit", "learn", "strict")
+    told("mode", "set", "shop/cart", "learn", "--inbound-tls", "permissive")
+
+
+def test_a_mode_for_a_namespace_needs_no_words_and_leaves_some(controller: Served, asked: Asked) -> None:
+    ended = asked("mode", "set", "shop", "audit")
+    assert ended.out == "audit: shop/cart, shop/front; every connected sidecar that it concerns holds it\n"
+    assert "reason: set to audit by hand" in asked("audit", "--limit", "1").out
+    back = asked("mode", "set", "shop", "learn", "--reason", "back")
+    assert back.code == 0
+
+
+def test_a_sidecar_that_refuses_is_waited_for_and_then_named(controller: Served, asked: Asked) -> None:
+    member = controller.join("data/redis", "redis-0")
+    member.watch()
+    member.nack = "rules[0]: effect: 'perhaps' is no \x1b[31meffect"
+    ended = asked("mode", "set", "data/redis", "audit")
+    assert ended.code == 0
+    assert "not every sidecar has taken it yet, see `hedgerow status`" in ended.out
+    said = asked("status").out
+    assert "sidecars: 3 known, 1 in trouble" in said
+    assert "rules[0]: effect: 'perhaps' is no " in said
+    assert "\x1b" not in said
+    member.nack = ""
+    assert asked("mode", "set", "data/redis", "learn").out.endswith("holds it\n")
+    assert "0 in trouble" in asked("status").out
+    member.close()
+
+
+def test_learned_edges_are_approved_by_name_or_all_of_them(controller: Served, asked: Asked) -> None:
+    edge = "-/192.0.2.7->shop/front:8080/TCP"
+    nothing = asked("policy", "approve", "--reason", "a test")
+    assert (nothing.code, "edges: none named" in nothing.err) == (2, True)
+    both = asked("policy", "approve", edge, "--all", "--reason", "a test")
+    assert (both.code, "--all too" in both.err) == (2, True)
+    cut = asked("policy", "approve", "shop/front-", "--reason", "a test")
+    assert (cut.code, "in quotes" in cut.err) == (2, True)
+    unknown = asked("policy", "approve", "shop/front->shop/cart:9/TCP", "--reason", "a test")
+    assert (unknown.code, "edges" in unknown.err) == (1, True)
+
+    ended = asked("policy", "approve", edge, "--reason", "it is the load balancer", "-o", "json")
+    assert ended.json() == {"approved": [edge]}
+    assert controller.edge(edge)["state"] == "active"
+    assert asked("policy", "diff").out == "Nothing waits for approval.\n"
+    assert "  anna  " in asked("audit", "--limit", "3").out
+    assert asked("policy", "approve", "--all", "--reason", "x").out == "Nothing waited for approval.\n"
+
+
+def test_a_join_token_alone_is_on_standard_output(controller: Served, asked: Asked) -> None:
+    ended = asked("join-token", "create", "shop/cart", "cart-1", "--for", "90s")
+    assert ended.code == 0
+    assert ended.out.startswith("hedgerow-join.")
+    assert ended.out.count("\n") == 1
+    assert "shop/cart as cart-1, once, and it expires in 1m" in ended.err
+    made = asked("join-token", "create", "shop/cart", "cart-1", "-o", "json").json()
+    assert set(made) == {"token", "workload", "instance", "expires_at"}
+    as_yaml = yaml.safe_load(asked("join-token", "create", "shop/cart", "cart-1", "-o", "yaml").out)
+    assert as_yaml["instance"] == "cart-1"
+    said = asked("audit", "--limit", "3").out
+    assert said.count("anna  join-token.create") == 3
+    assert made["token"].rpartition(".")[2] not in said

@@ -28,6 +28,7 @@ from graph.fields import (
     items,
     listen_address,
     optional,
+    refuse_taken,
     seconds,
     shown,
     text,
@@ -162,10 +163,7 @@ class Settings:
                 field="web_listen",
                 remedy="listen on 127.0.0.1, or set web_tls to {certificate: FILE, key: FILE}",
             )
-        taken: dict[tuple[str, int], str] = {}
-        for name, address in self._addresses():
-            if address.port and (other := taken.setdefault((address.host, address.port), name)) != name:
-                raise ConfigError(f"{address} is taken by {other}", field=name, remedy="give each its own port")
+        refuse_taken(self._addresses(), refusal(ConfigError))
 
     def _addresses(self) -> list[tuple[str, Address]]:
         listeners = [("grpc_listen", self.grpc_listen), ("issuer_listen", self.issuer_listen)]

@@ -11,7 +11,7 @@ import difflib
 import ipaddress
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NoReturn
@@ -309,6 +309,17 @@ def remote_address(value: object) -> Address:
     """As :func:`destination_address`, or with a name in place of the IP address; it is not resolved."""
     host, port = _split(value)
     return _connectable(Address(_host(host, "write a name or an IP address before the port"), port))
+
+
+def refuse_taken(listeners: Iterable[tuple[str, Address]], refuse: Refuse) -> None:
+    """Refuse two fields that would listen on one port. Port 0 is any free one.
+
+    :param listeners: the fields' names and what was read there
+    """
+    taken: dict[Address, str] = {}
+    for name, address in listeners:
+        if address.port and (other := taken.setdefault(address, name)) != name:
+            raise refuse(name, f"{address} is taken by {other}", "give each its own port")
 
 
 def _connectable(address: Address) -> Address:

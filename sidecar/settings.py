@@ -26,6 +26,7 @@ from graph.fields import (
     listen_address,
     matching,
     optional,
+    refuse_taken,
     remote_address,
     seconds,
     text,
@@ -182,13 +183,7 @@ class Settings:
             raise ConfigError("explicit: missing; capture: explicit needs explicit.outbound or explicit.inbound")
         if self.capture is Capture.REDIRECT and explicit:
             raise ConfigError("explicit: set with capture: redirect; remove it, or write capture: explicit")
-        taken: dict[tuple[str, int], str] = {}
-        for field, address in self._listeners():
-            if address.port == 0:
-                continue
-            other = taken.setdefault((address.host, address.port), field)
-            if other != field:
-                raise ConfigError(f"{field}: {address} is taken by {other}; give each its own port")
+        refuse_taken(self._listeners(), _refusal)
 
     def _listeners(self) -> list[tuple[str, Address]]:
         listeners = [("ready_listen", self.ready_listen)]

@@ -27,6 +27,7 @@ from graph.fields import (
     namespace_name,
     optional,
     parsed,
+    refuse_taken,
     remote_address,
     seconds,
     shown,
@@ -197,6 +198,13 @@ def test_what_does_not_fit_is_refused_with_a_remedy(check: Check[Any], written: 
 def test_an_address_is_written_as_it_is_read() -> None:
     for written in ("10.0.0.1:80", "[::1]:80"):
         assert str(listen_address(written)) == written
+
+
+def test_two_fields_do_not_listen_on_one_port() -> None:
+    one, any_port = Address("::1", 80), Address("::1", 0)
+    refuse_taken([("a", one), ("b", Address("::2", 80)), ("c", any_port), ("d", any_port)], Refused)
+    taken = refused(lambda: refuse_taken([("a", one), ("b", one)], Refused))
+    assert taken == ("b", "[::1]:80 is taken by a", "give each its own port")
 
 
 def test_what_a_message_shows_is_bounded_and_can_not_move_the_cursor() -> None:

@@ -7,6 +7,7 @@ A :class:`Subscription` has a bounded queue: when it is full everything in it is
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
@@ -16,18 +17,55 @@ from controller.view import Change
 from graph.model import Snapshot, WorkloadRef
 
 
-class Subscription:
-    """An async iterator of :class:`~controller.view.Change`; a context manager that unsubscribes.
+class _Waiting[T](ABC):
+    """An async iterator of what the engine offers, and a context manager that leaves; it ends when the engine stops."""
 
-    It ends when the engine stops.
-    """
-
-    def __init__(self, limit: int, leave: Callable[[Subscription], None]) -> None:
-        self._waiting: deque[Change] = deque()
-        self._limit = limit
+    def __init__(self, leave: Callable[[], None]) -> None:
         self._arrived = asyncio.Event()
         self._ended = False
         self._leave = leave
+
+    @abstractmethod
+    def _next(self) -> T | None:
+        """Take out what comes next; None when there is nothing."""
+
+    def end(self) -> None:
+        """Called by the engine when it stops."""
+        self._ended = True
+        self._arrived.set()
+
+    def close(self) -> None:
+        """Leave. Harmless when done twice."""
+        self.end()
+        self._leave()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        while (found := self._next()) is None:
+            if self._ended:
+                raise StopAsyncIteration
+            self._arrived.clear()
+            await self._arrived.wait()
+        return found
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Subscription(_Waiting[Change]):
+    """Every :class:`~controller.view.Change` from now on."""
+
+    def __init__(self, limit: int, leave: Callable[[Subscription], None]) -> None:
+        super().__init__(lambda: leave(self))
+        self._waiting: deque[Change] = deque()
+        self._limit = limit
 
     def offer(self, change: Change) -> None:
         """Called by the engine; never blocks."""
@@ -37,79 +75,26 @@ class Subscription:
         self._waiting.append(change)
         self._arrived.set()
 
-    def end(self) -> None:
-        """Called by the engine when it stops."""
-        self._ended = True
-        self._arrived.set()
-
-    def close(self) -> None:
-        """Unsubscribe. Harmless when done twice."""
-        self.end()
-        self._leave(self)
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Change:
-        while not self._waiting:
-            if self._ended:
-                raise StopAsyncIteration
-            self._arrived.clear()
-            await self._arrived.wait()
-        return self._waiting.popleft()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def _next(self) -> Change | None:
+        return self._waiting.popleft() if self._waiting else None
 
 
-class SnapshotWatch:
-    """The newest snapshot of one workload, as an async iterator; versions in between may be skipped.
+class SnapshotWatch(_Waiting[Snapshot]):
+    """The newest snapshot of one workload; versions in between may be skipped.
 
     The present snapshot comes first, at once, where there is one.
     """
 
     def __init__(self, workload: WorkloadRef, present: Snapshot | None, leave: Callable[[SnapshotWatch], None]) -> None:
+        super().__init__(lambda: leave(self))
         self.workload = workload
         self._slot = present
-        self._arrived = asyncio.Event()
-        self._ended = False
-        self._leave = leave
 
     def offer(self, snapshot: Snapshot) -> None:
         """Called by the engine; never blocks."""
         self._slot = snapshot
         self._arrived.set()
 
-    def end(self) -> None:
-        self._ended = True
-        self._arrived.set()
-
-    def close(self) -> None:
-        """Stop watching. Harmless when done twice."""
-        self.end()
-        self._leave(self)
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Snapshot:
-        while self._slot is None:
-            if self._ended:
-                raise StopAsyncIteration
-            self._arrived.clear()
-            await self._arrived.wait()
-        snapshot, self._slot = self._slot, None
-        return snapshot
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def _next(self) -> Snapshot | None:
+        found, self._slot = self._slot, None
+        return found

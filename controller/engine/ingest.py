@@ -18,7 +18,8 @@ from controller.inventory import Inventory
 from controller.learner import observe, step
 from controller.store import Position
 from controller.view import SidecarState
-from graph.model import Direction, Flow, Instance, WorkloadRef
+from graph.model import Direction, Flow, Instance, Mode, WorkloadRef
+from graph.policy import Reason
 
 MAX_FLOWS = 50_000
 MAX_BOOT_ID = 128
@@ -130,6 +131,8 @@ def _check_batch(boot_id: str, sequence: int, policy_version: int, flows: Sequen
 
 
 def _learn(state: State, flow: Flow, now: float) -> None:
+    if _contradicts_mode(state, flow):
+        return
     before = state.edges.get(flow.edge)
     if before is None and state.graph.edge(flow.edge) is None:
         return  # beyond the graph's bounds: counted there as shed, and never a reason to remember more here
@@ -142,6 +145,15 @@ def _learn(state: State, flow: Flow, now: float) -> None:
     if before is None or before.state is not after.state:
         was = str(before.state) if before is not None else ""
         state.log(now, "learner", f"edge.{after.state}", str(after.key), was=was, evidence=list(after.evidence()))
+
+
+def _contradicts_mode(state: State, flow: Flow) -> bool:
+    """Whether a sidecar says that its mode let a connection through, and that mode is a closed one now: an old report,
+    or a sidecar that was broken into and would have us open what is closed."""
+    outbound = flow.direction is Direction.OUTBOUND
+    mode = state.mode_of(flow.source if outbound else flow.destination)
+    closed = (mode.outbound if outbound else mode.inbound) in (Mode.ENFORCE, Mode.QUARANTINE)
+    return closed and flow.reason in (Reason.LEARNING, Reason.AUDIT)
 
 
 def destination_meshed(state: State, ref: WorkloadRef) -> bool:

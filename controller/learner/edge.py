@@ -1,7 +1,7 @@
 """One learned edge and its evidence: the value, its sentences for people, and its form for the store.
 
-Both ends report the same connections, so the two accounts are kept apart and never added: what the destination says
-decides whether an identity was proved, the larger one is how often the edge was used.
+Both ends report the same connections, so the two accounts are kept apart and never added: what both say is proved, the
+larger one is how often the edge was used.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ class LearnedEdge:
         """How many connections prove the edge: see rule 1 of :mod:`controller.learner.states`."""
         if self.external:
             return 0
-        return self.inbound.verified if destination_meshed else self.outbound.reached
+        # One end alone could be lying, to open a way in or out of a workload that is not its own.
+        return min(self.inbound.verified, self.outbound.verified) if destination_meshed else self.outbound.reached
 
     def counted(self, flow: Flow, now: float, source_replicas: int) -> LearnedEdge:
         """Add one flow report, which was already found worth counting."""

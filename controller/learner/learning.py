@@ -91,8 +91,8 @@ def _teaches(flow: Flow, *, holds: bool) -> bool:
 def step(edge: LearnedEdge, gate: Gate, now: float, *, destination_meshed: bool = True) -> LearnedEdge:
     """Let time and evidence move an edge. Returns ``edge`` itself when nothing changes.
 
-    :param destination_meshed: whether the destination has a sidecar by the inventory. Where it has, only its own word
-        that the source proved its identity counts; in doubt leave it True
+    :param destination_meshed: whether the destination has a sidecar by the inventory. Where it has, only what both ends
+        say counts; in doubt leave it True
     """
     idle = now - edge.last_seen
     if idle >= gate.retire_after:
@@ -150,8 +150,7 @@ def waiting_for(edge: LearnedEdge, gate: Gate, now: float) -> str:
     if edge.state is EdgeState.RETIRED:
         return f"{edge.key} is retired and would be learned anew"
     if edge.state is EdgeState.PROPOSED:
-        why = "has an end outside the inventory" if edge.external else "was used by a source that proved no identity"
-        return f"{edge.key} {why} and needs approval"
+        return f"{edge.key} {_unproved(edge)} and needs approval"
     if not edge.reached:
         return f"{edge.key} never reached an application ({edge.failed} attempts)"
     missing = []
@@ -160,6 +159,16 @@ def waiting_for(edge: LearnedEdge, gate: Gate, now: float) -> str:
     if now - edge.first_seen < gate.min_seconds:
         missing.append(f"{gate.min_seconds - (now - edge.first_seen):.0f} s more")
     return f"{edge.key} needs {' and '.join(missing) or 'its next check'}"
+
+
+def _unproved(edge: LearnedEdge) -> str:
+    if edge.external:
+        return "has an end outside the inventory"
+    if edge.outbound.reached and not edge.inbound.reached:
+        return "was reported by its source alone"
+    if edge.inbound.verified and not edge.outbound.verified:
+        return "was reported by its destination alone"
+    return "was used by a source that proved no identity"
 
 
 def readiness(edges: Iterable[LearnedEdge], gate: Gate, now: float) -> Readiness:

@@ -1,10 +1,12 @@
 """The life of a learned edge, as a table. The governing rules:
 
 1. An edge becomes ``active`` by itself only when it is proved: both ends are workloads, connections reached the
-   application, and the source's identity was proved to the destination by mutual TLS (or the destination has no
-   sidecar, and the source's own sidecar, which the controller authenticated, reported them).
+   application, and the sidecars of both ends, which the controller authenticated, say that they were mutual TLS (or the
+   destination has no sidecar, and the source's own reported them). A sidecar that was broken into can claim anything of
+   its own end, and must not open another's with it.
 2. Everything else that looks steady is ``proposed`` and waits for a person: an end outside the inventory, a source
-   that never proved who it is. What never reached anything stays a ``candidate``.
+   that never proved who it is, an edge that one end alone speaks of. What never reached anything stays a
+   ``candidate``.
 3. Only ``active`` and ``stale`` edges are rules. A ``retired`` one is not, and when it is seen again it starts from
    nothing: old evidence and old approvals do not count.
 4. A pair that is not in the table changes nothing.

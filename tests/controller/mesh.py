@@ -115,8 +115,19 @@ async def running(
         await task
 
 
+def sent(source: WorkloadRef, destination: WorkloadRef, port: int = 8080, **changes: Any) -> Flow:
+    """The same flow as its source's own sidecar reports it."""
+    return flow(source, destination, port, direction=Direction.OUTBOUND, **changes)
+
+
+async def used(engine: Engine, boot_id: str = "boot", sequence: int = 1, **changes: Any) -> None:
+    """front -> cart:8080 was used, as both ends say."""
+    await engine.ingest(instance("front-0"), boot_id, sequence, 0, [sent(FRONT, CART, **changes)])
+    await engine.ingest(instance("cart-0"), boot_id, sequence, 0, [flow(FRONT, CART, **changes)])
+
+
 async def learned(engine: Engine, clock: Clock, *, sequence: int = 1) -> None:
     """Teach the engine front -> cart:8080 until it is a rule."""
-    await engine.ingest(instance("cart-0"), "boot-a", sequence, 0, [flow(FRONT, CART)])
+    await used(engine, "boot-a", sequence)
     clock.now += GATE.min_seconds + 1
     await engine.tick()

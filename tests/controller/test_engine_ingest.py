@@ -15,9 +15,22 @@ from controller.engine.ingest import MAX_FLOWS
 from controller.errors import IngestError
 from controller.learner import EdgeState
 from controller.store import SqliteStore
-from graph.model import Direction, EdgeKey, Verdict, WorkloadRef
+from graph.model import Direction, EdgeKey, Mode, Verdict, WorkloadRef
 from graph.views import EdgeVerdict
-from tests.controller.mesh import CART, FRONT, LEGACY, NOW, REDIS, SETTINGS, Clock, flow, instance, running
+from tests.controller.mesh import (
+    CART,
+    FRONT,
+    LEGACY,
+    NOW,
+    REDIS,
+    SETTINGS,
+    Clock,
+    flow,
+    instance,
+    running,
+    sent,
+    used,
+)
 
 KEY = EdgeKey(FRONT, CART, 8080)
 OUTSIDE = WorkloadRef.external("192.0.2.9")
@@ -234,7 +247,7 @@ async def test_what_a_sidecar_shed_is_shown(tmp_path: Path, clock: Clock) -> Non
 async def test_an_edge_ripens_by_time_alone_and_reaches_both_ends_policies(tmp_path: Path, clock: Clock) -> None:
     async with running(tmp_path, clock) as engine:
         before = {ref: snapshot.version for ref, snapshot in engine.view.snapshots.items()}
-        await engine.ingest(instance("cart-0"), "boot", 1, 0, [flow(FRONT, CART)])
+        await used(engine)
         assert engine.view.rules == {}
         clock.now += SETTINGS.gate.min_seconds
         await engine.tick()
@@ -249,9 +262,43 @@ async def test_an_edge_ripens_by_time_alone_and_reaches_both_ends_policies(tmp_p
         assert (await actions(engine))[1:] == ["edge.candidate", "edge.active"]
 
 
+@pytest.mark.parametrize("end", Direction)
+async def test_one_end_alone_opens_nothing(tmp_path: Path, clock: Clock, end: Direction) -> None:
+    """Its sidecar may be broken into: front's would open cart to itself, cart's the way out of front."""
+    async with running(tmp_path, clock) as engine:
+        for sequence in (1, 2):
+            told = ("front-0", sent(FRONT, CART)) if end is Direction.OUTBOUND else ("cart-0", flow(FRONT, CART))
+            await engine.ingest(instance(told[0]), "boot", sequence, 0, [told[1]])
+            clock.now += SETTINGS.gate.min_seconds
+            await engine.tick()
+        assert engine.view.edges[KEY].state is EdgeState.PROPOSED
+        assert engine.view.rules == {}
+
+
+@pytest.mark.parametrize("mode", [Mode.ENFORCE, Mode.QUARANTINE])
+@pytest.mark.parametrize("reason", ["learning", "audit"])
+async def test_a_closed_end_teaches_nothing_whatever_it_says(
+    tmp_path: Path, clock: Clock, mode: Mode, reason: str
+) -> None:
+    """Where the destination has no sidecar the source's word is enough, so a closed source must not have one."""
+    smuggled = sent(FRONT, LEGACY, 25, verified=False, reason=reason)
+    async with running(tmp_path, clock) as engine:
+        await engine.set_mode(FRONT, Direction.OUTBOUND, mode, None, "ann", "closed")
+        await engine.ingest(instance("front-0"), "boot", 1, 0, [smuggled])
+        clock.now += SETTINGS.gate.min_seconds
+        await engine.tick()
+        assert engine.view.edges == {}
+        assert EdgeKey(FRONT, LEGACY, 25) in engine.view.traffic  # shown to people all the same
+        await engine.set_mode(FRONT, Direction.OUTBOUND, Mode.LEARN, None, "ann", "open again")
+        await engine.ingest(instance("front-0"), "boot", 2, 0, [smuggled])
+        clock.now += SETTINGS.gate.min_seconds
+        await engine.tick()
+        assert engine.view.edges[EdgeKey(FRONT, LEGACY, 25)].state is EdgeState.ACTIVE
+
+
 async def test_more_of_the_same_changes_no_policy(tmp_path: Path, clock: Clock) -> None:
     async with running(tmp_path, clock) as engine:
-        await engine.ingest(instance("cart-0"), "boot", 1, 0, [flow(FRONT, CART)])
+        await used(engine)
         clock.now += SETTINGS.gate.min_seconds
         await engine.tick()
         snapshots = engine.view.snapshots
@@ -264,10 +311,11 @@ async def test_more_of_the_same_changes_no_policy(tmp_path: Path, clock: Clock) 
 async def test_an_edge_goes_stale_retires_and_is_forgotten(tmp_path: Path, clock: Clock) -> None:
     gate = SETTINGS.gate
     async with running(tmp_path, clock) as engine:
-        await engine.ingest(instance("cart-0"), "boot", 1, 0, [flow(FRONT, CART)])
+        await used(engine)
         clock.now += gate.min_seconds
         await engine.tick()
         seen = engine.view.edges[KEY].last_seen
+        learned = engine.view.snapshots[CART].version
         clock.now = seen + gate.stale_after
         await engine.tick()
         assert engine.view.edges[KEY].state is EdgeState.STALE
@@ -276,7 +324,7 @@ async def test_an_edge_goes_stale_retires_and_is_forgotten(tmp_path: Path, clock
         await engine.tick()
         assert engine.view.edges[KEY].state is EdgeState.RETIRED
         assert len(engine.view.rules) == 0
-        assert engine.view.snapshots[CART].version == 3
+        assert engine.view.snapshots[CART].version == learned + 1
         clock.now = seen + 2 * gate.retire_after
         async with engine.subscribe() as changes:
             await engine.tick()

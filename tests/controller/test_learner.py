@@ -59,6 +59,11 @@ def sent(**changes: object) -> Flow:
     return flow(**{"direction": Direction.OUTBOUND, "reporter": "front-1", "source_identity": "", **changes})
 
 
+def observed(edge: LearnedEdge | None, now: float) -> LearnedEdge | None:
+    """Both ends report the same connections."""
+    return observe(observe(edge, sent(), now), flow(), now)
+
+
 def edge_in(state: EdgeState, **changes: object) -> LearnedEdge:
     fields: dict[str, object] = {
         "key": EdgeKey(FRONT, CART, 8080),
@@ -121,7 +126,7 @@ def test_only_active_and_stale_edges_hold():
 
 
 def test_a_proved_steady_edge_becomes_active_by_itself():
-    edge = observe(None, flow(), START)
+    edge = observed(None, START)
     assert edge.state is C
     assert step(edge, GATE, START + 9.9) is edge, "too young"
     active = step(edge, GATE, START + 10)
@@ -134,8 +139,23 @@ def test_too_few_connections_stay_a_candidate():
     assert step(edge, GATE, START + 500).state is C
 
 
-def test_the_word_of_the_source_alone_does_not_prove_its_identity():
-    edge = observe(None, sent(connections=100), START)
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [(sent(connections=100), "was reported by its source alone"), (flow(connections=100), "by its destination alone")],
+)
+def test_the_word_of_one_end_alone_proves_nothing(told, why):
+    edge = step(observe(None, told, START), GATE, START + 10)
+    assert edge.state is P
+    assert why in waiting_for(edge, GATE, START + 10)
+
+
+def test_what_one_end_adds_to_what_both_say_proves_nothing():
+    edge = observe(observe(None, sent(connections=1), START), flow(connections=100), START)
+    assert step(edge, GATE, START + 10).state is P
+
+
+def test_a_source_that_did_not_verify_the_destination_proves_nothing():
+    edge = observe(observe(None, sent(verified=False), START), flow(), START)
     assert step(edge, GATE, START + 10).state is P
 
 
@@ -166,7 +186,7 @@ def test_a_source_that_did_not_prove_to_be_this_workload_waits_for_approval(chan
 
 def test_a_proposed_edge_becomes_active_when_it_is_proved_later():
     edge = step(observe(None, flow(verified=False), START), GATE, START + 10)
-    edge = step(observe(edge, flow(), START + 20), GATE, START + 20)
+    edge = step(observed(edge, START + 20), GATE, START + 20)
     assert edge.state is A
 
 
@@ -360,7 +380,7 @@ def test_a_workload_is_ready_when_all_its_edges_hold_and_it_is_quiet():
 
 
 @pytest.mark.parametrize(
-    ("state", "said"), [(C, "needs its next check"), (P, "used by a source that proved no identity and needs approval")]
+    ("state", "said"), [(C, "needs its next check"), (P, "reported by its destination alone and needs approval")]
 )
 def test_an_edge_that_does_not_hold_yet_is_waited_for(state, said):
     found = readiness([edge_in(A), edge_in(state, key=EdgeKey(FRONT, CART, 9))], GATE, START + 500)

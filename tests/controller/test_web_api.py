@@ -13,7 +13,7 @@ import yaml
 
 from controller.engine import Engine
 from graph.model import Direction, Mode, Verdict
-from tests.controller.mesh import CART, FRONT, REDIS, flow, instance
+from tests.controller.mesh import CART, FRONT, REDIS, flow, instance, used
 from tests.controller.running import Running, eventually, running
 
 EDGE = "shop/front->shop/cart:8080/TCP"
@@ -23,7 +23,7 @@ PERSON = {"owner": "anna", "reason": "test"}
 async def teach(engine: Engine, sequence: int = 1) -> None:
     """front -> cart:8080 was used and proved."""
     now = engine.view.at
-    await engine.ingest(instance("cart-0"), "boot-t", sequence, 0, [flow(FRONT, CART, first_seen=now, last_seen=now)])
+    await used(engine, "boot-t", sequence, first_seen=now, last_seen=now)
 
 
 async def knock(engine: Engine) -> None:

@@ -6,6 +6,8 @@ Rules:
 2. A ClientHello that offers our ALPN gets a tunnel, if a certificate proves who the peer is; every stream of it is
    judged on its own. Everything else is plaintext of an unknown source, and judged as that.
 3. A server that speaks first needs a client that waits: without a byte within ``sniff_wait`` it is plaintext.
+4. Nobody is kept out by those who only begin: of too many connections that are not yet anybody's the longest waiting
+   one is dropped, and one address may hold only so many tunnels.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import asyncio
 import logging
 import random
 import socket
+from collections import Counter
 
 from graph.model import Direction, Peer
 from graph.policy import Reason
@@ -37,13 +40,14 @@ _ALPN = ALPN.encode()
 class Inbound:
     """Takes connections of others from its listeners."""
 
-    __slots__ = ("_acceptors", "_arriving", "_draining", "_fabric", "_leave_timer", "_tunnels")
+    __slots__ = ("_acceptors", "_arriving", "_draining", "_fabric", "_leave_timer", "_tunnels", "_tunnels_from")
 
     def __init__(self, fabric: Fabric) -> None:
         self._fabric = fabric
         self._acceptors: list[Acceptor] = []
-        self._arriving = 0  # sniffed, or in a handshake
+        self._arriving: dict[_Arrival, None] = {}  # sniffed, or in a handshake; the longest waiting first
         self._tunnels: set[_Accepted] = set()
+        self._tunnels_from: Counter[str] = Counter()  # by the peer's address
         self._draining = False
         self._leave_timer: asyncio.TimerHandle | None = None
         fabric.credentials.subscribe(self._renewed)
@@ -88,9 +92,9 @@ class Inbound:
 
     def _accepted(self, sock: socket.socket, declared: tuple[int, Address] | None) -> None:
         fabric = self._fabric
-        load = fabric.connections.count + len(self._tunnels) + self._arriving
-        if load >= fabric.settings.connections or self._arriving >= fabric.settings.handshakes:
-            _log.warning("refused a connection: too many at once (%d, %d of them new)", load, self._arriving)
+        load = fabric.connections.count + len(self._tunnels) + len(self._arriving)
+        if load >= fabric.settings.connections:
+            _log.warning("refused a connection: too many at once (%d, %d of them new)", load, len(self._arriving))
             sockets.refuse(sock)
             return
         if declared is not None:
@@ -106,8 +110,11 @@ class Inbound:
         except OSError:
             sock.close()  # the client is gone
             return
-        self._arriving += 1
-        _Arrival(self, fabric, sock, source, port, application).begin()
+        if len(self._arriving) >= fabric.settings.handshakes:
+            next(iter(self._arriving)).abort("too many begin at once")
+        arrival = _Arrival(self, fabric, sock, source, port, application)
+        self._arriving[arrival] = None
+        arrival.begin()
 
     def _captured(self, sock: socket.socket) -> Address | None:
         """Where a captured connection was to go; None when that is no application port of ours."""
@@ -120,9 +127,9 @@ class Inbound:
             return None
         return target
 
-    def arrived(self) -> None:
+    def arrived(self, arrival: _Arrival) -> None:
         """A connection is no longer sniffed or in a handshake."""
-        self._arriving -= 1
+        self._arriving.pop(arrival, None)
 
     def run_tunnel(self, sock: socket.socket, channel: Channel, source: str, port: int, application: Address) -> None:
         """A handshake is complete: see who it is."""
@@ -133,8 +140,13 @@ class Inbound:
             fabric.reactor.close(sock)
             self.refuse_untrusted(source, port, str(error))
             return
+        if self._tunnels_from[source] >= fabric.settings.tunnels_per_source:
+            _log.warning("refused a tunnel of %s: %s has too many", peer.spiffe_id, source)
+            fabric.reactor.close(sock)
+            return
         owner = _Accepted(self, fabric, port, application, peer_of(peer.spiffe_id, source, True), str(peer.spiffe_id))
         self._tunnels.add(owner)
+        self._tunnels_from[source] += 1
         owner.tunnel = Tunnel(
             fabric.reactor,
             sock,
@@ -159,13 +171,17 @@ class Inbound:
         report_refused(self._fabric.connections.flows, record)
 
     def forget(self, owner: _Accepted) -> None:
-        self._tunnels.discard(owner)
+        if owner in self._tunnels:
+            self._tunnels.remove(owner)
+            self._tunnels_from[owner.address] -= 1
+            if not self._tunnels_from[owner.address]:
+                del self._tunnels_from[owner.address]
 
 
 class _Arrival:
     """A connection whose first bytes decide what it is."""
 
-    __slots__ = ("_application", "_fabric", "_inbound", "_port", "_sock", "_source", "_timer")
+    __slots__ = ("_application", "_fabric", "_handshake", "_inbound", "_port", "_said", "_sock", "_source", "_timer")
 
     def __init__(
         self, inbound: Inbound, fabric: Fabric, sock: socket.socket, source: str, port: int, application: Address
@@ -176,7 +192,9 @@ class _Arrival:
         self._source = source
         self._port = port
         self._application = application
+        self._said = False  # part of a client hello came
         self._timer: asyncio.TimerHandle | None = None
+        self._handshake: Handshake | None = None
 
     def begin(self) -> None:
         fabric = self._fabric
@@ -199,26 +217,33 @@ class _Arrival:
             self._plaintext()  # a client that only ends its direction is still one
             return
         reading = clienthello.read(data)
-        if reading is Reading.MORE:
+        if reading is Reading.MORE and not events & RDHUP:
             self._wait_for_hello()
+        elif reading is Reading.MORE:
+            self.abort("half a client hello, and no more to come")
         elif isinstance(reading, ClientHello) and _ALPN in reading.alpn:
             self._tunnel()
         else:
             self._plaintext()
 
     def abort(self, why: str) -> None:
+        if self._handshake is not None:
+            self._handshake.abort(why)
+            return
         sock = self._leave()
         if sock is not None:
             sockets.reset(sock)
             self._fabric.reactor.close(sock)
 
     def _wait_for_hello(self) -> None:
-        """A hello in pieces has the time of a handshake; RDHUP without the rest ends it by then."""
-        loop = self._fabric.reactor.loop
+        """A hello in pieces has the time of one handshake, however many pieces there are."""
+        if self._said:
+            return
+        self._said = True
         assert self._timer is not None
-        if self._timer.when() - loop.time() <= self._fabric.settings.sniff_wait:
-            self._timer.cancel()
-            self._timer = loop.call_later(self._fabric.settings.handshake_timeout, self.abort, "half a client hello")
+        self._timer.cancel()
+        loop, settings = self._fabric.reactor.loop, self._fabric.settings
+        self._timer = loop.call_later(settings.handshake_timeout, self.abort, "half a client hello")
 
     def _leave(self) -> socket.socket | None:
         """Be done with the socket, which somebody else takes or closes."""
@@ -226,7 +251,7 @@ class _Arrival:
         if sock is not None:
             assert self._timer is not None
             self._timer.cancel()
-            self._inbound.arrived()
+            self._inbound.arrived(self)
         return sock
 
     def _tunnel(self) -> None:
@@ -239,7 +264,7 @@ class _Arrival:
         sockets.tune_tunnel(sock)
 
         def done(result: Channel | HandshakeFailed) -> None:
-            self._inbound.arrived()
+            self._inbound.arrived(self)
             if isinstance(result, Channel):
                 self._inbound.run_tunnel(sock, result, self._source, self._port, self._application)
             elif result.untrusted:
@@ -247,7 +272,7 @@ class _Arrival:
             else:
                 _log.info("handshake with %s for port %d failed: %s", self._source, self._port, result)
 
-        Handshake(
+        self._handshake = Handshake(
             fabric.reactor,
             sock,
             fabric.credentials.server_context,
@@ -297,6 +322,11 @@ class _Accepted:
         self._source = source
         self._identity = identity
         self.tunnel: Tunnel | None = None
+
+    @property
+    def address(self) -> str:
+        """Where the peer is."""
+        return self._source.address
 
     def leave(self) -> None:
         if self.tunnel is not None and not self.tunnel.leaving:

@@ -40,7 +40,9 @@ class DataPlaneSettings:
     :param sidecar_ports: ports of the sidecar itself, never relayed to as if they were the application's
     :param mark: ``SO_MARK`` of our own sockets, where capture tells us apart by mark and not by uid; 0: none
     :param connections: connections of applications and peers alive at once; more are refused
-    :param handshakes: inbound connections sniffed or in a TLS handshake at once; more are refused
+    :param handshakes: inbound connections sniffed or in a TLS handshake at once; beyond, the longest waiting is dropped
+    :param tunnels_per_source: tunnels that one address may hold to us, whoever it proves to be; more are refused. A
+        peer needs one for each port, and a second while certificates change
     :param streams_per_tunnel: streams alive at once in one tunnel; a peer that opens more has them reset
     :param opens_per_second: streams that a peer may open in one tunnel; twice as many in a burst, more end the tunnel
     :param resets_per_second: streams that a peer may reset in one tunnel (rapid reset); as above
@@ -67,6 +69,7 @@ class DataPlaneSettings:
     mark: int = 0
     connections: int = 16384
     handshakes: int = 1024
+    tunnels_per_source: int = 256
     streams_per_tunnel: int = 4096
     opens_per_second: int = 20_000
     resets_per_second: int = 2_000

@@ -60,6 +60,7 @@ def _run(settings: Settings) -> None:
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", stream=sys.stderr
     )
     _protect_memory()
+    _raise_descriptor_limit()
 
     from controller import app
 
@@ -71,6 +72,14 @@ def _protect_memory() -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _raise_descriptor_limit() -> None:
+    """Take all the descriptors that we may have: strangers' connections must not use up the sidecars'."""
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def _run(given: list[str]) -> int:
     if any(name not in os.environ for name in ALLOCATOR):
         _begin_again_with(ALLOCATOR)
     protect_memory()
+    raise_descriptor_limit()
     settings = Settings.load(options.config)
 
     from sidecar import logs
@@ -98,7 +99,7 @@ def capture_rules(settings: Settings) -> CaptureRules:
         exclude_cidrs=excluded,
         outbound_port=settings.outbound_listen.port,
         inbound_port=settings.inbound_listen.port,
-        sidecar_ports=(settings.inbound_listen.port, 15020, settings.ready_listen.port),
+        sidecar_ports=(settings.inbound_listen.port, settings.ready_listen.port),
     )
 
 
@@ -141,6 +142,14 @@ def protect_memory() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
         raise SidecarError(f"prctl(PR_SET_DUMPABLE): {os.strerror(ctypes.get_errno())}")
+
+
+def raise_descriptor_limit() -> None:
+    """Take all the descriptors that we may have: the usual soft limit of 1024 is spent by a few hundred connections."""
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,8 @@ class CaptureRules:
     :param uid: of the sidecar, whose own connections pass; None when ``mark`` says it alone
     :param mark: ``SO_MARK`` of the sidecar's own connections; 0: none
     :param exclude_cidrs: destinations that are not captured
-    :param sidecar_ports: the sidecar's own ports, reached from outside without capture
+    :param sidecar_ports: the ports that the sidecar listens on, reached from outside without capture. Never name one
+        here that nothing of ours holds: the application could listen there, past its sidecar
     """
 
     uid: int | None = 1337
@@ -50,7 +51,7 @@ class CaptureRules:
     exclude_cidrs: tuple[str, ...] = ()
     outbound_port: int = 15001
     inbound_port: int = 15006
-    sidecar_ports: tuple[int, ...] = (15006, 15020, 15021)
+    sidecar_ports: tuple[int, ...] = (15006, 15021)
 
     def __post_init__(self) -> None:
         if self.uid is None and not self.mark:

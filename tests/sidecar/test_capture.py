@@ -43,7 +43,7 @@ chain prerouting {
 type nat hook prerouting priority -100; policy accept;
 meta l4proto != tcp return
 iifname "lo" return
-tcp dport { 15006, 15020, 15021 } return
+tcp dport { 15006, 15021 } return
 meta l4proto tcp redirect to :15006
 }
 }"""
@@ -65,7 +65,6 @@ def test_the_iptables_rules():
 -A HEDGEROW_OUTPUT -p tcp -j REDIRECT --to-ports 15001
 -A HEDGEROW_PREROUTING -i lo -j RETURN
 -A HEDGEROW_PREROUTING -p tcp --dport 15006 -j RETURN
--A HEDGEROW_PREROUTING -p tcp --dport 15020 -j RETURN
 -A HEDGEROW_PREROUTING -p tcp --dport 15021 -j RETURN
 -A HEDGEROW_PREROUTING -p tcp -j REDIRECT --to-ports 15006
 -A OUTPUT -p tcp -j HEDGEROW_OUTPUT

@@ -45,7 +45,7 @@ class ReadinessServer:
         self._missing = missing
         self._stats = stats
         self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections: dict[asyncio.Task[None], asyncio.WriteTransport] = {}  # the oldest first
 
     @property
     def port(self) -> int:
@@ -75,11 +75,13 @@ class ReadinessServer:
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._connections) >= MAX_CONNECTIONS:
-            writer.transport.abort()
-            return
+            # the longest waiting one has to go: whoever holds connections open must not keep the kubelet out
+            oldest = next(iter(self._connections))
+            self._connections.pop(oldest).abort()
+            oldest.cancel()
         task = asyncio.ensure_future(self._serve(reader, writer))
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+        self._connections[task] = writer.transport
+        task.add_done_callback(lambda done: self._connections.pop(done, None))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -16,7 +16,7 @@ from hedgerow.local.mesh import LocalMesh
 from hedgerow.local.processes import run
 from sidecar.state import DIRECTORY
 from tests.mesh.running import Counters, client, close, counted, refusals
-from tests.mesh.traffic import Load, connections, reaches, web
+from tests.mesh.traffic import Held, Load, connections, reaches, web
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -30,7 +30,7 @@ STRANGER_TO_WEB = EdgeKey.parse("test/stranger->test/web:8080/TCP")
 
 def workloads() -> list[WorkloadSpec]:
     return [
-        web("test/web", 8080),
+        web("test/web", 8080, 9090),
         client("test/front"),  # learned
         client("test/guest"),  # allowed by an override
         client("test/stranger"),  # neither
@@ -194,6 +194,19 @@ async def test_what_was_refused_while_the_controller_was_dead_is_reported_later(
     assert {flow["reporter"] for flow in said} == {"stranger-0"}
 
 
+async def test_an_override_expires_also_when_nobody_is_there_to_say_so(steady: LocalMesh) -> None:
+    mesh = steady
+    target = "${service:web}:9090"
+    assert not await reaches(mesh, "test/front-0", target)
+    asked = {**_override("allow", "test/front"), "port": 9090, "expires_in": 8}
+    made = await mesh.api.post("/overrides", asked)
+    assert made["pushed"]
+    async with Held(mesh, "test/front-0", target) as held:
+        await mesh.kill_controller()
+        assert await held.cut() >= made["override"]["expires_at"]
+    assert not await reaches(mesh, "test/front-0", target)
+
+
 async def test_a_server_that_restarts_without_a_controller_keeps_its_door_closed(steady: LocalMesh) -> None:
     mesh = steady
     await mesh.kill_controller()
@@ -241,7 +254,7 @@ async def test_every_connection_is_counted_once_however_often_the_controller_die
     mesh = steady
     before = await Counters.of(mesh, FRONT_TO_WEB)
     async with Load(mesh, "test/front-0", WEB, fresh=4, kept=1) as load:
-        for requests in (1, 7, 19):  # at different moments of reports and their acknowledgements
+        for requests in (1, 13):  # at different moments of reports and their acknowledgements
             await load.more(requests)
             await mesh.kill_controller()
             await mesh.start_controller()

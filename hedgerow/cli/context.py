@@ -22,21 +22,13 @@ from graph.model import WorkloadRef
 from hedgerow.cli.output import Output, printable
 from hedgerow.client import Access, BadAddress, Client, ClientError, Refused, Unreachable
 
+# The environment is read by :class:`hedgerow.client.Access` alone, which knows what goes before what.
 Server = Annotated[
-    str,
-    typer.Option(
-        "--server", envvar="HEDGEROW_SERVER", metavar="URL", help="The controller's web API.", show_envvar=False
-    ),
+    str, typer.Option("--server", metavar="URL", help="The controller's web API, in place of HEDGEROW_SERVER.")
 ]
 TokenFile = Annotated[
     Path | None,
-    typer.Option(
-        "--token-file",
-        envvar="HEDGEROW_TOKEN_FILE",
-        metavar="FILE",
-        help="Holds the access token.",
-        show_envvar=False,
-    ),
+    typer.Option("--token-file", metavar="FILE", help="Holds the access token, in place of HEDGEROW_TOKEN_FILE."),
 ]
 Format = Annotated[Output, typer.Option("--output", "-o", help="How to print the answer.")]
 Owner = Annotated[str, typer.Option("--owner", metavar="NAME", help="Who answers for the change; you, when left out.")]

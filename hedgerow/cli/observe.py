@@ -286,7 +286,7 @@ def _audit(answer: dict[str, Any]) -> None:
         say("Nothing has been changed yet.")
     for entry in answer["entries"]:
         when = datetime.fromtimestamp(entry["at"]).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-        say(f"{entry['sequence']}  {when}  {entry['actor']}  {entry['action']}  {entry['subject']}", "bold")
+        prose(f"{entry['sequence']}  {when}  {entry['actor']}  {entry['action']}  {entry['subject']}", style="bold")
         if detail := _detail(entry["detail"]):
             prose(detail, "    ")
 

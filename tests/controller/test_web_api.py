@@ -74,10 +74,10 @@ class TestLooking:
             await teach(run.controller.engine)
             await knock(run.controller.engine)
             flows = (await run.get("/flows"))["flows"]
-            assert [each["destination"] for each in flows] == ["data/redis", "shop/cart"]
+            assert [each["destination"] for each in flows] == ["data/redis", "shop/cart", "shop/cart"]
             assert [each["destination"] for each in (await run.get("/flows", limit=1))["flows"]] == ["data/redis"]
             found = await run.get("/flows", workload="shop/cart", verdict="allow", since="")
-            assert [each["destination"] for each in found["flows"]] == ["shop/cart"]
+            assert [each["direction"] for each in found["flows"]] == ["inbound", "outbound"]
             assert (await run.get("/flows", since=4_000_000_000))["flows"] == []
 
     async def test_policy_snapshot_diff_and_approval(self, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from itertools import islice
 
 from controller import join_tokens, overrides
 from controller.engine.policy import concerns_everybody
+from controller.engine.sidecars import forget_gone
 from controller.engine.state import State
 from controller.errors import Conflict, InvalidRequest, InventoryError, JoinTokenError, NotFound
 from controller.inventory import Inventory
@@ -43,6 +44,9 @@ def set_inventory(state: State, now: float, inventory: Inventory, actor: str) ->
     changed = _changed_workloads(before, inventory)
     _follow_in_graph(state, before, changed, now)
     _follow_in_policy(state, before, changed)
+    for ref in changed:
+        for gone in set(before.instances_of(ref)) - set(inventory.instances_of(ref)):
+            forget_gone(state, gone)
     refs, known = {str(ref) for ref in before.workloads}, {str(ref) for ref in inventory.workloads}
     state.log(
         now,

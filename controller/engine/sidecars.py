@@ -58,6 +58,15 @@ def disconnected(state: State, now: float, instance: Instance, boot_id: str) -> 
     present = _present(state, instance, boot_id)
     if present is not None:
         state.put_sidecar(key_of(instance), replace(present, connected=False, last_seen=now))
+        forget_gone(state, instance)
+
+
+def forget_gone(state: State, instance: Instance) -> None:
+    """Nobody misses the sidecar of an instance that the inventory does not know any more."""
+    key = key_of(instance)
+    present = state.sidecars.get(key)
+    if present is not None and not present.connected and key not in state.inventory.instances:
+        state.remove_sidecar(key)
 
 
 def _present(state: State, instance: Instance, boot_id: str) -> SidecarState | None:

@@ -42,9 +42,7 @@ async def known(mesh: LocalMesh) -> dict[str, Any]:
     workload = next(each for each in status["workloads"] if each["workload"] == str(WEB))
     return {
         "inventory": {each["name"] for each in inventory["instances"] if each["workload"] == str(WEB)},
-        "sidecars": {
-            each["instance"] for each in status["sidecars"] if each["workload"] == str(WEB) and each["connected"]
-        },
+        "sidecars": {each["instance"] for each in status["sidecars"] if each["workload"] == str(WEB)},
         "node": node["instances"],
         "workload": workload["instances"],
         "total": status["inventory"]["instances"],

@@ -35,12 +35,16 @@ class Limits:
     :param external: addresses outside the inventory that have a node of their own
     :param unknown: workloads that flows name and no inventory does
     :param edges: edges in all
+    :param ports: edges from one node to another, ``external_ports`` where one of the two is outside the inventory: who
+        tries every port must not use up what the others need
     :param removals: removals that :meth:`ServiceGraph.changes` can still tell of
     """
 
     external: int = 1_000
     unknown: int = 1_000
     edges: int = 200_000
+    ports: int = 256
+    external_ports: int = 16
     removals: int = 10_000
 
 
@@ -329,7 +333,7 @@ class ServiceGraph:
             key = replace(key, source=source, destination=destination)
         if self._accounts(key) is not None:
             return key
-        if self._edges >= self._limits.edges:
+        if self._edges >= self._limits.edges or self._tries_ports(source, destination):
             self.shed.edges += 1
             return None
         unknown = sum(1 for ref in {source, destination} if not ref.is_external and ref not in self._graph)
@@ -337,6 +341,13 @@ class ServiceGraph:
             self.shed.unknown += 1
             return None
         return key
+
+    def _tries_ports(self, source: WorkloadRef, destination: WorkloadRef) -> bool:
+        shared = OTHER_ADDRESSES in (source, destination)
+        outside = (source.is_external or destination.is_external) and not shared
+        limit = self._limits.external_ports if outside else self._limits.ports
+        ports: int = self._graph.number_of_edges(source, destination)
+        return ports >= limit
 
     def _fold(self, ref: WorkloadRef) -> WorkloadRef:
         over = ref.is_external and ref not in self._graph and self._externals >= self._limits.external

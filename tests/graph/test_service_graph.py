@@ -292,6 +292,19 @@ def test_invented_workloads_and_edges_are_bounded_and_counted() -> None:
     assert graph.node(DB) is not None, "an inventory that names one makes room"
 
 
+def test_one_who_tries_every_port_leaves_room_for_the_others() -> None:
+    graph = ServiceGraph(Limits(ports=5, external_ports=2))
+    graph.ingest([replace(OUT, port=port) for port in range(1, 100)], NOW)
+    graph.ingest([replace(OUT, source=outside(1), port=port) for port in range(1, 100)], NOW)
+    graph.ingest([replace(OUT, destination=outside(1), port=port) for port in range(1, 100)], NOW)
+    assert len(graph.edges()) == 5 + 2 + 2
+    assert graph.shed.edges == 94 + 97 + 97
+    graph.ingest([replace(OUT, port=1)], NOW)
+    assert edge(graph, replace(KEY, port=1)).connections == 2 * OUT.connections, "those that are there go on counting"
+    graph.ingest([replace(OUT, destination=DB), replace(OUT, source=DB)], NOW)
+    assert len(graph.edges()) == 5 + 2 + 2 + 2, "others have their own"
+
+
 def test_reporters_and_identities_are_bounded_to_the_latest() -> None:
     graph = ServiceGraph()
     graph.ingest(

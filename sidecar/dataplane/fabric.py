@@ -7,12 +7,14 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from random import Random
 
 from certs.spiffe import SpiffeId
 from graph.model import Peer, WorkloadRef
 from sidecar.dataplane import sockets
 from sidecar.dataplane.balance import Balancer
 from sidecar.dataplane.carrier import Budget
+from sidecar.dataplane.complaints import Complaints
 from sidecar.dataplane.contracts import Authority, Credentials, Directory
 from sidecar.dataplane.live import Connections
 from sidecar.dataplane.reactor import IN, Reactor
@@ -38,6 +40,8 @@ class Fabric:
     connections: Connections
     balancer: Balancer
     budget: Budget
+    complaints: Complaints
+    random: Random
 
     @property
     def own_address(self) -> str:
@@ -56,10 +60,11 @@ def peer_of(spiffe_id: SpiffeId, address: str, verified: bool) -> Peer:
 class Acceptor:
     """Accepts connections from ``listener`` and hands each to ``accepted``, which then owns it."""
 
-    __slots__ = ("_accepted", "_listener", "_reactor")
+    __slots__ = ("_accepted", "_complaints", "_listener", "_reactor")
 
-    def __init__(self, reactor: Reactor, listener: socket.socket, accepted: Callable[[socket.socket], None]) -> None:
-        self._reactor = reactor
+    def __init__(self, fabric: Fabric, listener: socket.socket, accepted: Callable[[socket.socket], None]) -> None:
+        self._reactor = reactor = fabric.reactor
+        self._complaints = fabric.complaints
         self._listener = listener
         self._accepted = accepted
         reactor.register(listener, IN, self)
@@ -73,7 +78,9 @@ class Acceptor:
             except ConnectionError:
                 continue  # the client was gone before we came
             except OSError as error:
-                _log.error("cannot accept connections for a moment: %s; raise the limit of open files", error.strerror)
+                remedy = "raise the limit of open files"
+                text = "cannot accept connections for a moment: %s; %s"
+                self._complaints.say(logging.ERROR, text, error.strerror, remedy)
                 self._reactor.forget(self._listener)
                 self._reactor.loop.call_later(_EXHAUSTED, self._resume)
                 return

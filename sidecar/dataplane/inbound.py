@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import socket
+import time
 from collections import Counter
 
 from graph.model import Direction, Peer
@@ -23,6 +23,7 @@ from graph.policy import Reason
 from sidecar.dataplane import clienthello, sockets, tls
 from sidecar.dataplane.clienthello import ClientHello, Reading
 from sidecar.dataplane.fabric import Acceptor, Fabric, peer_of
+from sidecar.dataplane.lease import Lease, Leases
 from sidecar.dataplane.live import Connection, new_record, refusal, report_refused
 from sidecar.dataplane.reactor import EDGE, IN, RDHUP
 from sidecar.dataplane.relay import Relay
@@ -34,13 +35,14 @@ from sidecar.dataplane.tunnel import Tunnel
 
 _log = logging.getLogger(__name__)
 
+_INFO, _WARNING = logging.INFO, logging.WARNING
 _ALPN = ALPN.encode()
 
 
 class Inbound:
     """Takes connections of others from its listeners."""
 
-    __slots__ = ("_acceptors", "_arriving", "_draining", "_fabric", "_leave_timer", "_tunnels", "_tunnels_from")
+    __slots__ = ("_acceptors", "_arriving", "_draining", "_fabric", "_leases", "_tunnels", "_tunnels_from")
 
     def __init__(self, fabric: Fabric) -> None:
         self._fabric = fabric
@@ -48,8 +50,8 @@ class Inbound:
         self._arriving: dict[_Arrival, None] = {}  # sniffed, or in a handshake; the longest waiting first
         self._tunnels: set[_Accepted] = set()
         self._tunnels_from: Counter[str] = Counter()  # by the peer's address
+        self._leases = Leases()
         self._draining = False
-        self._leave_timer: asyncio.TimerHandle | None = None
         fabric.credentials.subscribe(self._renewed)
 
     def listen(self, listener: socket.socket, declared: tuple[int, Address] | None = None) -> None:
@@ -61,7 +63,7 @@ class Inbound:
         def accepted(sock: socket.socket) -> None:
             self._accepted(sock, declared)
 
-        self._acceptors.append(Acceptor(self._fabric.reactor, listener, accepted))
+        self._acceptors.append(Acceptor(self._fabric, listener, accepted))
 
     @property
     def tunnels(self) -> list[Tunnel]:
@@ -79,22 +81,21 @@ class Inbound:
     def stop(self) -> None:
         """End everything."""
         self.drain()
-        if self._leave_timer is not None:
-            self._leave_timer.cancel()
         for tunnel in self.tunnels:
             tunnel.abort("the data path stops")
 
     def _renewed(self) -> None:
         """Tunnels under the old certificate are to be replaced, not all at the same moment."""
-        loop = self._fabric.reactor.loop
+        fabric = self._fabric
         for owner in list(self._tunnels):
-            loop.call_later(random.uniform(0, self._fabric.settings.renewal_spread), owner.leave)  # noqa: S311 - no secret
+            fabric.reactor.loop.call_later(fabric.random.uniform(0, fabric.settings.renewal_spread), owner.leave)
 
     def _accepted(self, sock: socket.socket, declared: tuple[int, Address] | None) -> None:
         fabric = self._fabric
         load = fabric.connections.count + len(self._tunnels) + len(self._arriving)
         if load >= fabric.settings.connections:
-            _log.warning("refused a connection: too many at once (%d, %d of them new)", load, len(self._arriving))
+            text = "refused a connection: too many at once (%d, %d of them new)"
+            fabric.complaints.say(_WARNING, text, load, len(self._arriving))
             sockets.refuse(sock)
             return
         if declared is not None:
@@ -120,10 +121,11 @@ class Inbound:
         """Where a captured connection was to go; None when that is no application port of ours."""
         target = sockets.original_destination(sock)
         if target is None or target.host not in self._fabric.settings.addresses:
-            _log.info("refused a connection to %s, which is not our address", target or "the capture port")
+            text = "refused a connection to %s, which is not our address"
+            self._fabric.complaints.say(_INFO, text, target or "the capture port")
             return None
         if target.port in self._fabric.settings.sidecar_ports:
-            _log.info("refused a connection to port %d of our own", target.port)
+            self._fabric.complaints.say(_INFO, "refused a connection to port %d of our own", target.port)
             return None
         return target
 
@@ -135,42 +137,44 @@ class Inbound:
         """A handshake is complete: see who it is."""
         fabric = self._fabric
         try:
-            peer = tls.identify(channel.session, fabric.credentials)
+            proof = tls.identify(channel, fabric.credentials, source)
         except PeerRefused as error:
             fabric.reactor.close(sock)
             self.refuse_untrusted(source, port, str(error))
             return
         if self._tunnels_from[source] >= fabric.settings.tunnels_per_source:
-            _log.warning("refused a tunnel of %s: %s has too many", peer.spiffe_id, source)
+            fabric.complaints.say(_WARNING, "refused a tunnel of %s: %s has too many", proof.peer.spiffe_id, source)
             fabric.reactor.close(sock)
             return
-        owner = _Accepted(self, fabric, port, application, peer_of(peer.spiffe_id, source, True), str(peer.spiffe_id))
+        identity = proof.peer.spiffe_id
+        owner = _Accepted(self, fabric, port, application, peer_of(identity, source, True), str(identity))
         self._tunnels.add(owner)
         self._tunnels_from[source] += 1
         owner.tunnel = Tunnel(
             fabric.reactor,
             sock,
             channel,
-            peer,
+            Lease.of(proof),
             fabric.settings,
             owner,
             fabric.budget,
             dialled=False,
-            seconds=tls.seconds_until(tls.lifetime_end(fabric.credentials, peer)),
         )
+        self._leases.enter(owner.tunnel, time.time())
         owner.tunnel.start()
         if self._draining:
             owner.tunnel.leave()
 
     def refuse_untrusted(self, source: str, port: int, why: str) -> None:
         """Report a peer that did not prove who it is; its connection is closed already."""
-        _log.warning("refused a tunnel from %s to port %d: %s", source, port, why)
+        self._fabric.complaints.say(_WARNING, "refused a tunnel from %s to port %d: %s", source, port, why)
         decision = refusal(Reason.UNTRUSTED_PEER)
         destination = destination_peer(self._fabric, verified=False)
         record = new_record(Direction.INBOUND, Peer(address=source), destination, port, decision)
         report_refused(self._fabric.connections.flows, record)
 
-    def forget(self, owner: _Accepted) -> None:
+    def forget(self, owner: _Accepted, tunnel: Tunnel) -> None:
+        self._leases.leave(tunnel)
         if owner in self._tunnels:
             self._tunnels.remove(owner)
             self._tunnels_from[owner.address] -= 1
@@ -270,12 +274,13 @@ class _Arrival:
             elif result.untrusted:
                 self._inbound.refuse_untrusted(self._source, self._port, str(result))
             else:
-                _log.info("handshake with %s for port %d failed: %s", self._source, self._port, result)
+                text = "handshake with %s for port %d failed: %s"
+                fabric.complaints.say(_INFO, text, self._source, self._port, result)
 
         self._handshake = Handshake(
             fabric.reactor,
             sock,
-            fabric.credentials.server_context,
+            fabric.credentials,
             server_side=True,
             registered=True,
             timeout=fabric.settings.handshake_timeout,
@@ -364,9 +369,13 @@ class _Accepted:
     def tunnel_empty(self, tunnel: Tunnel) -> None:
         """The peer decides how long it keeps a tunnel."""
 
+    def tunnel_complaint(self, tunnel: Tunnel, about: str) -> None:
+        text = "the peer %s at %s, a client of port %d, %s"
+        self._fabric.complaints.say(_WARNING, text, self._identity, self._source.address, self._port, about)
+
     def tunnel_closed(self, tunnel: Tunnel, why: str) -> None:
         _log.debug("tunnel of %s to port %d ended: %s", self._identity, self._port, why)
-        self._inbound.forget(self)
+        self._inbound.forget(self, tunnel)
 
 
 def connect(fabric: Fabric, application: Address) -> socket.socket | None:

@@ -4,11 +4,13 @@ Rules:
 
 1. Register first, then judge. A change of policy between the two finds the connection and ends it.
 2. What a change denies is ended with a reset, at once.
-3. The flow sink hears ``opened`` once for every connection and ``closed`` once for every one that was not refused.
+3. What has ended in one direction and carries nothing in the other for too long is ended with a reset.
+4. The flow sink hears ``opened`` once for every connection and ``closed`` once for every one that was not refused.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from functools import partial
@@ -30,7 +32,7 @@ def refusal(reason: Reason) -> Decision:
 class Connection:
     """One connection's entry. Its owner calls :meth:`announce` when it runs and :meth:`finish` when it ended."""
 
-    __slots__ = ("_after", "_announced", "_end", "_key", "_register", "record")
+    __slots__ = ("_after", "_announced", "_end", "_idle_timer", "_key", "_register", "record")
 
     def __init__(self, register: Connections, key: _Key, record: Record, end: Callable[[], None]) -> None:
         self._register = register
@@ -38,6 +40,7 @@ class Connection:
         self._end = end
         self._announced = False
         self._after: Callable[[bool], None] | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
         self.record = record
 
     @property
@@ -51,6 +54,22 @@ class Connection:
     def after(self, over: Callable[[bool], None]) -> None:
         """Have ``over`` called when it has ended, with whether it failed."""
         self._after = over
+
+    def half_closed(self, loop: asyncio.AbstractEventLoop) -> None:
+        """One direction has ended; from now on the other must carry something, or the connection ends."""
+        limit = self._register.half_closed_idle
+        if limit and self._idle_timer is None and not self.record.closed:
+            self._idle_timer = loop.call_later(limit, self._check_idle, loop, self._carried())
+
+    def _check_idle(self, loop: asyncio.AbstractEventLoop, before: int) -> None:
+        carried = self._carried()
+        if carried == before:
+            self.end()
+        else:
+            self._idle_timer = loop.call_later(self._register.half_closed_idle, self._check_idle, loop, carried)
+
+    def _carried(self) -> int:
+        return self.record.bytes_sent + self.record.bytes_received
 
     def announce(self) -> None:
         """Tell the flow sink, with everything that is known of the peer by now."""
@@ -70,6 +89,9 @@ class Connection:
         self.announce()
         record.closed = True
         self._end = _nothing
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
         self._register.remove(self._key, self)
         self._register.flows.closed(record)
         if self._after is not None:
@@ -101,13 +123,17 @@ class Connection:
 
 
 class Connections:
-    """Every live connection of the data path."""
+    """Every live connection of the data path.
 
-    __slots__ = ("_authority", "_empty", "_groups", "count", "flows")
+    :param half_closed_idle: as in :class:`~sidecar.dataplane.settings.DataPlaneSettings`
+    """
 
-    def __init__(self, authority: Authority, flows: FlowSink) -> None:
+    __slots__ = ("_authority", "_empty", "_groups", "count", "flows", "half_closed_idle")
+
+    def __init__(self, authority: Authority, flows: FlowSink, half_closed_idle: float = 0.0) -> None:
         self._authority = authority
         self.flows = flows
+        self.half_closed_idle = half_closed_idle
         self._groups: dict[_Key, set[Connection]] = {}
         self._empty: list[Callable[[], None]] = []
         #: How many there are.

@@ -21,9 +21,10 @@ from certs.spiffe import SpiffeId
 from graph.model import Destination, Direction, Endpoint, Peer
 from graph.policy import Reason
 from sidecar.dataplane import sockets
+from sidecar.dataplane.dial import DialFailed
 from sidecar.dataplane.fabric import Acceptor, Fabric, peer_of
 from sidecar.dataplane.live import Connection, new_record, refusal, report_refused
-from sidecar.dataplane.pool import DialFailed, Pool
+from sidecar.dataplane.pool import Pool
 from sidecar.dataplane.relay import Relay
 from sidecar.dataplane.sockets import Address
 from sidecar.dataplane.stream import Stream
@@ -31,6 +32,8 @@ from sidecar.dataplane.tunnel import Tunnel
 from sidecar.errors import Unresolved
 
 _log = logging.getLogger(__name__)
+
+_INFO, _WARNING = logging.INFO, logging.WARNING
 
 #: Endpoints tried for one connection, at most.
 _ATTEMPTS = 3
@@ -56,7 +59,7 @@ class Outbound:
         def accepted(sock: socket.socket) -> None:
             self._accepted(sock, declared)
 
-        self._acceptors.append(Acceptor(self._fabric.reactor, listener, accepted))
+        self._acceptors.append(Acceptor(self._fabric, listener, accepted))
 
     def stop(self) -> None:
         """Listen no more and give up what is still on its way."""
@@ -69,7 +72,7 @@ class Outbound:
     def _accepted(self, sock: socket.socket, declared: Address | None) -> None:
         fabric = self._fabric
         if fabric.connections.count + len(self._waiting) >= fabric.settings.connections:
-            _log.warning("refused a connection: %d are alive already", fabric.settings.connections)
+            fabric.complaints.say(_WARNING, "refused a connection: %d are alive already", fabric.settings.connections)
             sockets.refuse(sock)
             return
         target = declared or self._captured(sock)
@@ -93,10 +96,11 @@ class Outbound:
         target = sockets.original_destination(sock)
         here = sockets.local_address(sock)
         if target is None or here is None or target == here:
-            _log.info("refused a connection that was not captured but made to the capture port itself")
+            text = "refused a connection that was not captured but made to the capture port itself"
+            self._fabric.complaints.say(_INFO, text)
             return None
         if target.port in self._fabric.settings.sidecar_ports and target.host in self._fabric.settings.addresses:
-            _log.info("refused a connection to port %d of our own", target.port)
+            self._fabric.complaints.say(_INFO, "refused a connection to port %d of our own", target.port)
             return None
         return target
 
@@ -198,11 +202,9 @@ class _Attempt:
             async with asyncio.timeout(settings.resolve_timeout):
                 return await self._fabric.directory.resolve(target.host, target.port)
         except (Unresolved, TimeoutError) as error:
-            _log.warning(
-                "refused a connection to %s, which the directory did not resolve: %s",
-                target,
-                error or f"no answer within {settings.resolve_timeout:g} s",
-            )
+            why = str(error) or f"no answer within {settings.resolve_timeout:g} s"
+            text = "refused a connection to %s, which the directory did not resolve: %s"
+            self._fabric.complaints.say(_WARNING, text, target, why)
             return None
 
     def _candidates(self, destination: Destination) -> list[Endpoint]:

@@ -5,47 +5,42 @@ Rules:
 1. One dial at a time per endpoint; every stream that waits shares it. A failed endpoint is dialled again after a
    back-off.
 2. A tunnel goes to exactly the identity that the directory named. Without a name there is no tunnel.
-3. Make before break: after a renewal the old tunnel takes new streams until the new one is ready, then drains and is
-   closed when its last stream ends, at the latest when one of the two certificates does.
+3. Make before break: after a renewal of either end the old tunnel takes new streams until the new one is ready, then
+   drains and is closed when its last stream ends.
+4. As long as a tunnel is worth keeping, the pair goes on proving itself: every new tunnel's handshake extends the
+   leases of the earlier ones (:mod:`sidecar.dataplane.lease`). What can not be proved again ends with its lease.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from graph.model import Endpoint
-from sidecar.dataplane import sockets, tls
+from sidecar.dataplane import lease
 from sidecar.dataplane.balance import EndpointKey, key_of
+from sidecar.dataplane.dial import DialFailed, shake_hands
 from sidecar.dataplane.fabric import Fabric
+from sidecar.dataplane.lease import Lease, Leases
 from sidecar.dataplane.sockets import Address
-from sidecar.dataplane.tls import Channel, Handshake, HandshakeFailed, PeerRefused
+from sidecar.dataplane.tls import HandshakeFailed, PeerRefused
 from sidecar.dataplane.tunnel import Tunnel
-from sidecar.errors import SidecarError
 
 _log = logging.getLogger(__name__)
 
-#: The part of a tunnel's life after which a replacement is made, whoever's certificate it is that ends.
-_RENEW_AT = 0.8
 #: Dials that one stream waits for when the tunnels they give are gone or full at once.
 _DIALS = 3
-
-
-class DialFailed(SidecarError):
-    """There is no tunnel to an endpoint.
-
-    :param untrusted: it answered, but did not prove the expected identity
-    """
-
-    def __init__(self, message: str, *, untrusted: bool = False) -> None:
-        super().__init__(message)
-        self.untrusted = untrusted
+#: Tunnels to one endpoint that drain at once. Connections that never end do not add a tunnel with every renewal.
+_DRAINING = 4
+#: Seconds between two handshakes that the peer asks for by leaving.
+_ASKED_APART = 1.0
 
 
 class Pool:
     """Tunnels by endpoint."""
 
-    __slots__ = ("_fabric", "_slots", "_stopped", "generation")
+    __slots__ = ("_fabric", "_slots", "_stopped", "generation", "leases")
 
     def __init__(self, fabric: Fabric) -> None:
         self._fabric = fabric
@@ -53,6 +48,7 @@ class Pool:
         self._stopped = False
         #: Counts renewals of our certificate; a tunnel of an earlier one is to be replaced.
         self.generation = 0
+        self.leases = Leases()
         fabric.credentials.subscribe(self._renewed)
 
     def ready(self, endpoint: Endpoint) -> Tunnel | None:
@@ -96,7 +92,7 @@ class Pool:
     def _renewed(self) -> None:
         self.generation += 1
         for slot in list(self._slots.values()):
-            slot.replace()
+            slot.prove()
 
 
 class _Slot:
@@ -106,13 +102,13 @@ class _Slot:
         self._pool = pool
         self._fabric = fabric
         self._endpoint = endpoint
-        self.tunnels: dict[Tunnel, int] = {}  # and the generation that each was dialled in
+        self.tunnels: dict[Tunnel, int] = {}  # and the generation that each was dialled in; -1: it is to be replaced
         self._dialling: asyncio.Task[Tunnel] | None = None
-        self._replacing: asyncio.Task[None] | None = None
+        self._dialled_at = 0.0
         self._answer: asyncio.Future[None] | None = None  # of the tunnel being dialled
         self._dialled: Tunnel | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
-        self._renewal_timer: asyncio.TimerHandle | None = None
+        self._proof_timer: asyncio.TimerHandle | None = None
         self._empty_at = 0.0
 
     def ready(self) -> Tunnel | None:
@@ -123,30 +119,25 @@ class _Slot:
 
     async def dial(self) -> Tunnel:
         """Share the dial that is under way, or begin one."""
-        if self._dialling is None:
-            self._dialling = asyncio.create_task(self._dial())
-            self._dialling.add_done_callback(self._dial_done)
+        dialling = self._dialling or self._begin_dial()
         try:
-            return await asyncio.shield(self._dialling)
+            return await asyncio.shield(dialling)
         except asyncio.CancelledError:
-            if self._dialling is None or self._dialling.cancelled():
+            if dialling.cancelled():
                 current = asyncio.current_task()
                 if current is None or not current.cancelling():
                     raise DialFailed("the data path stops") from None
             raise
 
-    def replace(self) -> None:
-        """Have a new tunnel made beside those of an earlier generation."""
-        if self._replacing is None and any(not tunnel.leaving for tunnel in self.tunnels):
-            self._replacing = asyncio.create_task(self._replace())
+    def prove(self) -> None:
+        """Have a handshake made now, if there is what it would keep alive and none was made since the last renewal."""
+        if self._dialling is None and self._proof_wanted():
+            self._begin_dial()
 
     def stop(self) -> None:
-        for task in (self._dialling, self._replacing):
-            if task is not None:
-                task.cancel()
-        for timer in (self._idle_timer, self._renewal_timer):
-            if timer is not None:
-                timer.cancel()
+        if self._dialling is not None:
+            self._dialling.cancel()
+        self._cancel_timers()
         for tunnel in list(self.tunnels):
             if tunnel.streams:
                 tunnel.abort("the data path stops")
@@ -163,30 +154,39 @@ class _Slot:
         raise AssertionError("a tunnel that we dialled refuses streams by itself")
 
     def tunnel_leaving(self, tunnel: Tunnel) -> None:
+        """The peer has a new certificate, or ends: a handshake will show which."""
         if not tunnel.streams:
             tunnel.close("the peer leaves")
-        elif self._dialling is None and self.ready() is None:
-            # Streams are alive, so the next ones are likely; the peer may well be gone, so one attempt is enough.
-            self._dialling = asyncio.create_task(self._dial())
-            self._dialling.add_done_callback(self._dial_done)
+        if self._dialling is None and self._proof_wanted():
+            self._arm_proof(max(0.0, self._dialled_at + _ASKED_APART - self._fabric.reactor.loop.time()))
 
     def tunnel_empty(self, tunnel: Tunnel) -> None:
-        if tunnel.leaving:
-            tunnel.close("its last stream ended")
-            return
         self._empty_at = self._fabric.reactor.loop.time()
         self._arm_idle(self._fabric.settings.tunnel_idle)
+        if tunnel.leaving:
+            tunnel.close("its last stream ended")
+
+    def tunnel_complaint(self, tunnel: Tunnel, about: str) -> None:
+        place = Address(self._endpoint.address, self._endpoint.port)
+        self._fabric.complaints.say(logging.WARNING, "the peer %s at %s %s", self._endpoint.identity, place, about)
 
     def tunnel_closed(self, tunnel: Tunnel, why: str) -> None:
         _log.debug("tunnel to %s ended: %s", self._endpoint.identity, why)
         if tunnel is self._dialled and self._answer is not None and not self._answer.done():
             self._answer.set_exception(HandshakeFailed(why))
         self.tunnels.pop(tunnel, None)
+        self._pool.leases.leave(tunnel)
         self._forget_if_unused()
 
     # dialling
 
-    async def _dial(self) -> Tunnel:
+    def _begin_dial(self) -> asyncio.Task[Tunnel]:
+        self._dialled_at = self._fabric.reactor.loop.time()
+        self._dialling = asyncio.create_task(self._dial(self._pool.generation))
+        self._dialling.add_done_callback(self._dial_done)
+        return self._dialling
+
+    async def _dial(self, generation: int) -> Tunnel:
         """Dial once.
 
         :raises DialFailed: saying why; the failure is counted
@@ -196,7 +196,6 @@ class _Slot:
         wait = fabric.balancer.retry_at(endpoint) - loop.time()
         if wait > 0:
             await asyncio.sleep(wait)
-        generation = self._pool.generation
         untrusted = False
         try:
             async with asyncio.timeout(fabric.settings.connect_timeout):
@@ -211,127 +210,110 @@ class _Slot:
             why, untrusted = str(error), True
         else:
             fabric.balancer.succeeded(endpoint)
-            self.tunnels[tunnel] = generation
-            self._retire_older(tunnel, generation)
-            if generation != self._pool.generation:
-                self.replace()  # our certificate was renewed while we dialled with the old one
+            if not tunnel.closed:
+                self._established(tunnel, generation)
             return tunnel
         fabric.balancer.failed(endpoint, loop.time())
-        message = f"no tunnel to {endpoint.identity} at {Address(endpoint.address, endpoint.port)}: {why}"
-        _log.log(logging.WARNING if untrusted else logging.INFO, "%s", message)
-        raise DialFailed(message, untrusted=untrusted)
+        place = Address(endpoint.address, endpoint.port)
+        level = logging.WARNING if untrusted else logging.INFO
+        fabric.complaints.say(level, "no tunnel to %s at %s: %s", endpoint.identity, place, why)
+        raise DialFailed(f"no tunnel to {endpoint.identity} at {place}: {why}", untrusted=untrusted)
 
     async def _establish(self) -> Tunnel:
-        fabric, endpoint = self._fabric, self._endpoint
-        credentials = fabric.credentials
-        loop = asyncio.get_running_loop()
-        address = Address(endpoint.address, endpoint.port)
-        sock = sockets.outgoing(address.family, fabric.settings.mark)
-        try:
-            await loop.sock_connect(sock, address)
-            sockets.tune_tunnel(sock)
-        except BaseException:
-            sock.close()
-            raise
-        done: asyncio.Future[Channel | HandshakeFailed] = loop.create_future()
-        handshake = Handshake(
+        """A tunnel whose peer has accepted us."""
+        fabric = self._fabric
+        sock, channel, proof = await shake_hands(fabric, self._endpoint)
+        self._answer = asyncio.get_running_loop().create_future()
+        tunnel = self._dialled = Tunnel(
             fabric.reactor,
             sock,
-            credentials.client_context,
-            server_side=False,
-            registered=False,
-            timeout=fabric.settings.handshake_timeout,
-            done=lambda result: None if done.done() else done.set_result(result),
+            channel,
+            Lease.of(proof),
+            fabric.settings,
+            self,
+            fabric.budget,
+            dialled=True,
         )
         try:
-            channel = await done
-        except asyncio.CancelledError:
-            handshake.abort("no longer wanted")
-            if done.done() and not done.cancelled():
-                fabric.reactor.close(sock)  # it was done at the same moment
-            raise
-        if isinstance(channel, HandshakeFailed):
-            raise channel
-        tunnel = None
-        self._answer = loop.create_future()
-        try:
-            peer = tls.identify(channel.session, credentials, endpoint.identity)
-            seconds = tls.seconds_until(tls.lifetime_end(credentials, peer))
-            tunnel = self._dialled = Tunnel(
-                fabric.reactor,
-                sock,
-                channel,
-                peer,
-                fabric.settings,
-                self,
-                fabric.budget,
-                dialled=True,
-                seconds=seconds,
-            )
             tunnel.start()
             await self._answer
         except BaseException:
-            if tunnel is not None:
-                tunnel.abort("it was not wanted any more")
-            else:
-                fabric.reactor.close(sock)
+            tunnel.abort("it was not wanted any more")
             raise
         finally:
             if self._answer.done() and not self._answer.cancelled():
                 self._answer.exception()  # seen, also when the deadline was faster
             self._answer = None
             self._dialled = None
-        self._arm_renewal(seconds * _RENEW_AT)
-        self._empty_at = loop.time()
-        self._arm_idle(fabric.settings.tunnel_idle)
         return tunnel
 
+    def _established(self, newest: Tunnel, generation: int) -> None:
+        """Both ends are proved: extend what the pair has already, and let the new tunnel take over from it."""
+        now, random = time.time(), self._fabric.random
+        if not self.tunnels:
+            self._empty_at = self._fabric.reactor.loop.time()
+        self._pool.leases.enter(newest, now)
+        self._arm_proof(lease.prove_after(newest.lease.end, now, random))
+        self._arm_idle(self._fabric.settings.tunnel_idle)
+        older = [tunnel for tunnel, made in self.tunnels.items() if made < generation]
+        self.tunnels[newest] = generation
+        if newest.usable:
+            self._take_over(newest, older, generation)
+
+    def _take_over(self, newest: Tunnel, older: list[Tunnel], generation: int) -> None:
+        for tunnel in older:
+            tunnel.leaving = True
+            if not tunnel.streams:
+                tunnel.close("it was replaced")
+        draining = [tunnel for tunnel in self.tunnels if tunnel.leaving and tunnel.streams]
+        if len(draining) <= _DRAINING:
+            return
+        # Enough drain already. The pair is proved, so the emptiest of those that this proof extended goes on.
+        proved = [tunnel for tunnel in draining if tunnel.lease.end >= newest.lease.end]
+        if not proved:
+            return
+        successor = min(proved, key=lambda tunnel: len(tunnel.streams))
+        successor.leaving = False
+        if not successor.usable:
+            successor.leaving = True
+            return
+        self.tunnels[successor] = generation
+        newest.close("it was only needed as a proof")
+
     def _dial_done(self, task: asyncio.Task[Tunnel]) -> None:
-        if self._dialling is task:
-            self._dialling = None
+        self._dialling = None
         if not task.cancelled():
-            task.exception()  # those who waited have it; a replacement that failed is tried again
+            failed = task.exception() is not None  # those who waited have it
+            if self._proof_wanted():
+                # What was made meanwhile may be of an old certificate of ours: then there is no need to wait.
+                self._arm_proof(self._retry_wait() if failed or task.result().leaving else 0.0)
         self._forget_if_unused()
-
-    def _retire_older(self, newest: Tunnel, generation: int) -> None:
-        for tunnel, made in list(self.tunnels.items()):
-            if tunnel is not newest and made < generation:
-                tunnel.leaving = True
-                if not tunnel.streams:
-                    tunnel.close("it was replaced")
-
-    async def _replace(self) -> None:
-        """Dial until there is a tunnel of this generation, or no older one is left to replace."""
-        try:
-            while True:
-                old = [
-                    tunnel
-                    for tunnel, made in self.tunnels.items()
-                    if made < self._pool.generation and not tunnel.leaving
-                ]
-                if not old:
-                    return
-                try:
-                    await self.dial()
-                except DialFailed:
-                    continue  # the next dial waits for the back-off
-        finally:
-            self._replacing = None
-            self._forget_if_unused()
 
     # keeping
 
-    def _arm_renewal(self, delay: float) -> None:
-        if self._renewal_timer is not None:
-            self._renewal_timer.cancel()
-        self._renewal_timer = self._fabric.reactor.loop.call_later(delay, self._renew)
+    def _proof_wanted(self) -> bool:
+        """Whether there is a tunnel to keep, and none that was made since the last renewal of either end."""
+        kept = False
+        for tunnel, made in self.tunnels.items():
+            if made == self._pool.generation and not tunnel.leaving:
+                return False
+            kept = kept or _kept(tunnel)
+        return kept
 
-    def _renew(self) -> None:
-        """A certificate of the newest tunnel comes to its end, and it need not be ours: the peer's counts as well."""
-        self._renewal_timer = None
+    def _retry_wait(self) -> float:
+        return lease.retry_after(min(tunnel.lease.end for tunnel in self.tunnels if _kept(tunnel)), time.time())
+
+    def _arm_proof(self, delay: float) -> None:
+        if self._proof_timer is not None:
+            self._proof_timer.cancel()
+        self._proof_timer = self._fabric.reactor.loop.call_later(delay, self._proof_due)
+
+    def _proof_due(self) -> None:
+        """A certificate comes to its end, and it need not be ours: the peer's counts as well."""
+        self._proof_timer = None
         for tunnel in self.tunnels:
             self.tunnels[tunnel] = -1
-        self.replace()
+        self.prove()
 
     def _arm_idle(self, delay: float) -> None:
         if self._idle_timer is None:
@@ -348,11 +330,18 @@ class _Slot:
         for tunnel in list(self.tunnels):
             tunnel.close("nobody used it")
 
-    def _forget_if_unused(self) -> None:
-        if self.tunnels or self._dialling is not None or self._replacing is not None:
-            return
-        for timer in (self._idle_timer, self._renewal_timer):
+    def _cancel_timers(self) -> None:
+        for timer in (self._idle_timer, self._proof_timer):
             if timer is not None:
                 timer.cancel()
-        self._idle_timer = self._renewal_timer = None
-        self._pool.forget(self._endpoint)
+        self._idle_timer = self._proof_timer = None
+
+    def _forget_if_unused(self) -> None:
+        if not self.tunnels and self._dialling is None:
+            self._cancel_timers()
+            self._pool.forget(self._endpoint)
+
+
+def _kept(tunnel: Tunnel) -> bool:
+    """Whether it carries something, or will carry what comes next."""
+    return bool(tunnel.streams) or not tunnel.leaving

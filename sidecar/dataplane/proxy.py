@@ -6,6 +6,7 @@ Everything runs on the thread of the asyncio loop that :meth:`DataPlane.start` i
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import socket
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from functools import partial
 from sidecar.dataplane import sockets
 from sidecar.dataplane.balance import Balancer
 from sidecar.dataplane.carrier import Budget
+from sidecar.dataplane.complaints import Complaints
 from sidecar.dataplane.contracts import Authority, Credentials, Directory, FlowSink
 from sidecar.dataplane.fabric import Fabric
 from sidecar.dataplane.inbound import Inbound
@@ -24,6 +26,8 @@ from sidecar.dataplane.reactor import Reactor
 from sidecar.dataplane.settings import DataPlaneSettings
 from sidecar.dataplane.sockets import Address
 from sidecar.dataplane.tunnel import Tunnel
+
+_log = logging.getLogger("sidecar.dataplane")
 
 
 class DataPlane:
@@ -42,15 +46,18 @@ class DataPlane:
         flows: FlowSink,
     ) -> None:
         self._settings = settings
+        reactor, chance = Reactor(), random.Random()  # noqa: S311 - no secret
         self._fabric = Fabric(
-            reactor=Reactor(),
+            reactor=reactor,
             settings=settings,
             authority=authority,
             directory=directory,
             credentials=credentials,
-            connections=Connections(authority, flows),
-            balancer=Balancer(random.Random(), backoff=settings.backoff, longest=settings.backoff_max),  # noqa: S311 - no secret
+            connections=Connections(authority, flows, settings.half_closed_idle),
+            balancer=Balancer(chance, backoff=settings.backoff, longest=settings.backoff_max),
             budget=Budget(settings.buffered_bytes),
+            complaints=Complaints(_log, lambda delay, call: reactor.loop.call_later(delay, call)),
+            random=chance,
         )
         self._pool = Pool(self._fabric)
         self._outbound = Outbound(self._fabric, self._pool)
@@ -127,3 +134,4 @@ class DataPlane:
         self._pool.stop()
         self._inbound.stop()
         self._fabric.reactor.stop()
+        self._fabric.complaints.stop()

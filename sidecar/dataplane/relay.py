@@ -79,6 +79,9 @@ class Relay:
     def again(self, end: _End) -> None:
         self._reactor.pump_again(end)
 
+    def half_closed(self) -> None:
+        self._connection.half_closed(self._reactor.loop)
+
     @property
     def scratch(self) -> tuple[bytearray, memoryview]:
         return self._reactor.received, self._reactor.received_view
@@ -195,6 +198,8 @@ class _End:
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:
             self._relay.reset()
+        else:
+            self._relay.half_closed()
 
     def _drain(self) -> None:
         assert self.sock is not None

@@ -55,6 +55,8 @@ class DataPlaneSettings:
     :param resolve_timeout: seconds to wait for the directory before an unknown destination is refused
     :param keepalive: seconds without a byte from the peer before a tunnel is pinged
     :param keepalive_timeout: seconds for the answer before the tunnel is ended
+    :param half_closed_idle: seconds that a connection, one direction of which has ended, may carry nothing in the other
+        before it is reset; up to twice as long may pass. 0: no limit, and a client that never ends its half stays
     :param tunnel_idle: seconds without a stream before a tunnel is let go
     :param backoff: seconds before an endpoint that failed is dialled again; doubles up to ``backoff_max``
     :param renewal_spread: seconds over which the peers are asked to come back after our certificate was renewed
@@ -82,6 +84,7 @@ class DataPlaneSettings:
     resolve_timeout: float = 5.0
     keepalive: float = 15.0
     keepalive_timeout: float = 10.0
+    half_closed_idle: float = 3600.0
     tunnel_idle: float = 300.0
     backoff: float = 0.05
     backoff_max: float = 1.0

@@ -211,6 +211,8 @@ class Stream:
         self._sender.control(_FIN, self._id, 0)
         if self._fin and not self._queue:
             self._close()
+        else:
+            self._connection.half_closed(self._reactor.loop)
 
     # the tunnel's side
 
@@ -342,6 +344,8 @@ class Stream:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError:
             self.reset()
+        else:
+            self._connection.half_closed(self._reactor.loop)
 
     def reset(self) -> None:
         """End the stream at both ends at once."""

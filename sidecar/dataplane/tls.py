@@ -9,15 +9,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from certs.certificate import read_certificate
 from certs.errors import CertError
-from certs.spiffe import SpiffeId
+from certs.svid import instance_of
 from sidecar.dataplane.contracts import Credentials
+from sidecar.dataplane.lease import Proof, Shown
 from sidecar.dataplane.reactor import IN, NOT_OUT, OUT, Reactor
 from sidecar.dataplane.settings import ALPN
 from sidecar.errors import SidecarError
@@ -43,12 +42,15 @@ class Channel:
 
     ``read`` and ``write`` are those of the session itself: ``read(size, buffer)`` raises ``ssl.SSLWantReadError`` when
     there is no whole record, and returns 0 at the peer's close_notify.
+
+    :param ours: what the certificate that we show in this session says; a renewal meanwhile does not change it
     """
 
-    __slots__ = ("incoming", "outgoing", "read", "session", "write")
+    __slots__ = ("incoming", "ours", "outgoing", "read", "session", "write")
 
-    def __init__(self, session: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> None:
+    def __init__(self, session: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, ours: Shown) -> None:
         self.session = session
+        self.ours = ours
         self.incoming = incoming
         self.outgoing = outgoing
         # The private object has the same two methods without a Python-level wrapper around each call.
@@ -59,23 +61,14 @@ class Channel:
         self.write: Callable[[memoryview], int] = raw.write
 
 
-@dataclass(frozen=True, slots=True)
-class Identified:
-    """A peer that proved who it is.
-
-    :param not_after: when its certificate ends, seconds since the epoch
-    """
-
-    spiffe_id: SpiffeId
-    not_after: float
-
-
-def identify(session: ssl.SSLObject, credentials: Credentials, expected: str = "") -> Identified:
+def identify(channel: Channel, credentials: Credentials, place: str, expected: str = "") -> Proof:
     """Decide whether the peer of a completed handshake may have a tunnel.
 
+    :param place: where the peer is, see :class:`~sidecar.dataplane.lease.Proof`
     :param expected: the only SPIFFE ID that will do; empty accepts every verified one
     :raises PeerRefused: saying what is wrong
     """
+    session = channel.session
     if session.version() != "TLSv1.3":
         raise PeerRefused(f"the peer speaks {session.version()}, not TLSv1.3")
     if session.selected_alpn_protocol() != ALPN:
@@ -88,13 +81,14 @@ def identify(session: ssl.SSLObject, credentials: Credentials, expected: str = "
     try:
         spiffe_id = credentials.verify_connection(session)
         not_after = read_certificate(leaf, "the peer's certificate").not_valid_after_utc.timestamp()
+        peer = Shown(spiffe_id, instance_of(leaf), not_after)
     except CertError as error:
         raise PeerRefused(str(error)) from error
     if not spiffe_id.namespace:
         raise PeerRefused(f"{spiffe_id} is no workload's identity")
     if expected and str(spiffe_id) != expected:
         raise PeerRefused(f"the peer is {spiffe_id}, expected {expected}")
-    return Identified(spiffe_id, not_after)
+    return Proof(channel.ours, peer, place)
 
 
 class Handshake:
@@ -112,7 +106,7 @@ class Handshake:
         self,
         reactor: Reactor,
         sock: socket.socket,
-        context: ssl.SSLContext,
+        credentials: Credentials,
         *,
         server_side: bool,
         registered: bool,
@@ -125,8 +119,11 @@ class Handshake:
         self._pending = b""
         self._complete = False
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context = credentials.server_context if server_side else credentials.client_context
+        ours = Shown(credentials.identity, credentials.instance, credentials.not_after)
         # SVIDs have no names to check; the identity is checked by identify().
-        self._channel = Channel(context.wrap_bio(incoming, outgoing, server_side=server_side), incoming, outgoing)
+        session = context.wrap_bio(incoming, outgoing, server_side=server_side)
+        self._channel = Channel(session, incoming, outgoing, ours)
         if registered:
             reactor.hand_over(sock, IN, self)
         else:
@@ -209,13 +206,3 @@ def _translated(error: ssl.SSLError) -> HandshakeFailed:
     # An alert is the peer's judgement of us, and not ours of it.
     untrusted = reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE"
     return HandshakeFailed(reason.lower().replace("_", " ") or str(error), untrusted=untrusted)
-
-
-def lifetime_end(credentials: Credentials, peer: Identified) -> float:
-    """When a tunnel between us and ``peer`` must be gone: at the first end of the two certificates."""
-    return min(credentials.not_after, peer.not_after)
-
-
-def seconds_until(moment: float) -> float:
-    """Seconds from now to ``moment`` of the epoch, never negative."""
-    return max(0.0, moment - time.time())

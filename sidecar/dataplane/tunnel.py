@@ -8,14 +8,13 @@ that ends badly is reset at both ends. Rules:
    bounded, and every breach of the protocol ends the tunnel with GoAway(protocol error).
 3. Only the end that dialled opens streams.
 4. After our GoAway(normal) the peer's streams are still accepted: those that crossed it on the way are no error, and
-   the tunnel ends when the last one does, or with its certificate.
+   the tunnel ends when the last one does, or with its lease (:mod:`sidecar.dataplane.lease`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 import ssl
 from typing import Final, Protocol
@@ -23,17 +22,18 @@ from typing import Final, Protocol
 from sidecar.dataplane import frames
 from sidecar.dataplane.carrier import Attached, Budget
 from sidecar.dataplane.frames import FrameError, FrameReader, Rate
+from sidecar.dataplane.heartbeat import Heartbeat
+from sidecar.dataplane.lease import Lease
 from sidecar.dataplane.reactor import IN, NOT_OUT, OUT, PLAIN, Reactor
 from sidecar.dataplane.sending import Sender
 from sidecar.dataplane.settings import DataPlaneSettings
-from sidecar.dataplane.tls import Channel, Identified
+from sidecar.dataplane.term import Term
+from sidecar.dataplane.tls import Channel
 
 _RECORD: Final = 16_384
 #: Seconds in which the peer closes its end of a tunnel that was ended in good order.
 _LINGER: Final = 5.0
 _LAST_ID: Final = (1 << 32) - 3
-
-_log = logging.getLogger(__name__)
 
 
 class TunnelOwner(Protocol):
@@ -51,6 +51,9 @@ class TunnelOwner(Protocol):
     def tunnel_empty(self, tunnel: Tunnel) -> None:
         """The last stream ended."""
 
+    def tunnel_complaint(self, tunnel: Tunnel, about: str) -> None:
+        """The peer did what people should know of; the tunnel ends."""
+
     def tunnel_closed(self, tunnel: Tunnel, why: str) -> None:
         """The tunnel is gone and its streams are reset."""
 
@@ -59,32 +62,28 @@ class Tunnel:
     """A running tunnel. ``start()`` begins it; the socket is registered with the reactor already.
 
     :param dialled: whether we opened it, and so open its streams
-    :param seconds: how long it may live
+    :param lease: how long it may live, for now
     """
 
     __slots__ = (
         "_channel",
         "_closing",
-        "_end_timer",
-        "_heard",
+        "_heartbeat",
         "_last_peer_id",
+        "_linger_timer",
         "_next_id",
         "_opens",
         "_owner",
-        "_ping_out",
-        "_pings",
         "_reactor",
         "_reader",
         "_ready",
         "_resets",
         "_settings",
-        "_tick_timer",
-        "answers",
+        "_term",
         "budget",
         "closed",
         "dialled",
         "leaving",
-        "peer",
         "sender",
         "sock",
         "streams",
@@ -95,18 +94,16 @@ class Tunnel:
         reactor: Reactor,
         sock: socket.socket,
         channel: Channel,
-        peer: Identified,
+        lease: Lease,
         settings: DataPlaneSettings,
         owner: TunnelOwner,
         budget: Budget,
         *,
         dialled: bool,
-        seconds: float,
     ) -> None:
         self._reactor = reactor
         self.sock = sock
         self._channel = channel
-        self.peer = peer
         self._settings = settings
         self._owner = owner
         self.budget = budget
@@ -118,29 +115,34 @@ class Tunnel:
         self._last_peer_id = 0
         self._opens = Rate(settings.opens_per_second)
         self._resets = Rate(settings.resets_per_second)
-        self._pings = Rate(settings.pings_per_second)
-        self._heard = True
-        self._ping_out = False
-        #: Pings that the peer has answered.
-        self.answers = 0
         self._ready = not dialled
         self._closing = ""  # why, once the last bytes are on their way
         #: No new streams of ours go here.
         self.leaving = False
         self.closed = False
         loop = reactor.loop
-        self._end_timer: asyncio.TimerHandle = loop.call_later(seconds, self.abort, "its certificate ended")
-        self._tick_timer: asyncio.TimerHandle = loop.call_later(settings.keepalive, self._tick)
+        self._term = Term(loop, lease, self._lease_ended)
+        self._linger_timer: asyncio.TimerHandle | None = None
+        self._heartbeat = Heartbeat(loop, self.sender, settings, self.abort)
 
     def start(self) -> None:
         """Take over the socket. A tunnel that we dialled is ready when the peer answers."""
         self._reactor.hand_over(self.sock, IN, self)
         if self.dialled:
             # In TLS 1.3 our handshake ends before the peer has judged our certificate; an answer says it did.
-            self._ping_out = True
-            self.sender.control(frames.PING | frames.SYN, 0, 1)
+            self._heartbeat.ask()
         if self._channel.incoming.pending:
             self._receive()
+
+    @property
+    def answers(self) -> int:
+        """Pings that the peer has answered."""
+        return self._heartbeat.answers
+
+    @property
+    def lease(self) -> Lease:
+        """How long it may live, for now."""
+        return self._term.lease
 
     @property
     def usable(self) -> bool:
@@ -191,7 +193,7 @@ class Tunnel:
                 return
             if self._closing:
                 return  # there is nothing left that could matter
-            self._heard = True
+            self._heartbeat.heard = True
             self._channel.incoming.write(self._reactor.received_view[:size])
             self._receive()
 
@@ -258,7 +260,10 @@ class Tunnel:
             if flags & frames.FIN:
                 stream.finish()
         elif kind == frames.PING:
-            self._on_ping(flags, length)
+            self._heartbeat.received(flags, length)
+            if not self._ready and self._heartbeat.answers:
+                self._ready = True
+                self._owner.tunnel_ready(self)
         else:
             self._on_go_away(length)
 
@@ -296,29 +301,25 @@ class Tunnel:
         if stream_id >= self._next_id if ours else stream_id > self._last_peer_id:
             raise FrameError(f"a frame for stream {stream_id}, which was never opened")
 
-    def _on_ping(self, flags: int, number: int) -> None:
-        if flags & frames.SYN:
-            if not self._pings.take(self._reactor.loop.time()):
-                raise FrameError(f"more than {self._settings.pings_per_second} pings a second")
-            self.sender.control(frames.PING | frames.ACK, 0, number)
-            return
-        if not self._ping_out:
-            raise FrameError("an answer to no ping")
-        self._ping_out = False
-        self.answers += 1
-        if not self._ready:
-            self._ready = True
-            self._owner.tunnel_ready(self)
-
     def _on_go_away(self, code: int) -> None:
         if code != frames.NORMAL:
-            _log.warning("%s ended the tunnel with GoAway(%d)", self.peer.spiffe_id, code)
+            self._owner.tunnel_complaint(self, f"ended the tunnel with GoAway({code})")
             self.abort(f"the peer ended the tunnel with GoAway({code})")
         elif not self.leaving:
             self.leaving = True
             self._owner.tunnel_leaving(self)
 
     # ending
+
+    def extend(self, lease: Lease) -> None:
+        """Live by ``lease`` from now on: the pair has proved itself again."""
+        self._term.extend(lease)
+
+    def _lease_ended(self) -> None:
+        if self.streams:
+            lost = f"{len(self.streams)} connections are lost"
+            self._owner.tunnel_complaint(self, f"did not prove itself again before a certificate ended; {lost}")
+        self.abort("its lease ended")
 
     def leave(self) -> None:
         """Ask the peer to open its next streams elsewhere."""
@@ -340,9 +341,9 @@ class Tunnel:
         self._end_in_order(why)
 
     def _end_in_order(self, why: str) -> None:
-        self._end_timer.cancel()
-        self._tick_timer.cancel()
-        self._end_timer = self._reactor.loop.call_later(_LINGER, self.abort, why)
+        self._term.cancel()
+        self._heartbeat.cancel()
+        self._linger_timer = self._reactor.loop.call_later(_LINGER, self.abort, why)
         self._reader.closed = True
         self._closing = why
         self.sender.finish(self._shut)
@@ -362,8 +363,10 @@ class Tunnel:
         if self.closed:
             return
         self.closed = self.leaving = self._reader.closed = True
-        self._end_timer.cancel()
-        self._tick_timer.cancel()
+        self._term.cancel()
+        self._heartbeat.cancel()
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
         self.sender.close()
         streams = list(self.streams.values())
         self.streams.clear()
@@ -373,23 +376,9 @@ class Tunnel:
         self._owner.tunnel_closed(self, why)
 
     def _protocol_error(self, error: FrameError) -> None:
-        _log.warning("%s broke the tunnel protocol: %s", self.peer.spiffe_id, error)
+        self._owner.tunnel_complaint(self, f"broke the tunnel protocol: {error}")
         self.leaving = True
         self.sender.control(frames.GO_AWAY, 0, frames.PROTOCOL_ERROR)
         self._end_in_order(f"protocol error: {error}")
         for stream in list(self.streams.values()):
             stream.abort(str(error))
-
-    def _tick(self) -> None:
-        """Ping a silent peer; end the tunnel when it stays silent."""
-        settings = self._settings
-        wait = settings.keepalive
-        if not self._heard:
-            if self._ping_out:
-                self.abort(f"no answer to a ping within {settings.keepalive_timeout:g} s")
-                return
-            self._ping_out = True
-            self.sender.control(frames.PING | frames.SYN, 0, 2)
-            wait = settings.keepalive_timeout
-        self._heard = False
-        self._tick_timer = self._reactor.loop.call_later(wait, self._tick)

@@ -68,6 +68,7 @@ class Sidecar:
                 "uid": UID,
                 "workload": workload,
                 "identity": identity_shown or identity(workload),
+                "instance": f"{workload.partition('/')[2]}-{pod.address.rpartition('.')[2]}",
                 "authority": authority.dump().decode(),
                 "addresses": [pod.address, pod.address6],
                 "policy": policy,

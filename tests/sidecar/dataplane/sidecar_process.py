@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
+from cryptography.hazmat.primitives.asymmetric import ec
 
-from certs.ca import CertificateAuthority
+from certs.ca import CertificateAuthority, SignedChain
 from certs.keys import make_csr, new_key
 from certs.spiffe import SpiffeId
 from graph.model import (
@@ -89,8 +90,7 @@ class Process:
         self.policy = HeldPolicy(snapshot_of(config["workload"], 1, config["policy"]))
         self.directory = HeldDirectory(destination_of(item) for item in config["directory"])
         self.flows = FlowList()
-        key = new_key()
-        chain = self.authority.sign_workload(make_csr(key), self.identity, time.time(), config["lifetime"])
+        chain, key = self.sign(config["lifetime"])
         self.credentials = HeldCredentials(
             self.identity, chain.chain_der, key, self.authority.bundle(), chain.not_after
         )
@@ -102,6 +102,11 @@ class Process:
         )
         self.plane = DataPlane(settings, self.policy, self.directory, self.credentials, self.flows)
 
+    def sign(self, lifetime: float) -> tuple[SignedChain, ec.EllipticCurvePrivateKey]:
+        key = new_key()
+        instance = self.config["instance"]
+        return self.authority.sign_workload(make_csr(key), self.identity, time.time(), lifetime, instance), key
+
     async def handle(self, command: dict[str, Any]) -> Any:
         match command["do"]:
             case "policy":
@@ -112,8 +117,7 @@ class Process:
                     (item.address, item.port): item for item in map(destination_of, command["directory"])
                 }
             case "renew":
-                key = new_key()
-                chain = self.authority.sign_workload(make_csr(key), self.identity, time.time(), command["lifetime"])
+                chain, key = self.sign(command["lifetime"])
                 self.credentials.renew(chain.chain_der, key, self.authority.bundle(), chain.not_after)
             case "flows":
                 return [

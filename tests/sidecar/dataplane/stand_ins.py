@@ -120,12 +120,19 @@ class HeldCredentials:
 
 
 def credentials(
-    authority: CertificateAuthority, namespace: str, workload: str, *, alpn: Sequence[str] = ALPN
+    authority: CertificateAuthority,
+    namespace: str,
+    workload: str,
+    *,
+    instance: str | None = None,
+    lifetime: float = 3600.0,
+    alpn: Sequence[str] = ALPN,
 ) -> HeldCredentials:
-    """Fresh credentials of one workload."""
+    """Fresh credentials of one workload's first instance, or another."""
     identity = SpiffeId.for_workload(authority.trust_domain, namespace, "default", workload)
     key = new_key()
-    chain = authority.sign_workload(make_csr(key), identity, time.time(), 3600.0)
+    name = f"{workload}-0" if instance is None else instance
+    chain = authority.sign_workload(make_csr(key), identity, time.time(), lifetime, name)
     return HeldCredentials(identity, chain.chain_der, key, authority.bundle(), chain.not_after, alpn)
 
 

@@ -133,11 +133,13 @@ class EdgeAccounts:
             self._accounts[flow.direction] = account
         account.counts += flow_counts(flow, verdict)
         account.first_seen = min(account.first_seen, first)
-        if flow.connections:  # a report of bytes alone speaks of a connection that was judged before
+        if flow.connections:
             if last > account.judged_at:
                 account.verdict, account.judged_at = verdict, last
             elif last == account.judged_at:
                 account.verdict = max(account.verdict, verdict, key=lambda each: each.strictness)
+        elif last >= account.last_seen and EdgeVerdict.DENY not in (verdict, account.verdict):
+            account.verdict = verdict  # bytes alone: a connection that was judged again, which hides no refusal
         account.last_seen = max(account.last_seen, last)
         account.sources.mention(flow.source_identity)
         account.destinations.mention(flow.destination_identity)

@@ -90,7 +90,8 @@ def _nft_chains(rules: CaptureRules) -> dict[str, list[str]]:
         output.append(f"meta skuid {rules.uid} return")
     if rules.mark:
         output.append(f"meta mark {rules.mark:#x} return")
-    output += ['oifname "lo" return', "ip daddr 127.0.0.0/8 return", "ip6 daddr ::1 return"]
+    # By the device, never by the address: a socket bound to eth0 sends what is for 127.0.0.1 to the node.
+    output.append('oifname "lo" return')
     for version, field in ((4, "ip"), (6, "ip6")):
         networks = rules.excluded(version)
         if networks:
@@ -164,7 +165,6 @@ def iptables_rules(rules: CaptureRules, version: int) -> list[list[str]]:
     if rules.mark:
         found.append([output, "-m", "mark", "--mark", f"{rules.mark:#x}", "-j", "RETURN"])
     found.append([output, "-o", "lo", "-j", "RETURN"])
-    found.append([output, "-d", "127.0.0.0/8" if version == 4 else "::1/128", "-j", "RETURN"])
     found += [[output, "-d", network, "-j", "RETURN"] for network in rules.excluded(version)]
     found.append([output, "-p", "tcp", "-j", "REDIRECT", "--to-ports", str(rules.outbound_port)])
     found.append([prerouting, "-i", "lo", "-j", "RETURN"])

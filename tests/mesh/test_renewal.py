@@ -13,7 +13,7 @@ from hedgerow.local.description import WorkloadSpec
 from hedgerow.local.mesh import LocalMesh
 from sidecar.state import SVID
 from tests.mesh.running import Counters, client, close, counted
-from tests.mesh.traffic import Load, connections, reaches, web
+from tests.mesh.traffic import Held, Load, connections, reaches, web
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
@@ -85,3 +85,17 @@ async def test_a_connection_outlives_the_certificates_that_it_began_with(closed:
         await load.more(10)
         tallies = await load.end()
     assert tallies["kept"].connections == 2
+
+
+async def test_without_renewal_connections_end_with_their_certificates(closed: LocalMesh) -> None:
+    mesh = closed
+    async with Held(mesh, "test/front-0", WEB) as held:
+        await mesh.kill_controller()
+        await held.cut(deadline=4 * LIFETIME)
+    assert not await reaches(mesh, "test/front-0", WEB)
+    # Who has no certificate any more needs a new token, and with it everything is as before.
+    await mesh.start_controller()
+    for pod in PODS:
+        await mesh.kill_sidecar(pod)
+        await mesh.start_sidecar(pod)
+    assert await reaches(mesh, "test/front-0", WEB)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
@@ -10,6 +11,7 @@ import pytest
 from certs.ca import CertificateAuthority
 from tests.sidecar.dataplane.mesh import Network, Sidecar
 from tests.sidecar.dataplane.stand_ins import TRUST_DOMAIN
+from tests.sidecar.dataplane.world import World
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +49,9 @@ def sidecars(network, authority, tmp_path):
             faults.append(error)
     if faults:
         raise faults[0]
+
+
+@pytest.fixture
+async def world(authority):
+    async with contextlib.AsyncExitStack() as stack:
+        yield World(authority, stack)

@@ -136,6 +136,13 @@ def credentials(
     return HeldCredentials(identity, chain.chain_der, key, authority.bundle(), chain.not_after, alpn)
 
 
+def renew(held: HeldCredentials, authority: CertificateAuthority, lifetime: float) -> None:
+    """A newer certificate of the same instance, with a key of its own."""
+    key = new_key()
+    chain = authority.sign_workload(make_csr(key), held.identity, time.time(), lifetime, held.instance)
+    held.renew(chain.chain_der, key, authority.bundle(), chain.not_after)
+
+
 class FlowList:
     """A sink that keeps every record and refuses to be told twice."""
 

@@ -5,141 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
-import struct
-import time
 
 import pytest
 
-from certs.ca import CertificateAuthority
-from certs.spiffe import SpiffeId
-from graph.model import Destination, Endpoint, Mode, Snapshot, WorkloadRef
 from graph.policy import Reason
-from sidecar.dataplane.proxy import DataPlane
-from sidecar.dataplane.settings import DataPlaneSettings, ExplicitInbound, ExplicitOutbound
-from sidecar.dataplane.sockets import Address
-from tests.sidecar.dataplane import applications as apps
-from tests.sidecar.dataplane.stand_ins import ALPN, TRUST_DOMAIN, FlowList, HeldDirectory, HeldPolicy, credentials
 from tests.sidecar.dataplane.test_frames import frame
-
-WINDOW = 262_144
-DATA, UPDATE, PING, GO_AWAY = range(4)
-SYN, ACK, FIN, RST = 1, 2, 4, 8
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def authority():
-    return CertificateAuthority.create(TRUST_DOMAIN, time.time())
-
-
-class World:
-    """A data plane of workload shop/cart in this process, in explicit mode, with an application behind it."""
-
-    def __init__(self, authority, stack):
-        self.authority, self.stack = authority, stack
-        self.flows = FlowList()
-        self.inbound, self.outbound, self.application, self.peer = (free_port() for _ in range(4))
-
-    async def start(self, handler=apps.serve, *, identity=None, **settings):
-        self.server = await asyncio.start_server(handler, "127.0.0.1", self.application)
-        self.stack.callback(self.server.close)
-        if identity is None:
-            identity = str(SpiffeId.for_workload(TRUST_DOMAIN, "shop", "default", "back"))
-        peer = Endpoint("127.0.0.1", self.peer, identity=identity)
-        destination = Destination("192.0.2.1", 80, workload=WorkloadRef("shop", "back"), meshed=True, endpoints=(peer,))
-        self.plane = DataPlane(
-            DataPlaneSettings(
-                outbound_listen=(),
-                inbound_listen=(),
-                explicit_outbound=(ExplicitOutbound(Address("127.0.0.1", self.outbound), Address("192.0.2.1", 80)),),
-                explicit_inbound=(
-                    ExplicitInbound(Address("127.0.0.1", self.inbound), Address("127.0.0.1", self.application)),
-                ),
-                **settings,
-            ),
-            HeldPolicy(Snapshot(WorkloadRef("shop", "cart"), TRUST_DOMAIN, 1, Mode.LEARN, Mode.LEARN)),
-            HeldDirectory([destination]),
-            credentials(self.authority, "shop", "cart"),
-            self.flows,
-        )
-        await self.plane.start()
-        self.stack.callback(self.plane.stop)
-        return self
-
-    async def dial(self, *, receive_buffer=0):
-        """A tunnel to the data plane, at the level of frames."""
-        context = credentials(self.authority, "shop", "front").client_context
-        sock = socket.socket()
-        if receive_buffer:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.inbound))
-        reader, writer = await asyncio.open_connection(sock=sock, ssl=context, server_hostname="x", limit=4096)
-        self.stack.callback(writer.close)
-        raw = RawPeer(reader, writer)
-        raw.send(frame(PING, SYN, 0, 99))
-        assert await raw.receive() == (PING, ACK, 0, 99, b""), "from here on there is a tunnel"
-        return raw
-
-    async def accept(self, *, alpn=ALPN):
-        """Be the peer that the data plane dials; answers with the queue of the raw ends of its tunnels."""
-        arrived = asyncio.Queue()
-
-        def accepted(reader, writer):
-            self.stack.callback(writer.close)
-            arrived.put_nowait(RawPeer(reader, writer))
-
-        context = credentials(self.authority, "shop", "back", alpn=alpn).server_context
-        server = await asyncio.start_server(accepted, "127.0.0.1", self.peer, ssl=context)
-        self.stack.callback(server.close)
-        return arrived
-
-    async def until(self, condition):
-        await apps.until(condition)
-
-
-class RawPeer:
-    def __init__(self, reader, writer):
-        self.reader, self.writer = reader, writer
-
-    def send(self, *frames_: bytes) -> None:
-        self.writer.write(b"".join(frames_))
-
-    async def receive(self):
-        """The next frame: type, flags, stream, length, payload."""
-        async with asyncio.timeout(20):
-            version, kind, flags, stream, length = struct.unpack("!BBHII", await self.reader.readexactly(12))
-            assert version == 0
-            payload = await self.reader.readexactly(length) if kind == DATA else b""
-            return kind, flags, stream, length, payload
-
-    async def gone(self, code: int) -> None:
-        """The data plane ends the tunnel with GoAway(code); answers and resets of streams may come with it."""
-        codes = []
-        with contextlib.suppress(asyncio.IncompleteReadError):
-            while True:
-                kind, _, _, length, _ = await self.receive()
-                if kind == GO_AWAY:
-                    codes.append(length)
-        assert codes == [code]
-        self.writer.close()
-
-
-@pytest.fixture
-async def world(authority):
-    async with contextlib.AsyncExitStack() as stack:
-        yield World(authority, stack)
-
-
-async def opened(raw, stream=1):
-    raw.send(frame(UPDATE, SYN, stream, 0))
-    assert await raw.receive() == (UPDATE, ACK, stream, 0, b"")
+from tests.sidecar.dataplane.world import ACK, DATA, FIN, GO_AWAY, PING, RST, SYN, UPDATE, WINDOW, opened, ready
 
 
 async def test_a_stream_by_the_book(world):
@@ -367,14 +238,6 @@ async def test_a_peer_that_leaves_without_a_word_resets_its_streams(world):
 
 async def client(world):
     return await asyncio.open_connection("127.0.0.1", world.outbound)
-
-
-async def ready(arrived):
-    raw = await asyncio.wait_for(arrived.get(), 20)
-    kind, flags, stream, number, _ = await raw.receive()
-    assert (kind, flags, stream) == (PING, SYN, 0)
-    raw.send(frame(PING, ACK, 0, number))
-    return raw
 
 
 async def dialled(world):

@@ -13,6 +13,7 @@ The governing rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import struct
@@ -37,8 +38,11 @@ MAX_ENTRIES = 4096
 IDLE = 600.0
 #: Seconds that the controller has for an answer.
 RESOLVE_TIMEOUT = 3.0
-#: Seconds between two looks for idle entries, and between two writes to disk.
+#: Seconds between two looks for idle entries.
 UPKEEP_INTERVAL = 5.0
+#: Seconds between two writes of the answers, at least. What is not written yet is unknown after a restart while the
+#: controller is away, and so refused.
+PERSIST_PAUSE = 0.25
 
 type Key = tuple[str, int]
 
@@ -86,7 +90,7 @@ class DirectoryClient:
         self._requests: asyncio.Queue[pb.WatchRequest] | None = None
         self._never_connected = True
         self._away = False
-        self._dirty = False
+        self._changed = asyncio.Event()
 
     @property
     def connected(self) -> bool:
@@ -176,7 +180,7 @@ class DirectoryClient:
         if entry.answer.done():
             entry.answer = asyncio.get_running_loop().create_future()
         entry.answer.set_result(destination)
-        self._dirty = True
+        self._changed.set()
 
     # Entries ---------------------------------------------------------------------------------------------------------
 
@@ -195,7 +199,7 @@ class DirectoryClient:
         entry = self._entries.pop(key)
         if not entry.answer.done():
             entry.answer.cancel()
-        self._dirty = True
+        self._changed.set()
         if self._requests is not None:
             self._requests.put_nowait(_request(key, remove=True))
 
@@ -217,14 +221,16 @@ class DirectoryClient:
     async def upkeep(self) -> None:
         """Release what is idle and keep the disk current, until cancelled."""
         while True:
-            await asyncio.sleep(UPKEEP_INTERVAL)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), UPKEEP_INTERVAL)
             self.release_idle()
-            if self._dirty:
+            if self._changed.is_set():
                 await self.persist()
+                await asyncio.sleep(PERSIST_PAUSE)  # a burst of first uses is written once more at its end
 
     async def persist(self) -> None:
         """Write the answers held now."""
-        self._dirty = False
+        self._changed.clear()
         held = [entry.destination for entry in self._entries.values()]
         known = [destination for destination in held if destination is not None]
         if self._never_connected:  # what the last run knew and this one did not use yet

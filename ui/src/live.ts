@@ -36,28 +36,39 @@ export class EventReader {
   }
 }
 
-/** The token stands behind the `#`, which is never sent; it is kept for this tab and taken out of the address bar. */
+/** The token in the address, behind the `#`, which is never sent. */
+export function tokenGiven(): string {
+  return new URLSearchParams(location.hash.slice(1)).get("token") ?? "";
+}
+
+/** The token: from the address, out of whose bar it is taken, else as this tab has kept it. */
 export function takeToken(): string {
-  const given = new URLSearchParams(location.hash.slice(1)).get("token");
+  const given = tokenGiven();
   if (given) {
     sessionStorage.setItem("token", given);
     history.replaceState(null, "", location.pathname);
   }
-  return given ?? sessionStorage.getItem("token") ?? "";
+  return given || (sessionStorage.getItem("token") ?? "");
 }
 
 const FIRST_PAUSE = 500;
 const LONGEST_PAUSE = 8000;
+/** The controller says something every 15 s; when it does not, the connection is dead without having ended. */
+const SILENCE = 40_000;
 
 /** Follows the graph for ever, with growing pauses while the controller is away. */
 export async function follow(token: string, listener: Listener): Promise<void> {
   let pause = FIRST_PAUSE;
   for (;;) {
     listener.link("connecting", "connecting");
+    const silent = new AbortController();
+    const watch = (): number => setTimeout(() => silent.abort(new Error("nothing was heard for too long")), SILENCE);
+    let watchdog = watch();
     try {
       const response = await fetch("/api/v1/graph/live", {
         headers: { Authorization: `Bearer ${token}`, Accept: "text/event-stream" },
         cache: "no-store",
+        signal: silent.signal,
       });
       if (response.status === 401 || response.status === 403) {
         listener.link("refused", "no access: open the address that the controller or the demo printed, with its #token=");
@@ -69,6 +80,8 @@ export async function follow(token: string, listener: Listener): Promise<void> {
       for (;;) {
         const { done, value } = await reader.read();
         if (done) break;
+        clearTimeout(watchdog);
+        watchdog = watch();
         for (const { event, data } of events.push(value)) {
           pause = FIRST_PAUSE;
           listener.link("live", "live");
@@ -78,6 +91,8 @@ export async function follow(token: string, listener: Listener): Promise<void> {
       }
     } catch (error) {
       console.info("the stream ended:", error);
+    } finally {
+      clearTimeout(watchdog);
     }
     listener.link("lost", "the controller does not answer; the mesh goes on with the last policy");
     await new Promise((resolve) => setTimeout(resolve, pause));

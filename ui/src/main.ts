@@ -3,7 +3,7 @@
 import "./style.css";
 
 import { Drawing, type Chosen } from "./drawing";
-import { follow, takeToken } from "./live";
+import { follow, takeToken, tokenGiven } from "./live";
 import { State } from "./model";
 import { Panel } from "./panel";
 
@@ -43,7 +43,7 @@ function redraw(): void {
       (refused > 0 ? `, ${refused} refused` : "");
     drawing.update(state);
     panel.showEdges(state, chosen);
-    panel.showDetails(state, chosen);
+    panel.showDetails(state, chosen, state.now());
   });
 }
 
@@ -52,6 +52,16 @@ part("fit", HTMLButtonElement).addEventListener("click", () => drawing.fit());
 part("arrange", HTMLButtonElement).addEventListener("click", () => drawing.arrange());
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") choose(null);
+});
+
+// what is chosen tells how long ago things were, also while nothing happens
+setInterval(() => {
+  if (chosen !== null) redraw();
+}, 1000);
+
+// the right address, given in a tab that had a wrong one
+addEventListener("hashchange", () => {
+  if (tokenGiven()) location.reload();
 });
 
 void follow(takeToken(), {

@@ -71,7 +71,8 @@ export class State {
   readonly nodes = new Map<string, GraphNode>();
   readonly edges = new Map<string, GraphEdge>();
   generation = 0;
-  at = 0;
+  private at = 0;
+  private receivedAt = 0;
 
   replace(graph: Graph): void {
     this.nodes.clear();
@@ -86,5 +87,11 @@ export class State {
     for (const id of delta.removed_nodes) this.nodes.delete(id);
     this.generation = delta.generation;
     this.at = delta.at;
+    this.receivedAt = performance.now();
+  }
+
+  /** The controller's clock now, seconds since the epoch: that of this machine may be another. */
+  now(): number {
+    return this.at + (performance.now() - this.receivedAt) / 1000;
   }
 }

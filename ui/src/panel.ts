@@ -1,7 +1,8 @@
 // The panel beside the graph: what is chosen, and the list of connections. Text is set as text, never as markup.
 
 import type { Chosen } from "./drawing";
-import type { GraphEdge, GraphNode, Rule, State } from "./model";
+import type { GraphEdge, GraphNode, Rule, State, Verdict } from "./model";
+import { edgeName, endName, spoken } from "./names";
 import { ago, bytes, share } from "./text";
 
 type Row = [name: string, value: string];
@@ -21,30 +22,57 @@ function rows(pairs: Row[]): HTMLElement {
   return list;
 }
 
-const VERDICTS = {
+/**
+ * Makes `shown` what `wanted` is, and touches only the texts that differ where the shape is the same: figures move
+ * several times a second, and what somebody has selected to copy must not be taken away.
+ */
+function follow(shown: Element, wanted: Element): void {
+  const [old, fresh] = [[...shown.children], [...wanted.children]];
+  if (shown.tagName !== wanted.tagName || old.length !== fresh.length) {
+    shown.replaceWith(wanted);
+    return;
+  }
+  if (shown.className !== wanted.className) shown.className = wanted.className;
+  if (fresh.length === 0) {
+    if (shown.textContent !== wanted.textContent) shown.textContent = wanted.textContent;
+    return;
+  }
+  old.forEach((child, index) => follow(child, fresh[index] as Element));
+}
+
+const VERDICTS: Record<Verdict, string> = {
   allow: "allowed by a rule",
   "would-deny": "allowed for now: no rule yet",
   deny: "refused",
-} as const;
+};
+
+/** What the list says of a connection beside its colour; nothing of what is as it should be. */
+const TAGS: Record<Verdict, string> = { allow: "", "would-deny": "no rule", deny: "refused" };
+
+function expiry(at: number | null, now: number): string {
+  if (at === null) return "never";
+  const left = Math.ceil(at - now);
+  if (left <= 0) return "expired";
+  return left < 120 ? `in ${left} s` : left < 7200 ? `in ${Math.round(left / 60)} min` : `in ${Math.round(left / 3600)} h`;
+}
 
 function ruleRows(rule: Rule, now: number): HTMLElement {
-  const expires = rule.expires_at === null ? "never" : rule.expires_at > now ? `in ${Math.ceil(rule.expires_at - now)} s` : "expired";
   return rows([
     ["Rule", rule.id],
     ["Effect", rule.effect],
     ["Origin", rule.origin],
     ["Owner", rule.owner],
     ["Reason", rule.reason],
-    ["Expires", expires],
+    ["Expires", expiry(rule.expires_at, now)],
   ]);
 }
 
 function edgeDetails(edge: GraphEdge, now: number): HTMLElement[] {
   const parts = [
-    element("h2", `${edge.from} → ${edge.to}:${edge.port}`),
+    element("h2", edgeName(edge)),
     element("p", VERDICTS[edge.verdict], `verdict ${edge.verdict}`),
     rows([
-      ["Protocol", edge.app_protocol ? `${edge.protocol}, ${edge.app_protocol}` : edge.protocol],
+      ["Protocol", spoken(edge) ? `${edge.protocol}, ${spoken(edge)}` : edge.protocol],
       ["Learned", edge.state],
       ["Connections", String(edge.connections)],
       ["Mutual TLS", share(edge.verified, edge.connections)],
@@ -73,26 +101,38 @@ function edgeDetails(edge: GraphEdge, now: number): HTMLElement[] {
   return parts;
 }
 
+function lines(edges: GraphEdge[], which: (edge: GraphEdge) => boolean, name: (edge: GraphEdge) => string): string {
+  return [...new Set(edges.filter(which).map(name))].sort().join("\n");
+}
+
 function nodeDetails(node: GraphNode, state: State): HTMLElement[] {
   const edges = [...state.edges.values()];
   return [
-    element("h2", node.id),
+    element("h2", endName(node.id)),
     rows([
-      ["Kind", node.external ? "outside the mesh" : node.kind],
+      ["Kind", node.external ? "an address outside the inventory" : node.kind],
       ["Sidecar", node.meshed ? "yes" : "no"],
-      ["Instances", String(node.instances)],
+      ["Instances", node.external ? "" : String(node.instances)],
       ["Inbound", node.inbound_mode],
       ["Outbound", node.outbound_mode],
       ["Identity", node.identity],
-      ["Called by", edges.filter((e) => e.to === node.id && e.verdict !== "deny").map((e) => e.from).join("\n")],
-      ["Calls", edges.filter((e) => e.from === node.id && e.verdict !== "deny").map((e) => `${e.to}:${e.port}`).join("\n")],
+      ["Called by", lines(edges, (e) => e.to === node.id && e.verdict !== "deny", (e) => endName(e.from))],
+      ["Calls", lines(edges, (e) => e.from === node.id && e.verdict !== "deny", (e) => edgeName(e).split(" → ")[1] ?? "")],
+      ["Refused", lines(edges, (e) => (e.from === node.id || e.to === node.id) && e.verdict === "deny", edgeName)],
     ]),
   ];
 }
 
+interface Item {
+  button: HTMLButtonElement;
+  name: HTMLElement;
+  tag: HTMLElement;
+}
+
 export class Panel {
-  private readonly items = new Map<string, HTMLButtonElement>();
+  private readonly items = new Map<string, Item>();
   private order = "";
+  private shownFor = "";
 
   constructor(
     private readonly details: HTMLElement,
@@ -101,11 +141,11 @@ export class Panel {
     private readonly choose: (chosen: Chosen) => void,
   ) {}
 
-  showDetails(state: State, chosen: Chosen): void {
+  showDetails(state: State, chosen: Chosen, now: number): void {
     let parts: HTMLElement[] = [];
     if (chosen?.kind === "edge") {
       const edge = state.edges.get(chosen.id);
-      if (edge) parts = edgeDetails(edge, state.at);
+      if (edge) parts = edgeDetails(edge, now);
     } else if (chosen?.kind === "node") {
       const node = state.nodes.get(chosen.id);
       if (node) parts = nodeDetails(node, state);
@@ -113,42 +153,58 @@ export class Panel {
     if (parts.length === 0) {
       parts = [element("p", "Choose a connection or a workload, in the graph or in the list.", "hint")];
     }
-    this.details.replaceChildren(...parts);
+    const body = element("div");
+    body.append(...parts);
+    const [old] = this.details.children;
+    const subject = `${chosen?.kind} ${chosen?.id}`;
+    if (old === undefined || subject !== this.shownFor) {
+      this.details.replaceChildren(body);
+      this.details.scrollTop = 0;
+    } else {
+      follow(old, body);
+    }
+    this.shownFor = subject;
   }
 
   showEdges(state: State, chosen: Chosen): void {
     const words = this.search.value.toLowerCase().split(/\s+/).filter(Boolean);
     const shown = [...state.edges.values()]
-      .filter((edge) => words.every((word) => `${edge.id} ${edge.verdict} ${edge.state}`.toLowerCase().includes(word)))
-      .sort((a, b) => (a.id < b.id ? -1 : 1));
+      .map((edge) => ({ edge, name: edgeName(edge) }))
+      .filter(({ edge, name }) => {
+        const text = `${name} ${edge.id} ${edge.verdict} ${edge.state} ${TAGS[edge.verdict]}`.toLowerCase();
+        return words.every((word) => text.includes(word));
+      })
+      .sort((a, b) => (a.name < b.name ? -1 : 1));
     for (const id of this.items.keys()) {
       if (!state.edges.has(id)) this.items.delete(id);
     }
-    for (const edge of shown) {
-      const button = this.items.get(edge.id) ?? this.makeItem(edge.id);
-      button.className = `edge ${edge.verdict}`;
-      button.dataset["verdict"] = edge.verdict;
-      button.textContent = `${edge.from} → ${edge.to}:${edge.port}`;
-      button.setAttribute("aria-pressed", String(chosen?.kind === "edge" && chosen.id === edge.id));
+    for (const { edge, name } of shown) {
+      const item = this.items.get(edge.id) ?? this.makeItem(edge.id);
+      item.button.className = `edge ${edge.verdict}`;
+      item.button.dataset["verdict"] = edge.verdict;
+      item.button.setAttribute("aria-pressed", String(chosen?.kind === "edge" && chosen.id === edge.id));
+      if (item.name.textContent !== name) item.name.textContent = name;
+      if (item.tag.textContent !== TAGS[edge.verdict]) item.tag.textContent = TAGS[edge.verdict];
     }
-    const order = shown.map((edge) => edge.id).join("\n");
+    const order = shown.map(({ edge }) => edge.id).join("\n");
     if (order === this.order) return; // keeps the keyboard's place
     this.order = order;
     this.list.replaceChildren(
-      ...shown.map((edge) => {
+      ...shown.map(({ edge }) => {
         const item = document.createElement("li");
-        item.append(this.items.get(edge.id) ?? "");
+        item.append(this.items.get(edge.id)?.button ?? "");
         return item;
       }),
     );
   }
 
-  private makeItem(id: string): HTMLButtonElement {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.dataset["edge"] = id;
-    button.addEventListener("click", () => this.choose({ kind: "edge", id }));
-    this.items.set(id, button);
-    return button;
+  private makeItem(id: string): Item {
+    const item = { button: document.createElement("button"), name: element("span"), tag: element("span", "", "tag") };
+    item.button.type = "button";
+    item.button.dataset["edge"] = id;
+    item.button.append(item.name, item.tag);
+    item.button.addEventListener("click", () => this.choose({ kind: "edge", id }));
+    this.items.set(id, item);
+    return item;
   }
 }

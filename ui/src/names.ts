@@ -1,0 +1,25 @@
+// How ends of connections are called on the page.
+
+import type { GraphEdge } from "./model";
+
+const OUTSIDE = "-/";
+/** Where the controller counts addresses that are too many to be remembered one by one. */
+const OTHERS = "-/0.0.0.0";
+
+/** `namespace/name` as it is; of what lies outside the inventory its bare address. */
+export function endName(id: string): string {
+  if (id === OTHERS) return "other addresses";
+  return id.startsWith(OUTSIDE) ? id.slice(OUTSIDE.length) : id;
+}
+
+/** What is spoken above the transport, where that says more than its name. */
+export function spoken(edge: GraphEdge): string {
+  return edge.app_protocol.toUpperCase() === edge.protocol ? "" : edge.app_protocol;
+}
+
+/** `shop/front → shop/cart:8080`; the protocol is named where it is not TCP. */
+export function edgeName(edge: GraphEdge): string {
+  const to = endName(edge.to);
+  const host = edge.to.startsWith(OUTSIDE) && to.includes(":") ? `[${to}]` : to;
+  return `${endName(edge.from)} → ${host}:${edge.port}${edge.protocol === "TCP" ? "" : `/${edge.protocol}`}`;
+}

@@ -62,6 +62,7 @@ class Connection:
             self._idle_timer = loop.call_later(limit, self._check_idle, loop, self._carried())
 
     def _check_idle(self, loop: asyncio.AbstractEventLoop, before: int) -> None:
+        self._idle_timer = None
         carried = self._carried()
         if carried == before:
             self.end()

@@ -17,13 +17,21 @@ class Term:
     """Calls ``ended`` once when ``lease`` is over.
 
     :param lease: how long, for now
+    :param clock: seconds since the epoch
     """
 
-    __slots__ = ("_ended", "_loop", "_timer", "lease")
+    __slots__ = ("_clock", "_ended", "_loop", "_timer", "lease")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, lease: Lease, ended: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        lease: Lease,
+        ended: Callable[[], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._loop = loop
         self._ended = ended
+        self._clock = clock
         self.lease = lease
         self._timer: asyncio.TimerHandle | None = self._arm()
 
@@ -41,11 +49,11 @@ class Term:
             self._timer = None
 
     def _arm(self) -> asyncio.TimerHandle:
-        left = self.lease.end - time.time()
+        left = self.lease.end - self._clock()
         return self._loop.call_later(min(max(left, 0.0), _LONGEST_SLEEP), self._check)
 
     def _check(self) -> None:
-        if self.lease.end > time.time():
+        if self.lease.end > self._clock():
             self._timer = self._arm()
             return
         self._timer = None

@@ -342,9 +342,10 @@ async def test_renewal_under_load_fails_nothing(pods, sidecars, side):
 
 async def test_a_tunnel_ends_with_its_certificate(pods, sidecars):
     client, server = pods
-    front = sidecars(client, "shop/front", policy=ALLOW, directory=[meshed("shop/cart", [server], PORT)], lifetime=4.0)
+    front = sidecars(client, "shop/front", policy=ALLOW, directory=[meshed("shop/cart", [server], PORT)])
     cart = sidecars(server, "shop/cart", policy=STRICT)
     async with apps.server(server, PORT):
+        front.do("renew", lifetime=4.0)
         reader, writer = await open_echo(client, server.address)
         await ended(reader)
         await apps.close(writer)

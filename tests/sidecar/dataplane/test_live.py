@@ -151,3 +151,65 @@ def test_ending_all():
     register.end_all()
     assert all(ends)
     assert register.count == 0
+
+
+class Loop:
+    """Calls back when the test says so."""
+
+    def __init__(self):
+        self.timers = []
+
+    def call_later(self, delay, call, *arguments):
+        timer = Timer(self, delay, lambda: call(*arguments))
+        self.timers.append(timer)
+        return timer
+
+    def fire(self):
+        (timer,) = self.timers
+        self.timers = []
+        timer.call()
+
+
+class Timer:
+    def __init__(self, loop, delay, call):
+        self.loop, self.delay, self.call = loop, delay, call
+
+    def cancel(self):
+        self.loop.timers.remove(self)
+
+
+def enter_limited(seconds):
+    register = Connections(HeldPolicy(snapshot(rule())), FlowList(), seconds)
+    ended = []
+    return register.judge(record(), lambda connection: (ended.append(True), connection.finish())), ended, Loop()
+
+
+def test_a_half_closed_connection_that_carries_nothing_is_ended():
+    connection, ended, loop = enter_limited(3600.0)
+    connection.half_closed(loop)
+    assert [timer.delay for timer in loop.timers] == [3600.0]
+    for _ in range(3):
+        connection.record.bytes_received += 1
+        loop.fire()
+        assert not ended, "the other direction is in use"
+    loop.fire()
+    assert ended
+    assert not loop.timers
+
+
+def test_a_half_closed_connection_that_ends_in_time_leaves_no_timer():
+    connection, ended, loop = enter_limited(3600.0)
+    connection.half_closed(loop)
+    connection.half_closed(loop)
+    assert len(loop.timers) == 1
+    connection.finish()
+    assert not loop.timers
+    connection.half_closed(loop)
+    assert not loop.timers
+    assert not ended
+
+
+def test_the_limit_of_half_closed_connections_can_be_off():
+    connection, _, loop = enter_limited(0.0)
+    connection.half_closed(loop)
+    assert not loop.timers

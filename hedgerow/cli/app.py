@@ -39,6 +39,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     programs.demo,
     programs.controller,
     programs.sidecar,
+    programs.capture,
     observe.status,
     picture.graph,
     observe.flows,

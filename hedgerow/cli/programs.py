@@ -1,4 +1,4 @@
-"""Commands that start a program: ``demo``, ``controller``, ``sidecar``. Each is imported only when it is asked for."""
+"""Commands that run a program (``demo``, ``controller``, ``sidecar``, ``capture``), imported only when asked for."""
 
 from __future__ import annotations
 
@@ -52,9 +52,22 @@ def controller(config: Config) -> None:
 def sidecar(config: Config) -> None:
     """Run a sidecar.
 
-    It runs as a user of its own; `python -m sidecar capture` is the step before, which needs rights that it has not.
+    It runs as a user of its own; `hedgerow capture` is the step before, which needs rights that it has not.
     """
     raise typer.Exit(_load("sidecar.__main__", "sidecar").main(["--config", str(config)]))
+
+
+def capture(
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="The sidecar's configuration.")
+    ] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Take away what was installed.")] = False,
+) -> None:
+    """Send this network namespace's connections through its sidecar; needs NET_ADMIN."""
+    if (config is None) != remove:
+        context.fail("--config: needed to install, and only then", "give --config FILE, or --remove", 2)
+    given = ["--remove"] if config is None else ["--config", str(config)]
+    raise typer.Exit(_load("sidecar.__main__", "sidecar").main(["capture", *given]))
 
 
 def version(

@@ -11,6 +11,7 @@ import ssl
 from collections.abc import Callable
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from controller.engine import Engine
 from controller.errors import ConfigError
@@ -87,6 +88,7 @@ class WebServer:
         self._runner = web.AppRunner(
             app,
             access_log=None,
+            logger=_requests_log(),
             shutdown_timeout=SHUTDOWN_SECONDS,
             keepalive_timeout=30.0,
             max_line_size=8190,
@@ -112,6 +114,21 @@ class WebServer:
     async def stop(self) -> None:
         """End live streams, let open requests finish for a moment, close."""
         await self._runner.cleanup()
+
+
+class _NotOfStrangers(logging.Filter):
+    """Leaves out requests that are no HTTP. Their senders are told, and whoever can reach the port could otherwise fill
+    the log with tracebacks."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+def _requests_log() -> logging.Logger:
+    found = logging.getLogger("hedgerow.web.requests")
+    if not found.filters:
+        found.addFilter(_NotOfStrangers())
+    return found
 
 
 def _bound(address: Address) -> socket.socket:

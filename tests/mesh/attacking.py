@@ -104,14 +104,18 @@ def presenting(mesh: LocalMesh, pem: Path) -> ssl.SSLContext:
 @contextlib.contextmanager
 def tunnel(context: ssl.SSLContext, address: str, port: int = PORT) -> Iterator[ssl.SSLSocket]:
     """:raises OSError: when there is none; ``ssl.SSLError`` is one"""
-    with socket.create_connection((address, port), 10) as plain, context.wrap_socket(plain) as sock:
-        yield sock
+    with socket.create_connection((address, port), 10) as plain:
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with context.wrap_socket(plain) as sock:
+            yield sock
 
 
-def answers(context: ssl.SSLContext, address: str, port: int, said: bytes, least: int) -> bytes:
-    """What a sidecar answers to frames, at least ``least`` bytes unless it ends the tunnel; empty when it has none."""
+def answers(context: ssl.SSLContext, address: str, port: int, said: bytes, least: int, patience: float = 10.0) -> bytes:
+    """What a sidecar answers to frames: ``least`` bytes, unless it ends the tunnel or says nothing for ``patience``
+    seconds before; empty when it has none."""
     got = b""
     with contextlib.suppress(OSError), tunnel(context, address, port) as sock:
+        sock.settimeout(patience)
         sock.sendall(said)
         while len(got) < least and (more := sock.recv(4096)):
             got += more

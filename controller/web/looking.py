@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from aiohttp import web
 
-from controller.compiler import PolicyInput, network_policies
+from controller.compiler import PolicyInput, Proof, compile_policy
 from controller.engine import Engine
 from controller.errors import NotFound, UnknownWorkload
 from controller.learner import EdgeState, Gate, readiness, rule_of, waiting_for
@@ -209,10 +209,12 @@ class Looking:
         fields.finish()
         view, now = self.engine.view, self.clock()
         # off the event loop: every policy of the mesh is compiled and proved
-        policies = await asyncio.to_thread(network_policies, policy_input(view), now)
+        compiled = await asyncio.to_thread(compile_policy, policy_input(view), now)
+        policies, proof = list(compiled.network_policies), _proof(compiled.proof)
         if form == "json":
-            return answer({"policies": policies})
-        text = yaml.safe_dump_all(policies, sort_keys=False, explicit_start=True)
+            return answer({"policies": policies, "proof": proof})
+        notes = "".join(f"# {limit['workload']}: {limit['detail']}\n" for limit in proof["inexpressible"])
+        text = notes + yaml.safe_dump_all(policies, sort_keys=False, explicit_start=True)
         return web.Response(text=text, content_type="application/yaml")
 
     async def overrides(self, request: web.Request) -> web.Response:
@@ -295,6 +297,23 @@ def policy_input(view: View) -> PolicyInput:
         modes=view.modes,
         rules=tuple(rule for _, rule in sorted(view.rules.items())),
     )
+
+
+def _proof(proof: Proof) -> dict[str, Any]:
+    return {
+        "equal": proof.equal,
+        "wider": [str(atom) for atom in proof.wider],
+        "inexpressible": [
+            {
+                "workload": str(limit.workload),
+                "limit": str(limit.limit),
+                "rules": list(limit.rules),
+                "detail": limit.detail,
+                "widens": limit.widens,
+            }
+            for limit in proof.inexpressible
+        ],
+    }
 
 
 def _observation(view: View, key: EdgeKey) -> Observation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 
 from hedgerow.cli import completion, context
 from hedgerow.cli.context import Format, Owner, Server, TokenFile
-from hedgerow.cli.output import VERDICTS, Column, Output, ago, end, print_table, prose, say, show, to_yaml
+from hedgerow.cli.output import VERDICTS, Column, Output, ago, end, print_table, printable, prose, say, show, to_yaml
 
 policy = typer.Typer(no_args_is_help=True, help="Show, compare, export and approve the policy.")
 
@@ -124,6 +125,9 @@ def policy_export(
     """Write the policy as Kubernetes NetworkPolicies."""
     answer = context.call(server, token_file, lambda client: client.get("/policy/export", {"format": "json"}))
     policies: list[dict[str, Any]] = answer["policies"]
+    for limit in answer["proof"]["inexpressible"]:
+        if limit["widens"]:
+            print(printable(f"wider than the sidecars: {limit['workload']}: {limit['detail']}"), file=sys.stderr)
     if out is not None:
         _write(policies, out, output)
     elif output is Output.YAML:

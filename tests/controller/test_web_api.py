@@ -103,11 +103,19 @@ class TestLooking:
     async def test_the_export_is_network_policies(self, tmp_path: Path) -> None:
         async with running(tmp_path) as run:
             await teach(run.controller.engine)
-            policies = (await run.get("/policy/export", format="json"))["policies"]
+            exported = await run.get("/policy/export", format="json")
+            policies, proof = exported["policies"], exported["proof"]
             assert {each["kind"] for each in policies} == {"NetworkPolicy"}
+            # two workloads of this inventory carry no labels, so that a policy for one is a policy for the other
+            twins = [limit for limit in proof["inexpressible"] if limit["widens"]]
+            assert {limit["workload"] for limit in twins} == {"data/legacy", "data/redis"}
+            assert not proof["equal"]
+            assert proof["wider"]
             async with run.http.get("/api/v1/policy/export") as response:
                 assert response.content_type == "application/yaml"
-                assert list(yaml.safe_load_all(await response.text())) == policies
+                text = await response.text()
+                assert list(yaml.safe_load_all(text)) == policies
+                assert all(f"# {limit['workload']}: {limit['detail']}\n" in text for limit in twins)
 
     async def test_why_asks_both_ends_and_says_what_to_do(self, tmp_path: Path) -> None:
         async with running(tmp_path) as run:

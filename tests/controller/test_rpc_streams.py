@@ -172,8 +172,8 @@ class TestPolicy:
             async with PolicyStream(channel) as older, PolicyStream(channel) as newer:
                 streams = [older, newer]
                 codes = await asyncio.gather(*(self._acknowledging(stream) for stream in streams))
-                # Which of the two hellos came first is the network's to say; exactly one stream is left. gRPC's client calls
-                # an end that comes while it writes an internal one, whatever the server said.
+                # Which of the two hellos came first is the network's to say; exactly one stream is left. gRPC's client
+                # calls an end that comes while it writes an internal one, whatever the server said.
                 assert codes.count(None) == 1
                 assert set(codes) - {None} <= {grpc.StatusCode.ABORTED, grpc.StatusCode.INTERNAL}
                 assert run.controller.engine.view.sidecars["shop/cart-0"].connected

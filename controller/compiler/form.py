@@ -8,7 +8,9 @@ What it fixes, so that sidecars and the cluster's network layer can be told the 
    other workload shares and that are not loopback; in doubt it is nobody.
 3. A network at a workload's own end means the workload when *all* its instances are inside, for an allow rule, and
    when *any* is, for a deny rule.
-4. Each end is judged on its own: what a rule says holds for the source's way out and the destination's way in. Between
+4. A workload in quarantine is cut off by its peers too: no allow rule that names it holds at their end. Its own sidecar
+   may be what was broken into.
+5. Each end is judged on its own: what a rule says holds for the source's way out and the destination's way in. Between
    two instances of one workload, both ends are its own, and what holds at either end holds.
 
 Pure: time is an argument, seconds since the epoch.
@@ -118,7 +120,7 @@ class Form:
         self.input = policy
         self.now = now
         self.subjects = _subjects(policy, known)
-        self.rules = _unique(rule for rule in policy.rules if not rule.expired(now))
+        self.rules = tuple(rule for rule in _unique(policy.rules, now) if not self._cut_off(rule))
         self._by_workload: dict[WorkloadRef, list[Rule]] = {}
         self._by_namespace: dict[str, list[Rule]] = {}
         self._elsewhere: list[Rule] = []
@@ -133,6 +135,15 @@ class Form:
                 self._by_namespace.setdefault(selector.namespace, []).append(rule)
             else:
                 self._elsewhere.append(rule)
+
+    def _cut_off(self, rule: Rule) -> bool:
+        if rule.effect is Verdict.DENY:
+            return False
+        source, destination = (
+            self.settings(WorkloadRef(end.namespace, end.workload)) if end.workload else Settings()
+            for end in (rule.source, rule.destination)
+        )
+        return source.outbound is Mode.QUARANTINE or destination.inbound is Mode.QUARANTINE
 
     def settings(self, ref: WorkloadRef) -> Modes:
         return self.input.modes.get(ref) or Settings()
@@ -180,9 +191,11 @@ def network(cidr: str) -> Network:
     return ipaddress.ip_network(cidr)
 
 
-def _unique(rules: Iterable[Rule]) -> tuple[Rule, ...]:
+def _unique(rules: Iterable[Rule], now: float) -> tuple[Rule, ...]:
     found: dict[str, Rule] = {}
     for rule in rules:
+        if rule.expired(now):
+            continue
         if rule.origin is Origin.BASELINE:
             raise CompileError(
                 f"{rule.id} is a baseline rule", field="rules", remedy="leave baseline rules to the compiler"

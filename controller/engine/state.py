@@ -23,7 +23,7 @@ from controller.join_tokens import JoinToken
 from controller.learner import EdgeState, LearnedEdge, rule_of
 from controller.store import Mark, Position, Stored, Writes
 from controller.view import AuditEntry, Override, SidecarState, WorkloadMode
-from graph.model import Direction, EdgeKey, Flow, Rule, Snapshot, WorkloadRef
+from graph.model import Direction, EdgeKey, Flow, Mode, Rule, Snapshot, WorkloadRef
 from graph.service_graph import Limits, ServiceGraph
 from graph.views import GraphChanges
 from graph.windows import Window
@@ -134,10 +134,15 @@ class State:
 
     def put_mode(self, ref: WorkloadRef, mode: WorkloadMode) -> None:
         self.changed()
+        before = self.mode_of(ref)
         self.set_modes[ref] = mode
         self.writes.modes[ref] = mode
         self.modes.put(ref, mode)
         self.stale.add(ref)
+        if Mode.QUARANTINE in (before.inbound, before.outbound, mode.inbound, mode.outbound):
+            peers = self.index.neighbours(ref, self.rules)  # they cut it off too
+            self.stale |= peers
+            self.hurry(peers)
 
     def put_edge(self, edge: LearnedEdge, now: float) -> None:
         """Remember what is known of an edge now, and follow it with its rule and its timer."""

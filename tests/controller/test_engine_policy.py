@@ -343,6 +343,23 @@ async def test_a_replica_that_goes_changes_the_directory_and_no_policy(tmp_path:
         assert versions(engine.view) == versions(before)
 
 
+async def test_a_quarantine_is_in_the_peers_policies_too_and_ends_there(tmp_path: Path, clock: Clock) -> None:
+    """The sidecar of a workload that was broken into does not hold itself to it."""
+    async with running(tmp_path, clock) as engine:
+        await learned(engine, clock)
+        before = versions(engine.view)
+        await engine.set_mode(FRONT, Direction.OUTBOUND, Mode.QUARANTINE, None, "ann", "it was broken into")
+        assert f"learned/{KEY}" not in {rule.id for rule in engine.view.snapshots[CART].rules}
+        assert f"learned/{KEY}" in engine.view.rules  # nothing is forgotten
+        assert versions(engine.view)[REDIS] == before[REDIS]
+        assert_as_if_compiled_whole(engine.view, clock.now)
+        await engine.set_mode(FRONT, Direction.OUTBOUND, Mode.ENFORCE, None, "ann", "it is well again")
+        assert f"learned/{KEY}" in {rule.id for rule in engine.view.snapshots[CART].rules}
+        await engine.set_mode(CART, Direction.OUTBOUND, Mode.QUARANTINE, None, "ann", "the other way")
+        assert f"learned/{KEY}" in {rule.id for rule in engine.view.snapshots[FRONT].rules}
+        assert_as_if_compiled_whole(engine.view, clock.now)
+
+
 async def test_a_workload_that_goes_takes_its_policy_and_comes_back_with_it(tmp_path: Path, clock: Clock) -> None:
     async with running(tmp_path, clock) as engine:
         await learned(engine, clock)

@@ -40,6 +40,7 @@ from tests.mesh.attacking import (
     PING,
     PONG,
     PORT,
+    REFUSED,
     SAYING,
     VICTIM,
     answers,
@@ -327,17 +328,32 @@ def _hedgerow(*arguments: str) -> list[str]:
 # --- quarantine
 
 
-@pytest.mark.xfail(strict=True, reason="only the quarantined workload's own sidecar keeps it: docs/threats.md")
-async def test_a_workload_in_quarantine_is_kept_by_its_peers_too(mesh: LocalMesh) -> None:
-    """A sidecar that was broken into does not hold itself to its quarantine."""
+async def test_a_workload_in_quarantine_is_cut_off_by_its_peers_too(mesh: LocalMesh) -> None:
+    """A sidecar that was broken into does not hold itself to its quarantine; what it has open ends as well."""
     body = {"workload": "shop/client", "direction": "both", "inbound_tls": None, "owner": "t", "reason": "t"}
-    await mesh.api.post("/modes", {**body, "mode": "quarantine"})
-    try:
-        victim = mesh.pod(VICTIM).address
-        said = await in_thread(answers, stolen(mesh, CLIENT), victim, PORT, OPEN + SAYING, len(ACCEPTED))
-        assert ACCEPTED not in said
-    finally:
-        await mesh.api.post("/modes", {**body, "mode": "enforce"})
+    victim, context = mesh.pod(VICTIM).address, stolen(mesh, CLIENT)
+    with contextlib.ExitStack() as held:
+        sock = await in_thread(held.enter_context, tunnel(context, victim))
+        sock.sendall(OPEN + SAYING)
+        assert await in_thread(_take, sock, len(ACCEPTED + SAYING)) == ACCEPTED + SAYING
+        try:
+            await mesh.api.post("/modes", {**body, "mode": "quarantine"})
+            assert await in_thread(_take, sock, len(REFUSED)) == REFUSED
+            assert await in_thread(answers, context, victim, PORT, OPEN + SAYING, len(REFUSED)) == REFUSED
+        finally:
+            await mesh.api.post("/modes", {**body, "mode": "enforce"})
+
+    async def open_again() -> bool:
+        return await use(mesh) == "knock"
+
+    await mesh.wait_for(open_again, "the quarantine to end")
+
+
+def _take(sock: ssl.SSLSocket, size: int) -> bytes:
+    got = b""
+    while len(got) < size and (more := sock.recv(size - len(got))):
+        got += more
+    return got
 
 
 # --- the web port: a local user, and a page in the operator's browser

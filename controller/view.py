@@ -14,7 +14,8 @@ from enum import StrEnum
 from controller.frozen_map import FrozenMap
 from controller.inventory import Inventory
 from controller.learner import LearnedEdge
-from graph.model import EdgeKey, Flow, InboundTls, Mode, Protocol, Rule, Snapshot, Verdict, WorkloadRef
+from graph.flow import EdgeKey, Flow
+from graph.model import InboundTls, Mode, Protocol, Rule, Snapshot, Verdict, WorkloadRef
 from graph.service_graph import EdgeView, NodeView
 
 

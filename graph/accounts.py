@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from graph.model import Direction, EdgeKey, Flow
+from graph.flow import EdgeKey, Flow
+from graph.model import Direction
 from graph.views import EdgeVerdict, EdgeView
 from graph.windows import COUNT_NAMES, Counts
 

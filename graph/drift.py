@@ -9,18 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from graph.model import (
-    Connection,
-    Direction,
-    EdgeKey,
-    Mode,
-    Origin,
-    Peer,
-    Rule,
-    Snapshot,
-    Verdict,
-    WorkloadRef,
-)
+from graph.flow import EdgeKey
+from graph.model import Connection, Direction, Mode, Origin, Peer, Rule, Snapshot, Verdict, WorkloadRef
 from graph.policy import Decision, decide
 from graph.views import EdgeView
 

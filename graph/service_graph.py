@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 import networkx as nx
 
 from graph.accounts import EdgeAccounts, EdgeTotals
-from graph.model import EdgeKey, Flow, Instance, Workload, WorkloadRef
+from graph.flow import EdgeKey, Flow
+from graph.model import Instance, Workload, WorkloadRef
 from graph.views import EdgeVerdict, EdgeView, GraphChanges, GraphView, NodeView
 from graph.windows import Windows
 

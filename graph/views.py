@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from graph.model import EdgeKey, Flow, Protocol, Rule, Verdict, WorkloadRef
+from graph.flow import EdgeKey, Flow
+from graph.model import Protocol, Rule, Verdict, WorkloadRef
 
 
 class EdgeVerdict(StrEnum):

@@ -22,8 +22,9 @@ from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError as ProtobufDecodeError
 
+from graph.directory import Destination, Endpoint
 from graph.errors import DecodeError, InvalidValue
-from graph.model import Destination, Endpoint, Protocol, WorkloadRef
+from graph.model import Protocol, WorkloadRef
 from graph.wire import hedgerow_pb2 as pb
 from graph.wire import hedgerow_pb2_grpc as rpc
 from graph.wire.codec import destination_from_message, destination_to_message

@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from graph.errors import InvalidValue
-from graph.model import Direction, Flow, Protocol, Verdict, WorkloadRef
+from graph.flow import Flow
+from graph.model import Direction, Protocol, Verdict, WorkloadRef
 from graph.policy import Decision
 from sidecar.dataplane.contracts import Record
 

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from graph.model import Flow
+from graph.flow import Flow
 from sidecar.flows import FlowKey, connections_in, merge
 
 

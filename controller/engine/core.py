@@ -28,7 +28,8 @@ from controller.engine.worker import Worker
 from controller.inventory import Inventory
 from controller.store import Store
 from controller.view import AuditEntry, Override, View
-from graph.model import Direction, EdgeKey, Flow, InboundTls, Instance, Mode, Protocol, Verdict, WorkloadRef
+from graph.flow import EdgeKey, Flow
+from graph.model import Direction, InboundTls, Instance, Mode, Protocol, Verdict, WorkloadRef
 
 
 @dataclass(frozen=True, slots=True)

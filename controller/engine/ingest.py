@@ -18,7 +18,8 @@ from controller.inventory import Inventory
 from controller.learner import observe, step
 from controller.store import Position
 from controller.view import SidecarState
-from graph.model import Direction, Flow, Instance, Mode, WorkloadRef
+from graph.flow import Flow
+from graph.model import Direction, Instance, Mode, WorkloadRef
 from graph.policy import Reason
 
 MAX_FLOWS = 50_000

@@ -20,7 +20,8 @@ from controller.inventory import Inventory
 from controller.learner import EdgeState, LearnedEdge, approve
 from controller.view import Override, OverrideState, WorkloadMode
 from graph.errors import InvalidValue
-from graph.model import Direction, EdgeKey, InboundTls, Instance, Mode, Protocol, Verdict, WorkloadRef
+from graph.flow import EdgeKey
+from graph.model import Direction, InboundTls, Instance, Mode, Protocol, Verdict, WorkloadRef
 
 _SHOWN = 50
 _COMPARED = 2_000

@@ -9,7 +9,8 @@ from controller.engine.state import State
 from controller.frozen_map import FrozenMap
 from controller.learner import LearnedEdge
 from controller.view import Change, Override, SidecarState, View, WorkloadMode
-from graph.model import EdgeKey, Rule, Snapshot, WorkloadRef
+from graph.flow import EdgeKey
+from graph.model import Rule, Snapshot, WorkloadRef
 from graph.views import EdgeView, NodeView
 
 #: What the id of a learned rule begins with; its edge follows.

@@ -23,7 +23,8 @@ from controller.join_tokens import JoinToken
 from controller.learner import EdgeState, LearnedEdge, rule_of
 from controller.store import Mark, Position, Stored, Writes
 from controller.view import AuditEntry, Override, SidecarState, WorkloadMode
-from graph.model import Direction, EdgeKey, Flow, Mode, Rule, Snapshot, WorkloadRef
+from graph.flow import EdgeKey, Flow
+from graph.model import Direction, Mode, Rule, Snapshot, WorkloadRef
 from graph.service_graph import Limits, ServiceGraph
 from graph.views import GraphChanges
 from graph.windows import Window

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from itertools import count
 
-from graph.model import EdgeKey
+from graph.flow import EdgeKey
 
 
 class Due(StrEnum):

@@ -8,7 +8,7 @@ from controller.engine.ingest import destination_meshed
 from controller.engine.state import State
 from controller.engine.timers import Due
 from controller.learner import EdgeState, step
-from graph.model import EdgeKey
+from graph.flow import EdgeKey
 
 
 def advance(state: State, now: float) -> None:

@@ -21,7 +21,8 @@ from controller.engine.subscriptions import SnapshotWatch, Subscription
 from controller.errors import ConfigError, ControllerError, NotReady, StoreError
 from controller.store import Store
 from controller.view import Change, View
-from graph.model import Flow, WorkloadRef
+from graph.flow import Flow
+from graph.model import WorkloadRef
 
 #: Wait no longer than this for the next message, so that a wall clock that was set is noticed (seconds).
 _LOOK_AT_CLOCK = 5.0

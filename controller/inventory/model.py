@@ -14,18 +14,9 @@ from types import MappingProxyType
 from typing import Any
 
 from certs.spiffe import SpiffeId
+from graph.directory import Destination, Endpoint
 from graph.errors import InvalidValue
-from graph.model import (
-    Destination,
-    Endpoint,
-    Instance,
-    Port,
-    Protocol,
-    Service,
-    ServicePort,
-    Workload,
-    WorkloadRef,
-)
+from graph.model import Instance, Port, Protocol, Service, ServicePort, Workload, WorkloadRef
 
 API_VERSION = "hedgerow.dev/v1alpha1"
 KIND = "Inventory"

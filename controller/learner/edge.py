@@ -15,7 +15,8 @@ from certs.errors import CertError
 from certs.spiffe import SpiffeId
 from controller.learner.states import EdgeState
 from graph.errors import InvalidValue
-from graph.model import Direction, EdgeKey, Flow, WorkloadRef
+from graph.flow import EdgeKey, Flow
+from graph.model import Direction, WorkloadRef
 
 #: How many instance names and identities an edge remembers. More are not evidence, only memory.
 MAX_REPORTERS = 64

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from controller.learner.edge import LearnedEdge
 from controller.learner.states import EdgeEvent, EdgeState, after
 from graph.errors import InvalidValue
-from graph.model import Flow, Origin, PortRange, Rule, Selector, Verdict
+from graph.flow import Flow
+from graph.model import Origin, PortRange, Rule, Selector, Verdict
 from graph.policy import Reason
 
 #: The mode's default let these through. With a rule's id beside it, that rule (a static deny) spoke against it.

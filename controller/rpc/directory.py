@@ -17,8 +17,8 @@ from controller.engine import Subscription
 from controller.rpc.caller import Caller, Refused
 from controller.rpc.gate import Context, Gate, Outgoing, answered
 from controller.view import View
+from graph.directory import Destination
 from graph.errors import InvalidValue
-from graph.model import Destination
 from graph.model import Protocol as Transport
 from graph.wire import hedgerow_pb2 as pb
 from graph.wire import hedgerow_pb2_grpc as rpc

@@ -12,7 +12,8 @@ import grpc
 from controller.issuer import Issued, Issuer
 from controller.rpc.caller import Caller, Refused
 from controller.rpc.gate import Context, Gate, Outgoing, answered
-from graph.model import Flow, Instance
+from graph.flow import Flow
+from graph.model import Instance
 from graph.wire import hedgerow_pb2 as pb
 from graph.wire import hedgerow_pb2_grpc as rpc
 from graph.wire.codec import flow_from_message

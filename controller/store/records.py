@@ -14,7 +14,8 @@ from controller.join_tokens import JoinToken
 from controller.learner import LearnedEdge
 from controller.view import AuditEntry, Override, WorkloadMode
 from graph.accounts import EdgeTotals
-from graph.model import Direction, EdgeKey, WorkloadRef
+from graph.flow import EdgeKey
+from graph.model import Direction, WorkloadRef
 from graph.windows import Counts
 
 

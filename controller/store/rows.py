@@ -12,7 +12,8 @@ from controller.learner import LearnedEdge
 from controller.store.records import Mark, Position
 from controller.view import AuditEntry, Override, WorkloadMode
 from graph.accounts import EdgeTotals
-from graph.model import Direction, EdgeKey, InboundTls, Mode, Protocol, Verdict, WorkloadRef
+from graph.flow import EdgeKey
+from graph.model import Direction, InboundTls, Mode, Protocol, Verdict, WorkloadRef
 from graph.views import EdgeVerdict
 from graph.windows import COUNT_NAMES, Counts
 

@@ -18,7 +18,8 @@ from controller.web import inputs
 from controller.web.answers import answer
 from controller.web.documents import override_document
 from graph.fields import Unfit, choice, integer, items, namespace_name, optional, seconds, text
-from graph.model import Direction, EdgeKey, InboundTls, Mode, Protocol, Verdict, WorkloadRef
+from graph.flow import EdgeKey
+from graph.model import Direction, InboundTls, Mode, Protocol, Verdict, WorkloadRef
 
 #: Seconds that a change waits for the sidecars' acknowledgement where the caller does not say.
 WAIT = 5.0

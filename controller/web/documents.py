@@ -7,7 +7,8 @@ from typing import Any
 
 from controller.view import AuditEntry, Override, SidecarState
 from graph.export import rule_document
-from graph.model import Flow, Snapshot
+from graph.flow import Flow
+from graph.model import Snapshot
 from graph.policy import Decision
 
 

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from controller.learner import Gate, waiting_for
 from controller.view import View
 from controller.web.picture import peer
-from graph.model import Connection, Direction, EdgeKey, Mode, Origin, Rule, Verdict, WorkloadRef
+from graph.flow import EdgeKey
+from graph.model import Connection, Direction, Mode, Origin, Rule, Verdict, WorkloadRef
 from graph.policy import Decision, Reason, decide
 from graph.views import EdgeView
 

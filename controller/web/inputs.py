@@ -12,7 +12,8 @@ from aiohttp import web
 
 from controller.errors import InvalidRequest, refusal
 from graph.fields import Check, Fields, Unfit, parsed
-from graph.model import EdgeKey, WorkloadRef
+from graph.flow import EdgeKey
+from graph.model import WorkloadRef
 
 #: The largest body; `policy approve` with a thousand edges is about 100 KB.
 MAX_BODY_BYTES = 1024 * 1024

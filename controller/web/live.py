@@ -25,7 +25,8 @@ from controller.view import Change, View
 from controller.web.documents import flow_document
 from controller.web.picture import graph_of
 from graph.export import edge_document, graph_document, node_document
-from graph.model import EdgeKey, Verdict, WorkloadRef
+from graph.flow import EdgeKey
+from graph.model import Verdict, WorkloadRef
 
 DELTA_SECONDS = 0.25
 COMMENT_SECONDS = 15.0

@@ -32,7 +32,8 @@ from controller.web.picture import graph_of, peer
 from graph.drift import Observation, find_drift
 from graph.export import CONTENT_TYPES, FORMATS, edge_document, graph_document, rule_document
 from graph.fields import choice, namespace_name, word
-from graph.model import EdgeKey, Protocol, Verdict, WorkloadRef
+from graph.flow import EdgeKey
+from graph.model import Protocol, Verdict, WorkloadRef
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from controller.view import View
-from graph.model import EdgeKey, Peer, WorkloadRef
+from graph.flow import EdgeKey
+from graph.model import Peer, WorkloadRef
 from graph.views import GraphView
 
 

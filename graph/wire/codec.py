@@ -18,22 +18,10 @@ import re
 
 from google.protobuf.message import DecodeError as ProtobufDecodeError
 
+from graph.directory import Destination, Endpoint
 from graph.errors import DecodeError, InvalidValue
-from graph.model import (
-    Destination,
-    Direction,
-    Endpoint,
-    Flow,
-    InboundTls,
-    Mode,
-    Origin,
-    PortRange,
-    Protocol,
-    Rule,
-    Selector,
-    Snapshot,
-    Verdict,
-)
+from graph.flow import Flow
+from graph.model import Direction, InboundTls, Mode, Origin, PortRange, Protocol, Rule, Selector, Snapshot, Verdict
 from graph.policy import Reason
 from graph.wire import hedgerow_pb2 as pb
 from graph.wire.bounds import (

@@ -17,7 +17,8 @@ from typing import Any
 
 import aiohttp
 
-from graph.model import EdgeKey, WorkloadRef
+from graph.flow import EdgeKey
+from graph.model import WorkloadRef
 from hedgerow.local import attacks, manifests
 from hedgerow.local.attacks import probe
 from hedgerow.local.errors import NotReady

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from graph.model import EdgeKey
+from graph.flow import EdgeKey
 from hedgerow.local.attacks import Attack
 
 

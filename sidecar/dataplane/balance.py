@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from graph.model import Endpoint
+from graph.directory import Endpoint
 
 type EndpointKey = tuple[str, int, str]
 

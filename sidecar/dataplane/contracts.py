@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from certs.spiffe import SpiffeId
-from graph.model import Destination, Direction, Peer, WorkloadRef
+from graph.directory import Destination
+from graph.model import Direction, Peer, WorkloadRef
 from graph.policy import Decision
 
 

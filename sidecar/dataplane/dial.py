@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 
-from graph.model import Endpoint
+from graph.directory import Endpoint
 from sidecar.dataplane import sockets, tls
 from sidecar.dataplane.fabric import Fabric
 from sidecar.dataplane.lease import Proof

@@ -18,7 +18,8 @@ from functools import lru_cache
 
 from certs.errors import InvalidSpiffeId
 from certs.spiffe import SpiffeId
-from graph.model import Destination, Direction, Endpoint, Peer
+from graph.directory import Destination, Endpoint
+from graph.model import Direction, Peer
 from graph.policy import Reason
 from sidecar.dataplane import sockets
 from sidecar.dataplane.dial import DialFailed

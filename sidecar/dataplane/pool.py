@@ -17,7 +17,7 @@ import asyncio
 import logging
 import time
 
-from graph.model import Endpoint
+from graph.directory import Endpoint
 from sidecar.dataplane import lease
 from sidecar.dataplane.balance import EndpointKey, key_of
 from sidecar.dataplane.dial import DialFailed, shake_hands

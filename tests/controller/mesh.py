@@ -13,7 +13,8 @@ from controller.engine import Engine, EngineSettings
 from controller.inventory import Inventory, read_inventory
 from controller.learner import Gate
 from controller.store import SqliteStore, Store
-from graph.model import Direction, Flow, Instance, Protocol, Verdict, WorkloadRef
+from graph.flow import Flow
+from graph.model import Direction, Instance, Protocol, Verdict, WorkloadRef
 
 TRUST_DOMAIN = "hedgerow.test"
 NOW = 1_700_000_000.0

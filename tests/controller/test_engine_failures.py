@@ -19,7 +19,8 @@ from controller.engine.policy import PolicyIndex
 from controller.errors import ConfigError, NotReady, StoreError
 from controller.store import SqliteStore, Stored, Writes
 from controller.view import View
-from graph.model import EdgeKey, Mode, Protocol, Snapshot, Verdict, WorkloadRef
+from graph.flow import EdgeKey
+from graph.model import Mode, Protocol, Snapshot, Verdict, WorkloadRef
 from tests.controller.mesh import (
     CART,
     FRONT,

@@ -16,7 +16,8 @@ from controller.engine.policy import same_policy
 from controller.errors import ControllerError
 from controller.inventory import read_inventory
 from controller.view import View
-from graph.model import Direction, EdgeKey, Mode, Protocol, Verdict, WorkloadRef
+from graph.flow import EdgeKey
+from graph.model import Direction, Mode, Protocol, Verdict, WorkloadRef
 from tests.controller.mesh import (
     CART,
     FRONT,

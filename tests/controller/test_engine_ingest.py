@@ -15,7 +15,8 @@ from controller.engine.ingest import MAX_FLOWS
 from controller.errors import IngestError
 from controller.learner import EdgeState
 from controller.store import SqliteStore
-from graph.model import Direction, EdgeKey, Mode, Verdict, WorkloadRef
+from graph.flow import EdgeKey
+from graph.model import Direction, Mode, Verdict, WorkloadRef
 from graph.views import EdgeVerdict
 from tests.controller.mesh import (
     CART,

@@ -25,7 +25,8 @@ from controller.errors import (
 from controller.inventory import Inventory, read_inventory
 from controller.learner import EdgeState
 from controller.view import Override, OverrideState, View, WorkloadMode
-from graph.model import Direction, EdgeKey, InboundTls, Mode, Protocol, Verdict, WorkloadRef
+from graph.flow import EdgeKey
+from graph.model import Direction, InboundTls, Mode, Protocol, Verdict, WorkloadRef
 from tests.controller.mesh import (
     CART,
     FRONT,

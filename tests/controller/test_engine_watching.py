@@ -9,7 +9,8 @@ import pytest
 
 from controller.engine import Engine
 from controller.errors import NotReady
-from graph.model import EdgeKey, Mode, WorkloadRef
+from graph.flow import EdgeKey
+from graph.model import Mode, WorkloadRef
 from tests.controller.mesh import CART, FRONT, REDIS, Clock, flow, instance, learned, running
 
 KEY = EdgeKey(FRONT, CART, 8080)

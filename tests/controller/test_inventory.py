@@ -11,8 +11,9 @@ import yaml
 
 from controller.errors import InventoryError
 from controller.inventory import MAX_INVENTORY_BYTES, Inventory, inventory_of, load_inventory, read_inventory
+from graph.directory import Endpoint
 from graph.errors import InvalidValue
-from graph.model import Endpoint, Protocol, WorkloadRef
+from graph.model import Protocol, WorkloadRef
 from tests.controller.mesh import CART, FRONT, INVENTORY, LEGACY, TRUST_DOMAIN, inventory
 
 

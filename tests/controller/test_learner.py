@@ -25,7 +25,8 @@ from controller.learner import (
 )
 from controller.learner.edge import MAX_IDENTITIES, MAX_REPORTERS
 from graph.errors import InvalidValue
-from graph.model import Direction, EdgeKey, Flow, Origin, PortRange, Protocol, Verdict, WorkloadRef
+from graph.flow import EdgeKey, Flow
+from graph.model import Direction, Origin, PortRange, Protocol, Verdict, WorkloadRef
 from graph.policy import Reason
 
 FRONT, CART = WorkloadRef("shop", "front"), WorkloadRef("shop", "cart")

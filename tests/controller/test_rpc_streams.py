@@ -14,7 +14,8 @@ import pytest
 
 from certs.signing import verify_payload
 from controller.rpc import gate
-from graph.model import Direction, Flow, Mode, Verdict
+from graph.flow import Flow
+from graph.model import Direction, Mode, Verdict
 from graph.wire import hedgerow_pb2 as pb
 from graph.wire import hedgerow_pb2_grpc as rpc
 from graph.wire.codec import decode_snapshot, flow_to_message

@@ -20,7 +20,8 @@ from controller.overrides import rule_of
 from controller.store import Mark, Position, SqliteStore, Stored, Writes, migrations, schema
 from controller.view import Override, WorkloadMode
 from graph.accounts import EdgeTotals
-from graph.model import Direction, EdgeKey, InboundTls, Mode, Protocol, Verdict
+from graph.flow import EdgeKey
+from graph.model import Direction, InboundTls, Mode, Protocol, Verdict
 from graph.views import EdgeVerdict
 from graph.windows import Counts
 from tests.controller.mesh import CART, FRONT, GATE, NOW, REDIS, flow, instance, inventory

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from graph.directory import Destination, Endpoint
+from graph.flow import Flow
 from graph.model import (
     Connection,
-    Destination,
     Direction,
-    Endpoint,
-    Flow,
     InboundTls,
     Mode,
     Origin,

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from graph.accounts import EdgeAccounts
-from graph.model import Direction, EdgeKey, Flow, Protocol, Verdict, WorkloadRef
+from graph.flow import EdgeKey, Flow
+from graph.model import Direction, Protocol, Verdict, WorkloadRef
 from graph.views import EdgeVerdict
 
 FRONT, CART = WorkloadRef("shop", "front"), WorkloadRef("shop", "cart")

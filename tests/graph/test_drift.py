@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graph.drift import Drift, Observation, find_drift
+from graph.flow import EdgeKey
 from graph.model import (
     Direction,
-    EdgeKey,
     InboundTls,
     Mode,
     Origin,

@@ -29,7 +29,8 @@ from graph.export import (
     to_mermaid,
     to_svg,
 )
-from graph.model import EdgeKey, Origin, PortRange, Rule, Selector, WorkloadRef
+from graph.flow import EdgeKey
+from graph.model import Origin, PortRange, Rule, Selector, WorkloadRef
 from graph.text import printable
 from graph.views import EdgeVerdict, EdgeView, GraphView, NodeView
 

@@ -35,7 +35,7 @@ from graph.fields import (
     trust_domain_name,
     unfit,
 )
-from graph.model import EdgeKey
+from graph.flow import EdgeKey
 
 
 class Refused(Exception):

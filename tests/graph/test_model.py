@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graph.errors import InvalidValue
-from graph.model import EdgeKey, Origin, Peer, PortRange, Protocol, Rule, Selector, Verdict, WorkloadRef
+from graph.flow import EdgeKey
+from graph.model import Origin, Peer, PortRange, Protocol, Rule, Selector, Verdict, WorkloadRef
 from tests.graph.strategies import PORTS, refs
 
 

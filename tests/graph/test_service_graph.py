@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graph.model import Direction, EdgeKey, Flow, Instance, Port, Protocol, Verdict, Workload, WorkloadRef
+from graph.flow import EdgeKey, Flow
+from graph.model import Direction, Instance, Port, Protocol, Verdict, Workload, WorkloadRef
 from graph.service_graph import OTHER_ADDRESSES, EdgeVerdict, Limits, ServiceGraph
 from graph.views import EdgeView, GraphChanges, NodeView
 from graph.windows import Counts

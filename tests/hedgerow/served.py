@@ -31,7 +31,8 @@ import yaml
 from certs.certificate import pem_text
 from certs.keys import key_to_pem, make_csr, new_key
 from certs.spiffe import CONTROLLER_DNS_NAME
-from graph.model import Direction, Flow, Verdict, WorkloadRef
+from graph.flow import Flow
+from graph.model import Direction, Verdict, WorkloadRef
 from graph.wire import hedgerow_pb2 as pb
 from graph.wire import hedgerow_pb2_grpc as rpc
 from graph.wire.codec import flow_to_message

@@ -14,7 +14,7 @@ from random import Random
 import aiohttp
 import pytest
 
-from graph.model import EdgeKey
+from graph.flow import EdgeKey
 from hedgerow.local.description import PlacedPod, fill
 from hedgerow.local.pod import _listens
 from hedgerow.local.processes import Process

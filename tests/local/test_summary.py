@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from graph.model import EdgeKey
+from graph.flow import EdgeKey
 from hedgerow.local.attacks import CONTROLS, Attack, attempts
 from hedgerow.local.summary import OverrideTrial, Result, show
 

@@ -21,7 +21,8 @@ import grpc.aio
 
 from certs.ca import CertificateAuthority
 from certs.spiffe import CONTROLLER_DNS_NAME
-from graph.model import EdgeKey, WorkloadRef
+from graph.flow import EdgeKey
+from graph.model import WorkloadRef
 from graph.wire import hedgerow_pb2 as pb
 from graph.wire import hedgerow_pb2_grpc as rpc
 from hedgerow.local.description import WorkloadSpec

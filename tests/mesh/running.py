@@ -13,7 +13,8 @@ from typing import Any, Self
 
 import pytest
 
-from graph.model import EdgeKey, Port, WorkloadRef
+from graph.flow import EdgeKey
+from graph.model import Port, WorkloadRef
 from hedgerow.local.description import Program, ServedAs, WorkloadSpec
 from hedgerow.local.mesh import LocalMesh
 

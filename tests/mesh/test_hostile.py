@@ -24,7 +24,7 @@ import grpc
 import pytest
 import pytest_asyncio
 
-from graph.model import EdgeKey
+from graph.flow import EdgeKey
 from graph.wire import hedgerow_pb2 as pb
 from graph.wire import hedgerow_pb2_grpc as rpc
 from hedgerow.local.description import WorkloadSpec

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from graph.model import EdgeKey
+from graph.flow import EdgeKey
 from hedgerow.local.description import WorkloadSpec
 from hedgerow.local.mesh import LocalMesh
 from tests.mesh.running import close, refusals

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 from cryptography import x509
 
-from graph.model import EdgeKey
+from graph.flow import EdgeKey
 from hedgerow.local.description import WorkloadSpec
 from hedgerow.local.mesh import LocalMesh
 from sidecar.state import SVID

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from graph.model import EdgeKey, WorkloadRef
+from graph.flow import EdgeKey
+from graph.model import WorkloadRef
 from hedgerow.local.description import WorkloadSpec
 from hedgerow.local.mesh import LocalMesh
 from hedgerow.local.processes import run

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from graph.model import EdgeKey, WorkloadRef
+from graph.flow import EdgeKey
+from graph.model import WorkloadRef
 from hedgerow.local.description import WorkloadSpec
 from hedgerow.local.mesh import LocalMesh
 from tests.mesh.running import Counters, client, close, counted

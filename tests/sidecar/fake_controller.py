@@ -23,7 +23,9 @@ from certs.keys import key_to_pem, make_csr, new_key
 from certs.signing import sign_payload
 from certs.spiffe import SpiffeId
 from certs.svid import check_leaf, instance_of
-from graph.model import Destination, Flow, InboundTls, Mode, Rule, Snapshot, WorkloadRef
+from graph.directory import Destination
+from graph.flow import Flow
+from graph.model import InboundTls, Mode, Rule, Snapshot, WorkloadRef
 from graph.wire import hedgerow_pb2 as pb
 from graph.wire import hedgerow_pb2_grpc as rpc
 from graph.wire.codec import destination_to_message, encode_snapshot, flow_from_message

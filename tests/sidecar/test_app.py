@@ -19,7 +19,8 @@ import pytest
 import yaml
 
 from certs.spiffe import SpiffeId
-from graph.model import Destination, Direction, Endpoint, PortRange, Rule, Selector, Verdict, WorkloadRef
+from graph.directory import Destination, Endpoint
+from graph.model import Direction, PortRange, Rule, Selector, Verdict, WorkloadRef
 from hedgerow.local.views import infrastructure_script
 from sidecar.settings import Settings
 from tests.sidecar.fake_controller import TRUST_DOMAIN, WORKLOAD, FakeController, snapshot, until

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from graph.model import Destination, Endpoint, WorkloadRef
+from graph.directory import Destination, Endpoint
+from graph.model import WorkloadRef
 from graph.wire import hedgerow_pb2 as pb
 from sidecar.directory import DirectoryClient
 from sidecar.errors import Unresolved

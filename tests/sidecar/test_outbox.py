@@ -9,7 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from graph.model import Direction, Flow, Protocol, Verdict, WorkloadRef
+from graph.flow import Flow
+from graph.model import Direction, Protocol, Verdict, WorkloadRef
 from sidecar.outbox import Outbox
 
 FLOW = Flow(

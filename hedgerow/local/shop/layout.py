@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
-from graph.model import EdgeKey, Port, WorkloadRef
+from graph.flow import EdgeKey
+from graph.model import Port, WorkloadRef
 from hedgerow.local.description import Program, ServedAs, WorkloadSpec
 
 _HTTP = 8080

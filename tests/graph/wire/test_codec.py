@@ -11,18 +11,10 @@ from google.protobuf.message import DecodeError as ProtobufDecodeError
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from graph.directory import Destination
 from graph.errors import DecodeError, InvalidValue
-from graph.model import (
-    Destination,
-    Flow,
-    Mode,
-    Origin,
-    PortRange,
-    Rule,
-    Selector,
-    Snapshot,
-    WorkloadRef,
-)
+from graph.flow import Flow
+from graph.model import Mode, Origin, PortRange, Rule, Selector, Snapshot, WorkloadRef
 from graph.wire import bounds
 from graph.wire import hedgerow_pb2 as pb
 from graph.wire.codec import (

@@ -20,19 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from certs.ca import CertificateAuthority, SignedChain
 from certs.keys import make_csr, new_key
 from certs.spiffe import SpiffeId
-from graph.model import (
-    Destination,
-    Endpoint,
-    InboundTls,
-    Mode,
-    Origin,
-    PortRange,
-    Rule,
-    Selector,
-    Snapshot,
-    Verdict,
-    WorkloadRef,
-)
+from graph.directory import Destination, Endpoint
+from graph.model import InboundTls, Mode, Origin, PortRange, Rule, Selector, Snapshot, Verdict, WorkloadRef
 from sidecar.dataplane.proxy import DataPlane
 from sidecar.dataplane.settings import DataPlaneSettings
 from sidecar.dataplane.sockets import Address

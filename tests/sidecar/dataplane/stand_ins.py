@@ -14,7 +14,8 @@ from certs.contexts import client_context, server_context, verify_connection
 from certs.keys import make_csr, new_key
 from certs.spiffe import SpiffeId
 from certs.svid import instance_of
-from graph.model import Connection, Destination, Direction, Peer, Snapshot, WorkloadRef
+from graph.directory import Destination
+from graph.model import Connection, Direction, Peer, Snapshot, WorkloadRef
 from graph.policy import Decision, decide
 from sidecar.dataplane.contracts import Record
 from sidecar.errors import Unresolved

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from random import Random
 
-from graph.model import Endpoint
+from graph.directory import Endpoint
 from sidecar.dataplane.balance import Balancer
 
 ENDPOINTS = tuple(Endpoint(f"10.0.0.{number}", 80, identity=f"id{number}") for number in range(1, 6))

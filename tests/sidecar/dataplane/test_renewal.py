@@ -13,7 +13,8 @@ import time
 
 import pytest
 
-from graph.model import Destination, Endpoint, Mode, Snapshot, WorkloadRef
+from graph.directory import Destination, Endpoint
+from graph.model import Mode, Snapshot, WorkloadRef
 from sidecar.dataplane import pool
 from sidecar.dataplane.lease import Lease
 from sidecar.dataplane.proxy import DataPlane

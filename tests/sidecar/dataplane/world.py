@@ -8,7 +8,8 @@ import socket
 import struct
 
 from certs.spiffe import SpiffeId
-from graph.model import Destination, Endpoint, Mode, Snapshot, WorkloadRef
+from graph.directory import Destination, Endpoint
+from graph.model import Mode, Snapshot, WorkloadRef
 from sidecar.dataplane.proxy import DataPlane
 from sidecar.dataplane.settings import DataPlaneSettings, ExplicitInbound, ExplicitOutbound
 from sidecar.dataplane.sockets import Address

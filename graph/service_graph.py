@@ -328,7 +328,8 @@ class ServiceGraph:
         return self._place(flow.edge)
 
     def _place(self, key: EdgeKey) -> EdgeKey | None:
-        source, destination = self._fold(key.source), self._fold(key.destination)
+        source = self._fold(key.source)
+        destination = self._fold(key.destination, beside=source)
         if source != key.source or destination != key.destination:
             self.shed.folded += 1
             key = replace(key, source=source, destination=destination)
@@ -350,9 +351,15 @@ class ServiceGraph:
         ports: int = self._graph.number_of_edges(source, destination)
         return ports >= limit
 
-    def _fold(self, ref: WorkloadRef) -> WorkloadRef:
-        over = ref.is_external and ref not in self._graph and self._externals >= self._limits.external
-        return OTHER_ADDRESSES if over else ref
+    def _fold(self, ref: WorkloadRef, *, beside: WorkloadRef | None = None) -> WorkloadRef:
+        """:param beside: the other end, which may be about to take a place itself"""
+        if not self._is_new_address(ref):
+            return ref
+        taken = self._externals + (beside is not None and beside != ref and self._is_new_address(beside))
+        return OTHER_ADDRESSES if taken >= self._limits.external else ref
+
+    def _is_new_address(self, ref: WorkloadRef) -> bool:
+        return ref.is_external and ref != OTHER_ADDRESSES and ref not in self._graph
 
     def _add_node(self, ref: WorkloadRef) -> _Node:
         node = _Node(ref)

@@ -46,6 +46,8 @@ def _run(given: list[str]) -> int:
     protect_memory()
     raise_descriptor_limit()
     settings = Settings.load(options.config)
+    # gRPC's core writes to standard error by itself; what matters of it comes back as exceptions
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
     from sidecar import logs
 

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from random import Random
 from typing import Any, NoReturn
@@ -90,6 +91,9 @@ def translated() -> Iterator[None]:
     try:
         yield
     except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
+        # the frames that the error came through hold the failed call, the call its channel, and a channel goes on
+        # connecting, also a closed one, until the garbage collector comes by
+        traceback.clear_frames(error.__traceback__)
         raise translate(error) from None
 
 

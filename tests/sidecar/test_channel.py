@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 from dataclasses import replace
 
 import grpc
 import grpc.aio
 import pytest
 
+from certs.ca import CertificateAuthority
 from certs.keys import make_csr, new_key
 from graph.wire import hedgerow_pb2 as pb
 from graph.wire import hedgerow_pb2_grpc as rpc
-from sidecar.channel import converse, translate, translated
+from sidecar.channel import attestation_channel, converse, translate, translated
 from sidecar.errors import ControllerRefused, ControllerUnavailable
+from sidecar.settings import Address
 from tests.sidecar.fake_controller import running, snapshot, until
 
 
@@ -167,3 +171,20 @@ async def test_a_controller_without_our_trust_is_not_talked_to(controller, joine
         async with running(joined.link.keep("x", session)):
             await until(lambda: any("is not trusted" in text for text in seen))
     assert impostor.signatures == 0
+
+
+async def test_a_failed_call_is_gone_with_its_channel_which_would_go_on_connecting():
+    """Also before the garbage collector comes by: the controller must not be called by channels of the past."""
+    bundle = CertificateAuthority.create("hedgerow.test", time.time()).bundle()
+    gc.collect()
+    gc.disable()
+    try:
+        async with attestation_channel(Address("127.0.0.1", 1), bundle) as channel:
+            call = rpc.IssuerStub(channel).Sign(pb.SignRequest(csr_der=make_csr(new_key())), timeout=30)
+            with pytest.raises(ControllerUnavailable, match="nothing listens there"), translated():
+                await call
+        held = weakref.ref(call)  # and it holds gRPC's own half of the channel
+        del call
+        await until(lambda: held() is None)
+    finally:
+        gc.enable()

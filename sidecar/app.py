@@ -26,7 +26,7 @@ from sidecar.dataplane.proxy import DataPlane
 from sidecar.dataplane.settings import DataPlaneSettings, ExplicitInbound, ExplicitOutbound
 from sidecar.dataplane.sockets import Address as SocketAddress
 from sidecar.directory import DirectoryClient
-from sidecar.errors import ConfigError
+from sidecar.errors import CannotListen, ConfigError
 from sidecar.flows import FlowTracker
 from sidecar.policy_client import PolicyClient
 from sidecar.readiness import ReadinessServer
@@ -147,6 +147,11 @@ class _Mesh:
         self._directory.restore()
         try:
             await self._data_plane.start()
+        except CannotListen as error:
+            self._authority.close()
+            at = (error.host, error.port)
+            fields = [name for name, address in self._settings.listeners() if (address.host, address.port) == at]
+            raise ConfigError(": ".join([*fields[:1], str(error)])) from None
         except BaseException:
             self._authority.close()
             raise

@@ -15,6 +15,18 @@ class ConfigError(SidecarError):
     """The configuration can not be used; the message names the field and the remedy."""
 
 
+class CannotListen(ConfigError):
+    """An address can not be listened on.
+
+    :param host: with ``port``, the address
+    """
+
+    def __init__(self, host: str, port: int, message: str) -> None:
+        super().__init__(message)
+        self.host = host
+        self.port = port
+
+
 class StateError(SidecarError):
     """A file of the state directory can not be read, trusted or written; the message names it and the remedy."""
 

@@ -10,6 +10,7 @@ import asyncio
 import ipaddress
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -61,8 +62,10 @@ class ReadinessServer:
                 self._accept, self._listen.host, self._listen.port, limit=MAX_HEAD, backlog=MAX_CONNECTIONS
             )
         except OSError as error:
+            problem = os.strerror(error.errno) if error.errno else str(error)
             raise ConfigError(
-                f"ready_listen: {self._listen}: {error.strerror or error}; free the port or choose another one"
+                f"ready_listen: cannot listen on {self._listen}: {problem}; stop the program that holds the port, or "
+                "choose another address of this machine"
             ) from None
 
     async def stop(self) -> None:

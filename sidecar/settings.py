@@ -183,9 +183,10 @@ class Settings:
             raise ConfigError("explicit: missing; capture: explicit needs explicit.outbound or explicit.inbound")
         if self.capture is Capture.REDIRECT and explicit:
             raise ConfigError("explicit: set with capture: redirect; remove it, or write capture: explicit")
-        refuse_taken(self._listeners(), _refusal)
+        refuse_taken(self.listeners(), _refusal)
 
-    def _listeners(self) -> list[tuple[str, Address]]:
+    def listeners(self) -> list[tuple[str, Address]]:
+        """Every address that is listened on, under the name of its setting."""
         listeners = [("ready_listen", self.ready_listen)]
         if self.capture is Capture.REDIRECT:
             listeners += [("outbound_listen", self.outbound_listen), ("inbound_listen", self.inbound_listen)]

@@ -12,7 +12,7 @@ import socket
 import struct
 from typing import NamedTuple
 
-from sidecar.errors import ConfigError
+from sidecar.errors import CannotListen, ConfigError
 
 _SO_ORIGINAL_DST = 80  # the same number for IPv6, at level IPPROTO_IPV6
 _SO_MARK = 36
@@ -61,7 +61,7 @@ class Address(NamedTuple):
 def listener(address: Address, *, backlog: int = 4096, mark: int = 0) -> socket.socket:
     """Listen on ``address``. Accepted sockets inherit TCP_NODELAY.
 
-    :raises ConfigError: when the address can not be listened on, saying why
+    :raises CannotListen: saying why
     """
     sock = socket.socket(address.family, socket.SOCK_STREAM)
     try:
@@ -81,7 +81,7 @@ def listener(address: Address, *, backlog: int = 4096, mark: int = 0) -> socket.
             remedy = "use an address of this machine"
         elif error.errno in (errno.EACCES, errno.EPERM):
             remedy = "choose a port from 1024 up (a mark also needs CAP_NET_ADMIN)"
-        raise ConfigError(f"cannot listen on {address}: {error.strerror}; {remedy}") from error
+        raise CannotListen(*address, f"cannot listen on {address}: {error.strerror}; {remedy}") from error
     return sock
 
 

@@ -150,6 +150,6 @@ async def test_only_so_many_connections_at_once_and_silent_ones_keep_nobody_out(
 
 async def test_a_taken_port_is_named(served):
     other = ReadinessServer(Address("127.0.0.1", served.server.port), list, dict)
-    with pytest.raises(ConfigError, match=rf"ready_listen: 127\.0\.0\.1:{served.server.port}"):
+    with pytest.raises(ConfigError, match=rf"ready_listen: cannot listen on 127\.0\.0\.1:{served.server.port}"):
         await other.start()
     await other.stop()

@@ -201,9 +201,11 @@ class _InventoryFile:
         try:
             return load_inventory(self._path, self._trust_domain)
         except InventoryError as error:
-            raise InventoryError(
-                f"{self._path}: {error.problem}", field=error.field, remedy=error.remedy, code=error.code
-            ) from None
+            if not error.field:  # it is about the file as a whole, and names it
+                raise
+            where = f"{self._path}: {error.field}"
+            problem = error.problem.removesuffix(f" in {self._path}")
+            raise InventoryError(problem, field=where, remedy=error.remedy, code=error.code) from None
 
     def read_if_changed(self, *, asked: bool) -> Inventory | None:
         """None when it is as it was when it was last read, well or not."""
@@ -226,9 +228,8 @@ def prepare_state_dir(path: Path) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.stat()
     except OSError as error:
-        raise ConfigError(
-            f"{path} can not be made: {error.strerror}", field="state_dir", remedy="name a directory of your own"
-        ) from None
+        problem = "is no directory" if isinstance(error, FileExistsError) else f"can not be made: {error.strerror}"
+        raise ConfigError(f"{path} {problem}", field="state_dir", remedy="name a directory of your own") from None
     if stat.S_IMODE(found.st_mode) & stat.S_IWOTH:
         raise ConfigError(f"{path} can be written by everybody", field="state_dir", remedy=f"chmod 700 {path}")
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):

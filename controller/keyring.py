@@ -134,7 +134,7 @@ class Keyring:
             ring = cls(state_dir, due, lifetime, clock, random or Random())  # noqa: S311  # spreads renewals
             ring._write_bundle()
         except CertError as error:
-            raise ConfigError(str(error), remedy="see the message; nothing was changed") from None
+            raise ConfigError(str(error), remedy="nothing was changed") from None
         return ring
 
     # --- what others use

@@ -111,12 +111,14 @@ def unfit(name: str, problem: str, remedy: str) -> Unfit:
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it: bounded, and with its type."""
+    """A value as a message shows it: bounded, and so that a text is told from a number."""
     if value is None:
         return "nothing"
     if isinstance(value, Mapping | list):
         return "a mapping" if isinstance(value, Mapping) else "a list"
-    return f"{type(value).__name__} {str(value)[:60]!r}"
+    if isinstance(value, bool | int | float):
+        return str(value)[:60]
+    return repr(value[:60]) if isinstance(value, str) else f"{type(value).__name__} {str(value)[:60]!r}"
 
 
 # --- plain values

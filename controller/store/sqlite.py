@@ -70,7 +70,8 @@ class SqliteStore:
         checked = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
         connection.rollback()
         if checked != "ok":
-            raise StoreError(f"{self._path} is damaged: {checked}", remedy="restore it from a backup")
+            said = " ".join(str(checked).replace("*** in database main ***", "").split())
+            raise StoreError(f"{self._path} is damaged: {said}", remedy="restore it from a backup")
         found = migrations.migrate(connection, steps)
         if found != len(steps):  # so that the next start sees the version without reading the log
             cursor = connection.connection.cursor()  # a checkpoint is not possible inside a transaction
@@ -288,7 +289,10 @@ def _look(path: Path, newest: int) -> None:
     except sqlite3.Error as error:
         raise _translate(path, "open", error) from None
     if application == migrations.APPLICATION_ID:
-        migrations.check_not_newer(version, newest)
+        try:
+            migrations.check_not_newer(version, newest)
+        except StoreError as error:
+            raise StoreError(f"{path}: {error.problem}", remedy=error.remedy) from None
     elif application or version or tables:
         raise StoreError(f"{path} belongs to another program", remedy="set state_dir to a directory of its own")
 

@@ -208,6 +208,7 @@ def test_two_fields_do_not_listen_on_one_port() -> None:
 
 
 def test_what_a_message_shows_is_bounded_and_can_not_move_the_cursor() -> None:
-    assert shown("a\x1b[2J") == r"str 'a\x1b[2J'"
+    assert shown("a\x1b[2J") == r"'a\x1b[2J'"
+    assert (shown("8"), shown(8), shown(10**100), shown(True)) == ("'8'", "8", "1" + "0" * 59, "True")
     assert len(shown("x" * 10_000)) < 80
     assert (shown(None), shown({"a": 1}), shown([1])) == ("nothing", "a mapping", "a list")

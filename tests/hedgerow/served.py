@@ -57,7 +57,10 @@ def until[T](condition: Callable[[], T], what: str, seconds: float = 30.0) -> T:
 
 
 def configured(folder: Path, **changes: Any) -> Path:
-    """Write ``controller.yaml``, and the inventory when there is none, and return the former's path."""
+    """Write ``controller.yaml``, and the inventory when there is none, and return the former's path.
+
+    :param changes: settings in place of good ones; None leaves one out
+    """
     folder.mkdir(exist_ok=True)
     if not (folder / "inventory.yaml").exists():
         (folder / "inventory.yaml").write_text(INVENTORY)
@@ -72,7 +75,8 @@ def configured(folder: Path, **changes: Any) -> Path:
         "learning": {"min_connections": 3, "min_seconds": 0, "quiet_seconds": 0},
     }
     path = folder / "controller.yaml"
-    path.write_text(yaml.safe_dump({**config, **changes}))
+    whole = {name: value for name, value in {**config, **changes}.items() if value is not None}
+    path.write_text(yaml.safe_dump(whole))
     return path
 
 
@@ -123,6 +127,15 @@ class Served:
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.process.wait(30)
+
+    def says(self, words: str, begins: int = 0) -> str:
+        """Wait for a line of its log, from the byte ``begins`` on."""
+
+        def line() -> str:
+            text = self.log.read_bytes()[begins:].decode()
+            return next((each for each in text.splitlines() if words in each), "")
+
+        return until(line, f"{words!r} in the log")
 
     @property
     def token_file(self) -> Path:

@@ -27,6 +27,7 @@ from typing import Any
 
 import grpc
 import yaml
+from cryptography.x509 import load_der_x509_certificate
 
 from certs.certificate import pem_text
 from certs.keys import key_to_pem, make_csr, new_key
@@ -182,17 +183,23 @@ class Served:
             answer = rpc.IssuerStub(channel).Sign(pb.SignRequest(csr_der=make_csr(key), join_token=token), timeout=30)
         chain = pem_text(tuple(answer.chain_der)).encode()
         credentials = grpc.ssl_channel_credentials(roots, key_to_pem(key), chain)
-        member = Member(instance, grpc.secure_channel(self.grpc, credentials, _CHANNEL))
+        not_after = load_der_x509_certificate(answer.chain_der[0]).not_valid_after_utc.timestamp()
+        member = Member(instance, lambda: grpc.secure_channel(self.grpc, credentials, _CHANNEL), not_after)
         self._members.append(member)
         return member
 
 
 class Member:
-    """A sidecar's end of the controller's services, under its own certificate."""
+    """A sidecar's end of the controller's services, under its own certificate.
 
-    def __init__(self, instance: str, channel: grpc.Channel) -> None:
+    :param connect: opens a connection with that certificate, which is good until ``not_after``
+    """
+
+    def __init__(self, instance: str, connect: Callable[[], grpc.Channel], not_after: float) -> None:
         self.instance = instance
-        self._channel = channel
+        self.not_after = not_after
+        self._connect = connect
+        self._channel = connect()
         self._boot_id = f"boot-{instance}-{time.time_ns()}"
         self._sequence = itertools.count(1)
         self._answers: queue.SimpleQueue[pb.PolicyRequest] = queue.SimpleQueue()
@@ -200,6 +207,11 @@ class Member:
         self._thread: threading.Thread | None = None
         self.acknowledged = 0
         self.nack = ""
+
+    def reconnect(self) -> None:
+        """Go on over a new connection."""
+        self._channel.close()
+        self._channel = self._connect()
 
     def report(self, *flows: Flow) -> None:
         """Report flows, and wait for the acknowledgement: they are on disk and in the graph."""

@@ -36,11 +36,8 @@ class Term:
         self._timer: asyncio.TimerHandle | None = self._arm()
 
     def extend(self, lease: Lease) -> None:
-        """Go by ``lease`` from now on. Nothing changes when the term is over or was cancelled."""
+        """Go by ``lease`` from now on; a timer that comes too early for it looks again."""
         self.lease = lease
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = self._arm()
 
     def cancel(self) -> None:
         """Call nobody any more."""

@@ -45,6 +45,7 @@ class Pair:
 
     async def start(self, **settings):
         application, inbound = free_port(), free_port()
+        self.inbound_port = inbound
         server = await asyncio.start_server(apps.serve, "127.0.0.1", application)
         self.stack.callback(server.close)
         endpoint = Endpoint("127.0.0.1", inbound, identity=str(self.cart.identity))
@@ -154,7 +155,9 @@ async def test_a_connection_outlives_many_certificates_of_both_ends(pair, front,
     assert len(original.streams) == len(accepted.streams) == 2
     for tunnel in (original, accepted):
         assert tunnel.lease.proof.end == born_with
-        assert tunnel.lease.end > time.time() > born_with + 3 * LIFE - 1
+        assert tunnel.lease.end > time.time() >= born_with + 3 * LIFE
+    assert original.lease.proof.place == f"127.0.0.1:{pair.inbound_port}"
+    assert accepted.lease.proof.place == "127.0.0.1"
 
     another = await pair.connect()
     assert len(original.streams) == 2, "new streams go to a new tunnel"
@@ -203,6 +206,8 @@ async def test_without_the_renewal_of_one_end_connections_are_cut_when_its_certi
     await apps.until(lambda: not pair.outbound.outbound_tunnels and not pair.inbound.inbound_tunnels)
     assert "did not prove itself again before a certificate ended" in caplog.text
     assert pair.outbound.live_connections == pair.inbound.live_connections == 0
+    for leases in (pair.outbound._pool.leases, pair.inbound._inbound._leases):
+        assert leases._groups == {}, "nothing is remembered of tunnels that are gone"
 
     renew(silent, pair.authority, LIFE)
     await pair.connect()
@@ -221,6 +226,18 @@ async def test_connections_that_never_end_do_not_add_a_tunnel_with_every_renewal
         await connection.exchange()
         connection.writer.close()
     await apps.until(lambda: len(pair.outbound.outbound_tunnels) == 1)
+
+
+async def test_a_warm_tunnel_is_let_go_also_after_an_old_one_has_drained(authority, stack):
+    pair = await Pair(authority, stack).start(tunnel_idle=0.2)
+    connection = await pair.connect()
+    renew(pair.front, authority, 3600.0)
+    await apps.until(lambda: taken_over(pair.outbound._pool))
+    (slot,) = pair.outbound._pool._slots.values()
+    await apps.until(lambda: slot._idle_timer is None)  # it came, and there was still a stream
+    assert len(pair.outbound.outbound_tunnels) == 2
+    connection.writer.close()
+    await apps.until(lambda: not pair.outbound.outbound_tunnels and not pair.inbound.inbound_tunnels)
 
 
 def taken_over(dialled):

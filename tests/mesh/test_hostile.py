@@ -271,6 +271,19 @@ async def test_clocks_and_counters_of_a_liar_are_bounded(mesh: LocalMesh) -> Non
             assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+async def refusal_of(stream: Any, number: int) -> grpc.StatusCode | None:
+    """How the controller refuses one more stream of reports; None when it answers."""
+    try:
+        await stream.write(pb.FlowBatch(boot_id=f"b{number}", sequence=1))
+        if await stream.read() is not grpc.aio.EOF:
+            return None
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    except asyncio.InvalidStateError:  # it ended before there was anything to write to
+        pass
+    return await stream.code()
+
+
 async def test_a_sidecar_hears_its_own_policy_alone_and_opens_few_streams(mesh: LocalMesh) -> None:
     async with calling(mesh, EVIL) as channel:
         call = rpc.PolicyStub(channel).Watch(timeout=20)
@@ -280,12 +293,10 @@ async def test_a_sidecar_hears_its_own_policy_alone_and_opens_few_streams(mesh: 
         assert b"shop/victim" not in push.snapshot.payload
         call.cancel()
         streams = [rpc.TelemetryStub(channel).ReportFlows(timeout=20) for _ in range(8)]
-        for number, stream in enumerate(streams):
-            await stream.write(pb.FlowBatch(boot_id=f"b{number}", sequence=1))
-        answered = await asyncio.gather(*(stream.read() for stream in streams), return_exceptions=True)
-        refused = [each.code() for each in answered if isinstance(each, grpc.aio.AioRpcError)]
-        assert refused == [grpc.StatusCode.RESOURCE_EXHAUSTED] * len(refused)
-        assert len(refused) >= 4  # it has four, its own sidecar's among them
+        codes = await asyncio.gather(*(refusal_of(stream, number) for number, stream in enumerate(streams)))
+        # gRPC's client calls an end that comes while it writes an internal one, whatever the server said
+        assert set(codes) - {None} <= {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INTERNAL}
+        assert 1 <= codes.count(None) <= 4  # it has four, its own sidecar's among them
         for stream in streams:
             stream.cancel()
 

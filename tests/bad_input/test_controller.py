@@ -211,7 +211,7 @@ def test_a_mistake_is_named_and_nothing_is_touched(case: Case, outcomes: dict[st
     assert contents(outcome.folder) == outcome.before
 
 
-@pytest.mark.parametrize("name", ["an unknown workload", "busy web", "another trust domain"])
+@pytest.mark.parametrize("name", ["an unknown workload", "busy web"])
 def test_with_the_mistake_mended_everything_is_there(
     name: str, outcomes: dict[str, Future[Outcome]], kept: tuple[Path, dict[str, Any]]
 ) -> None:

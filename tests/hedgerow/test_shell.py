@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import pty
 import re
 import shutil
-import struct
 import subprocess
 import sys
-import termios
 from pathlib import Path
 
 import pytest
@@ -73,53 +68,33 @@ def test_without_a_command_there_is_help(command: Zygote, alone: str) -> None:
     assert "Commands:" in ended.out + ended.err
 
 
-def at_a_terminal(controller: Served, *arguments: str, columns: int = 80, **env: str) -> str:
-    """What the installed command writes to a terminal of so many columns."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        try:
-            fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-            os.execve(COMMAND, [str(COMMAND), *arguments], environment({**controller.access, **env}))
-        finally:
-            os._exit(127)
-    said = b""
-    while True:
-        try:
-            piece = os.read(terminal, 65536)
-        except OSError:  # how Linux says that the other end has closed
-            break
-        if not piece:
-            break
-        said += piece
-    os.close(terminal)
-    _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0, said
-    return said.decode().replace("\r\n", "\n")
-
-
 LINES = ["status", "graph", "flows", "policy show", "policy show shop/cart", "drift", "overrides", "audit --limit 3"]
 
 
-def test_tables_fit_into_80_columns_and_keep_names_whole(controller: Served) -> None:
+def test_tables_fit_into_80_columns_and_keep_names_whole(controller: Served, command: Zygote) -> None:
     reason = "somebody has to look at this, and it takes a long sentence to say why that is so, as it often does"
-    made = hedgerow("deny", "data/redis", "shop/cart:8080", "--for", "1h", "--reason", reason, env=controller.access)
+    made = command("deny", "data/redis", "shop/cart:8080", "--for", "1h", "--reason", reason, env=controller.access)
     assert made.code == 0
+
+    def seen(line: str, columns: int = 80) -> str:
+        return command.at_terminal(*line.split(), env={**controller.access, "NO_COLOR": "1"}, columns=columns)
+
     for line in LINES:
-        said = at_a_terminal(controller, *line.split(), NO_COLOR="1")
+        said = seen(line)
         assert "\x1b" not in said
         assert all(columns_of(part) <= 80 for part in said.splitlines() if "spiffe://" not in part), said
-    assert "shop/front → shop/cart:8080 " in at_a_terminal(controller, "graph")
-    assert "no room for" in at_a_terminal(controller, "flows", columns=60)
-    wide = at_a_terminal(controller, "flows", columns=200)
+    assert "shop/front → shop/cart:8080 " in seen("graph")
+    assert "no room for" in seen("flows", 60)
+    wide = seen("flows", 200)
     assert "no room for" not in wide
     assert "BYTES" in wide
-    assert reason in at_a_terminal(controller, "overrides", columns=250)
+    assert reason in seen("overrides", 250)
 
 
-def test_colours_are_for_terminals_whose_owner_wants_them(controller: Served) -> None:
-    assert "\x1b[31mdeny" in at_a_terminal(controller, "graph")
+def test_colours_are_for_terminals_whose_owner_wants_them(controller: Served, command: Zygote) -> None:
+    assert "\x1b[31mdeny" in command.at_terminal("graph", env=controller.access)
     for switch in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
-        assert "\x1b" not in at_a_terminal(controller, "graph", **switch)
+        assert "\x1b" not in command.at_terminal("graph", env={**controller.access, **switch})
 
 
 def test_a_terminal_without_arrows_is_no_traceback(controller: Served) -> None:

@@ -7,12 +7,19 @@ A few tests run the installed command itself instead; there, starting is what th
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import io
 import json
 import os
+import pty
+import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import termios
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +40,41 @@ class Zygote:
 
     def __call__(self, *arguments: str, env: Mapping[str, str] | None = None, cwd: str = "/") -> Ended:
         """Run ``hedgerow`` with these arguments to its end."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         with tempfile.TemporaryDirectory() as folder:
-            asked = {
-                "arguments": arguments,
-                "environment": environment(env),
-                "cwd": cwd,
-                "out": f"{folder}/out",
-                "err": f"{folder}/err",
-            }
-            self._process.stdin.write(json.dumps(asked) + "\n")
-            self._process.stdin.flush()
-            code = int(self._process.stdout.readline())
+            code = self._run(arguments, env, cwd, f"{folder}/out", f"{folder}/err")
             said = (Path(folder, "out").read_text(), Path(folder, "err").read_text())
             return Ended(subprocess.CompletedProcess(arguments, code, *said))
+
+    def at_terminal(self, *arguments: str, env: Mapping[str, str], columns: int = 80) -> str:
+        """Run it to a good end at a terminal of so many columns; what it wrote there."""
+        master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        pieces: list[bytes] = []
+
+        def read() -> None:
+            with contextlib.suppress(OSError):  # how Linux says that nobody has the other end any more
+                while piece := os.read(master, 65536):
+                    pieces.append(piece)
+
+        reading = threading.Thread(target=read)
+        reading.start()
+        try:
+            code = self._run(arguments, env, "/", os.ttyname(slave), os.ttyname(slave))
+        finally:
+            os.close(slave)
+            reading.join(30)
+            os.close(master)
+        said = b"".join(pieces).decode().replace("\r\n", "\n")
+        assert code == 0, said
+        return said
+
+    def _run(self, arguments: Sequence[str], env: Mapping[str, str] | None, cwd: str, out: str, err: str) -> int:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        asked = {"arguments": arguments, "environment": environment(env), "cwd": cwd, "out": out, "err": err}
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
 
     def close(self) -> None:
         self._process.communicate(timeout=30)
@@ -59,6 +86,8 @@ def _run(asked: dict[str, Any]) -> None:
     try:
         for descriptor, path in ((0, os.devnull), (1, asked["out"]), (2, asked["err"])):
             os.dup2(os.open(path, os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT, 0o600), descriptor)
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # for the whole process
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # likewise
         os.chdir(asked["cwd"])
         os.environ.clear()
         os.environ.update(asked["environment"])
@@ -82,8 +111,10 @@ def _serve() -> None:
     import aiohttp  # noqa: F401  # so that no child has to
     import yaml  # noqa: F401
 
-    import hedgerow.cli.app  # noqa: F401
+    from hedgerow.cli.app import app
 
+    with contextlib.redirect_stdout(io.StringIO()):
+        app(["version"], standalone_mode=False)  # typer imports half of itself when it first reads arguments
     while line := sys.stdin.readline():
         if (child := os.fork()) == 0:
             _run(json.loads(line))

@@ -335,7 +335,7 @@ async def test_renewal_under_load_fails_nothing(pods, sidecars, side):
         state = await front.until(lambda state: state["outbound"] == 2)
         assert state["streams"] == 1, "the old tunnel waits for its last stream, and one is warm"
         await apps.close(writer)
-        await front.until(lambda state: state["outbound"] == 1)
+        await front.until(lambda state: state["outbound"] <= 1)  # the warm one may have been let go meanwhile
     assert front.flows(failed=True) == cart.flows(failed=True) == []
     assert front.flows(verdict="deny") == cart.flows(verdict="deny") == []
 

@@ -230,6 +230,8 @@ async def test_connections_that_never_end_do_not_add_a_tunnel_with_every_renewal
 
 async def test_a_warm_tunnel_is_let_go_also_after_an_old_one_has_drained(authority, stack):
     pair = await Pair(authority, stack).start(tunnel_idle=0.2)
+    for held in (pair.front, pair.cart):
+        renew(held, authority, 3600.0)
     connection = await pair.connect()
     renew(pair.front, authority, 3600.0)
     await apps.until(lambda: taken_over(pair.outbound._pool))

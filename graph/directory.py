@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from graph.model import Protocol, WorkloadRef
+
+
+class Transport(StrEnum):
+    """How a meshed endpoint takes connections."""
+
+    TUNNEL = ""
+    """A Hedgerow sidecar: yamux tunnels, ALPN ``hedgerow/1``."""
+    MTLS = "mtls"
+    """Another mesh's proxy: SPIFFE mutual TLS, one TLS connection for each connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +22,7 @@ class Endpoint:
     """Where one instance of a destination takes connections.
 
     :param identity: the SPIFFE ID that it must prove, empty when it is not meshed
+    :param transport: how it is reached when it is meshed
     """
 
     address: str
@@ -19,6 +30,7 @@ class Endpoint:
     instance: str = ""
     identity: str = ""
     ready: bool = True
+    transport: Transport = Transport.TUNNEL
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,8 @@ class Flow:
     :param failed: connections that were allowed but did not reach the application
     :param bytes_sent: bytes from source to destination
     :param bytes_received: bytes from destination to source
+    :param requests: requests of ``operation``. A flow with an operation counts requests alone; the connections that
+        carried them and their bytes are in the flow without one
     :param first_seen: seconds since the epoch; also ``last_seen``
     """
 
@@ -83,6 +85,7 @@ class Flow:
     bytes_received: int = 0
     first_seen: float = 0.0
     last_seen: float = 0.0
+    requests: int = 0
 
     @property
     def edge(self) -> EdgeKey:

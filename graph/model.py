@@ -69,9 +69,19 @@ class InboundTls(StrEnum):
     STRICT = "strict"
 
 
+#: A DNS name of at least two labels, the last of which begins with a letter, so that no IP address is one
+#: (RFC 1123 section 2.1); underscores occur in names of services.
+_HOST = re.compile(r"(?=.{3,253}\Z)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+
+
+def is_host(text: str) -> bool:
+    """Whether ``text`` is a DNS name as we write it: lower case, without a final dot, two labels or more."""
+    return _HOST.fullmatch(text) is not None
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class WorkloadRef:
-    """The name of a workload, ``namespace/name``, or of something outside the mesh, ``-/address``."""
+    """The name of a workload, ``namespace/name``, or of something outside the mesh, ``-/address`` or ``-/host``."""
 
     namespace: str
     name: str
@@ -86,7 +96,8 @@ class WorkloadRef:
         if not slash:
             raise InvalidValue(field, f"{text!r} names no namespace", "write it as namespace/name, such as shop/cart")
         if namespace == EXTERNAL_NAMESPACE:
-            return cls.external(name, field=field)  # type: ignore[return-value]
+            known = cls.external_host if is_host(name) else cls.external
+            return known(name, field=field)  # type: ignore[return-value]
         if not _LABEL.fullmatch(namespace):
             raise InvalidValue(
                 field,
@@ -116,9 +127,24 @@ class WorkloadRef:
                 field, f"{address!r} is not an IP address", "write it as 192.0.2.7 or 2001:db8::7"
             ) from None
 
+    @classmethod
+    def external_host(cls, host: str, *, field: str = "host") -> WorkloadRef:
+        """Name something outside the inventory by its DNS name, in lower case and without a final dot.
+
+        :raises InvalidValue: naming ``field``, when ``host`` is no such name
+        """
+        if not is_host(host):
+            raise InvalidValue(field, f"{host[:64]!r} is not a host name", "write it as api.example.com")
+        return WorkloadRef(EXTERNAL_NAMESPACE, host)
+
     @property
     def is_external(self) -> bool:
         return self.namespace == EXTERNAL_NAMESPACE
+
+    @property
+    def host(self) -> str:
+        """The DNS name of something external that is known by it; empty otherwise."""
+        return self.name if self.is_external and is_host(self.name) else ""
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
@@ -194,6 +220,8 @@ class Peer:
     :param service_account: known alone (with ``namespace``) when the peer's SPIFFE ID stops at ``/sa/…``
     :param address: its IP address, where that is known
     :param verified: whether a certificate proved ``workload`` (or the account) in a mutual TLS handshake
+    :param host: the DNS name under which something external is reached, set only when an answer of DNS binds that name
+        to ``address``: what a client merely claims (SNI, ``Host``) is no proof of where it goes
     """
 
     workload: WorkloadRef | None = None
@@ -201,13 +229,16 @@ class Peer:
     service_account: str = ""
     address: str = ""
     verified: bool = False
+    host: str = ""
 
     def ref(self) -> WorkloadRef:
-        """The workload, else the address as an external reference.
+        """The workload, else the host or the address as an external reference.
 
-        :raises InvalidValue: when neither is known
+        :raises InvalidValue: when none is known
         """
-        return self.workload if self.workload is not None else WorkloadRef.external(self.address)
+        if self.workload is not None:
+            return self.workload
+        return WorkloadRef.external_host(self.host) if self.host else WorkloadRef.external(self.address)
 
 
 @lru_cache(maxsize=4096)
@@ -228,17 +259,30 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 class Selector:
     """Which peers a rule speaks of. Every part that is set must match; with none set it selects every peer.
 
-    ``namespace``, ``workload`` and ``service_account`` select identities; ``cidr`` selects addresses. A selector of
-    identities never matches the *source* of an inbound connection whose identity was not proved. ``cidr`` is kept in
-    canonical form (``10.0.0.1`` becomes ``10.0.0.1/32``).
+    ``namespace``, ``workload`` and ``service_account`` select identities; ``cidr`` selects addresses, ``host`` a name
+    outside the mesh (``api.example.com``, or ``*.example.com`` for every name below). A selector of identities never
+    matches the *source* of an inbound connection whose identity was not proved. ``cidr`` is kept in canonical form
+    (``10.0.0.1`` becomes ``10.0.0.1/32``).
     """
 
     namespace: str = ""
     workload: str = ""
     service_account: str = ""
     cidr: str = ""
+    host: str = ""
 
     def __post_init__(self) -> None:
+        if self.host:
+            if self.namespace:
+                raise InvalidValue(
+                    "selector.host", "set beside a namespace", "a host is outside the mesh: set it alone"
+                )
+            if not is_host(self.host.removeprefix("*.")):
+                raise InvalidValue(
+                    "selector.host",
+                    f"{self.host[:64]!r} is not a host name",
+                    "write api.example.com, or *.example.com for every name below it, in lower case",
+                )
         if self.workload and not self.namespace:
             raise InvalidValue("selector.workload", "a workload without a namespace", "set selector.namespace too")
         if self.service_account and not self.namespace:
@@ -254,6 +298,8 @@ class Selector:
     @classmethod
     def of(cls, ref: WorkloadRef) -> Selector:
         """Select exactly one workload, or one external address."""
+        if ref.host:
+            return cls(host=ref.host)
         if ref.is_external:
             address = ipaddress.ip_address(ref.name)
             return cls(cidr=f"{address}/{address.max_prefixlen}")
@@ -273,6 +319,12 @@ class Selector:
                 return False
             if self.service_account and peer.service_account != self.service_account:
                 return False
+        if self.host:
+            if self.host.startswith("*."):
+                if not peer.host.endswith(self.host[1:]):
+                    return False
+            elif peer.host != self.host:
+                return False
         if self.cidr:
             if not peer.address:
                 return False
@@ -287,6 +339,8 @@ class Selector:
             text = f"{self.namespace}/{self.workload}"
         elif self.namespace:
             text = f"{self.namespace}/*"
+        elif self.host:
+            text = self.host
         else:
             text = "" if self.cidr else "*"
         if self.service_account:
@@ -370,6 +424,7 @@ class Snapshot:
 
     :param version: grows with every change of this workload's policy; 0 is "never synced"
     :param issued_at: seconds since the epoch
+    :param protocols: (port, Kubernetes' ``appProtocol``) of the workload's own ports, as far as the inventory says
     """
 
     workload: WorkloadRef
@@ -380,6 +435,7 @@ class Snapshot:
     inbound_tls: InboundTls = InboundTls.PERMISSIVE
     rules: tuple[Rule, ...] = ()
     issued_at: float = 0.0
+    protocols: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

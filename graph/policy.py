@@ -11,10 +11,13 @@ The sidecar, the simulator, the "why" query and drift detection all call :func:`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from graph.model import Connection, Direction, InboundTls, Mode, Origin, Rule, Snapshot, Verdict
+
+#: Stands for every operation that no rule names; none can be named so.
+_NO_RULE_NAMES_IT = "\x00"
 
 
 class Reason(StrEnum):
@@ -61,16 +64,21 @@ class Decision:
 
 def matches(rule: Rule, connection: Connection, now: float) -> bool:
     """Whether ``rule`` speaks of ``connection`` at ``now`` (seconds since the epoch)."""
-    if rule.protocol is not connection.protocol or rule.expired(now):
-        return False
-    if rule.ports and not any(connection.port in ports for ports in rule.ports):
-        return False
     if (
         rule.operations
         and connection.operation not in rule.operations
         and (connection.operation or rule.effect is Verdict.ALLOW)
     ):
         return False  # an unknown operation is doubt: it is never allowed by, and always denied by, such a rule
+    return _speaks_of(rule, connection, now)
+
+
+def _speaks_of(rule: Rule, connection: Connection, now: float) -> bool:
+    """Whether ``rule`` speaks of some operation of ``connection``."""
+    if rule.protocol is not connection.protocol or rule.expired(now):
+        return False
+    if rule.ports and not any(connection.port in ports for ports in rule.ports):
+        return False
     unproved = connection.direction is Direction.INBOUND and not connection.source.verified
     if unproved and rule.source.by_identity:
         return False
@@ -123,6 +131,27 @@ def decide(snapshot: Snapshot, connection: Connection, now: float) -> Decision:
     if allow is not None:
         return Decision(Verdict.ALLOW, Verdict.ALLOW, Reason.ALLOW_RULE, allow)
     return _by_mode(mode, Verdict.DENY, Reason.NO_RULE, None)
+
+
+def admit(snapshot: Snapshot, connection: Connection, now: float) -> tuple[Decision, bool]:
+    """Judge a connection before its first operation is known: may it be opened, and must operations be judged too?
+
+    It may be opened when :func:`decide` allows it as it is, or when a rule allows some operation of it; each operation
+    is then judged by :func:`decide`, and bytes that are no operation are judged as the empty one.
+
+    :param connection: with an empty ``operation``
+    :return: the decision on the opening, and whether operations can come out differently from it
+    """
+    whole = decide(snapshot, connection, now)
+    named = [rule for rule in snapshot.rules if rule.operations and _speaks_of(rule, connection, now)]
+    if not named:
+        return whole, False
+    best = whole
+    for operation in sorted({name for rule in named for name in rule.operations} | {_NO_RULE_NAMES_IT}):
+        one = decide(snapshot, replace(connection, operation=operation), now)
+        if (one.allowed, one.pending is Verdict.ALLOW) > (best.allowed, best.pending is Verdict.ALLOW):
+            best = one
+    return best, True
 
 
 def _by_mode(mode: Mode, pending: Verdict, reason: Reason, rule: Rule | None) -> Decision:

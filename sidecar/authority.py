@@ -2,7 +2,8 @@
 
 The governing rules:
 
-1. Every verdict is :func:`graph.policy.decide`'s. The index by port only leaves out rules that can not match.
+1. Every verdict is :func:`graph.policy.decide`'s (of an opening, :func:`graph.policy.admit`'s). The index by port only
+   leaves out rules that can not match.
 2. Before the first snapshot the configured default holds, as a snapshot of version 0 without rules: enforcement, or
    learning where the settings say so. Never a silent allow.
 3. A rule's expiry changes verdicts without any message: at that moment subscribers are told.
@@ -17,7 +18,7 @@ from typing import Protocol
 
 from certs.spiffe import SpiffeId
 from graph.model import Connection, Direction, InboundTls, Mode, Peer, Snapshot, WorkloadRef
-from graph.policy import Decision, decide
+from graph.policy import Decision, admit, decide
 from sidecar.settings import Unsynced
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class PolicyAuthority:
         mode = Mode.LEARN if unsynced is Unsynced.LEARN else Mode.ENFORCE
         self._snapshot = Snapshot(self._workload, identity.trust_domain, 0, mode, mode, InboundTls.PERMISSIVE)
         self._by_port: dict[int, Snapshot] = {}
+        self._protocols: dict[int, str] = {}
         self._subscribers: list[Callable[[], None]] = []
         self._timer: Timer | None = None
 
@@ -82,10 +84,21 @@ class PolicyAuthority:
         return self._snapshot
 
     def outbound(self, destination: Peer, port: int) -> Decision:
-        return self._decide(Connection(Direction.OUTBOUND, self._self, destination, port))
+        connection = Connection(Direction.OUTBOUND, self._self, destination, port)
+        return admit(self._for(port), connection, self._clock())[0]
 
     def inbound(self, source: Peer, port: int) -> Decision:
-        return self._decide(Connection(Direction.INBOUND, source, self._self, port))
+        return admit(self._for(port), Connection(Direction.INBOUND, source, self._self, port), self._clock())[0]
+
+    def by_operation(self, source: Peer, port: int) -> bool:
+        return admit(self._for(port), Connection(Direction.INBOUND, source, self._self, port), self._clock())[1]
+
+    def operation(self, source: Peer, port: int, operation: str) -> Decision:
+        connection = Connection(Direction.INBOUND, source, self._self, port, operation=operation)
+        return decide(self._for(port), connection, self._clock())
+
+    def protocol(self, port: int) -> str:
+        return self._protocols.get(port, "")
 
     def subscribe(self, changed: Callable[[], None]) -> None:
         self._subscribers.append(changed)
@@ -94,6 +107,7 @@ class PolicyAuthority:
         """Put a snapshot in force. The caller has verified that it is authentic, ours and not older."""
         self._snapshot = snapshot
         self._by_port = {}
+        self._protocols = dict(snapshot.protocols)
         self._arm()
         self._tell()
 
@@ -103,8 +117,8 @@ class PolicyAuthority:
             self._timer.cancel()
             self._timer = None
 
-    def _decide(self, connection: Connection) -> Decision:
-        port = connection.port
+    def _for(self, port: int) -> Snapshot:
+        """The snapshot, as far as it can matter to ``port``."""
         snapshot = self._by_port.get(port)
         if snapshot is None:
             snapshot = self._snapshot
@@ -113,7 +127,7 @@ class PolicyAuthority:
                     rule for rule in snapshot.rules if not rule.ports or any(port in ports for ports in rule.ports)
                 )
                 snapshot = self._by_port[port] = replace(snapshot, rules=rules)
-        return decide(snapshot, connection, self._clock())
+        return snapshot
 
     def _arm(self) -> None:
         self.close()

@@ -17,7 +17,7 @@ from graph.errors import InvalidValue
 from graph.flow import Flow
 from graph.model import Direction, Protocol, Verdict, WorkloadRef
 from graph.policy import Decision
-from sidecar.dataplane.contracts import Record
+from sidecar.dataplane.contracts import Record, Request
 
 MAX_FLOWS = 4096
 
@@ -71,6 +71,7 @@ def merge(first: Flow, second: Flow) -> Flow:
         bytes_received=first.bytes_received + second.bytes_received,
         first_seen=min(first.first_seen, second.first_seen),
         last_seen=max(first.last_seen, second.last_seen),
+        requests=first.requests + second.requests,
     )
 
 
@@ -84,6 +85,7 @@ class _Sum:
     failed: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
+    requests: int = 0
     moved: bool = False
 
 
@@ -125,7 +127,7 @@ class FlowTracker:
     def opened(self, record: Record) -> None:
         self.total_records += 1
         try:
-            live = _Live(record, record.decision, self._key(record))
+            live = _Live(record, record.decision, self._key(record, record.decision))
         except InvalidValue:  # an end without workload and address can not be reported as anybody's
             self._count_shed()
             return
@@ -139,6 +141,25 @@ class FlowTracker:
         live = self._live.pop(id(record), None)
         if live is not None:
             self._finish(live)
+
+    def request(self, request: Request) -> None:
+        """Count one operation. Its time is its end, as far as anybody can tell: the clock is the harvest's."""
+        try:
+            key = replace(
+                self._key(request.record, request.decision),
+                operation=request.operation,
+            )
+        except InvalidValue:
+            self._count_shed()
+            return
+        added = self._sums.get(key)
+        if added is None:
+            if len(self._sums) >= self._max_flows:
+                self._count_shed()
+                return
+            since = max(request.record.opened_at, self._harvested_at)
+            added = self._sums[key] = _Sum(since, since, moved=True)
+        added.requests += 1
 
     def harvest(self, now: float) -> list[Flow]:
         """Take what was added since the last harvest.
@@ -169,7 +190,7 @@ class FlowTracker:
         record = live.record
         if record.decision is not live.decision:  # judged again under a newer snapshot
             live.decision = record.decision
-            live.key = self._key(record)
+            live.key = self._key(record, record.decision)
         sent = record.bytes_sent - live.bytes_sent
         received = record.bytes_received - live.bytes_received
         failed = record.failed and not live.failed
@@ -194,9 +215,8 @@ class FlowTracker:
         live.bytes_received = record.bytes_received
         return True
 
-    def _key(self, record: Record) -> FlowKey:
+    def _key(self, record: Record, decision: Decision) -> FlowKey:
         other = record.source if record.direction is Direction.INBOUND else record.destination
-        decision = record.decision
         return FlowKey(
             source=record.source.ref(),
             destination=record.destination.ref(),
@@ -235,6 +255,7 @@ class FlowTracker:
             failed=added.failed,
             bytes_sent=added.bytes_sent,
             bytes_received=added.bytes_received,
+            requests=added.requests,
             first_seen=added.first_seen,
             last_seen=max(added.last_seen, now) if added.moved else added.last_seen,
         )

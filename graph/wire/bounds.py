@@ -107,7 +107,10 @@ def read_workload(text: str, field: str) -> WorkloadRef:
 def read_address(text: str, field: str) -> str:
     if len(text) > 64:
         raise DecodeError(f"{len(text)} characters are not an IP address", field)
-    return read_workload(f"-/{text}", field).name
+    ref = read_workload(f"-/{text}", field)
+    if ref.host:
+        raise DecodeError(f"{text!r} is a name, not an IP address", field)
+    return ref.name
 
 
 def read_identity(text: str, field: str) -> str:

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Sequence
 
 from google.protobuf.message import DecodeError as ProtobufDecodeError
 
-from graph.directory import Destination, Endpoint
+from graph.directory import Destination, Endpoint, Transport
 from graph.errors import DecodeError, InvalidValue
 from graph.flow import Flow
 from graph.model import Direction, InboundTls, Mode, Origin, PortRange, Protocol, Rule, Selector, Snapshot, Verdict
@@ -102,6 +103,7 @@ def snapshot_to_message(snapshot: Snapshot) -> pb.Snapshot:
             inbound_tls=snapshot.inbound_tls.value,
             rules=[rule_to_message(rule) for rule in snapshot.rules],
             issued_at=snapshot.issued_at,
+            protocols=[pb.PortProtocol(port=port, app_protocol=name) for port, name in snapshot.protocols],
         ),
     )
 
@@ -132,7 +134,21 @@ def snapshot_from_message(message: pb.Snapshot) -> Snapshot:
         inbound_tls=read_enum(InboundTls, message.inbound_tls, "inbound_tls"),
         rules=rules,
         issued_at=read_time(message.issued_at, "issued_at"),
+        protocols=_protocols_from_messages(message.protocols),
     )
+
+
+def _protocols_from_messages(messages: Sequence[pb.PortProtocol]) -> tuple[tuple[int, str], ...]:
+    at_most(messages, MAX_PORT_RANGES, "protocols")
+    protocols: dict[int, str] = {}
+    for index, message in enumerate(messages):
+        field = f"protocols[{index}]"
+        refuse_unknown_fields(message)
+        port = read_port(message.port, f"{field}.port")
+        if port in protocols:
+            raise DecodeError(f"{port} is there twice", f"{field}.port")
+        protocols[port] = read_text(message.app_protocol, f"{field}.app_protocol", MAX_NAME, required=True)
+    return tuple(protocols.items())
 
 
 # Rules ----------------------------------------------------------------------------------------------------------------
@@ -199,6 +215,7 @@ def selector_to_message(selector: Selector) -> pb.Selector:
         workload=selector.workload,
         service_account=selector.service_account,
         cidr=selector.cidr,
+        host=selector.host,
     )
 
 
@@ -215,7 +232,7 @@ def selector_from_message(message: pb.Selector) -> Selector:
         if message.service_account:
             read_workload(f"{namespace}/{message.service_account}", "service_account")
     try:
-        selector = Selector(namespace, message.workload, message.service_account, message.cidr)
+        selector = Selector(namespace, message.workload, message.service_account, message.cidr, message.host)
     except InvalidValue as error:
         raise DecodeError(error.problem, error.field.removeprefix("selector.")) from None
     if message.cidr and message.cidr != str(ipaddress.ip_network(message.cidr)):
@@ -259,6 +276,7 @@ def flow_to_message(flow: Flow) -> pb.Flow:
             bytes_received=flow.bytes_received,
             first_seen=flow.first_seen,
             last_seen=flow.last_seen,
+            requests=flow.requests,
         ),
     )
 
@@ -290,6 +308,7 @@ def flow_from_message(message: pb.Flow) -> Flow:
         bytes_received=read_count(message.bytes_received, "bytes_received"),
         first_seen=read_time(message.first_seen, "first_seen"),
         last_seen=read_time(message.last_seen, "last_seen"),
+        requests=read_count(message.requests, "requests"),
     )
 
 
@@ -340,6 +359,7 @@ def endpoint_to_message(endpoint: Endpoint) -> pb.Endpoint:
         instance=endpoint.instance,
         identity=endpoint.identity,
         ready=endpoint.ready,
+        transport=endpoint.transport.value,
     )
 
 
@@ -352,4 +372,5 @@ def endpoint_from_message(message: pb.Endpoint) -> Endpoint:
         instance=read_text(message.instance, "instance", MAX_NAME),
         identity=read_identity(message.identity, "identity"),
         ready=message.ready,
+        transport=read_enum(Transport, message.transport, "transport"),
     )

@@ -63,7 +63,7 @@ class FlowAck(_message.Message):
     def __init__(self, boot_id: _Optional[str] = ..., sequence: _Optional[int] = ...) -> None: ...
 
 class Flow(_message.Message):
-    __slots__ = ("source", "destination", "port", "protocol", "direction", "reporter", "verified", "verdict", "pending", "reason", "rule_id", "operation", "source_identity", "destination_identity", "connections", "failed", "bytes_sent", "bytes_received", "first_seen", "last_seen")
+    __slots__ = ("source", "destination", "port", "protocol", "direction", "reporter", "verified", "verdict", "pending", "reason", "rule_id", "operation", "source_identity", "destination_identity", "connections", "failed", "bytes_sent", "bytes_received", "first_seen", "last_seen", "requests")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     DESTINATION_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
@@ -84,6 +84,7 @@ class Flow(_message.Message):
     BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
     FIRST_SEEN_FIELD_NUMBER: _ClassVar[int]
     LAST_SEEN_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
     source: str
     destination: str
     port: int
@@ -104,7 +105,8 @@ class Flow(_message.Message):
     bytes_received: int
     first_seen: float
     last_seen: float
-    def __init__(self, source: _Optional[str] = ..., destination: _Optional[str] = ..., port: _Optional[int] = ..., protocol: _Optional[str] = ..., direction: _Optional[str] = ..., reporter: _Optional[str] = ..., verified: _Optional[bool] = ..., verdict: _Optional[str] = ..., pending: _Optional[str] = ..., reason: _Optional[str] = ..., rule_id: _Optional[str] = ..., operation: _Optional[str] = ..., source_identity: _Optional[str] = ..., destination_identity: _Optional[str] = ..., connections: _Optional[int] = ..., failed: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., first_seen: _Optional[float] = ..., last_seen: _Optional[float] = ...) -> None: ...
+    requests: int
+    def __init__(self, source: _Optional[str] = ..., destination: _Optional[str] = ..., port: _Optional[int] = ..., protocol: _Optional[str] = ..., direction: _Optional[str] = ..., reporter: _Optional[str] = ..., verified: _Optional[bool] = ..., verdict: _Optional[str] = ..., pending: _Optional[str] = ..., reason: _Optional[str] = ..., rule_id: _Optional[str] = ..., operation: _Optional[str] = ..., source_identity: _Optional[str] = ..., destination_identity: _Optional[str] = ..., connections: _Optional[int] = ..., failed: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., first_seen: _Optional[float] = ..., last_seen: _Optional[float] = ..., requests: _Optional[int] = ...) -> None: ...
 
 class PolicyRequest(_message.Message):
     __slots__ = ("hello", "ack", "nack")
@@ -163,7 +165,7 @@ class SignedSnapshot(_message.Message):
     def __init__(self, payload: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., signer_chain_der: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Snapshot(_message.Message):
-    __slots__ = ("workload", "trust_domain", "version", "inbound_mode", "outbound_mode", "inbound_tls", "rules", "issued_at")
+    __slots__ = ("workload", "trust_domain", "version", "inbound_mode", "outbound_mode", "inbound_tls", "rules", "issued_at", "protocols")
     WORKLOAD_FIELD_NUMBER: _ClassVar[int]
     TRUST_DOMAIN_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -172,6 +174,7 @@ class Snapshot(_message.Message):
     INBOUND_TLS_FIELD_NUMBER: _ClassVar[int]
     RULES_FIELD_NUMBER: _ClassVar[int]
     ISSUED_AT_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOLS_FIELD_NUMBER: _ClassVar[int]
     workload: str
     trust_domain: str
     version: int
@@ -180,7 +183,16 @@ class Snapshot(_message.Message):
     inbound_tls: str
     rules: _containers.RepeatedCompositeFieldContainer[Rule]
     issued_at: float
-    def __init__(self, workload: _Optional[str] = ..., trust_domain: _Optional[str] = ..., version: _Optional[int] = ..., inbound_mode: _Optional[str] = ..., outbound_mode: _Optional[str] = ..., inbound_tls: _Optional[str] = ..., rules: _Optional[_Iterable[_Union[Rule, _Mapping]]] = ..., issued_at: _Optional[float] = ...) -> None: ...
+    protocols: _containers.RepeatedCompositeFieldContainer[PortProtocol]
+    def __init__(self, workload: _Optional[str] = ..., trust_domain: _Optional[str] = ..., version: _Optional[int] = ..., inbound_mode: _Optional[str] = ..., outbound_mode: _Optional[str] = ..., inbound_tls: _Optional[str] = ..., rules: _Optional[_Iterable[_Union[Rule, _Mapping]]] = ..., issued_at: _Optional[float] = ..., protocols: _Optional[_Iterable[_Union[PortProtocol, _Mapping]]] = ...) -> None: ...
+
+class PortProtocol(_message.Message):
+    __slots__ = ("port", "app_protocol")
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    APP_PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    port: int
+    app_protocol: str
+    def __init__(self, port: _Optional[int] = ..., app_protocol: _Optional[str] = ...) -> None: ...
 
 class Rule(_message.Message):
     __slots__ = ("id", "source", "destination", "ports", "protocol", "operations", "effect", "origin", "owner", "reason", "expires_at", "evidence", "essential")
@@ -213,16 +225,18 @@ class Rule(_message.Message):
     def __init__(self, id: _Optional[str] = ..., source: _Optional[_Union[Selector, _Mapping]] = ..., destination: _Optional[_Union[Selector, _Mapping]] = ..., ports: _Optional[_Iterable[_Union[PortRange, _Mapping]]] = ..., protocol: _Optional[str] = ..., operations: _Optional[_Iterable[str]] = ..., effect: _Optional[str] = ..., origin: _Optional[str] = ..., owner: _Optional[str] = ..., reason: _Optional[str] = ..., expires_at: _Optional[float] = ..., evidence: _Optional[_Iterable[str]] = ..., essential: _Optional[bool] = ...) -> None: ...
 
 class Selector(_message.Message):
-    __slots__ = ("namespace", "workload", "service_account", "cidr")
+    __slots__ = ("namespace", "workload", "service_account", "cidr", "host")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     WORKLOAD_FIELD_NUMBER: _ClassVar[int]
     SERVICE_ACCOUNT_FIELD_NUMBER: _ClassVar[int]
     CIDR_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     workload: str
     service_account: str
     cidr: str
-    def __init__(self, namespace: _Optional[str] = ..., workload: _Optional[str] = ..., service_account: _Optional[str] = ..., cidr: _Optional[str] = ...) -> None: ...
+    host: str
+    def __init__(self, namespace: _Optional[str] = ..., workload: _Optional[str] = ..., service_account: _Optional[str] = ..., cidr: _Optional[str] = ..., host: _Optional[str] = ...) -> None: ...
 
 class PortRange(_message.Message):
     __slots__ = ("first", "last")
@@ -271,15 +285,17 @@ class Destination(_message.Message):
     def __init__(self, address: _Optional[str] = ..., port: _Optional[int] = ..., protocol: _Optional[str] = ..., workload: _Optional[str] = ..., service: _Optional[str] = ..., meshed: _Optional[bool] = ..., endpoints: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., version: _Optional[int] = ...) -> None: ...
 
 class Endpoint(_message.Message):
-    __slots__ = ("address", "port", "instance", "identity", "ready")
+    __slots__ = ("address", "port", "instance", "identity", "ready", "transport")
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     address: str
     port: int
     instance: str
     identity: str
     ready: bool
-    def __init__(self, address: _Optional[str] = ..., port: _Optional[int] = ..., instance: _Optional[str] = ..., identity: _Optional[str] = ..., ready: _Optional[bool] = ...) -> None: ...
+    transport: str
+    def __init__(self, address: _Optional[str] = ..., port: _Optional[int] = ..., instance: _Optional[str] = ..., identity: _Optional[str] = ..., ready: _Optional[bool] = ..., transport: _Optional[str] = ...) -> None: ...

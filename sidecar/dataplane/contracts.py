@@ -31,10 +31,21 @@ class Authority(Protocol):
         """The workload that this sidecar belongs to."""
 
     def outbound(self, destination: Peer, port: int) -> Decision:
-        """Judge a connection of our application to ``destination``; ``port`` is the destination instance's."""
+        """Judge the opening of a connection of our application to ``destination``; ``port`` is the destination
+        instance's. Its operations are judged at the other end."""
 
     def inbound(self, source: Peer, port: int) -> Decision:
-        """Judge a connection to our application on ``port``."""
+        """Judge the opening of a connection to our application on ``port`` (:func:`graph.policy.admit`)."""
+
+    def by_operation(self, source: Peer, port: int) -> bool:
+        """Whether operations of that connection can come out differently from its opening. Then every operation has
+        to be asked about, and what is no operation is asked about as the empty one."""
+
+    def operation(self, source: Peer, port: int, operation: str) -> Decision:
+        """Judge one operation (``GET /cart/{id}``) on a connection to our application; empty: it is not known."""
+
+    def protocol(self, port: int) -> str:
+        """The ``appProtocol`` of our application's ``port``; empty when the inventory does not say."""
 
     def subscribe(self, changed: Callable[[], None]) -> None:
         """Have ``changed`` called after every change that can alter a verdict: a new snapshot, a rule's expiry."""
@@ -97,6 +108,7 @@ class Record:
     :param bytes_sent: bytes from source to destination so far; ``bytes_received`` the other way
     :param failed: it was allowed but never reached the application
     :param closed: no counter will change any more
+    :param protocol: what was recognised on it: ``tcp``, ``tls``, ``http``, ``http2``, ``grpc``; empty: not looked for
     """
 
     direction: Direction
@@ -111,6 +123,36 @@ class Record:
     bytes_received: int = 0
     failed: bool = False
     closed: bool = False
+    protocol: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One operation that was judged, after its end.
+
+    :param record: the connection that carried it
+    :param operation: method and templated path, as rules name it
+    :param protocol: ``http``, ``http2`` or ``grpc``
+    :param status: of the response, also of a refusal that we answered with; 0 when none came
+    :param grpc_status: gRPC's own, from the trailers; -1 when there was none
+    :param seconds: from the first byte of the request to the last of the response
+    :param request_bytes: of head and body; also ``response_bytes``
+    """
+
+    record: Record
+    operation: str
+    decision: Decision
+    protocol: str
+    status: int
+    seconds: float
+    request_bytes: int
+    response_bytes: int
+    grpc_status: int = -1
+    method: str = ""
+    path: str = ""
+    host: str = ""
+    user_agent: str = ""
+    request_id: str = ""
 
 
 class FlowSink(Protocol):
@@ -121,3 +163,6 @@ class FlowSink(Protocol):
 
     def closed(self, record: Record) -> None:
         """The connection ended; the record will not change any more."""
+
+    def request(self, request: Request) -> None:
+        """An operation ended, or was refused."""

@@ -251,6 +251,7 @@ def data_plane_settings(settings: Settings) -> DataPlaneSettings:
         ),
         sidecar_ports=frozenset(SIDECAR_PORTS | own) if redirect else frozenset(own),
         mark=settings.mark or 0,
+        **settings.limits,  # type: ignore[arg-type]  # read_limits has checked names and values
     )
 
 

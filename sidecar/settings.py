@@ -8,7 +8,8 @@ it and what to write instead.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from graph.fields import (
     word,
 )
 from sidecar.errors import ConfigError
+from sidecar.limits import read_limits
 
 #: A settings file is a page of text; more than this is a mistake.
 MAX_FILE_BYTES = 256 * 1024
@@ -103,6 +105,8 @@ class Settings:
     :param exclude_cidrs: destinations that are not captured
     :param report_interval: seconds between two reports of flows
     :param drain_seconds: how long open connections may go on after SIGTERM
+    :param limits: what bounds the data path, as far as it differs from
+        :class:`~sidecar.dataplane.settings.DataPlaneSettings`
     """
 
     instance: str
@@ -124,6 +128,7 @@ class Settings:
     explicit: Explicit = Explicit()
     report_interval: float = 1.0
     drain_seconds: float = 5.0
+    limits: Mapping[str, int | float] = field(default_factory=dict)
     log_level: str = "info"
 
     @classmethod
@@ -171,6 +176,7 @@ class Settings:
             explicit=fields.take("explicit", _explicit, Explicit()),
             report_interval=fields.take("report_interval", seconds(0.05, 300), 1.0),
             drain_seconds=fields.take("drain_seconds", seconds(0, 3600), 5.0),
+            limits=fields.take("limits", read_limits, {}),
             log_level=fields.take("log_level", word("debug", "info", "warning", "error"), "info"),
         )
         fields.finish()

@@ -55,11 +55,19 @@ class DataPlaneSettings:
     :param resolve_timeout: seconds to wait for the directory before an unknown destination is refused
     :param keepalive: seconds without a byte from the peer before a tunnel is pinged
     :param keepalive_timeout: seconds for the answer before the tunnel is ended
+    :param connection_idle: seconds that a connection may carry nothing in either direction before it is reset; a quarter
+        more may pass. As long as Envoy and Istio allow a TCP connection. 0: no limit
     :param half_closed_idle: seconds that a connection, one direction of which has ended, may carry nothing in the other
         before it is reset; up to twice as long may pass. 0: no limit, and a client that never ends its half stays
+    :param slow_reader: seconds that a receiver may take nothing of what is held for it before its connection is reset;
+        half as much more may pass. As long as Envoy waits for a stream to be flushed. 0: no limit
     :param tunnel_idle: seconds without a stream before a tunnel is let go
     :param backoff: seconds before an endpoint that failed is dialled again; doubles up to ``backoff_max``
     :param renewal_spread: seconds over which the peers are asked to come back after our certificate was renewed
+    :param memory_limit: bytes that our process may use; 0: what its control group allows, and without such a limit
+        nothing is watched
+    :param memory_high: the part of it from which on new connections and streams are refused, until we are below
+        ``memory_low``; those that run go on
     """
 
     addresses: frozenset[str] = frozenset()
@@ -84,8 +92,13 @@ class DataPlaneSettings:
     resolve_timeout: float = 5.0
     keepalive: float = 15.0
     keepalive_timeout: float = 10.0
+    connection_idle: float = 3600.0
     half_closed_idle: float = 3600.0
+    slow_reader: float = 300.0
     tunnel_idle: float = 300.0
     backoff: float = 0.05
     backoff_max: float = 1.0
     renewal_spread: float = 1.0
+    memory_limit: int = 0
+    memory_high: float = 0.9
+    memory_low: float = 0.8

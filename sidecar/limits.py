@@ -1,0 +1,100 @@
+"""The ``limits:`` section of ``sidecar.yaml``: every number that bounds the data path, with what may be written for it.
+
+The governing rule: there is no bound in the data path that a person can not see and set. Names, defaults and what each
+protects against are those of :class:`~sidecar.dataplane.settings.DataPlaneSettings`; here is only how far each may be
+moved, and that is checked when the file is read. ``docs/sidecar-settings.md`` tells people of all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from graph.fields import Check, Fields, Unfit, integer, seconds, shown, unfit
+from sidecar.dataplane.settings import DataPlaneSettings
+
+_WEEK: Final = 7 * 86_400.0
+_KIB: Final = 1 << 10
+_MIB: Final = 1 << 20
+_TIB: Final = 1 << 40
+
+
+def _or_off(check: Check[float]) -> Check[float]:
+    """0 for no limit at all, or what ``check`` lets through."""
+
+    def checked(value: object) -> float:
+        if value == 0 and not isinstance(value, bool):
+            return 0.0
+        try:
+            return check(value)
+        except Unfit as error:
+            raise Unfit(error.problem, f"{error.remedy}, or 0 for no limit") from None
+
+    return checked
+
+
+def _fraction(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.1 <= value <= 1:
+        raise Unfit(f"{shown(value)} is not such a fraction", "write a number from 0.1 to 1")
+    return float(value)
+
+
+def _size(low: int, *, off: bool = False) -> Check[int]:
+    inner = integer(low, _TIB)
+
+    def check(value: object) -> int:
+        return 0 if off and value == 0 and not isinstance(value, bool) else inner(value)
+
+    return check
+
+
+#: What may be written for each limit.
+CHECKS: Final[Mapping[str, Check[int] | Check[float]]] = MappingProxyType(
+    {
+        "connections": integer(1, 1_000_000),
+        "handshakes": integer(1, 65_536),
+        "tunnels_per_source": integer(1, 65_536),
+        "streams_per_tunnel": integer(1, 65_536),
+        "opens_per_second": integer(1, 1_000_000),
+        "resets_per_second": integer(1, 1_000_000),
+        "pings_per_second": integer(1, 10_000),
+        "buffered_bytes": _size(_MIB),
+        "control_bytes": _size(64 * _KIB),
+        "sniff_wait": seconds(0.01, 10),
+        "handshake_timeout": seconds(0.1, 300),
+        "connect_timeout": seconds(0.1, 300),
+        "resolve_timeout": seconds(0.1, 60),
+        "keepalive": seconds(1, 3600),
+        "keepalive_timeout": seconds(0.1, 600),
+        "connection_idle": _or_off(seconds(1, _WEEK)),
+        "half_closed_idle": _or_off(seconds(1, _WEEK)),
+        "slow_reader": _or_off(seconds(1, _WEEK)),
+        "tunnel_idle": seconds(1, 86_400),
+        "backoff": seconds(0.001, 60),
+        "backoff_max": seconds(0.001, 3600),
+        "renewal_spread": seconds(0, 3600),
+        "memory_limit": _size(16 * _MIB, off=True),
+        "memory_high": _fraction,
+        "memory_low": _fraction,
+    }
+)
+
+_DEFAULTS: Final = {one.name: one.default for one in dataclasses.fields(DataPlaneSettings)}
+#: Each pair's first must not be above its second.
+_ORDERED: Final = (("backoff", "backoff_max"), ("memory_low", "memory_high"))
+
+
+def read_limits(value: object) -> Mapping[str, int | float]:
+    """Read the section: those limits that differ from their defaults, by their names.
+
+    :raises Unfit: naming the limit, what is wrong with it and what to write instead
+    """
+    fields = Fields(value, unfit, noun="limit")
+    given: dict[str, int | float] = {name: fields.take(name, check, _DEFAULTS[name]) for name, check in CHECKS.items()}
+    fields.finish()
+    for low, high in _ORDERED:
+        if given[low] > given[high]:
+            fields.fail(low, f"{given[low]:g} is above {high}, which is {given[high]:g}", f"write at most {high}")
+    return MappingProxyType({name: limit for name, limit in given.items() if limit != _DEFAULTS[name]})

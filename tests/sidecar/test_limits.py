@@ -1,0 +1,116 @@
+"""Every limit of the data path can be set, within bounds, by its own name."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from sidecar.app import data_plane_settings
+from sidecar.dataplane.settings import DataPlaneSettings
+from sidecar.errors import ConfigError
+from sidecar.limits import CHECKS
+from sidecar.settings import Settings
+
+PAGE = Path(__file__).parents[2] / "docs" / "sidecar-settings.md"
+NEEDED = {
+    "instance": "cart-1",
+    "controller": "10.0.0.1:15012",
+    "issuer": "10.0.0.1:15013",
+    "trust_domain": "hedgerow.test",
+    "trust_bundle": "bundle.pem",
+    "state_dir": "state",
+    "addresses": ["10.0.0.7"],
+}
+DEFAULTS = {one.name: one.default for one in dataclasses.fields(DataPlaneSettings)}
+
+
+def parsed(**limits: object) -> DataPlaneSettings:
+    return data_plane_settings(Settings.parse({**NEEDED, "limits": limits}))
+
+
+def test_every_number_of_the_data_path_is_a_limit_that_can_be_set():
+    numbers = {name for name, default in DEFAULTS.items() if isinstance(default, int | float)}
+    assert numbers - {"mark"} == set(CHECKS)
+
+
+def test_without_the_section_the_defaults_hold():
+    made = data_plane_settings(Settings.parse(NEEDED))
+    assert {name: getattr(made, name) for name in CHECKS} == {name: DEFAULTS[name] for name in CHECKS}
+    assert Settings.parse({**NEEDED, "limits": {}}) == Settings.parse(NEEDED)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_the_default_of_each_can_be_written(name: str):
+    assert getattr(parsed(**{name: DEFAULTS[name]}), name) == DEFAULTS[name]
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_each_reaches_the_data_path(name: str):
+    other = {"backoff": 0.5, "memory_low": 0.7, "memory_high": 0.95, "memory_limit": 1 << 30}.get(name)
+    value = other if other is not None else type(DEFAULTS[name])(DEFAULTS[name] + 1)
+    assert getattr(parsed(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("value", [-1, 1e18, float("nan"), "10", True, None])
+def test_what_is_out_of_bounds_is_refused_by_name(name: str, value: object):
+    with pytest.raises(ConfigError, match=rf"^limits\.{name}: .*; write a? ?\w+"):
+        parsed(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["connection_idle", "half_closed_idle", "slow_reader", "memory_limit"])
+def test_what_can_be_without_limit_says_so(name: str):
+    assert getattr(parsed(**{name: 0}), name) == 0
+
+
+def test_a_misspelt_limit_is_refused_with_its_name():
+    with pytest.raises(ConfigError, match=r"limits\.conections: unknown limit; did you mean 'connections'"):
+        parsed(conections=5)
+    with pytest.raises(ConfigError, match="limits: a list is not a mapping"):
+        Settings.parse({**NEEDED, "limits": [1]})
+
+
+def test_limits_that_contradict_each_other_are_refused():
+    with pytest.raises(ConfigError, match=r"limits\.memory_low: 0\.8 is above memory_high, which is 0\.5"):
+        parsed(memory_high=0.5)
+    with pytest.raises(ConfigError, match=r"limits\.backoff: 5 is above backoff_max"):
+        parsed(backoff=5)
+
+
+def rows() -> dict[str, str]:
+    """Names and defaults as the page's tables give them."""
+    found = re.findall(r"^\| `([\w.]+)` \|([^|]*)\|", PAGE.read_text(), re.MULTILINE)
+    assert len(found) == len(dict(found)), "a setting stands twice"
+    return {name: default.strip() for name, default in found}
+
+
+def test_the_page_tells_of_every_setting_and_of_no_other():
+    settings = {one.name for one in dataclasses.fields(Settings)} - {"limits", "explicit"}
+    explicit = {"explicit.inbound", "explicit.outbound"}
+    assert set(rows()) == settings | explicit | {f"limits.{name}" for name in CHECKS}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_the_page_gives_the_default_of_each_limit(name: str):
+    written = rows()[f"limits.{name}"]
+    number = re.match(r"([\d.]+)( MiB)?", written)
+    assert number, written
+    assert float(number[1]) * ((1 << 20) if number[2] else 1) == DEFAULTS[name]
+
+
+def test_the_page_gives_the_default_of_each_setting():
+    for one in dataclasses.fields(Settings):
+        if one.name in ("limits", "explicit"):
+            continue
+        written = rows()[one.name]
+        if one.default is dataclasses.MISSING:
+            assert written == "**needed**", one.name
+        elif one.default in (None, ()):
+            assert written == "–", one.name
+        elif isinstance(one.default, int | float):
+            assert float(written.split()[0]) == one.default, one.name
+        else:
+            assert written == f"`{one.default}`", one.name

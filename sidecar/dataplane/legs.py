@@ -32,6 +32,10 @@ class Leg(Protocol):
         """Bytes written that the other end has not taken, as far as it can be known here."""
 
     @property
+    def reached(self) -> bool:
+        """Whether the other end has taken the connection, as far as it can be known here. It stays so."""
+
+    @property
     def closed(self) -> bool:
         """Nothing can be read or written any more."""
 
@@ -61,7 +65,8 @@ class Lane(Protocol):
         """The other end will send no more."""
 
     def drained(self, leg: Leg) -> None:
-        """Everything that was written has been taken; told only after ``unsent`` was not 0."""
+        """Everything that was written has been taken; told only after ``unsent`` was not 0, and also when ``end`` was
+        called meanwhile: before a leg that has nothing left to do closes itself."""
 
     def lost(self, leg: Leg, why: str) -> None:
         """The other end reset the connection, could not be reached, or a limit ended it. The leg is closed."""

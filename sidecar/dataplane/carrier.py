@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from sidecar.dataplane.guards import Budget as Budget
 from sidecar.dataplane.sending import Sender
-
-
-class Budget:
-    """Bytes held for receivers that do not read, over all tunnels."""
-
-    __slots__ = ("left",)
-
-    def __init__(self, limit: int) -> None:
-        self.left = limit
 
 
 class Attached(Protocol):

@@ -4,7 +4,7 @@ Rules:
 
 1. Register first, then judge. A change of policy between the two finds the connection and ends it.
 2. What a change denies is ended with a reset, at once.
-3. What has ended in one direction and carries nothing in the other for too long is ended with a reset.
+3. What carries nothing for too long is ended with a reset; what has ended in one direction, with a limit of its own.
 4. The flow sink hears ``opened`` once for every connection and ``closed`` once for every one that was not refused.
 """
 
@@ -18,6 +18,8 @@ from functools import partial
 from graph.model import Direction, Peer, Verdict
 from graph.policy import Decision, Reason
 from sidecar.dataplane.contracts import Authority, FlowSink, Record
+from sidecar.dataplane.guards import Budget, Guards
+from sidecar.dataplane.settings import DataPlaneSettings
 
 type _Key = tuple[Direction, Peer, int]
 
@@ -32,7 +34,7 @@ def refusal(reason: Reason) -> Decision:
 class Connection:
     """One connection's entry. Its owner calls :meth:`announce` when it runs and :meth:`finish` when it ended."""
 
-    __slots__ = ("_after", "_announced", "_end", "_idle_timer", "_key", "_register", "record")
+    __slots__ = ("_after", "_announced", "_end", "_idle_timer", "_key", "_quiet", "_register", "_seen", "record")
 
     def __init__(self, register: Connections, key: _Key, record: Record, end: Callable[[], None]) -> None:
         self._register = register
@@ -41,6 +43,8 @@ class Connection:
         self._announced = False
         self._after: Callable[[bool], None] | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
+        self._seen = -1  # what it had carried at the last look
+        self._quiet = 0  # looks since then that found nothing more
         self.record = record
 
     @property
@@ -65,9 +69,24 @@ class Connection:
         self._idle_timer = None
         carried = self._carried()
         if carried == before:
+            self._register.guards.counters.half_closed_ended += 1
             self.end()
         else:
             self._idle_timer = loop.call_later(self._register.half_closed_idle, self._check_idle, loop, carried)
+
+    def quiet(self) -> int:
+        """Look at it: how many looks, this one included, have found nothing carried since the one before."""
+        carried = self._carried()
+        if carried == self._seen:
+            self._quiet += 1
+        else:
+            self._seen, self._quiet = carried, 0
+        return self._quiet
+
+    @property
+    def budget(self) -> Budget:
+        """Where its owner accounts for what a receiver does not take."""
+        return self._register.guards.budget
 
     def _carried(self) -> int:
         return self.record.bytes_sent + self.record.bytes_received
@@ -129,12 +148,15 @@ class Connections:
     :param half_closed_idle: as in :class:`~sidecar.dataplane.settings.DataPlaneSettings`
     """
 
-    __slots__ = ("_authority", "_empty", "_groups", "count", "flows", "half_closed_idle")
+    __slots__ = ("_authority", "_empty", "_groups", "count", "flows", "guards", "half_closed_idle")
 
-    def __init__(self, authority: Authority, flows: FlowSink, half_closed_idle: float = 0.0) -> None:
+    def __init__(
+        self, authority: Authority, flows: FlowSink, half_closed_idle: float = 0.0, guards: Guards | None = None
+    ) -> None:
         self._authority = authority
         self.flows = flows
         self.half_closed_idle = half_closed_idle
+        self.guards = guards if guards is not None else Guards(DataPlaneSettings())
         self._groups: dict[_Key, set[Connection]] = {}
         self._empty: list[Callable[[], None]] = []
         #: How many there are.
@@ -189,6 +211,19 @@ class Connections:
                     connection.end()
                 elif connection.allowed:
                     connection.record.decision = decision
+
+    def end_idle(self, looks: int) -> int:
+        """End every connection that has carried nothing since this was called ``looks`` times before.
+
+        :returns: how many
+        """
+        ended = 0
+        for group in list(self._groups.values()):
+            for connection in list(group):
+                if connection.quiet() >= looks and not connection.record.closed:
+                    ended += 1
+                    connection.end()
+        return ended
 
     def end_all(self) -> None:
         """End every connection with a reset."""

@@ -25,7 +25,7 @@ class Relay:
     :param registered: the client's socket is registered with the reactor already
     """
 
-    __slots__ = ("_client", "_connection", "_reactor", "_server", "_timer", "connecting")
+    __slots__ = ("_client", "_connection", "_reactor", "_server", "_timer", "budget", "connecting")
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class Relay:
     ) -> None:
         self._reactor = reactor
         self._connection = connection
+        self.budget = connection.budget
         self.connecting = connecting > 0
         self._timer: asyncio.TimerHandle | None = None
         self._client = _End(self, client, is_client=True)
@@ -101,6 +102,7 @@ class Relay:
                 self._reactor.close(end.sock)
                 end.sock = None
                 end.pending = None
+                self.budget.drop(end)
         self._connection.finish(failed=failed)
 
     def _stop_timer(self) -> None:
@@ -180,12 +182,19 @@ class _End:
             return
         relay.count(self._is_client, taken)
         if taken < size:
-            other.pending = memoryview(bytes(view[taken:size]))
+            other.hold(bytes(view[taken:size]))
         elif size == _READ or self._hup:
             relay.again(self)
         else:
             self._readable = False  # a short read: empty; an edge will follow
             return
+
+    def hold(self, data: bytes) -> None:
+        """Keep what this end did not take; the other is not read meanwhile."""
+        if self._relay.budget.hold(self, len(data)):
+            self.pending = memoryview(data)
+        else:
+            self._relay.reset()
 
     def end_of_input(self) -> None:
         """The other side has ended and everything it sent is written: end this direction."""
@@ -212,6 +221,7 @@ class _End:
             self._relay.reset()
             return
         self._relay.count(not self._is_client, taken)
+        self._relay.budget.release(self, taken)
         self.pending = self.pending[taken:] if taken < len(self.pending) else None
         if self.pending is None and not self.other.queued:
             self.other.pump()

@@ -10,6 +10,7 @@ import errno
 import ipaddress
 import socket
 import struct
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from sidecar.errors import CannotListen, ConfigError
@@ -20,6 +21,9 @@ _TCP_NOTSENT_LOWAT = 25
 _LINGER_RESET = struct.pack("ii", 1, 0)
 _SOCKADDR_IN = struct.Struct("!2xH4s8x")
 _SOCKADDR_IN6 = struct.Struct("!2xH4x16s4x")
+
+#: Connections that the kernel accepts before we come to them.
+BACKLOG = 4096
 
 #: Results of a non-blocking connect that are no failure.
 CONNECTING = (0, errno.EINPROGRESS)
@@ -58,7 +62,27 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def listener(address: Address, *, backlog: int = 4096, mark: int = 0) -> socket.socket:
+class Inherited:
+    """Listening sockets that another process gave us, until somebody takes them.
+
+    :param listeners: by the address of the settings that each was opened for
+    """
+
+    def __init__(self, listeners: Iterable[tuple[Address, socket.socket]] = ()) -> None:
+        self._listeners = dict(listeners)
+
+    def take(self, address: Address) -> socket.socket | None:
+        """The socket that listens on ``address``, which is the caller's from here on; None when there is none."""
+        return self._listeners.pop(address, None)
+
+    def close(self) -> None:
+        """Close what nobody took."""
+        for sock in self._listeners.values():
+            sock.close()
+        self._listeners.clear()
+
+
+def listener(address: Address, *, backlog: int = BACKLOG, mark: int = 0) -> socket.socket:
     """Listen on ``address``. Accepted sockets inherit TCP_NODELAY.
 
     :raises CannotListen: saying why

@@ -283,11 +283,9 @@ class Stream:
         self._give_up(tell=False)
 
     def _hold(self, data: bytes) -> None:
-        budget = self._carrier.budget
-        if budget.left < len(data):
+        if not self._carrier.budget.hold(self, len(data)):
             self.reset()
             return
-        budget.left -= len(data)
         self._queue.append(data)
 
     def _drain(self) -> None:
@@ -298,7 +296,7 @@ class Stream:
             while queue:
                 data = queue[0]
                 taken = self._send(data)
-                budget.left += taken
+                budget.release(self, taken)
                 self._count(taken)
                 if taken < len(data):
                     queue[0] = memoryview(data)[taken:]
@@ -374,7 +372,7 @@ class Stream:
             self._timer.cancel()
             self._timer = None
         if self._queue:
-            self._carrier.budget.left += sum(map(len, self._queue))
+            self._carrier.budget.drop(self)
             self._queue.clear()
         self._reactor.close(sock)
         del self._recv_into, self._send  # bound methods would keep a cycle with the socket

@@ -291,6 +291,7 @@ class Tunnel:
         if not self._opens.take(self._reactor.loop.time()):
             raise FrameError(f"more than {self._settings.opens_per_second} streams opened a second")
         if len(self.streams) >= self._settings.streams_per_tunnel:
+            self.budget.counters.streams_refused += 1
             self.refuse(stream_id)
         else:
             self._owner.tunnel_stream(self, stream_id)
@@ -376,6 +377,7 @@ class Tunnel:
         self._owner.tunnel_closed(self, why)
 
     def _protocol_error(self, error: FrameError) -> None:
+        self.budget.counters.tunnels_broken += 1
         self._owner.tunnel_complaint(self, f"broke the tunnel protocol: {error}")
         self.leaving = True
         self.sender.control(frames.GO_AWAY, 0, frames.PROTOCOL_ERROR)

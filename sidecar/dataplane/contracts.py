@@ -101,6 +101,20 @@ class Credentials(Protocol):
         """Have ``renewed`` called after a new certificate or trust bundle came into force."""
 
 
+class Taps(Protocol):
+    """Knows which connections a person watches now."""
+
+    def wants(self, port: int) -> bool:
+        """Whether new connections to our application on ``port`` have to be inspected."""
+
+
+class NoTaps:
+    """Nobody watches."""
+
+    def wants(self, port: int) -> bool:
+        return False
+
+
 @dataclass(slots=True)
 class Record:
     """One live connection's account. The data path adds to the counters, the flow tracker reads them.
@@ -109,6 +123,7 @@ class Record:
     :param failed: it was allowed but never reached the application
     :param closed: no counter will change any more
     :param protocol: what was recognised on it: ``tcp``, ``tls``, ``http``, ``http2``, ``grpc``; empty: not looked for
+    :param service: the service that our application asked for, as :attr:`graph.directory.Destination.service` names it
     """
 
     direction: Direction
@@ -124,6 +139,7 @@ class Record:
     failed: bool = False
     closed: bool = False
     protocol: str = ""
+    service: str = ""
 
 
 @dataclass(frozen=True, slots=True)

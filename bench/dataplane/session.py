@@ -1,0 +1,257 @@
+"""One run: make the beds and pairs that the wanted measures need, check them, measure in rounds, hand back figures.
+
+Slices of all pairs are taken in a new random order in every round, so that a machine's phases, and whatever one slice
+leaves behind for the next, fall on all alike. Any failed request ends the run.
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.dataplane import checks, envoy, haproxy, mitm
+from bench.dataplane.identity import Identities, openssl_config
+from bench.dataplane.launch import Program, run
+from bench.dataplane.load import LoadFailed, command, read
+from bench.dataplane.measures import (
+    AGAIN,
+    DIRECT,
+    ENVOY_CONNECT,
+    ENVOY_HTTP,
+    ENVOY_TCP,
+    HAPROXY_HTTP,
+    HAPROXY_TCP,
+    MITMDUMP,
+    OURS,
+    QUIET,
+    Lane,
+    Load,
+    Measure,
+    loads_of,
+)
+from bench.dataplane.network import GRPC_PORT, STREAM_PORT, Bed, make_switch, start_nginx
+from bench.dataplane.ours import Mesh, silence, why_not
+from bench.dataplane.pairs import Pair
+from hedgerow.local.sandbox import STATE
+from sidecar.__main__ import ALLOCATOR
+
+KNOCKS = 10_000
+#: The first of a pair's ports, see the modules of the peers.
+_BASES = {ENVOY_TCP: 1, ENVOY_CONNECT: 2, ENVOY_HTTP: 3, HAPROXY_TCP: 4, HAPROXY_HTTP: 5, MITMDUMP: 6}
+_FRESH_BASE = 50
+_DESCRIPTORS = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is done.
+
+    :param seconds: of one slice
+    :param bulk_bytes: of one download
+    :param memory_rounds: how often fresh processes are started for the memory rows
+    :param seed: of the order of slices
+    """
+
+    rounds: int
+    seconds: float
+    bulk_bytes: int
+    memory_rounds: int
+    seed: int
+
+
+@dataclass(slots=True)
+class Taken:
+    """What a run found: figures by (load, figure) and pair, one a round; measures that could not be taken, and why."""
+
+    figures: dict[tuple[str, str], dict[str, list[float]]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def add(self, load: str, pair: str, figures: dict[str, float]) -> None:
+        for name, value in figures.items():
+            self.figures.setdefault((load, name), {}).setdefault(pair, []).append(value)
+
+    def of(self, measure: Measure) -> dict[str, list[float]]:
+        """The figures of a measure by pair."""
+        return self.figures[measure.load, measure.figure]
+
+
+class Session:
+    """Everything that runs during a benchmark; made inside a sandbox, which clears away what is left.
+
+    :param say: takes one line of progress
+    """
+
+    def __init__(self, plan: Plan, say: Callable[[str], None]) -> None:
+        self._plan = plan
+        self._say = say
+        self._random = random.Random(plan.seed)
+        self._stack = ExitStack()
+        self._servers: dict[str, Program] = {}
+        self._beds: dict[str, Bed] = {}
+        self.pairs: dict[str, Pair] = {}
+        self.folder = Path(tempfile.mkdtemp(prefix="bench-", dir=STATE))
+        self.folder.chmod(0o755)
+
+    def __enter__(self) -> Session:
+        try:
+            return self._prepare()
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _prepare(self) -> Session:
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(_DESCRIPTORS, most), most))
+        make_switch()
+        for number, name in enumerate(("peers", "ours", "quiet", "fresh"), 1):
+            self._beds[name] = bed = Bed.make(name, number)
+            server = start_nginx(bed, self.folder / f"nginx-{name}", self._plan.bulk_bytes)
+            self._servers[name] = server
+            self._stack.callback(server.stop)
+        message = self.folder / "message"
+        message.write_bytes(b"\0\0\0\0\x05hello")
+        self._grpc_message = str(message)
+        environment = {"OPENSSL_CONF": str(openssl_config(self.folder)), **ALLOCATOR}
+        own = [self._beds[name] for name in ("ours", "quiet", "fresh")]
+        self.mesh = Mesh(self.folder / "mesh", own, environment)
+        self._stack.callback(self.mesh.close)
+        self.mesh.enforce()
+        self.identities = Identities.make(self.mesh.authority, self.folder / "identities")
+        self._impostor = checks.Impostor(self.identities)
+        self._stack.callback(self._impostor.close)
+        return self
+
+    # --- pairs
+
+    def start(self, name: str, *, profile: bool = False) -> Pair:
+        """Start a pair and check it; it lives until the session ends."""
+        if name not in self.pairs:
+            pair = self._make(name, self._beds["peers"], _BASES.get(name, 0), profile=profile)
+            self.pairs[name] = pair
+            self._stack.callback(pair.stop)
+        return self.pairs[name]
+
+    def _make(self, name: str, bed: Bed, base: int, *, profile: bool = False) -> Pair:
+        """Start a pair in a bed, its first connection under the eyes of the checks."""
+        if name == OURS:
+            bed = self._beds["ours"] if bed is self._beds["peers"] else bed
+        elif name == QUIET:
+            bed = self._beds["quiet"]
+        wire = checks.Wire(bed)
+        try:
+            pair = self._started(name, bed, base, profile)
+            try:
+                checks.check(pair, next(iter(pair.fronts)), self.identities, self._impostor)
+                if pair.tls is not None:
+                    checks.check_wire(pair, wire.take())
+            except BaseException:
+                pair.stop()
+                raise
+        finally:
+            wire.close()
+        self._say(f"{name}: mutual TLS checked" if pair.tls else f"{name}: no proxy")
+        return pair
+
+    def _started(self, name: str, bed: Bed, base: int, profile: bool) -> Pair:
+        if name == OURS:
+            return self.mesh.pair(f"{name}-{bed.number}", bed, profile=profile)
+        if name == QUIET:
+            settings = silence()
+            assert not isinstance(settings, str), "asked for before"
+            return self.mesh.pair(name, bed, settings=settings)
+        if name == DIRECT:
+            port = (bed.server.address, STREAM_PORT)
+            calls = (bed.server.address, GRPC_PORT)
+            return Pair(name, bed, {Lane.STREAM: port, Lane.HTTP: port, Lane.GRPC: calls})
+        if name == MITMDUMP:
+            return mitm.pair(bed, self.identities, self.folder, base)
+        make = haproxy.pair if name in (HAPROXY_TCP, HAPROXY_HTTP) else envoy.pair
+        return make(name, bed, self.identities, self.folder, base)
+
+    # --- measuring
+
+    def take(self, measures: list[Measure]) -> Taken:
+        """Take the figures of all ``measures`` that can be taken.
+
+        :raises BenchFailed: when a pair is not what it should be, or ends
+        :raises LoadFailed: when a request failed
+        """
+        taken = Taken()
+        todo: list[tuple[Load, str]] = []
+        ours = self.start(OURS)
+        reasons = {lane: why_not(self.mesh, lane, ours) for lane in {load.lane for load, _ in loads_of(measures)}}
+        quiet = silence()
+        for load, names in loads_of(measures):
+            if reasons[load.lane]:
+                mine = [measure.name for measure in measures if measure.load == load.name]
+                taken.skipped |= dict.fromkeys(mine, reasons[load.lane])
+                continue
+            if QUIET in names and isinstance(quiet, str):
+                taken.skipped |= {one.name: quiet for one in measures if QUIET in one.requirements[0].against}
+                names = tuple(name for name in names if name != QUIET)
+            for name in names:
+                self.start(OURS if name == AGAIN else name)
+            todo += [(load, name) for name in names]
+        self._warm(todo)
+        for number in range(self._plan.rounds):
+            self._random.shuffle(todo)
+            for load, name in todo:
+                taken.add(load.name, name, self.slice(load, self.pairs[OURS if name == AGAIN else name]))
+            self._say(f"round {number + 1} of {self._plan.rounds}")
+        if any(not measure.load for measure in measures):
+            for _ in range(self._plan.memory_rounds):
+                self._memory(taken)
+        return taken
+
+    def _warm(self, todo: Iterable[tuple[Load, str]]) -> None:
+        """One slice of each, unmeasured: tunnels, pools, caches, grown windows."""
+        for load, name in todo:
+            if name != AGAIN:
+                self.slice(load, self.pairs[name])
+
+    def slice(self, load: Load, pair: Pair, seconds: float | None = None) -> dict[str, float]:
+        """One slice of a load through a pair.
+
+        :returns: its figures; ``cpu`` is microseconds of processor time for a request, on each side
+        """
+        host, port = pair.fronts[load.lane]
+        argv = command(load, host, port, seconds or self._plan.seconds, self._grpc_message)
+        before = pair.cpu()
+        try:
+            text = run([*pair.bed.client.enter(), *argv])
+            figures = read(load, text, bulk_bytes=self._plan.bulk_bytes)
+        except LoadFailed as failure:
+            words = "\n".join(f"{one.name}: {one.last_words()}" for one in pair.programs)
+            raise LoadFailed(f"{load.name} through {pair.name}: {failure}\n{words}") from None
+        if pair.programs:
+            figures["cpu"] = (pair.cpu() - before) / figures["requests"] / 2 * 1e6
+        return figures
+
+    # --- memory
+
+    def _memory(self, taken: Taken) -> None:
+        """Fresh processes of each kind: resident bytes after one request, and after ten thousand connections."""
+        kinds = [OURS, ENVOY_TCP, ENVOY_CONNECT]
+        self._random.shuffle(kinds)
+        for name in kinds:
+            bed = self._beds["fresh" if name == OURS else "peers"]
+            pair = self._make(name, bed, _FRESH_BASE + _BASES.get(name, 0))
+            try:
+                idle = pair.rss()
+                host, port = pair.fronts[Lane.STREAM]
+                knock = [sys.executable, "-m", "bench.dataplane.knock", host, str(port), str(KNOCKS)]
+                path = {"PYTHONPATH": str(Path(__file__).parents[2])}
+                run([*pair.bed.client.enter(), *knock], seconds=180, env=path)
+                taken.add("", name, {"idle": idle, "after": pair.rss()})
+            finally:
+                pair.stop()
+        self._say("memory of fresh processes taken")

@@ -9,7 +9,7 @@ none of them blocks.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -76,6 +76,12 @@ class Credentials(Protocol):
 
     @property
     def server_context(self) -> ssl.SSLContext: ...
+
+    def mesh_context(self, *, server_side: bool, alpn: Sequence[str]) -> ssl.SSLContext:
+        """The same for a connection with another mesh's proxy: it offers, or selects, ``alpn`` and not our own.
+
+        Made when it is first asked for, and kept: ``alpn`` comes from a short list.
+        """
 
     @property
     def identity(self) -> SpiffeId:

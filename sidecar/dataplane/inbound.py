@@ -1,18 +1,16 @@
-"""Connections to our application: told apart by their first bytes, judged, and passed on.
+"""Connections to our application: accepted here, told apart by their first bytes (:mod:`sidecar.dataplane.arrival`),
+judged, and handed to the lane that carries them (:mod:`sidecar.dataplane.serving`).
 
 Rules:
 
 1. A connection that was captured on the way to anything but an application port of ours is refused.
-2. A ClientHello that offers our ALPN gets a tunnel, if a certificate proves who the peer is; every stream of it is
-   judged on its own. Everything else is plaintext of an unknown source, and judged as that.
-3. A server that speaks first needs a client that waits: without a byte within ``sniff_wait`` it is plaintext.
-4. Nobody is kept out by those who only begin: of too many connections that are not yet anybody's the longest waiting
+2. Every stream of a tunnel is judged on its own. What is no tunnel is plaintext of an unknown source.
+3. Nobody is kept out by those who only begin: of too many connections that are not yet anybody's the longest waiting
    one is dropped, and one address may hold only so many tunnels.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
 import time
@@ -20,23 +18,19 @@ from collections import Counter
 
 from graph.model import Direction, Peer
 from graph.policy import Reason
-from sidecar.dataplane import clienthello, sockets, tls
-from sidecar.dataplane.clienthello import ClientHello, Reading
-from sidecar.dataplane.fabric import Acceptor, Fabric, peer_of
+from sidecar.dataplane import sockets, tls
+from sidecar.dataplane.arrival import Arrival
+from sidecar.dataplane.fabric import Acceptor, Fabric, destination_peer, peer_of
 from sidecar.dataplane.lease import Lease, Leases
 from sidecar.dataplane.live import Connection, new_record, refusal, report_refused
-from sidecar.dataplane.reactor import EDGE, IN, RDHUP
-from sidecar.dataplane.relay import Relay
-from sidecar.dataplane.settings import ALPN
+from sidecar.dataplane.serving import serve_stream
 from sidecar.dataplane.sockets import Address
-from sidecar.dataplane.stream import Stream
-from sidecar.dataplane.tls import Channel, Handshake, HandshakeFailed, PeerRefused
+from sidecar.dataplane.tls import Channel, PeerRefused
 from sidecar.dataplane.tunnel import Tunnel
 
 _log = logging.getLogger(__name__)
 
 _INFO, _WARNING = logging.INFO, logging.WARNING
-_ALPN = ALPN.encode()
 
 
 class Inbound:
@@ -47,7 +41,7 @@ class Inbound:
     def __init__(self, fabric: Fabric) -> None:
         self._fabric = fabric
         self._acceptors: list[Acceptor] = []
-        self._arriving: dict[_Arrival, None] = {}  # sniffed, or in a handshake; the longest waiting first
+        self._arriving: dict[Arrival, None] = {}  # sniffed, or in a handshake; the longest waiting first
         self._tunnels: set[_Accepted] = set()
         self._tunnels_from: Counter[str] = Counter()  # by the peer's address
         self._leases = Leases()
@@ -69,11 +63,16 @@ class Inbound:
     def tunnels(self) -> list[Tunnel]:
         return [owner.tunnel for owner in self._tunnels if owner.tunnel is not None]
 
+    @property
+    def busy(self) -> bool:
+        """Whether there are tunnels, or connections that are not yet anybody's."""
+        return bool(self._tunnels or self._arriving)
+
     def drain(self) -> None:
         """Take no more connections, and ask the peers to open their next streams elsewhere."""
         self._draining = True
         for acceptor in self._acceptors:
-            acceptor.close()
+            acceptor.finish()
         self._acceptors.clear()
         for tunnel in self.tunnels:
             tunnel.leave()
@@ -96,6 +95,7 @@ class Inbound:
         if load >= fabric.settings.connections:
             text = "refused a connection: too many at once (%d, %d of them new)"
             fabric.complaints.say(_WARNING, text, load, len(self._arriving))
+            fabric.guards.counters.connections_refused += 1
             sockets.refuse(sock)
             return
         if declared is not None:
@@ -113,7 +113,8 @@ class Inbound:
             return
         if len(self._arriving) >= fabric.settings.handshakes:
             next(iter(self._arriving)).abort("too many begin at once")
-        arrival = _Arrival(self, fabric, sock, source, port, application)
+            fabric.guards.counters.handshakes_dropped += 1
+        arrival = Arrival(self, fabric, sock, source, port, application)
         self._arriving[arrival] = None
         arrival.begin()
 
@@ -129,7 +130,7 @@ class Inbound:
             return None
         return target
 
-    def arrived(self, arrival: _Arrival) -> None:
+    def arrived(self, arrival: Arrival) -> None:
         """A connection is no longer sniffed or in a handshake."""
         self._arriving.pop(arrival, None)
 
@@ -144,6 +145,7 @@ class Inbound:
             return
         if self._tunnels_from[source] >= fabric.settings.tunnels_per_source:
             fabric.complaints.say(_WARNING, "refused a tunnel of %s: %s has too many", proof.peer.spiffe_id, source)
+            fabric.guards.counters.tunnels_refused += 1
             fabric.reactor.close(sock)
             return
         identity = proof.peer.spiffe_id
@@ -180,136 +182,6 @@ class Inbound:
             self._tunnels_from[owner.address] -= 1
             if not self._tunnels_from[owner.address]:
                 del self._tunnels_from[owner.address]
-
-
-class _Arrival:
-    """A connection whose first bytes decide what it is."""
-
-    __slots__ = ("_application", "_fabric", "_handshake", "_inbound", "_port", "_said", "_sock", "_source", "_timer")
-
-    def __init__(
-        self, inbound: Inbound, fabric: Fabric, sock: socket.socket, source: str, port: int, application: Address
-    ) -> None:
-        self._inbound = inbound
-        self._fabric = fabric
-        self._sock: socket.socket | None = sock
-        self._source = source
-        self._port = port
-        self._application = application
-        self._said = False  # part of a client hello came
-        self._timer: asyncio.TimerHandle | None = None
-        self._handshake: Handshake | None = None
-
-    def begin(self) -> None:
-        fabric = self._fabric
-        assert self._sock is not None
-        self._timer = fabric.reactor.loop.call_later(fabric.settings.sniff_wait, self._plaintext)
-        fabric.reactor.register(self._sock, IN | RDHUP | EDGE, self)
-        self.on_event(IN)
-
-    def on_event(self, events: int) -> None:
-        if self._sock is None:
-            return
-        try:
-            data = self._sock.recv(clienthello.LIMIT, socket.MSG_PEEK)
-        except BlockingIOError:
-            return
-        except OSError:
-            self.abort("the client is gone")
-            return
-        if not data:
-            self._plaintext()  # a client that only ends its direction is still one
-            return
-        reading = clienthello.read(data)
-        if reading is Reading.MORE and not events & RDHUP:
-            self._wait_for_hello()
-        elif reading is Reading.MORE:
-            self.abort("half a client hello, and no more to come")
-        elif isinstance(reading, ClientHello) and _ALPN in reading.alpn:
-            self._tunnel()
-        else:
-            self._plaintext()
-
-    def abort(self, why: str) -> None:
-        if self._handshake is not None:
-            self._handshake.abort(why)
-            return
-        sock = self._leave()
-        if sock is not None:
-            sockets.reset(sock)
-            self._fabric.reactor.close(sock)
-
-    def _wait_for_hello(self) -> None:
-        """A hello in pieces has the time of one handshake, however many pieces there are."""
-        if self._said:
-            return
-        self._said = True
-        assert self._timer is not None
-        self._timer.cancel()
-        loop, settings = self._fabric.reactor.loop, self._fabric.settings
-        self._timer = loop.call_later(settings.handshake_timeout, self.abort, "half a client hello")
-
-    def _leave(self) -> socket.socket | None:
-        """Be done with the socket, which somebody else takes or closes."""
-        sock, self._sock = self._sock, None
-        if sock is not None:
-            assert self._timer is not None
-            self._timer.cancel()
-            self._inbound.arrived(self)
-        return sock
-
-    def _tunnel(self) -> None:
-        fabric = self._fabric
-        sock = self._sock
-        assert sock is not None
-        assert self._timer is not None
-        self._timer.cancel()
-        self._sock = None  # still arriving, until the handshake is done
-        sockets.tune_tunnel(sock)
-
-        def done(result: Channel | HandshakeFailed) -> None:
-            self._inbound.arrived(self)
-            if isinstance(result, Channel):
-                self._inbound.run_tunnel(sock, result, self._source, self._port, self._application)
-            elif result.untrusted:
-                self._inbound.refuse_untrusted(self._source, self._port, str(result))
-            else:
-                text = "handshake with %s for port %d failed: %s"
-                fabric.complaints.say(_INFO, text, self._source, self._port, result)
-
-        self._handshake = Handshake(
-            fabric.reactor,
-            sock,
-            fabric.credentials,
-            server_side=True,
-            registered=True,
-            timeout=fabric.settings.handshake_timeout,
-            done=done,
-        )
-
-    def _plaintext(self) -> None:
-        sock = self._leave()
-        if sock is None:
-            return
-        fabric = self._fabric
-        source = Peer(address=self._source)
-        record = new_record(Direction.INBOUND, source, destination_peer(fabric, verified=False), self._port)
-
-        def end(connection: Connection) -> None:
-            sockets.reset(sock)
-            fabric.reactor.close(sock)
-            connection.finish()
-
-        connection = fabric.connections.judge(record, end)
-        server = connect(fabric, self._application) if connection.allowed else None
-        if server is None:
-            sockets.reset(sock)
-            fabric.reactor.close(sock)
-            connection.finish(failed=True)
-            return
-        connecting = fabric.settings.connect_timeout
-        Relay(fabric.reactor, sock, server, connection, connecting=connecting, registered=True)
-        connection.announce()
 
 
 class _Accepted:
@@ -350,18 +222,11 @@ class _Accepted:
             connection.finish()
 
         connection = fabric.connections.judge(record, end)
-        if not connection.allowed or fabric.connections.count > fabric.settings.connections:
+        if not connection.allowed or fabric.full:
             tunnel.refuse(stream_id)
             connection.finish(failed=True)
             return
-        server = connect(fabric, self._application)
-        if server is None:
-            tunnel.refuse(stream_id)
-            connection.finish(failed=True)
-            return
-        connecting = fabric.settings.connect_timeout
-        Stream(fabric.reactor, tunnel, stream_id, server, connection, opened_here=False, connecting=connecting)
-        connection.announce()
+        serve_stream(fabric, tunnel, stream_id, connection, self._port, self._application)
 
     def tunnel_leaving(self, tunnel: Tunnel) -> None:
         """The peer opens no more streams here; it closes the tunnel when the last one ends."""
@@ -376,21 +241,3 @@ class _Accepted:
     def tunnel_closed(self, tunnel: Tunnel, why: str) -> None:
         _log.debug("tunnel of %s to port %d ended: %s", self._identity, self._port, why)
         self._inbound.forget(self, tunnel)
-
-
-def connect(fabric: Fabric, application: Address) -> socket.socket | None:
-    """Begin to connect to our application; None when that failed at once."""
-    try:
-        sock = sockets.outgoing(application.family, fabric.settings.mark)
-    except OSError as error:
-        _log.error("cannot open a socket to the application: %s", error.strerror)
-        return None
-    if sock.connect_ex(application) not in sockets.CONNECTING:
-        sock.close()
-        return None
-    return sock
-
-
-def destination_peer(fabric: Fabric, *, verified: bool) -> Peer:
-    """Ourselves, as the destination."""
-    return peer_of(fabric.credentials.identity, fabric.own_address, verified)

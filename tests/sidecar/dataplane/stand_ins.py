@@ -10,14 +10,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from certs.bundle import TrustBundle
 from certs.ca import CertificateAuthority
-from certs.contexts import client_context, server_context, verify_connection
+from certs.contexts import Contexts, client_context, server_context, verify_connection
 from certs.keys import make_csr, new_key
 from certs.spiffe import SpiffeId
 from certs.svid import instance_of
 from graph.directory import Destination
 from graph.model import Connection, Direction, Peer, Snapshot, WorkloadRef
-from graph.policy import Decision, decide
-from sidecar.dataplane.contracts import Record
+from graph.policy import Decision, admit, decide
+from sidecar.dataplane.contracts import Record, Request
 from sidecar.errors import Unresolved
 
 TRUST_DOMAIN = "hedgerow.test"
@@ -40,10 +40,20 @@ class HeldPolicy:
         return self._snapshot.workload
 
     def outbound(self, destination: Peer, port: int) -> Decision:
-        return self._decide(Connection(Direction.OUTBOUND, Peer(self.workload, verified=True), destination, port))
+        connection = Connection(Direction.OUTBOUND, Peer(self.workload, verified=True), destination, port)
+        return admit(self._snapshot, connection, time.time())[0]
 
     def inbound(self, source: Peer, port: int) -> Decision:
-        return self._decide(Connection(Direction.INBOUND, source, Peer(self.workload, verified=True), port))
+        return admit(self._snapshot, self._inbound(source, port), time.time())[0]
+
+    def by_operation(self, source: Peer, port: int) -> bool:
+        return admit(self._snapshot, self._inbound(source, port), time.time())[1]
+
+    def operation(self, source: Peer, port: int, operation: str) -> Decision:
+        return decide(self._snapshot, self._inbound(source, port, operation), time.time())
+
+    def protocol(self, port: int) -> str:
+        return dict(self._snapshot.protocols).get(port, "")
 
     def subscribe(self, changed: Callable[[], None]) -> None:
         self._changed.append(changed)
@@ -53,8 +63,8 @@ class HeldPolicy:
         for changed in self._changed:
             changed()
 
-    def _decide(self, connection: Connection) -> Decision:
-        return decide(self._snapshot, connection, time.time())
+    def _inbound(self, source: Peer, port: int, operation: str = "") -> Connection:
+        return Connection(Direction.INBOUND, source, Peer(self.workload, verified=True), port, operation=operation)
 
 
 class HeldDirectory:
@@ -103,6 +113,7 @@ class HeldCredentials:
         self.instance = instance_of(chain_der[0])
         self.not_after = not_after
         self._bundle = bundle
+        self.mesh_context = Contexts(chain_der, key, bundle).get
         self.client_context: ssl.SSLContext = client_context(chain_der, key, bundle, alpn=self._alpn)
         self.server_context: ssl.SSLContext = server_context(chain_der, key, bundle, alpn=self._alpn)
 
@@ -150,6 +161,7 @@ class FlowList:
     def __init__(self) -> None:
         self.opened_records: list[Record] = []
         self.closed_records: list[Record] = []
+        self.requests: list[Request] = []
 
     def opened(self, record: Record) -> None:
         assert not any(known is record for known in self.opened_records[-64:]), "opened twice"
@@ -159,3 +171,6 @@ class FlowList:
         assert record.closed, "closed without the mark"
         assert not any(known is record for known in self.closed_records[-64:]), "closed twice"
         self.closed_records.append(record)
+
+    def request(self, request: Request) -> None:
+        self.requests.append(request)

@@ -1,0 +1,202 @@
+"""The first bytes of a connection to our application, and what they make of it.
+
+Rules:
+
+1. A ClientHello that offers our ALPN gets a tunnel, if a certificate proves who the peer is. Everything else is
+   plaintext of an unknown source, and judged as that.
+2. A server that speaks first needs a client that waits: without a byte in time it is opaque plaintext.
+3. Bytes are looked at where they are: nothing is taken from the socket before somebody owns the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import Protocol
+
+from graph.model import Direction, Peer
+from sidecar.dataplane import clienthello, sockets
+from sidecar.dataplane.clienthello import ClientHello, Reading
+from sidecar.dataplane.detect import Kind, detect
+from sidecar.dataplane.fabric import Fabric, destination_peer
+from sidecar.dataplane.live import Connection, new_record
+from sidecar.dataplane.reactor import EDGE, IN, RDHUP
+from sidecar.dataplane.serving import first_byte_wait, is_opaque, serve_socket
+from sidecar.dataplane.settings import ALPN
+from sidecar.dataplane.sockets import Address
+from sidecar.dataplane.tls import Channel, Handshake, HandshakeFailed
+
+_INFO = logging.INFO
+_ALPN = ALPN.encode()
+
+
+class Arrivals(Protocol):
+    """Is told what becomes of arrivals."""
+
+    def arrived(self, arrival: Arrival) -> None:
+        """It is no longer sniffed or in a handshake."""
+
+    def run_tunnel(self, sock: socket.socket, channel: Channel, source: str, port: int, application: Address) -> None:
+        """A handshake with our ALPN is complete."""
+
+    def refuse_untrusted(self, source: str, port: int, why: str) -> None:
+        """A peer did not prove who it is; its connection is closed already."""
+
+
+class Arrival:
+    """A connection whose first bytes decide what it is."""
+
+    __slots__ = (
+        "_application",
+        "_fabric",
+        "_half_hello",
+        "_handshake",
+        "_inbound",
+        "_port",
+        "_said",
+        "_sock",
+        "_source",
+        "_timer",
+    )
+
+    def __init__(
+        self, inbound: Arrivals, fabric: Fabric, sock: socket.socket, source: str, port: int, application: Address
+    ) -> None:
+        self._inbound = inbound
+        self._fabric = fabric
+        self._sock: socket.socket | None = sock
+        self._source = source
+        self._port = port
+        self._application = application
+        self._said = False  # something came
+        self._half_hello = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._handshake: Handshake | None = None
+
+    def begin(self) -> None:
+        fabric = self._fabric
+        assert self._sock is not None
+        self._timer = fabric.reactor.loop.call_later(first_byte_wait(fabric, self._port), self._silent)
+        fabric.reactor.register(self._sock, IN | RDHUP | EDGE, self)
+        self.on_event(IN)
+
+    def on_event(self, events: int) -> None:
+        if self._sock is None:
+            return
+        try:
+            data = self._sock.recv(clienthello.LIMIT, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.abort("the client is gone")
+            return
+        if not data:
+            self._plaintext(Kind.OTHER)  # a client that only ends its direction is still one
+            return
+        reading = clienthello.read(data)
+        if reading is Reading.MORE and not events & RDHUP:
+            self._half_hello = True
+            self._wait_for_more()
+        elif reading is Reading.MORE:
+            self.abort("half a client hello, and no more to come")
+        elif isinstance(reading, ClientHello) and _ALPN in reading.alpn:
+            self._tunnel()
+        elif isinstance(reading, ClientHello):
+            self._plaintext(Kind.TLS)
+        elif is_opaque(self._fabric, Peer(address=self._source), self._port):
+            self._plaintext(Kind.OTHER)
+        elif (kind := detect(data)) is not Kind.MORE or events & RDHUP:
+            self._plaintext(kind)
+        else:
+            self._wait_for_more()
+
+    def abort(self, why: str) -> None:
+        if self._handshake is not None:
+            self._handshake.abort(why)
+            return
+        sock = self._leave()
+        if sock is not None:
+            sockets.reset(sock)
+            self._fabric.reactor.close(sock)
+
+    def _wait_for_more(self) -> None:
+        """First bytes in pieces have the time of one handshake, however many pieces there are."""
+        if self._said:
+            return
+        self._said = True
+        assert self._timer is not None
+        self._timer.cancel()
+        loop, settings = self._fabric.reactor.loop, self._fabric.settings
+        self._timer = loop.call_later(settings.handshake_timeout, self._unclear)
+
+    def _leave(self) -> socket.socket | None:
+        """Be done with the socket, which somebody else takes or closes."""
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            assert self._timer is not None
+            self._timer.cancel()
+            self._inbound.arrived(self)
+        return sock
+
+    def _tunnel(self) -> None:
+        fabric = self._fabric
+        sock = self._sock
+        assert sock is not None
+        assert self._timer is not None
+        self._timer.cancel()
+        self._sock = None  # still arriving, until the handshake is done
+        sockets.tune_tunnel(sock)
+
+        def done(result: Channel | HandshakeFailed) -> None:
+            self._inbound.arrived(self)
+            if isinstance(result, Channel):
+                self._inbound.run_tunnel(sock, result, self._source, self._port, self._application)
+            elif result.untrusted:
+                self._inbound.refuse_untrusted(self._source, self._port, str(result))
+            else:
+                text = "handshake with %s for port %d failed: %s"
+                fabric.complaints.say(_INFO, text, self._source, self._port, result)
+
+        self._handshake = Handshake(
+            fabric.reactor,
+            sock,
+            fabric.credentials,
+            server_side=True,
+            registered=True,
+            timeout=fabric.settings.handshake_timeout,
+            done=done,
+        )
+
+    def _silent(self) -> None:
+        """The client waits for a server that speaks first."""
+        self._fabric.detection.timed_out(self._port)
+        self._plaintext(Kind.OTHER)
+
+    def _unclear(self) -> None:
+        """What came in time is half of something."""
+        if self._half_hello:
+            self.abort("half a client hello")
+        else:
+            self._plaintext(Kind.OTHER)
+
+    def _plaintext(self, kind: Kind) -> None:
+        sock = self._leave()
+        if sock is None:
+            return
+        fabric = self._fabric
+        source = Peer(address=self._source)
+        record = new_record(Direction.INBOUND, source, destination_peer(fabric, verified=False), self._port)
+
+        def end(connection: Connection) -> None:
+            sockets.reset(sock)
+            fabric.reactor.close(sock)
+            connection.finish()
+
+        connection = fabric.connections.judge(record, end)
+        if connection.allowed:
+            serve_socket(fabric, sock, connection, self._port, self._application, kind)
+            return
+        sockets.reset(sock)
+        fabric.reactor.close(sock)
+        connection.finish(failed=True)

@@ -1,0 +1,107 @@
+"""Which protocol a client speaks, from its first bytes. Pure.
+
+A guess may only choose how closely bytes are looked at, never whether they pass: what a rule by operation does not
+allow is refused whatever it was taken for. So an opaque protocol that looks like HTTP would be broken by a wrong guess
+and nothing opened; that is why a whole request line is wanted before bytes count as HTTP/1.
+
+Sources: RFC 9112 section 3 (request line), RFC 9113 section 3.4 (preface), RFC 8446 section 5.1 (TLS records).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+#: The first bytes of every HTTP/2 connection with prior knowledge.
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+#: A request line that is longer is not waited for, bytes.
+LONGEST_LINE: Final = 8192
+
+_METHOD: Final = re.compile(rb"[A-Z][A-Z_-]{0,23}\Z")
+_LINE: Final = re.compile(rb"[A-Z][A-Z_-]{0,23} [!-\xff]+ HTTP/1\.[0-9]\r?\n")
+_HANDSHAKE: Final = 22
+
+
+class Kind(Enum):
+    """What the first bytes are."""
+
+    MORE = "not told apart yet"
+    HTTP1 = "http"
+    HTTP2 = "http2"
+    TLS = "tls"
+    OTHER = "tcp"
+
+
+def detect(data: bytes) -> Kind:
+    """Judge the first bytes of a connection; ``data`` is all that came so far."""
+    if not data:
+        return Kind.MORE
+    if data[0] == _HANDSHAKE:
+        if len(data) < 3:
+            return Kind.MORE if data[1:] in (b"", b"\x03") else Kind.OTHER
+        return Kind.TLS if data[1] == 3 and data[2] <= 3 else Kind.OTHER
+    if data.startswith(PREFACE):
+        return Kind.HTTP2
+    if PREFACE.startswith(data):
+        return Kind.MORE
+    line, ended, _ = data[:LONGEST_LINE].partition(b"\n")
+    if ended:
+        return Kind.HTTP1 if _LINE.fullmatch(line + ended) else Kind.OTHER
+    method, _, target = line.partition(b" ")
+    if not _METHOD.match(method) or (target and target[:1] not in b"/*h"):
+        return Kind.OTHER
+    return Kind.MORE if len(data) < LONGEST_LINE else Kind.OTHER
+
+
+#: Values of ``appProtocol`` whose connections are not looked at: they are opaque, or encrypted by the application.
+OPAQUE: Final = frozenset(
+    {
+        "tcp",
+        "tls",
+        "https",
+        "kubernetes.io/wss",
+        "mongo",
+        "mysql",
+        "postgres",
+        "postgresql",
+        "redis",
+        "amqp",
+        "nats",
+        "kafka",
+    }
+    | {"smtp", "imap", "ldap", "memcached", "cassandra", "mqtt", "udp"}
+)
+#: Values that promise that the client speaks first, so that its first bytes can be waited for.
+CLIENT_FIRST: Final = frozenset(
+    {"http", "http1", "http2", "h2c", "grpc", "grpc-web", "kubernetes.io/h2c", "kubernetes.io/ws", "ws"}
+)
+#: Ports of protocols in which the server speaks first, or that gain nothing from being looked at: Linkerd's defaults.
+OPAQUE_PORTS: Final = frozenset({25, 587, 3306, 4222, 4444, 5432, 6379, 9300, 11211})
+
+
+#: Time-outs in a row after which a port counts as one whose server speaks first.
+_SERVER_FIRST = 3
+
+
+@dataclass(slots=True)
+class Detection:
+    """What was learned about our ports, and how often it was learned in vain.
+
+    :ivar timeouts: connections whose client said nothing in time, in all
+    :ivar silent: the same in a row, by port
+    """
+
+    timeouts: int = 0
+    silent: dict[int, int] = field(default_factory=dict)
+
+    def timed_out(self, port: int) -> None:
+        self.timeouts += 1
+        self.silent[port] = self.silent.get(port, 0) + 1
+
+    def spoke(self, port: int) -> None:
+        self.silent.pop(port, None)
+
+    def server_first(self, port: int) -> bool:
+        return self.silent.get(port, 0) >= _SERVER_FIRST

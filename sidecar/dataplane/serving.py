@@ -1,0 +1,469 @@
+"""Which lane carries an allowed connection to our application, and the wait for its first bytes where that matters.
+
+Rules:
+
+1. Opaque is what the inventory's ``appProtocol`` or the port says: its bytes are not looked at, and nothing is waited
+   for. On any other port the client's first bytes choose; a client that says nothing for ``sniff_wait`` waits for a
+   server that speaks first, and its connection is opaque too.
+2. Where rules by operation hold, bytes that are no operation are judged as the empty one before the application hears
+   of the connection. A guess never widens that.
+3. A port on which clients have waited for the server several times in a row is not waited for again, unless rules by
+   operation hold there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pathlib
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from graph.model import Peer
+from sidecar.dataplane import sockets
+from sidecar.dataplane.detect import CLIENT_FIRST, OPAQUE, Kind, detect
+from sidecar.dataplane.fabric import Fabric
+from sidecar.dataplane.frames import WINDOW, WINDOW_LIMIT, FrameError
+from sidecar.dataplane.leg_relay import LegRelay
+from sidecar.dataplane.legs import Lane, Leg
+from sidecar.dataplane.live import Connection
+from sidecar.dataplane.relay import Relay
+from sidecar.dataplane.socket_leg import SocketLeg
+from sidecar.dataplane.sockets import Address
+from sidecar.dataplane.stream import Stream
+from sidecar.dataplane.tunnel import Tunnel
+from sidecar.dataplane.tunnel_leg import TunnelLeg
+
+_log = logging.getLogger(__name__)
+
+#: Until the lane is there; goes with its commit.
+_HTTP = (pathlib.Path(__file__).parents[1] / "http" / "lane.py").exists()
+
+
+@dataclass(frozen=True, slots=True)
+class LaneContext:
+    """One allowed connection, as a lane is told of it.
+
+    :param port: the one that policy speaks of
+    :param application: where our application listens
+    :param accept: tells the client, where it can be told, that its connection has reached the application
+    """
+
+    fabric: Fabric
+    connection: Connection
+    port: int
+    application: Address
+    accept: Callable[[], None]
+
+    @property
+    def by_operation(self) -> bool:
+        """Whether every operation has to be judged."""
+        return self.fabric.authority.by_operation(self.connection.record.source, self.port)
+
+    def dial(self, lane: Lane) -> Leg | None:
+        """Begin to connect to the application. What is written meanwhile is held; ``lane.lost`` tells of a failure.
+
+        :return: None when it failed at once
+        """
+        fabric = self.fabric
+        sock = connect(fabric, self.application)
+        if sock is None:
+            return None
+        return SocketLeg(
+            fabric.reactor,
+            sock,
+            fabric.budget,
+            lane,
+            connecting=fabric.settings.connect_timeout,
+            connected=self.accept,
+        )
+
+
+def is_opaque(fabric: Fabric, source: Peer, port: int) -> bool:
+    """Whether the bytes of a connection from ``source`` need not be looked at, and it can be carried at once."""
+    authority = fabric.authority
+    if fabric.taps.wants(port) or authority.by_operation(source, port):
+        return False
+    said = authority.protocol(port)
+    if said:
+        return said in OPAQUE
+    return port in fabric.settings.opaque_ports or fabric.detection.server_first(port)
+
+
+def first_byte_wait(fabric: Fabric, port: int) -> float:
+    """Seconds to wait for the client's first byte."""
+    if fabric.authority.protocol(port) in CLIENT_FIRST:
+        return fabric.settings.first_byte_wait
+    return fabric.settings.sniff_wait
+
+
+def is_http(kind: Kind) -> bool:
+    """Whether a lane looks at bytes of ``kind``."""
+    return _HTTP and (kind is Kind.HTTP1 or kind is Kind.HTTP2)
+
+
+class _Nobody:
+    """Stands where a lane will be in a moment; nothing is told to it."""
+
+    def received(self, leg: Leg, data: memoryview) -> None: ...
+    def ended(self, leg: Leg) -> None: ...
+    def drained(self, leg: Leg) -> None: ...
+    def lost(self, leg: Leg, why: str) -> None: ...
+
+
+NOBODY: Final[Lane] = _Nobody()
+
+
+def enter_lane(context: LaneContext, kind: Kind, client: Leg) -> None:
+    """Give ``client`` the lane that looks at bytes of ``kind``, HTTP of some version, and report the opening."""
+    # imported on first use: a pod may never see HTTP
+    fabric, port = context.fabric, context.port
+    context.connection.record.protocol = kind.value
+    fabric.detection.spoke(port)
+    if fabric.taps.wants(port) or (kind is Kind.HTTP2 and context.by_operation):
+        from sidecar.inspect.lane import InspectLane
+
+        client.lane = InspectLane(context, client, kind)
+    elif kind is Kind.HTTP1:
+        from sidecar.http.lane import HttpLane
+
+        client.lane = HttpLane(context, client)
+    else:
+        from sidecar.http.h2 import H2Lane
+
+        client.lane = H2Lane(context, client)
+    context.connection.announce()
+
+
+def opaque_allowed(fabric: Fabric, connection: Connection, port: int, kind: Kind) -> bool:
+    """Whether bytes that are no operation may reach the application. If not, the refusal is reported."""
+    connection.record.protocol = kind.value if kind is not Kind.MORE else Kind.OTHER.value
+    authority = fabric.authority
+    source = connection.record.source
+    if not authority.by_operation(source, port):
+        return True
+    decision = authority.operation(source, port, "")
+    if not decision.allowed:
+        connection.refuse(decision)
+        return False
+    connection.record.decision = decision
+    return True
+
+
+def connect(fabric: Fabric, application: Address) -> socket.socket | None:
+    """Begin to connect to our application; None when that failed at once."""
+    try:
+        sock = sockets.outgoing(application.family, fabric.settings.mark)
+    except OSError as error:
+        _log.error("cannot open a socket to the application: %s", error.strerror)
+        return None
+    if sock.connect_ex(application) not in sockets.CONNECTING:
+        sock.close()
+        return None
+    return sock
+
+
+# A client behind a tunnel ---------------------------------------------------------------------------------------------
+
+
+def serve_stream(
+    fabric: Fabric, tunnel: Tunnel, stream_id: int, connection: Connection, port: int, application: Address
+) -> None:
+    """Carry the peer's stream, which was allowed to open."""
+    if is_opaque(fabric, connection.record.source, port):
+        carry_stream(fabric, tunnel, stream_id, connection, application)
+        return
+    _Undecided(fabric, tunnel, stream_id, connection, port, application)
+
+
+def carry_stream(
+    fabric: Fabric, tunnel: Tunnel, stream_id: int, connection: Connection, application: Address
+) -> Stream | None:
+    """Carry it without looking at its bytes; None when the application could not be called."""
+    server = connect(fabric, application)
+    if server is None:
+        tunnel.refuse(stream_id)
+        connection.finish(failed=True)
+        return None
+    connecting = fabric.settings.connect_timeout
+    stream = Stream(fabric.reactor, tunnel, stream_id, server, connection, opened_here=False, connecting=connecting)
+    connection.announce()
+    return stream
+
+
+class _Undecided:
+    """A stream of which the first bytes are awaited. Nothing is granted to the peer, so at most a window is held, and
+    whoever takes the stream over starts from the windows of a new one."""
+
+    __slots__ = (
+        "_application",
+        "_connection",
+        "_expected",
+        "_fabric",
+        "_fin",
+        "_granted",
+        "_held",
+        "_id",
+        "_port",
+        "_successor",
+        "_timer",
+        "_tunnel",
+        "queued",
+    )
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        tunnel: Tunnel,
+        stream_id: int,
+        connection: Connection,
+        port: int,
+        application: Address,
+    ) -> None:
+        self._fabric = fabric
+        self._tunnel = tunnel
+        self._id = stream_id
+        self._connection = connection
+        self._port = port
+        self._application = application
+        self._held = bytearray()
+        self._expected = 0
+        self._granted = 0
+        self._fin = False
+        self._successor: Stream | TunnelLeg | None = None
+        self.queued = False
+        connection.owned_by(self._reset)
+        tunnel.attach(stream_id, self)
+        wait = first_byte_wait(fabric, port)
+        self._timer: asyncio.TimerHandle | None = fabric.reactor.loop.call_later(wait, self._silent)
+
+    # the tunnel's side
+
+    def expect(self, length: int) -> None:
+        """:raises FrameError: when the peer may not send so much"""
+        if self._fin:
+            raise FrameError("data after the end of a stream")
+        self._expected += length
+        if self._expected > WINDOW:
+            raise FrameError(f"{self._expected} bytes of data in a window of {WINDOW}")
+
+    def deliver(self, payload: memoryview, size: int) -> None:
+        if self._successor is not None:  # the rest of a frame that began before
+            self._successor.deliver(payload, size)
+        elif self._timer is not None:
+            self._held += payload
+            self._look()
+
+    def granted(self, length: int) -> None:
+        """:raises FrameError: when the window passes 2^32 - 1"""
+        self._granted += length
+        if self._granted + WINDOW > WINDOW_LIMIT:
+            raise FrameError(f"a window of {self._granted + WINDOW} bytes")
+
+    def accepted(self) -> None:
+        """:raises FrameError: always; only the end that dialled is told so"""
+        raise FrameError("a stream acknowledged out of turn")
+
+    def finish(self) -> None:
+        """:raises FrameError: when the peer said so before"""
+        if self._successor is not None:
+            self._successor.finish()
+            return
+        if self._fin:
+            raise FrameError("a stream ended twice")
+        self._fin = True
+        if self._timer is not None:
+            self._look()
+
+    def reset_by_peer(self) -> None:
+        self._give_up(tell=False)
+
+    def pump(self) -> None:
+        """There is nothing to send."""
+
+    def abort(self, why: str) -> None:
+        self._give_up(tell=True)
+
+    # deciding
+
+    def _look(self) -> None:
+        kind = detect(bytes(self._held))
+        if kind is Kind.MORE and self._fin:
+            kind = Kind.OTHER
+        if kind is not Kind.MORE:
+            self._become(kind)
+        elif len(self._held) == self._expected:  # the first bytes: the rest has the time of a handshake
+            self._restart(self._fabric.settings.handshake_timeout, self._unclear)
+
+    def _restart(self, delay: float, call: Callable[[], None]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._fabric.reactor.loop.call_later(delay, call)
+
+    def _silent(self) -> None:
+        """The client waits for the server."""
+        self._fabric.detection.timed_out(self._port)
+        self._become(Kind.OTHER)
+
+    def _unclear(self) -> None:
+        self._become(Kind.OTHER)
+
+    def _become(self, kind: Kind) -> None:
+        timer, self._timer = self._timer, None
+        if timer is None:
+            return
+        timer.cancel()
+        fabric, tunnel, connection = self._fabric, self._tunnel, self._connection
+        successor: Stream | TunnelLeg | None
+        if is_http(kind):
+            leg = successor = TunnelLeg(fabric.reactor, tunnel, self._id, NOBODY)
+            context = LaneContext(fabric, connection, self._port, self._application, leg.accept)
+            enter_lane(context, kind, leg)
+        elif opaque_allowed(fabric, connection, self._port, kind):
+            successor = carry_stream(fabric, tunnel, self._id, connection, self._application)
+        else:
+            tunnel.refuse(self._id)
+            successor = None
+        if successor is None:
+            tunnel.detach(self._id)
+            return
+        self._successor = successor
+        if self._granted:
+            successor.granted(self._granted)
+        successor.expect(self._expected)
+        if self._held:
+            held = bytes(self._held)
+            successor.deliver(memoryview(held), len(held))
+        if self._fin:
+            successor.finish()
+
+    # ending
+
+    def _reset(self) -> None:
+        """The policy ended it."""
+        self._give_up(tell=True)
+
+    def _give_up(self, *, tell: bool) -> None:
+        timer, self._timer = self._timer, None
+        if timer is None:
+            return
+        timer.cancel()
+        if tell:
+            self._tunnel.refuse(self._id)
+        self._connection.finish(failed=True)
+        self._tunnel.detach(self._id)
+
+
+# A client on a socket -------------------------------------------------------------------------------------------------
+
+
+def serve_socket(
+    fabric: Fabric, sock: socket.socket, connection: Connection, port: int, application: Address, kind: Kind
+) -> None:
+    """Carry a client without TLS, which was allowed to open. Its first bytes were seen and not taken.
+
+    :param sock: registered with the reactor; from here on it is ours
+    """
+    if is_http(kind):
+        leg = SocketLeg(fabric.reactor, sock, fabric.budget, NOBODY, registered=True)
+        enter_lane(LaneContext(fabric, connection, port, application, _nothing), kind, leg)
+        return
+    server = connect(fabric, application) if opaque_allowed(fabric, connection, port, kind) else None
+    if server is None:
+        sockets.reset(sock)
+        fabric.reactor.close(sock)
+        connection.finish(failed=True)
+        return
+    connecting = fabric.settings.connect_timeout
+    Relay(fabric.reactor, sock, server, connection, connecting=connecting, registered=True)
+    connection.announce()
+
+
+# A client on any other leg --------------------------------------------------------------------------------------------
+
+
+def serve_leg(fabric: Fabric, leg: Leg, connection: Connection, port: int, application: Address) -> None:
+    """Carry a client that was allowed to open, whatever brings its bytes. The leg is ours from here on."""
+    context = LaneContext(fabric, connection, port, application, _nothing)
+    if is_opaque(fabric, connection.record.source, port):
+        _relay(context, leg, Kind.OTHER)
+    else:
+        _Waiting(context, leg)
+
+
+def _relay(context: LaneContext, client: Leg, kind: Kind) -> None:
+    connection = context.connection
+    server = None
+    if opaque_allowed(context.fabric, connection, context.port, kind):
+        server = context.dial(NOBODY)
+    if server is None:
+        client.reset()
+        connection.finish(failed=True)
+        return
+    LegRelay(connection, client, server)
+    connection.announce()
+
+
+class _Waiting:
+    """The lane of a client whose first bytes are awaited."""
+
+    __slots__ = ("_client", "_context", "_held", "_timer")
+
+    def __init__(self, context: LaneContext, client: Leg) -> None:
+        self._context = context
+        self._client = client
+        self._held = bytearray()
+        client.lane = self
+        context.connection.owned_by(self._reset)
+        fabric = context.fabric
+        wait = first_byte_wait(fabric, context.port)
+        self._timer = fabric.reactor.loop.call_later(wait, self._silent)
+
+    def received(self, leg: Leg, data: memoryview) -> None:
+        first = not self._held
+        self._held += data
+        kind = detect(bytes(self._held))
+        if kind is not Kind.MORE:
+            self._become(kind)
+        elif first:
+            self._timer.cancel()
+            fabric = self._context.fabric
+            timeout = fabric.settings.handshake_timeout
+            self._timer = fabric.reactor.loop.call_later(timeout, self._become, Kind.OTHER)
+
+    def ended(self, leg: Leg) -> None:
+        self._become(Kind.OTHER)
+        leg.lane.ended(leg)
+
+    def drained(self, leg: Leg) -> None:
+        """Nothing was written."""
+
+    def lost(self, leg: Leg, why: str) -> None:
+        self._timer.cancel()
+        self._context.connection.finish(failed=True)
+
+    def _silent(self) -> None:
+        self._context.fabric.detection.timed_out(self._context.port)
+        self._become(Kind.OTHER)
+
+    def _become(self, kind: Kind) -> None:
+        self._timer.cancel()
+        client = self._client
+        client.lane = NOBODY
+        if is_http(kind):
+            enter_lane(self._context, kind, client)
+        else:
+            _relay(self._context, client, kind)
+        if self._held:
+            client.lane.received(client, memoryview(bytes(self._held)))
+
+    def _reset(self) -> None:
+        self._timer.cancel()
+        self._client.reset()
+        self._context.connection.finish(failed=True)
+
+
+def _nothing() -> None:
+    """A client that is not behind a tunnel has nobody to tell that the application was reached."""

@@ -60,6 +60,33 @@ def server_context(
     return context
 
 
+class Contexts:
+    """The contexts of one certificate by the protocols that they offer or select, each made when it is first asked for.
+
+    :param chain_der: our certificate in DER, then its intermediates
+    """
+
+    __slots__ = ("_bundle", "_chain_der", "_key", "_made")
+
+    def __init__(self, chain_der: Sequence[bytes], key: ec.EllipticCurvePrivateKey, bundle: TrustBundle) -> None:
+        self._chain_der = chain_der
+        self._key = key
+        self._bundle = bundle
+        self._made: dict[tuple[bool, tuple[str, ...]], ssl.SSLContext] = {}
+
+    def get(self, *, server_side: bool, alpn: Sequence[str] = ()) -> ssl.SSLContext:
+        """The context for ``alpn``, which must come from a short list of ours: every one asked for is kept.
+
+        :raises CertError: as :func:`client_context` and :func:`server_context`
+        """
+        key = server_side, tuple(alpn)
+        context = self._made.get(key)
+        if context is None:
+            make = server_context if server_side else client_context
+            context = self._made[key] = make(self._chain_der, self._key, self._bundle, alpn)
+        return context
+
+
 def verify_connection(connection: ssl.SSLSocket | ssl.SSLObject, bundle: TrustBundle, now: float) -> SpiffeId:
     """Who is at the other end of a finished handshake, by our own reading of all certificates that it sent.
 

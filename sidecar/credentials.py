@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from certs.bundle import TrustBundle
 from certs.certificate import pem_text, read_certificate
-from certs.contexts import client_context, server_context, verify_connection
+from certs.contexts import Contexts, verify_connection
 from certs.errors import CertError, InvalidBundle, KeyMismatch, UntrustedChain
 from certs.keys import public_bytes
 from certs.spiffe import SpiffeId
@@ -125,7 +125,7 @@ class CredentialStore:
         self._clock = clock
         self._subscribers: list[Callable[[], None]] = []
         self._svid = svid
-        self._client, self._server = _contexts(svid)
+        self._contexts, self._client, self._server = _contexts(svid)
         self.renewals = 0
 
     @property
@@ -139,6 +139,9 @@ class CredentialStore:
     @property
     def server_context(self) -> ssl.SSLContext:
         return self._server
+
+    def mesh_context(self, *, server_side: bool, alpn: Sequence[str]) -> ssl.SSLContext:
+        return self._contexts.get(server_side=server_side, alpn=alpn)
 
     @property
     def identity(self) -> SpiffeId:
@@ -167,7 +170,7 @@ class CredentialStore:
             raise CertError(f"certificate: it is for {svid.identity} and we are {self._svid.identity}")
         contexts = _contexts(svid)
         self._svid = svid
-        self._client, self._server = contexts
+        self._contexts, self._client, self._server = contexts
         self.renewals += 1
         for renewed in tuple(self._subscribers):
             try:
@@ -176,8 +179,6 @@ class CredentialStore:
                 log.exception("a subscriber failed on a renewal")
 
 
-def _contexts(svid: Svid) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    return (
-        client_context(svid.chain_der, svid.key, svid.bundle, alpn=ALPN),
-        server_context(svid.chain_der, svid.key, svid.bundle, alpn=ALPN),
-    )
+def _contexts(svid: Svid) -> tuple[Contexts, ssl.SSLContext, ssl.SSLContext]:
+    contexts = Contexts(svid.chain_der, svid.key, svid.bundle)
+    return contexts, contexts.get(server_side=False, alpn=ALPN), contexts.get(server_side=True, alpn=ALPN)

@@ -2,11 +2,12 @@
 
 Used to tell our own tunnels from everything else, so it answers as soon as it can: bytes that can not become a
 ClientHello are ``OTHER`` at once. Sources: RFC 8446 section 4.1.2 (ClientHello) and 5.1 (records; a message may be cut
-over several), RFC 7301 section 3.1 (ALPN).
+over several), RFC 7301 section 3.1 (ALPN), RFC 6066 section 3 (server name).
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 
@@ -17,8 +18,14 @@ LIMIT = 16_384 + 5 * RECORDS
 
 _HANDSHAKE = 22
 _CLIENT_HELLO = 1
+_SERVER_NAME = 0
 _ALPN = 16
+_HOST_NAME = 0
 _MAX_RECORD = 16_384
+
+#: Names of DNS in ASCII, and what meshes put beside them (``outbound_.80_._.cart.shop.svc.cluster.local``); no address
+#: ends in a label that begins with a letter.
+_NAME = re.compile(rb"([A-Za-z0-9_-]{1,63}\.)*[A-Za-z_][A-Za-z0-9_-]{0,62}")
 
 
 class Reading(Enum):
@@ -33,9 +40,12 @@ class ClientHello:
     """A well-formed ClientHello.
 
     :param alpn: the protocols offered, in the client's order
+    :param server_name: the host that the client means, in lower case; empty when it says none, or one that is no name
+        (an address, a name with a dot at its end)
     """
 
     alpn: tuple[bytes, ...]
+    server_name: str = ""
 
 
 class _Malformed(Exception):
@@ -130,6 +140,7 @@ def _parse(body: _Fields) -> ClientHello:
         raise _Malformed
     seen: set[int] = set()
     alpn: tuple[bytes, ...] = ()
+    server_name = ""
     while extensions.left:
         kind = extensions.number(2)
         content = extensions.vector(2, 0, 0xFFFF)
@@ -138,7 +149,9 @@ def _parse(body: _Fields) -> ClientHello:
         seen.add(kind)
         if kind == _ALPN:
             alpn = _protocols(_Fields(content))
-    return ClientHello(alpn)
+        elif kind == _SERVER_NAME:
+            server_name = _host(_Fields(content))
+    return ClientHello(alpn, server_name)
 
 
 def _protocols(content: _Fields) -> tuple[bytes, ...]:
@@ -149,3 +162,14 @@ def _protocols(content: _Fields) -> tuple[bytes, ...]:
     while names.left:
         found.append(names.vector(1, 1, 255))
     return tuple(found)
+
+
+def _host(content: _Fields) -> str:
+    """The one host name; a second entry, of whatever type, could mean another host to another reader."""
+    names = _Fields(content.vector(2, 1, 0xFFFF))
+    if content.left or names.number(1) != _HOST_NAME:
+        raise _Malformed
+    name = names.vector(2, 1, 0xFFFF)
+    if names.left:
+        raise _Malformed
+    return name.decode("ascii").lower() if len(name) <= 255 and _NAME.fullmatch(name) else ""

@@ -1,7 +1,7 @@
-"""TLS 1.3 over memory buffers: the handshake of a tunnel, and who is at the other end.
+"""TLS 1.3 over memory buffers: the handshake of a tunnel or with another mesh's proxy, and who is at the other end.
 
-A handshake is a source of the reactor until it is done; then the tunnel takes the socket over. Nothing is read from or
-written to a peer's streams before :func:`identify` has accepted it.
+A handshake is a source of the reactor until it is done; then the tunnel or leg takes the socket over. Nothing is read
+from or written to a peer's streams before :func:`identify` has accepted it.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, Final
 
 from certs.certificate import read_certificate
 from certs.errors import CertError
+from certs.spiffe import SpiffeId
 from certs.svid import instance_of
 from sidecar.dataplane.contracts import Credentials
 from sidecar.dataplane.lease import Proof, Shown
@@ -22,8 +23,12 @@ from sidecar.dataplane.settings import ALPN
 from sidecar.errors import SidecarError
 
 
+#: What is agreed on for a tunnel, and for nothing else.
+_TUNNEL: Final = (ALPN,)
+
+
 class PeerRefused(SidecarError):
-    """The other end of a tunnel did not prove an identity that we accept."""
+    """The other end did not prove an identity that we accept."""
 
 
 class HandshakeFailed(SidecarError):
@@ -61,18 +66,29 @@ class Channel:
         self.write: Callable[[memoryview], int] = raw.write
 
 
-def identify(channel: Channel, credentials: Credentials, place: str, expected: str = "") -> Proof:
-    """Decide whether the peer of a completed handshake may have a tunnel.
+def identify(
+    channel: Channel,
+    credentials: Credentials,
+    place: str,
+    expected: str = "",
+    *,
+    agreed: Collection[str | None] = _TUNNEL,
+    account_will_do: bool = False,
+) -> Proof:
+    """Decide whether the peer of a completed handshake may have a tunnel, or a connection.
 
     :param place: where the peer is, see :class:`~sidecar.dataplane.lease.Proof`
     :param expected: the only SPIFFE ID that will do; empty accepts every verified one
+    :param agreed: what ALPN may have come to; None: to nothing
+    :param account_will_do: the expected ID without its workload will do too, for peers whose mesh knows accounts only
     :raises PeerRefused: saying what is wrong
     """
     session = channel.session
     if session.version() != "TLSv1.3":
         raise PeerRefused(f"the peer speaks {session.version()}, not TLSv1.3")
-    if session.selected_alpn_protocol() != ALPN:
-        raise PeerRefused(f"the peer did not agree to ALPN {ALPN}")
+    if (protocol := session.selected_alpn_protocol()) not in agreed:
+        wanted = " or ".join(name or "none" for name in agreed)
+        raise PeerRefused(f"the peer did not agree to ALPN {wanted}, but to {protocol or 'none'}")
     if session.context.verify_mode is not ssl.CERT_REQUIRED:
         raise PeerRefused("the peer's chain was not verified")  # a fault of ours; deny on doubt
     leaf = session.getpeercert(True)
@@ -86,15 +102,21 @@ def identify(channel: Channel, credentials: Credentials, place: str, expected: s
         raise PeerRefused(str(error)) from error
     if not spiffe_id.namespace:
         raise PeerRefused(f"{spiffe_id} is no workload's identity")
-    if expected and str(spiffe_id) != expected:
+    if expected and str(spiffe_id) != expected and not (account_will_do and _is_account_of(spiffe_id, expected)):
         raise PeerRefused(f"the peer is {spiffe_id}, expected {expected}")
     return Proof(channel.ours, peer, place)
+
+
+def _is_account_of(shown: SpiffeId, expected: str) -> bool:
+    """Whether ``shown`` stops at the account that the workload ``expected`` runs as."""
+    return not shown.workload and expected.startswith(f"{shown}/wl/")
 
 
 class Handshake:
     """Runs one handshake on the reactor.
 
     :param sock: connected and non-blocking; registered already when ``registered``
+    :param context: of ``credentials``, when it is not that of a tunnel
     :param done: called once, with the channel on success or with the reason of the failure. On success the socket
         stays registered and is the callee's; otherwise it is closed.
     :param timeout: seconds for all of it
@@ -112,6 +134,7 @@ class Handshake:
         registered: bool,
         timeout: float,
         done: Callable[[Channel | HandshakeFailed], None],
+        context: ssl.SSLContext | None = None,
     ) -> None:
         self._reactor = reactor
         self._sock = sock
@@ -119,7 +142,8 @@ class Handshake:
         self._pending = b""
         self._complete = False
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        context = credentials.server_context if server_side else credentials.client_context
+        if context is None:
+            context = credentials.server_context if server_side else credentials.client_context
         ours = Shown(credentials.identity, credentials.instance, credentials.not_after)
         # SVIDs have no names to check; the identity is checked by identify().
         session = context.wrap_bio(incoming, outgoing, server_side=server_side)

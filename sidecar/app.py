@@ -1,16 +1,19 @@
 """One run of the sidecar: the only place that makes its parts and joins them.
 
 The order at the start: state directory, readiness port, certificate, last snapshot, listeners, then the controller. At
-the end: not ready, drain, last report, everything closed. A fault in a part that only talks to the controller is
-logged and that part begins again: it must not cost the workload its traffic.
+the end: not ready, drain, last report, everything closed. Where a sidecar runs already with the same state directory,
+this one takes over from it (:mod:`sidecar.takeover`) as soon as it could carry connections. A fault in a part that only
+talks to the controller is logged and that part begins again: it must not cost the workload its traffic.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import signal
+import socket
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -25,13 +28,15 @@ from sidecar.credentials import CredentialStore
 from sidecar.dataplane.proxy import DataPlane
 from sidecar.dataplane.settings import DataPlaneSettings, ExplicitInbound, ExplicitOutbound
 from sidecar.dataplane.sockets import Address as SocketAddress
+from sidecar.dataplane.sockets import Inherited
 from sidecar.directory import DirectoryClient
-from sidecar.errors import CannotListen, ConfigError
+from sidecar.errors import CannotListen, ConfigError, StateBusy
 from sidecar.flows import FlowTracker
 from sidecar.policy_client import PolicyClient
 from sidecar.readiness import ReadinessServer
 from sidecar.settings import Address, Capture, Settings
 from sidecar.state import StateDirectory
+from sidecar.takeover import Offer, Takeover, take_over
 from sidecar.telemetry import TelemetryClient
 
 log = logging.getLogger(__name__)
@@ -43,6 +48,19 @@ SIDECAR_PORTS = frozenset({15000, 15001, 15006, 15020, 15021})
 FLUSH_SECONDS = 3.0
 
 
+class Life:
+    """How far the end has come."""
+
+    def __init__(self) -> None:
+        self.told = asyncio.Event()
+        #: We are to end in good order.
+        self.ending = asyncio.Event()
+        #: We are to end now, whatever runs.
+        self.at_once = asyncio.Event()
+        #: We end because another process has taken over.
+        self.replaced = False
+
+
 class Sidecar:
     """One run, from settings to an orderly end."""
 
@@ -51,14 +69,17 @@ class Sidecar:
         self._random = Random()  # noqa: S311  # jitter
         self._clock = time.time
         self._boot_id = str(uuid.uuid4())
-        self._stopping = asyncio.Event()
+        self._life = Life()
         self._agent: CertificateAgent | None = None
         self._mesh: _Mesh | None = None
         self.readiness = ReadinessServer(settings.ready_listen, self._missing, self._stats)
 
     def stop(self) -> None:
-        """Begin the orderly end."""
-        self._stopping.set()
+        """Begin the orderly end; the second call ends at once what is left."""
+        if self._life.told.is_set():
+            self._life.at_once.set()
+        self._life.told.set()
+        self._life.ending.set()
 
     async def run(self) -> None:
         """Serve until :meth:`stop`.
@@ -67,24 +88,57 @@ class Sidecar:
         """
         settings = self._settings
         _check_user(settings)
-        state = StateDirectory(settings.state_dir)
+        state, before = await _open_state(settings)
+        offer = Offer(state, settings.instance, self._listeners, self._prepare, self._replaced)
         try:
-            await self.readiness.start()
-            try:
-                self._agent = CertificateAgent(settings, state, self._random, self._clock)
-                credentials = await self._unless_stopped(self._agent.obtain())
-                if credentials is not None:
-                    self._mesh = _Mesh(settings, state, self._agent, credentials, self._boot_id, self._random)
-                    await self._mesh.serve(self._stopping)
-            finally:
-                await self.readiness.stop()
+            # until we can be ready, the one before us answers those who ask
+            ready = before.inherited.take(_address(settings.ready_listen)) if before is not None else None
+            if ready is None:
+                await self.readiness.start()
+            self._agent = CertificateAgent(settings, state, self._random, self._clock)
+            credentials = await self._unless_stopped(self._agent.obtain())
+            if credentials is not None:
+                self._mesh = _Mesh(settings, state, self._agent, credentials, self._boot_id, self._random)
+                self._mesh.listen(before.inherited if before is not None else None)
+                try:
+                    if before is not None:
+                        await before.confirm()
+                    await self._mesh.start()
+                    if ready is not None:
+                        await self.readiness.start(ready)
+                    offer.start()
+                    await self._life.ending.wait()
+                    await offer.stop()
+                    await self._mesh.drain(self._life)
+                finally:
+                    await self._mesh.stop()
         finally:
+            await offer.stop()
+            await self.readiness.stop()
+            if before is not None:
+                before.close()
             state.close()
+
+    def _listeners(self) -> list[tuple[SocketAddress, socket.socket]]:
+        listeners = self._mesh.listeners if self._mesh is not None else []
+        if (ready := self.readiness.listener) is not None:
+            listeners.append((_address(self._settings.ready_listen), ready))
+        return listeners
+
+    async def _prepare(self) -> None:
+        if self._mesh is not None:
+            await self._mesh.persist()
+
+    def _replaced(self) -> None:
+        """Another process accepts from here on."""
+        self.readiness.release()
+        self._life.replaced = True
+        self._life.ending.set()
 
     async def _unless_stopped[T](self, work: Awaitable[T]) -> T | None:
         """The result of ``work``, or None when the end came first."""
         task = asyncio.ensure_future(work)
-        stopping = asyncio.ensure_future(self._stopping.wait())
+        stopping = asyncio.ensure_future(self._life.ending.wait())
         try:
             await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
             return task.result() if task.done() else None
@@ -94,7 +148,7 @@ class Sidecar:
             await asyncio.gather(task, stopping, return_exceptions=True)
 
     def _missing(self) -> list[str]:
-        if self._stopping.is_set():
+        if self._life.ending.is_set():
             return ["draining: the sidecar was told to end"]
         if self._mesh is None:
             problem = self._agent.problem if self._agent is not None else ""
@@ -142,11 +196,25 @@ class _Mesh:
         )
         self._listening = False
 
-    async def serve(self, stopping: asyncio.Event) -> None:
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def listeners(self) -> list[tuple[SocketAddress, socket.socket]]:
+        return self._data_plane.listeners
+
+    async def persist(self) -> None:
+        """Write what the next process wants to find."""
+        await self._directory.persist()
+
+    def listen(self, inherited: Inherited | None) -> None:
+        """Have everything that connections need, and the sockets, without taking any.
+
+        :raises ConfigError: when an address can not be listened on
+        """
         self._policy.restore()
         self._directory.restore()
         try:
-            await self._data_plane.start()
+            self._data_plane.listen(inherited)
         except CannotListen as error:
             self._authority.close()
             at = (error.host, error.port)
@@ -155,35 +223,57 @@ class _Mesh:
         except BaseException:
             self._authority.close()
             raise
+
+    async def start(self) -> None:
+        """Take connections."""
+        await self._data_plane.start()
         self._listening = True
         log.info("listening for %s", self._credentials.identity)
-        tasks = [
-            asyncio.ensure_future(self._begin_again(name, work))
-            for name, work in (
-                ("certificates", lambda: self._agent.run(self._credentials)),
-                ("policy", lambda: self._link.keep("policy", self._policy.session)),
-                ("directory", lambda: self._link.keep("directory", self._directory.session, self._directory.lost)),
-                ("telemetry", lambda: self._link.keep("telemetry", self._telemetry.session)),
-                ("reports", self._telemetry.run),
-                ("upkeep", self._directory.upkeep),
-            )
-        ]
+        self._begin("certificates", lambda: self._agent.run(self._credentials))
+        self._begin("policy", lambda: self._link.keep("policy", self._policy.session))
+        self._begin("directory", lambda: self._link.keep("directory", self._directory.session, self._directory.lost))
+        self._begin("telemetry", lambda: self._link.keep("telemetry", self._telemetry.session))
+        self._begin("reports", self._telemetry.run)
+        self._begin("upkeep", self._directory.upkeep)
+
+    async def drain(self, life: Life) -> None:
+        """Carry on until what runs has ended, or may no longer go on, and report it."""
+        log.info("draining for at most %g s", self._settings.drain_seconds)
+        if life.replaced:
+            # the controller hears of our successor alone, and we of its policy through the state directory
+            await self._end("policy")
+            self._begin("policy", self._policy.follow)
+        draining = asyncio.ensure_future(self._data_plane.drain(self._settings.drain_seconds, replaced=life.replaced))
+        at_once = asyncio.ensure_future(life.at_once.wait())
         try:
-            await stopping.wait()
-            log.info("draining for at most %g s", self._settings.drain_seconds)
-            await self._data_plane.drain(self._settings.drain_seconds)
-            self._data_plane.stop()  # the last bytes of what was cut off belong into the last report
-            self._link.hurry()
-            if not await self._telemetry.flush(FLUSH_SECONDS):
-                log.warning("the last report was not acknowledged; %d flows were not sent", self._waiting())
-            await self._directory.persist()
+            await asyncio.wait({draining, at_once}, return_when=asyncio.FIRST_COMPLETED)
+            if draining.done():
+                draining.result()
         finally:
-            for task in tasks:
+            for task in (draining, at_once):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self._data_plane.stop()
-            self._authority.close()
-            await self._link.close()
+            await asyncio.gather(draining, at_once, return_exceptions=True)
+        self._data_plane.stop()  # the last bytes of what was cut off belong into the last report
+        self._link.hurry()
+        if not await self._telemetry.flush(0.0 if life.at_once.is_set() else FLUSH_SECONDS):
+            log.warning("the last report was not acknowledged; %d flows were not sent", self._waiting())
+        await self._directory.persist()
+
+    async def stop(self) -> None:
+        """End everything. Calling it again changes nothing."""
+        for name in list(self._tasks):
+            await self._end(name)
+        self._data_plane.stop()
+        self._authority.close()
+        await self._link.close()
+
+    def _begin(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        self._tasks[name] = asyncio.ensure_future(self._begin_again(name, work))
+
+    async def _end(self, name: str) -> None:
+        task = self._tasks.pop(name)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
     def _waiting(self) -> int:
         return self._telemetry.outbox.waiting_flows
@@ -219,6 +309,7 @@ class _Mesh:
                 "inbound": len(self._data_plane.inbound_tunnels),
             },
             "connections": self._data_plane.live_connections,
+            "limits": {"shedding": self._data_plane.shedding, **dataclasses.asdict(self._data_plane.counters)},
             "policy": {
                 "version": self._authority.version,
                 "connected": self._policy.connected,
@@ -251,6 +342,7 @@ def data_plane_settings(settings: Settings) -> DataPlaneSettings:
         ),
         sidecar_ports=frozenset(SIDECAR_PORTS | own) if redirect else frozenset(own),
         mark=settings.mark or 0,
+        opaque_ports=settings.opaque_ports,
         **settings.limits,  # type: ignore[arg-type]  # read_limits has checked names and values
     )
 
@@ -265,6 +357,26 @@ def software() -> str:
         return f"hedgerow/{metadata.version('hedgerow')}"
     except metadata.PackageNotFoundError:  # run from a bare checkout
         return "hedgerow/unknown"
+
+
+async def _open_state(settings: Settings) -> tuple[StateDirectory, Takeover | None]:
+    """The state directory, and what the sidecar that ran with it gives us; None when there was none.
+
+    :raises StateError: when it does not hand over, or the directory can not be used
+    """
+    try:
+        return StateDirectory(settings.state_dir), None
+    except StateBusy as busy:
+        before = await take_over(settings.state_dir, settings.instance)
+        if before is None:
+            raise busy from None
+    log.info("taking over from the sidecar that runs")
+    try:
+        return StateDirectory(settings.state_dir, before.lock), before
+    except BaseException:
+        before.close()
+        os.close(before.lock)
+        raise
 
 
 def _check_user(settings: Settings) -> None:

@@ -31,6 +31,10 @@ class StateError(SidecarError):
     """A file of the state directory can not be read, trusted or written; the message names it and the remedy."""
 
 
+class StateBusy(StateError):
+    """Another process holds the state directory."""
+
+
 class EnrolmentError(SidecarError):
     """There is no way to a certificate without a person's help; the message says what they can do."""
 

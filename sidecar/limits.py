@@ -63,6 +63,7 @@ CHECKS: Final[Mapping[str, Check[int] | Check[float]]] = MappingProxyType(
         "buffered_bytes": _size(_MIB),
         "control_bytes": _size(64 * _KIB),
         "sniff_wait": seconds(0.01, 10),
+        "first_byte_wait": seconds(0.01, 300),
         "handshake_timeout": seconds(0.1, 300),
         "connect_timeout": seconds(0.1, 300),
         "resolve_timeout": seconds(0.1, 60),

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 MAX_SIGNER_CHAIN = 5
 MAX_ERROR = 500
+#: Seconds between two looks at what our successor stores.
+FOLLOW_INTERVAL = 0.2
 
 
 def read_snapshot(signed: pb.SignedSnapshot, credentials: CredentialStore, held: Snapshot, now: float) -> Snapshot:
@@ -106,6 +108,17 @@ class PolicyClient:
         self._authority.apply(snapshot)
         log.info("stored policy version %d of %s in force", snapshot.version, snapshot.workload)
         return True
+
+    async def follow(self) -> None:
+        """Put in force what the process that has taken over from us stores, until cancelled. The controller should not
+        hear of us any more: for it, there is one sidecar of an instance."""
+        stamp = None
+        while True:
+            now = self._state.stamp(SNAPSHOT)
+            if now != stamp:
+                stamp = now
+                self.restore()
+            await asyncio.sleep(FOLLOW_INTERVAL)
 
     async def session(self, session: Session) -> None:
         """One watch, for :meth:`sidecar.channel.ControllerLink.keep`."""

@@ -35,6 +35,7 @@ from graph.fields import (
     unfit,
     word,
 )
+from sidecar.dataplane.detect import OPAQUE_PORTS
 from sidecar.errors import ConfigError
 from sidecar.limits import read_limits
 
@@ -105,6 +106,7 @@ class Settings:
     :param exclude_cidrs: destinations that are not captured
     :param report_interval: seconds between two reports of flows
     :param drain_seconds: how long open connections may go on after SIGTERM
+    :param opaque_ports: ports of the application whose bytes are not looked at; they take the place of the defaults
     :param limits: what bounds the data path, as far as it differs from
         :class:`~sidecar.dataplane.settings.DataPlaneSettings`
     """
@@ -128,6 +130,7 @@ class Settings:
     explicit: Explicit = Explicit()
     report_interval: float = 1.0
     drain_seconds: float = 5.0
+    opaque_ports: frozenset[int] = OPAQUE_PORTS
     limits: Mapping[str, int | float] = field(default_factory=dict)
     log_level: str = "info"
 
@@ -176,6 +179,7 @@ class Settings:
             explicit=fields.take("explicit", _explicit, Explicit()),
             report_interval=fields.take("report_interval", seconds(0.05, 300), 1.0),
             drain_seconds=fields.take("drain_seconds", seconds(0, 3600), 5.0),
+            opaque_ports=frozenset(fields.take("opaque_ports", items(integer(1, 65535)), tuple(OPAQUE_PORTS))),
             limits=fields.take("limits", read_limits, {}),
             log_level=fields.take("log_level", word("debug", "info", "warning", "error"), "info"),
         )

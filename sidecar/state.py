@@ -5,7 +5,9 @@ The governing rules:
 1. A file is complete or absent: written beside, synced, renamed, the directory synced.
 2. Nobody else reads or writes here: the directory is 0700, files are 0600, links are not followed, and a second sidecar
    that is pointed at the same directory is refused.
-3. What is read is not trusted because it lies here. A damaged file is a :class:`~sidecar.errors.StateError`; what it
+3. While another process may write here (:mod:`sidecar.takeover`) we do not; what we would have written is kept for
+   the case that it does not stay.
+4. What is read is not trusted because it lies here. A damaged file is a :class:`~sidecar.errors.StateError`; what it
    says (a chain, a signature) is verified by the part that asked for it.
 
 All calls block; callers on the event loop run the writing ones in a thread.
@@ -18,10 +20,11 @@ import hashlib
 import json
 import os
 import stat
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from sidecar.errors import StateError
+from sidecar.errors import StateBusy, StateError
 
 SVID = "svid.pem"
 TRUST_BUNDLE = "trust-bundle.pem"
@@ -48,11 +51,17 @@ class StateDirectory:
     """An open, locked state directory.
 
     :param path: made when it does not exist
-    :raises StateError: when it can not be made, is not ours alone, or another process holds it
+    :param lock: a descriptor of its locked lock, from the process that had it before
+    :raises StateError: when it can not be made or is not ours alone; StateBusy when another process holds it
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lock: int = -1) -> None:
         self.path = path
+        self._lock = lock
+        self._writing = threading.Lock()
+        self._suspended = False
+        self._abandoned = False
+        self._kept: dict[str, bytes | None] = {}  # what to write when we stay; None: to remove
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -60,7 +69,8 @@ class StateDirectory:
             raise StateError(f"state_dir: {path}: {error.strerror}; name a directory that this user can make") from None
         try:
             self._own()
-            self._lock = self._take_lock()
+            if lock < 0:
+                self._lock = self._take_lock()
         except BaseException:
             os.close(self._directory)
             raise
@@ -92,10 +102,51 @@ class StateDirectory:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(lock)
-            raise StateError(
+            raise StateBusy(
                 f"state_dir: {self.path} is in use by another sidecar; give every instance its own directory"
             ) from None
         return lock
+
+    # Handing over ----------------------------------------------------------------------------------------------------
+
+    @property
+    def lock(self) -> int:
+        """The descriptor of the lock, which whoever gets a copy of holds as we do."""
+        return self._lock
+
+    def short_path(self, name: str) -> str:
+        """A path of ``name`` that is short enough for a socket's address, good as long as the directory is open."""
+        return f"/proc/self/fd/{self._directory}/{name}"
+
+    def suspend(self) -> None:
+        """Write nothing from here on; waits for what is being written."""
+        with self._writing:
+            self._suspended = True
+
+    def resume(self) -> None:
+        """Write again, first of all what was held back.
+
+        :raises StateError: when that failed
+        """
+        with self._writing:
+            self._suspended = False
+            kept, self._kept = self._kept, {}
+            for name, data in kept.items():
+                self._write(name, data) if data is not None else self._remove(name)
+
+    def abandon(self) -> None:
+        """Never write again: the directory is another's."""
+        with self._writing:
+            self._abandoned = True
+            self._kept = {}
+
+    def stamp(self, name: str) -> tuple[int, int] | None:
+        """Changes whenever a file is replaced; None when there is none."""
+        try:
+            status = os.stat(name, dir_fd=self._directory, follow_symlinks=False)
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
 
     # Files ------------------------------------------------------------------------------------------------------------
 
@@ -131,6 +182,17 @@ class StateDirectory:
 
         :raises StateError: when that failed; the old file is then still there
         """
+        with self._writing:
+            if self._suspended or self._abandoned:
+                self._keep(name, data)
+            else:
+                self._write(name, data)
+
+    def _keep(self, name: str, data: bytes | None) -> None:
+        if not self._abandoned:
+            self._kept[name] = data
+
+    def _write(self, name: str, data: bytes) -> None:
         beside = f".{name}.new"
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -152,6 +214,13 @@ class StateDirectory:
 
         :raises StateError: when it is there and can not be removed
         """
+        with self._writing:
+            if self._suspended or self._abandoned:
+                self._keep(name, None)
+            else:
+                self._remove(name)
+
+    def _remove(self, name: str) -> None:
         try:
             os.unlink(name, dir_fd=self._directory)
         except FileNotFoundError:

@@ -15,7 +15,9 @@ from sidecar.dataplane import sockets
 from sidecar.dataplane.balance import Balancer
 from sidecar.dataplane.carrier import Budget
 from sidecar.dataplane.complaints import Complaints
-from sidecar.dataplane.contracts import Authority, Credentials, Directory
+from sidecar.dataplane.contracts import Authority, Credentials, Directory, Taps
+from sidecar.dataplane.detect import Detection
+from sidecar.dataplane.guards import Guards
 from sidecar.dataplane.live import Connections
 from sidecar.dataplane.reactor import IN, Reactor
 from sidecar.dataplane.settings import DataPlaneSettings
@@ -42,12 +44,37 @@ class Fabric:
     budget: Budget
     complaints: Complaints
     random: Random
+    detection: Detection
+    taps: Taps
+    guards: Guards
+
+    @property
+    def draining(self) -> bool:
+        """We take nothing new from others and want to be rid of what runs: clients are asked to connect elsewhere."""
+        return self.guards.draining
+
+    @property
+    def full(self) -> bool:
+        """Whether one more stream than there are would be too many; counts the one that is refused for it."""
+        guards = self.guards
+        if guards.shedding:
+            guards.counters.streams_shed += 1
+            return True
+        if self.connections.count > self.settings.connections:
+            guards.counters.streams_refused += 1
+            return True
+        return False
 
     @property
     def own_address(self) -> str:
         """The address that we are known by: the first of our own, IPv4 before IPv6."""
         addresses = self.settings.addresses
         return min(addresses, key=lambda address: (":" in address, address)) if addresses else ""
+
+
+def destination_peer(fabric: Fabric, *, verified: bool) -> Peer:
+    """Ourselves, as the destination."""
+    return peer_of(fabric.credentials.identity, fabric.own_address, verified)
 
 
 @lru_cache(maxsize=4096)
@@ -60,43 +87,65 @@ def peer_of(spiffe_id: SpiffeId, address: str, verified: bool) -> Peer:
 class Acceptor:
     """Accepts connections from ``listener`` and hands each to ``accepted``, which then owns it."""
 
-    __slots__ = ("_accepted", "_complaints", "_listener", "_reactor")
+    __slots__ = ("_accepted", "_complaints", "_guards", "_listener", "_reactor")
 
     def __init__(self, fabric: Fabric, listener: socket.socket, accepted: Callable[[socket.socket], None]) -> None:
         self._reactor = reactor = fabric.reactor
         self._complaints = fabric.complaints
+        self._guards = fabric.guards
         self._listener = listener
         self._accepted = accepted
         reactor.register(listener, IN, self)
 
     def on_event(self, events: int) -> None:
         for _ in range(_ACCEPTS):
-            try:
-                sock, _ = self._listener.accept()
-            except BlockingIOError:
+            if not self._accept():
                 return
-            except ConnectionError:
-                continue  # the client was gone before we came
-            except OSError as error:
-                remedy = "raise the limit of open files"
-                text = "cannot accept connections for a moment: %s; %s"
-                self._complaints.say(logging.ERROR, text, error.strerror, remedy)
-                self._reactor.forget(self._listener)
-                self._reactor.loop.call_later(_EXHAUSTED, self._resume)
-                return
-            sock.setblocking(False)
-            try:
-                self._accepted(sock)
-            except Exception:
-                _log.exception("a fault in the data path refused one connection; please report it")
-                sockets.refuse(sock)
+
+    def _accept(self) -> bool:
+        """Take one connection. False: there is none, or none can be taken now."""
+        try:
+            sock, _ = self._listener.accept()
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            return True  # the client was gone before we came
+        except OSError as error:
+            self._guards.counters.accept_pauses += 1
+            remedy = "raise the limit of open files"
+            text = "cannot accept connections for a moment: %s; %s"
+            self._complaints.say(logging.ERROR, text, error.strerror, remedy)
+            self._reactor.forget(self._listener)
+            self._reactor.loop.call_later(_EXHAUSTED, self._resume)
+            return False
+        if self._guards.shedding:
+            self._guards.counters.connections_shed += 1
+            self._complaints.say(logging.WARNING, "refused a connection: memory is short")
+            sockets.refuse(sock)
+            return True
+        sock.setblocking(False)
+        try:
+            self._accepted(sock)
+        except Exception:
+            _log.exception("a fault in the data path refused one connection; please report it")
+            sockets.refuse(sock)
+        return True
 
     def abort(self, why: str) -> None:
         self.close()
 
+    def finish(self) -> None:
+        """Take what waits already, then stop listening: who was let in by the kernel is not turned away."""
+        for _ in range(sockets.BACKLOG):
+            if self._listener.fileno() < 0 or not self._accept():
+                break
+        self.close()
+
     def close(self) -> None:
-        """Stop listening. What waits in the backlog is reset."""
+        """Stop listening. What waits in the backlog is reset, unless another process listens on the same socket."""
         if self._listener.fileno() >= 0:
+            # by hand: while another process holds the socket, closing it does not take it out of the epoll set
+            self._reactor.forget(self._listener)
             self._reactor.close(self._listener)
 
     def _resume(self) -> None:

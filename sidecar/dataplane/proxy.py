@@ -6,6 +6,7 @@ Everything runs on the thread of the asyncio loop that :meth:`DataPlane.start` i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import socket
@@ -14,27 +15,31 @@ from functools import partial
 
 from sidecar.dataplane import sockets
 from sidecar.dataplane.balance import Balancer
-from sidecar.dataplane.carrier import Budget
 from sidecar.dataplane.complaints import Complaints
-from sidecar.dataplane.contracts import Authority, Credentials, Directory, FlowSink
+from sidecar.dataplane.contracts import Authority, Credentials, Directory, FlowSink, NoTaps, Taps
+from sidecar.dataplane.detect import Detection
 from sidecar.dataplane.fabric import Fabric
+from sidecar.dataplane.guards import Counters, Guards
 from sidecar.dataplane.inbound import Inbound
 from sidecar.dataplane.live import Connections
 from sidecar.dataplane.outbound import Outbound
 from sidecar.dataplane.pool import Pool
 from sidecar.dataplane.reactor import Reactor
 from sidecar.dataplane.settings import DataPlaneSettings
-from sidecar.dataplane.sockets import Address
+from sidecar.dataplane.sockets import Address, Inherited
 from sidecar.dataplane.tunnel import Tunnel
 
 _log = logging.getLogger("sidecar.dataplane")
+
+#: Seconds between two looks whether peers have let go of their tunnels.
+_DRAIN_LOOK = 0.02
 
 
 class DataPlane:
     """Carries the connections of one pod.
 
     :param authority: judges them; ``directory`` knows who is where; ``credentials`` prove who we are; ``flows`` hears
-        of each
+        of each; ``taps`` knows what a person watches
     """
 
     def __init__(
@@ -44,25 +49,31 @@ class DataPlane:
         directory: Directory,
         credentials: Credentials,
         flows: FlowSink,
+        taps: Taps | None = None,
     ) -> None:
         self._settings = settings
         reactor, chance = Reactor(), random.Random()  # noqa: S311 - no secret
+        self._guards = guards = Guards(settings)
         self._fabric = Fabric(
             reactor=reactor,
             settings=settings,
             authority=authority,
             directory=directory,
             credentials=credentials,
-            connections=Connections(authority, flows, settings.half_closed_idle),
+            connections=Connections(authority, flows, settings.half_closed_idle, guards),
             balancer=Balancer(chance, backoff=settings.backoff, longest=settings.backoff_max),
-            budget=Budget(settings.buffered_bytes),
+            budget=guards.budget,
             complaints=Complaints(_log, lambda delay, call: reactor.loop.call_later(delay, call)),
             random=chance,
+            guards=guards,
+            detection=Detection(),
+            taps=taps or NoTaps(),
         )
         self._pool = Pool(self._fabric)
         self._outbound = Outbound(self._fabric, self._pool)
         self._inbound = Inbound(self._fabric)
         self._started = False
+        self._opened: list[tuple[Address, socket.socket, Callable[[socket.socket], None]]] = []
 
     @property
     def live_connections(self) -> int:
@@ -79,9 +90,25 @@ class DataPlane:
         """Tunnels that peers dialled."""
         return self._inbound.tunnels
 
-    async def start(self) -> None:
-        """Listen and carry.
+    @property
+    def counters(self) -> Counters:
+        """What limits have cost since the start."""
+        return self._guards.counters
 
+    @property
+    def shedding(self) -> bool:
+        """Whether new connections are refused for want of memory."""
+        return self._guards.shedding
+
+    @property
+    def listeners(self) -> list[tuple[Address, socket.socket]]:
+        """What is listened on, under the addresses of the settings; for another process that takes over."""
+        return [(address, sock) for address, sock, _ in self._opened if sock.fileno() >= 0]
+
+    def listen(self, inherited: Inherited | None = None) -> None:
+        """Have the listening sockets, without taking connections from them yet.
+
+        :param inherited: of the process before us; those that are wanted are taken out
         :raises ConfigError: when an address can not be listened on; nothing is listened on then
         """
         settings = self._settings
@@ -97,38 +124,66 @@ class DataPlane:
                 for pair in settings.explicit_inbound
             ),
         ]
-        opened: list[socket.socket] = []
         try:
-            for address, _ in takers:
-                opened.append(sockets.listener(address, mark=settings.mark))
+            for address, take in takers:
+                held = inherited.take(address) if inherited is not None else None
+                sock = held or sockets.listener(address, mark=settings.mark)
+                self._opened.append((address, sock, take))
         except BaseException:
-            for sock in opened:
-                sock.close()
+            self._close_listeners()
             raise
-        self._fabric.reactor.start(asyncio.get_running_loop())
+
+    async def start(self) -> None:
+        """Carry; listen, where :meth:`listen` was not called before.
+
+        :raises ConfigError: as that does
+        """
+        if not self._opened:
+            self.listen()
+        loop = asyncio.get_running_loop()
+        self._fabric.reactor.start(loop)
+        self._guards.start(loop, self._fabric.connections.end_idle)
         self._started = True
-        for sock, (_, take) in zip(opened, takers, strict=True):
+        for _, sock, take in self._opened:
             take(sock)
 
-    async def drain(self, deadline: float) -> None:
-        """Take no more connections from others, and wait until those that are alive have ended.
+    def _close_listeners(self) -> None:
+        opened, self._opened = self._opened, []
+        for _, sock, _ in opened:
+            sock.close()
+
+    async def drain(self, deadline: float, *, replaced: bool = False) -> None:
+        """Take no more connections from others, and wait until those that are alive have ended and peers have let go
+        of their tunnels: what crossed our farewell on the way is served, too.
 
         :param deadline: seconds to wait at most
+        :param replaced: another process listens now; take no more from our own application either
         """
+        self._guards.draining = True
+        if replaced:
+            self._outbound.drain()
         self._inbound.drain()
-        empty = asyncio.Event()
-        self._fabric.connections.when_empty(empty.set)
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(deadline):
-                await empty.wait()
-        except TimeoutError:
-            return
+                while self._busy:
+                    empty = asyncio.Event()
+                    self._fabric.connections.when_empty(empty.set)
+                    await empty.wait()
+                    if self._busy:
+                        await asyncio.sleep(_DRAIN_LOOK)
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._fabric.connections.count or self._outbound.waiting or self._inbound.busy)
 
     def stop(self) -> None:
         """End everything now: connections are reset, listeners closed. Calling it again changes nothing."""
         if not self._started:
+            self._close_listeners()
             return
         self._started = False
+        self._opened.clear()  # closed by those who took connections from them
+        self._guards.stop()
         self._outbound.stop()
         self._fabric.connections.end_all()
         self._pool.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sidecar.dataplane.detect import OPAQUE_PORTS
 from sidecar.dataplane.sockets import Address
 
 #: ALPN protocol name of our tunnels (RFC 7301).
@@ -49,14 +50,20 @@ class DataPlaneSettings:
     :param pings_per_second: pings that a peer may send in one tunnel; as above
     :param buffered_bytes: bytes held in all streams for receivers that do not read; a stream that goes beyond is reset
     :param control_bytes: control frames queued for a peer that does not read before its tunnel is ended
+    :param opaque_ports: ports of our application whose bytes are not looked at, unless the inventory names a protocol
+    :param mtls_ports: ports of our application where every TLS client is another mesh's proxy, whatever it offers; the
+        application's own TLS can not be had there. Elsewhere such a client is known by its mesh's ALPN protocol
+    :param mtls_alpn: ALPN protocols that we offer to other meshes' servers. Istio's sidecars take a TLS client without
+        this one for an application's own TLS; others do not mind it
+    :param first_byte_wait: seconds to wait for a client's first byte where the inventory says that clients speak first
     :param sniff_wait: seconds to wait for a first byte before a connection counts as plaintext (server speaks first)
     :param handshake_timeout: seconds for a whole TLS handshake, and for a client hello that arrives in pieces
     :param connect_timeout: seconds for a TCP connection, and for a tunnel to become ready
     :param resolve_timeout: seconds to wait for the directory before an unknown destination is refused
     :param keepalive: seconds without a byte from the peer before a tunnel is pinged
     :param keepalive_timeout: seconds for the answer before the tunnel is ended
-    :param connection_idle: seconds that a connection may carry nothing in either direction before it is reset; a quarter
-        more may pass. As long as Envoy and Istio allow a TCP connection. 0: no limit
+    :param connection_idle: seconds that a connection may carry nothing in either direction before it is reset; a
+        quarter more may pass. As long as Envoy and Istio allow a TCP connection. 0: no limit
     :param half_closed_idle: seconds that a connection, one direction of which has ended, may carry nothing in the other
         before it is reset; up to twice as long may pass. 0: no limit, and a client that never ends its half stays
     :param slow_reader: seconds that a receiver may take nothing of what is held for it before its connection is reset;
@@ -77,6 +84,9 @@ class DataPlaneSettings:
     explicit_inbound: tuple[ExplicitInbound, ...] = ()
     sidecar_ports: frozenset[int] = field(default=frozenset({15000, 15001, 15006, 15020, 15021}))
     mark: int = 0
+    opaque_ports: frozenset[int] = OPAQUE_PORTS
+    mtls_ports: frozenset[int] = frozenset()
+    mtls_alpn: tuple[str, ...] = ("istio",)
     connections: int = 16384
     handshakes: int = 1024
     tunnels_per_source: int = 256
@@ -87,6 +97,7 @@ class DataPlaneSettings:
     buffered_bytes: int = 256 << 20
     control_bytes: int = 1 << 20
     sniff_wait: float = 0.2
+    first_byte_wait: float = 10.0
     handshake_timeout: float = 5.0
     connect_timeout: float = 5.0
     resolve_timeout: float = 5.0

@@ -86,6 +86,10 @@ class SocketLeg:
     # the lane's side
 
     @property
+    def reached(self) -> bool:
+        return not self._connecting
+
+    @property
     def closed(self) -> bool:
         return self._sock is None
 
@@ -197,10 +201,9 @@ class SocketLeg:
         return self._sock is not None
 
     def _hold(self, data: bytes) -> None:
-        if self._budget.left < len(data):
+        if not self._budget.hold(self, len(data)):
             self._fail_soon("too much is held for receivers that do not read")
             return
-        self._budget.left -= len(data)
         self.unsent += len(data)
         self._held.append(data)
 
@@ -208,11 +211,12 @@ class SocketLeg:
         """Give the kernel what it did not take before."""
         sock, held = self._sock, self._held
         assert sock is not None
+        waited = bool(held)
         try:
             while held:
                 data = held[0]
                 taken = sock.send(data)
-                self._budget.left += taken
+                self._budget.release(self, taken)
                 self.unsent -= taken
                 if taken < len(data):
                     held[0] = memoryview(data)[taken:]
@@ -223,10 +227,10 @@ class SocketLeg:
         except OSError as error:
             self._fail(error.strerror or str(error))
             return
+        if waited:
+            self.lane.drained(self)
         if self._ended:
             self._shutdown()
-        else:
-            self.lane.drained(self)
 
     def _shutdown(self) -> None:
         """Everything is sent."""
@@ -262,7 +266,7 @@ class SocketLeg:
         self._readable = False
         self._stop_timer()
         self._connected = None
-        self._budget.left += self.unsent
+        self._budget.drop(self)
         self.unsent = 0
         self._held.clear()
         self._reactor.close(sock)

@@ -80,6 +80,10 @@ class TunnelLeg:
     # the lane's side
 
     @property
+    def reached(self) -> bool:
+        return True
+
+    @property
     def closed(self) -> bool:
         return self._closed
 
@@ -253,12 +257,10 @@ class TunnelLeg:
         return done
 
     def _hold(self, data: memoryview, size: int) -> None:
-        budget = self._carrier.budget
-        if budget.left < size:
+        if not self._carrier.budget.hold(self, size):
             self._ended = True
             self._reactor.loop.call_soon(self._fail, "too much is held for receivers that do not read")
             return
-        budget.left -= size
         self.unsent += size
         self._held.append(data)
 
@@ -269,15 +271,14 @@ class TunnelLeg:
             size = len(data)
             done = self._put(data, size)
             self.unsent -= done
-            self._carrier.budget.left += done
+            self._carrier.budget.release(self, done)
             if done < size:
                 held[0] = data[done:]
                 return
             held.popleft()
+        self.lane.drained(self)
         if self._ended:
             self._send_fin()
-        else:
-            self.lane.drained(self)
 
     def _send_fin(self) -> None:
         if self._fin_sent or self._closed:
@@ -299,7 +300,8 @@ class TunnelLeg:
     def _close(self) -> None:
         self._closed = True
         budget = self._carrier.budget
-        budget.left += self.unsent + sum(map(len, self._unread))
+        budget.drop(self)
+        budget.left += sum(map(len, self._unread))
         self.unsent = 0
         self._held.clear()
         self._unread.clear()

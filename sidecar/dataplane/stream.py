@@ -11,6 +11,7 @@ import asyncio
 import errno
 import socket
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from sidecar.dataplane import frames, sockets
@@ -81,8 +82,8 @@ class Stream:
         self._sender = carrier.sender
         self._id = stream_id
         self._sock: socket.socket | None = sock
-        self._recv_into = sock.recv_into
-        self._send = sock.send
+        self._recv_into: Callable[[memoryview], int] = sock.recv_into
+        self._send: Callable[[bytes | memoryview], int] = sock.send
         self._connection = connection
         self._opened_here = opened_here
         self._acked = False  # the peer has reached its application
@@ -375,6 +376,11 @@ class Stream:
             self._carrier.budget.drop(self)
             self._queue.clear()
         self._reactor.close(sock)
-        del self._recv_into, self._send  # bound methods would keep a cycle with the socket
+        self._recv_into = self._send = _over  # bound methods would keep a cycle with the socket
         self._connection.finish(failed=failed)
         self._carrier.detach(self._id)
+
+
+def _over(data: bytes | memoryview) -> int:
+    """Stands for the calls of a socket that is closed."""
+    raise OSError(errno.EBADF, "the stream is over")

@@ -7,8 +7,9 @@ import json
 
 import pytest
 
+from sidecar.admin.server import MAX_CONNECTIONS, MAX_HEAD
 from sidecar.errors import ConfigError
-from sidecar.readiness import MAX_CONNECTIONS, MAX_HEAD, ReadinessServer
+from sidecar.readiness import ReadinessServer
 from sidecar.settings import Address
 from tests.sidecar.fake_controller import until
 
@@ -70,7 +71,7 @@ async def test_stats_are_json(served):
     assert json.loads(body) == {"a": {"x": "y"}, "b": 1}
 
 
-def test_stats_are_for_this_pod_alone():
+async def test_stats_are_for_this_pod_alone():
     server = Server().server
     for peer, status in (
         ("127.0.0.1", 200),
@@ -81,8 +82,9 @@ def test_stats_are_for_this_pod_alone():
         ("::ffff:10.0.0.1", 403),
         ("", 403),
     ):
-        assert server.respond(get("/stats"), peer).startswith(f"HTTP/1.1 {status} ".encode()), peer
-        assert server.respond(get("/healthz/ready"), peer).startswith(b"HTTP/1.1 200 ")
+        stats, ready = await server.respond(get("/stats"), peer), await server.respond(get("/healthz/ready"), peer)
+        assert stats[0].startswith(f"HTTP/1.1 {status} ".encode()), peer
+        assert ready[0].startswith(b"HTTP/1.1 200 ")
 
 
 async def test_a_request_may_arrive_in_pieces(served):
@@ -125,7 +127,7 @@ async def test_what_is_not_known_is_refused(served, request_, status):
 
 
 async def test_a_slow_request_is_cut_off(served, monkeypatch):
-    monkeypatch.setattr("sidecar.readiness.DEADLINE", 0.05)
+    monkeypatch.setattr("sidecar.admin.server.DEADLINE", 0.05)
     reader, writer = await asyncio.open_connection("127.0.0.1", served.server.port)
     writer.write(b"GET /healthz")
     try:
@@ -138,14 +140,14 @@ async def test_a_slow_request_is_cut_off(served, monkeypatch):
 
 async def test_only_so_many_connections_at_once_and_silent_ones_keep_nobody_out(served):
     held = [await asyncio.open_connection("127.0.0.1", served.server.port) for _ in range(MAX_CONNECTIONS)]
-    await until(lambda: len(served.server._connections) == MAX_CONNECTIONS)
+    await until(lambda: served.server.connections == MAX_CONNECTIONS
     assert (await served.send(get("/healthz/ready")))[0] == 200
-    assert len(served.server._connections) <= MAX_CONNECTIONS
+    assert served.server.connections <= MAX_CONNECTIONS
     with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):  # the oldest one had to go
         await asyncio.wait_for(held[0][0].readexactly(1), 10)
     for _, other in held:
         other.close()
-    await until(lambda: not served.server._connections)
+    await until(lambda: not served.server.connections)
 
 
 async def test_a_taken_port_is_named(served):

@@ -1,0 +1,1 @@
+"""What a sidecar counts, in Prometheus' words: Istio's metrics for dashboards, ours for those who run it."""

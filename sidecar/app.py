@@ -343,6 +343,8 @@ def data_plane_settings(settings: Settings) -> DataPlaneSettings:
         sidecar_ports=frozenset(SIDECAR_PORTS | own) if redirect else frozenset(own),
         mark=settings.mark or 0,
         opaque_ports=settings.opaque_ports,
+        mtls_ports=settings.mtls_ports,
+        mtls_alpn=settings.mtls_alpn,
         **settings.limits,  # type: ignore[arg-type]  # read_limits has checked names and values
     )
 

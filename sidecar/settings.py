@@ -36,12 +36,16 @@ from graph.fields import (
     word,
 )
 from sidecar.dataplane.detect import OPAQUE_PORTS
+from sidecar.dataplane.settings import ALPN as TUNNEL
 from sidecar.errors import ConfigError
 from sidecar.limits import read_limits
 
 #: A settings file is a page of text; more than this is a mistake.
 MAX_FILE_BYTES = 256 * 1024
+#: A client says no more protocols than this in one hello.
+MAX_ALPN = 16
 
+_ALPN = re.compile(r"[!-~]{1,255}")
 _INSTANCE = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
@@ -107,6 +111,8 @@ class Settings:
     :param report_interval: seconds between two reports of flows
     :param drain_seconds: how long open connections may go on after SIGTERM
     :param opaque_ports: ports of the application whose bytes are not looked at; they take the place of the defaults
+    :param mtls_ports: ports of the application where every TLS client is another mesh's proxy
+    :param mtls_alpn: ALPN protocols that are offered to other meshes' servers
     :param limits: what bounds the data path, as far as it differs from
         :class:`~sidecar.dataplane.settings.DataPlaneSettings`
     """
@@ -131,6 +137,8 @@ class Settings:
     report_interval: float = 1.0
     drain_seconds: float = 5.0
     opaque_ports: frozenset[int] = OPAQUE_PORTS
+    mtls_ports: frozenset[int] = frozenset()
+    mtls_alpn: tuple[str, ...] = ("istio",)
     limits: Mapping[str, int | float] = field(default_factory=dict)
     log_level: str = "info"
 
@@ -180,6 +188,8 @@ class Settings:
             report_interval=fields.take("report_interval", seconds(0.05, 300), 1.0),
             drain_seconds=fields.take("drain_seconds", seconds(0, 3600), 5.0),
             opaque_ports=frozenset(fields.take("opaque_ports", items(integer(1, 65535)), tuple(OPAQUE_PORTS))),
+            mtls_ports=frozenset(fields.take("mtls_ports", items(integer(1, 65535)), ())),
+            mtls_alpn=fields.take("mtls_alpn", items(matching(_ALPN, "1 to 255 visible ASCII characters")), ("istio",)),
             limits=fields.take("limits", read_limits, {}),
             log_level=fields.take("log_level", word("debug", "info", "warning", "error"), "info"),
         )
@@ -193,6 +203,8 @@ class Settings:
             raise ConfigError("explicit: missing; capture: explicit needs explicit.outbound or explicit.inbound")
         if self.capture is Capture.REDIRECT and explicit:
             raise ConfigError("explicit: set with capture: redirect; remove it, or write capture: explicit")
+        if TUNNEL in self.mtls_alpn or len(self.mtls_alpn) > MAX_ALPN:
+            raise ConfigError(f"mtls_alpn: write at most {MAX_ALPN} protocols, and not {TUNNEL}, our own")
         refuse_taken(self.listeners(), _refusal)
 
     def listeners(self) -> list[tuple[str, Address]]:

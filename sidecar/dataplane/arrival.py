@@ -2,8 +2,9 @@
 
 Rules:
 
-1. A ClientHello that offers our ALPN gets a tunnel, if a certificate proves who the peer is. Everything else is
-   plaintext of an unknown source, and judged as that.
+1. A ClientHello that offers our ALPN gets a tunnel, if a certificate proves who the peer is; one of another mesh's
+   proxy (:mod:`sidecar.dataplane.mtls`) a connection, on the same terms. Everything else is plaintext of an unknown
+   source, and judged as that.
 2. A server that speaks first needs a client that waits: without a byte in time it is opaque plaintext.
 3. Bytes are looked at where they are: nothing is taken from the socket before somebody owns the connection.
 """
@@ -16,7 +17,7 @@ import socket
 from typing import Protocol
 
 from graph.model import Direction, Peer
-from sidecar.dataplane import clienthello, sockets
+from sidecar.dataplane import clienthello, mtls, sockets
 from sidecar.dataplane.clienthello import ClientHello, Reading
 from sidecar.dataplane.detect import Kind, detect
 from sidecar.dataplane.fabric import Fabric, destination_peer
@@ -25,7 +26,7 @@ from sidecar.dataplane.reactor import EDGE, IN, RDHUP
 from sidecar.dataplane.serving import first_byte_wait, is_opaque, serve_socket
 from sidecar.dataplane.settings import ALPN
 from sidecar.dataplane.sockets import Address
-from sidecar.dataplane.tls import Channel, Handshake, HandshakeFailed
+from sidecar.dataplane.tls import Channel, Handshake, HandshakeFailed, PeerRefused
 
 _INFO = logging.INFO
 _ALPN = ALPN.encode()
@@ -101,7 +102,9 @@ class Arrival:
         elif reading is Reading.MORE:
             self.abort("half a client hello, and no more to come")
         elif isinstance(reading, ClientHello) and _ALPN in reading.alpn:
-            self._tunnel()
+            self._shake_hands(None)
+        elif isinstance(reading, ClientHello) and mtls.is_proxy(reading, self._port, self._fabric.settings):
+            self._shake_hands(reading)
         elif isinstance(reading, ClientHello):
             self._plaintext(Kind.TLS)
         elif is_opaque(self._fabric, Peer(address=self._source), self._port):
@@ -139,18 +142,29 @@ class Arrival:
             self._inbound.arrived(self)
         return sock
 
-    def _tunnel(self) -> None:
+    def _shake_hands(self, proxy: ClientHello | None) -> None:
+        """Find out who the client is.
+
+        :param proxy: what another mesh's proxy said; None: it wants a tunnel
+        """
         fabric = self._fabric
         sock = self._sock
         assert sock is not None
         assert self._timer is not None
         self._timer.cancel()
         self._sock = None  # still arriving, until the handshake is done
-        sockets.tune_tunnel(sock)
+        context = None
+        if proxy is None:
+            sockets.tune_tunnel(sock)
+        else:
+            protocol = mtls.answer(proxy.alpn, fabric.authority.protocol(self._port))
+            context = fabric.credentials.mesh_context(server_side=True, alpn=(protocol,) if protocol else ())
 
         def done(result: Channel | HandshakeFailed) -> None:
             self._inbound.arrived(self)
-            if isinstance(result, Channel):
+            if isinstance(result, Channel) and proxy is not None:
+                self._serve_proxy(sock, result)
+            elif isinstance(result, Channel):
                 self._inbound.run_tunnel(sock, result, self._source, self._port, self._application)
             elif result.untrusted:
                 self._inbound.refuse_untrusted(self._source, self._port, str(result))
@@ -166,7 +180,14 @@ class Arrival:
             registered=True,
             timeout=fabric.settings.handshake_timeout,
             done=done,
+            context=context,
         )
+
+    def _serve_proxy(self, sock: socket.socket, channel: Channel) -> None:
+        try:
+            mtls.serve_proxy(self._fabric, sock, channel, self._source, self._port, self._application)
+        except PeerRefused as error:
+            self._inbound.refuse_untrusted(self._source, self._port, str(error))
 
     def _silent(self) -> None:
         """The client waits for a server that speaks first."""

@@ -18,10 +18,10 @@ from functools import lru_cache
 
 from certs.errors import InvalidSpiffeId
 from certs.spiffe import SpiffeId
-from graph.directory import Destination, Endpoint
+from graph.directory import Destination, Endpoint, Transport
 from graph.model import Direction, Peer
 from graph.policy import Reason
-from sidecar.dataplane import sockets
+from sidecar.dataplane import mtls, sockets
 from sidecar.dataplane.dial import DialFailed
 from sidecar.dataplane.fabric import Acceptor, Fabric, peer_of
 from sidecar.dataplane.live import Connection, new_record, refusal, report_refused
@@ -62,6 +62,17 @@ class Outbound:
 
         self._acceptors.append(Acceptor(self._fabric, listener, accepted))
 
+    @property
+    def waiting(self) -> int:
+        """Connections that are still on their way."""
+        return len(self._waiting)
+
+    def drain(self) -> None:
+        """Listen no more; what is on its way goes on."""
+        for acceptor in self._acceptors:
+            acceptor.finish()
+        self._acceptors.clear()
+
     def stop(self) -> None:
         """Listen no more and give up what is still on its way."""
         for acceptor in self._acceptors:
@@ -74,6 +85,7 @@ class Outbound:
         fabric = self._fabric
         if fabric.connections.count + len(self._waiting) >= fabric.settings.connections:
             fabric.complaints.say(_WARNING, "refused a connection: %d are alive already", fabric.settings.connections)
+            fabric.guards.counters.connections_refused += 1
             sockets.refuse(sock)
             return
         target = declared or self._captured(sock)
@@ -223,6 +235,9 @@ class _Attempt:
         fabric = self._fabric
         # A connection to ourselves stays in the pod: the application's own socket is on the loopback device.
         if destination.meshed and endpoint.address not in fabric.settings.addresses:
+            if endpoint.transport is Transport.MTLS:
+                await self._reach_proxy(endpoint, connection)
+                return
             tunnel = await self._pool.open(endpoint)
             if (client := self._take_client()) is not None:
                 carry(fabric, client, connection, endpoint, tunnel)
@@ -236,6 +251,19 @@ class _Attempt:
         _count_load(fabric, connection, endpoint)
         Relay(fabric.reactor, client, server, connection)
         connection.announce()
+
+    async def _reach_proxy(self, endpoint: Endpoint, connection: Connection) -> None:
+        """Carry the connection to another mesh's proxy.
+
+        :raises DialFailed: when it can not be reached, or is not who it should be
+        """
+        dialled = await mtls.dial(self._fabric, endpoint)
+        client = self._take_client()
+        if client is None:  # refused meanwhile
+            self._fabric.reactor.close(dialled[0])
+            return
+        _count_load(self._fabric, connection, endpoint)
+        mtls.carry(self._fabric, client, connection, endpoint, dialled)
 
     async def _connect(self, endpoint: Endpoint) -> socket.socket:
         """A plain connection.

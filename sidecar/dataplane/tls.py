@@ -22,7 +22,6 @@ from sidecar.dataplane.reactor import IN, NOT_OUT, OUT, Reactor
 from sidecar.dataplane.settings import ALPN
 from sidecar.errors import SidecarError
 
-
 #: What is agreed on for a tunnel, and for nothing else.
 _TUNNEL: Final = (ALPN,)
 

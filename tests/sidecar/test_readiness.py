@@ -140,7 +140,7 @@ async def test_a_slow_request_is_cut_off(served, monkeypatch):
 
 async def test_only_so_many_connections_at_once_and_silent_ones_keep_nobody_out(served):
     held = [await asyncio.open_connection("127.0.0.1", served.server.port) for _ in range(MAX_CONNECTIONS)]
-    await until(lambda: served.server.connections == MAX_CONNECTIONS
+    await until(lambda: served.server.connections == MAX_CONNECTIONS)
     assert (await served.send(get("/healthz/ready")))[0] == 200
     assert served.server.connections <= MAX_CONNECTIONS
     with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):  # the oldest one had to go

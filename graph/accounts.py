@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from graph.flow import EdgeKey, Flow
 from graph.model import Direction
-from graph.views import EdgeVerdict, EdgeView
+from graph.operations import OperationBook
+from graph.views import EdgeVerdict, EdgeView, OperationView
 from graph.windows import COUNT_NAMES, Counts
 
 MAX_IDENTITIES = 16
@@ -113,12 +114,13 @@ class _Account:
 class EdgeAccounts:
     """Both ends' reports of one edge, and its view."""
 
-    __slots__ = ("_accounts", "_figures", "_view", "key")
+    __slots__ = ("_accounts", "_figures", "_operations", "_view", "key")
 
     def __init__(self, key: EdgeKey) -> None:
         self.key = key
         self._accounts: dict[Direction, _Account] = {}
         self._figures = Counts()
+        self._operations: OperationBook | None = None  # most edges have none
         self._view: EdgeView | None = None
 
     def add(self, flow: Flow, now: float) -> Counts:
@@ -146,6 +148,27 @@ class EdgeAccounts:
         account.destinations.mention(flow.destination_identity)
         account.reporters.mention(flow.reporter)
         return self._refresh()
+
+    def add_operation(self, flow: Flow, now: float, *, room: bool) -> int:
+        """Enter a report of requests, which touches no other figure; see :class:`graph.operations.OperationBook`.
+
+        :returns: how many places more than before are taken
+        """
+        if self._operations is None:
+            self._operations = OperationBook()
+        before = len(self._operations)
+        self._operations.add(flow, now, room=room)
+        self._view = None
+        return len(self._operations) - before
+
+    @property
+    def operations(self) -> tuple[OperationView, ...]:
+        return self._operations.views() if self._operations is not None else ()
+
+    def load_operations(self, views: Iterable[OperationView]) -> None:
+        """Take back operations as :attr:`operations` gave them out, in place of what is here."""
+        self._operations = OperationBook(views)
+        self._view = None
 
     def load(self, totals: EdgeTotals) -> None:
         """Take back one end's account as it was dumped, in place of what is here."""
@@ -175,6 +198,7 @@ class EdgeAccounts:
                 destination_identities=_union(account.destinations for account in accounts.values()),
                 reporters=_union(account.reporters for account in accounts.values()),
                 replicas=len(replicas.reporters) if replicas is not None else 0,
+                operations=self.operations,
             )
         return self._view
 

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 
-from graph.model import Protocol, WorkloadRef
+from graph.model import Protocol, Transport, WorkloadRef
 
-
-class Transport(StrEnum):
-    """How a meshed endpoint takes connections."""
-
-    TUNNEL = ""
-    """A Hedgerow sidecar: yamux tunnels, ALPN ``hedgerow/1``."""
-    MTLS = "mtls"
-    """Another mesh's proxy: SPIFFE mutual TLS, one TLS connection for each connection."""
+__all__ = ["Destination", "Endpoint", "Transport"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Observed against allowed: what happened that no rule allows, and which rules nothing used.
 
-Every verdict here is made by :func:`graph.policy.decide`, as the sidecars make theirs; nothing is judged by comparing
+Every verdict here is made by :func:`graph.policy.decide` and :func:`graph.policy.admit`, as the sidecars make theirs:
+both ends judge that a connection is opened, the destination also what is asked over it. Nothing is judged by comparing
 rules with edges.
 """
 
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from graph.flow import EdgeKey
 from graph.model import Connection, Direction, Mode, Origin, Peer, Rule, Snapshot, Verdict, WorkloadRef
-from graph.policy import Decision, decide
+from graph.policy import Decision, admit, decide
 from graph.views import EdgeView
 
 
@@ -22,6 +23,7 @@ class Observation:
     :param source_verified: whether mutual TLS proved the source; unproved, no rule about identities is for it
     :param source_account: the source's service account, ``destination_account`` the destination's, where known
     :param source_address: an IP address of the source, where known; likewise ``destination_address``
+    :param operations: what was asked and allowed; none where nothing is known of what was asked
     """
 
     key: EdgeKey
@@ -30,6 +32,7 @@ class Observation:
     destination_account: str = ""
     source_address: str = ""
     destination_address: str = ""
+    operations: tuple[str, ...] = ()
 
     def connection(self, direction: Direction) -> Connection:
         source = _peer(self.key.source, self.source_account, self.source_address)
@@ -51,23 +54,31 @@ class Observation:
         # a failed connection proved nothing either way
         unproved = not proved or edge.connections - edge.failed > edge.verified > 0
         known = accounts or {}
+        asked = asked_of(edge)
         return tuple(
-            cls(edge.key, verified, known.get(edge.source, ""), known.get(edge.destination, ""))
+            cls(edge.key, verified, known.get(edge.source, ""), known.get(edge.destination, ""), operations=asked)
             for verified, seen in ((True, proved), (False, unproved))
             if seen
         )
 
 
+def asked_of(edge: EdgeView) -> tuple[str, ...]:
+    """The operations of an edge that were allowed, by name."""
+    return tuple(operation.name for operation in edge.operations if operation.requests)
+
+
 @dataclass(frozen=True, slots=True)
 class Unexpected:
-    """An observed edge that enforcement would refuse.
+    """An observed edge that enforcement would refuse, or of which it would refuse operations.
 
     :param inbound: the destination's decision, None where it has no policy; ``outbound`` likewise the source's
+    :param operations: what was asked and would be refused; an empty one is whatever was asked and is not known
     """
 
     key: EdgeKey
     inbound: Decision | None
     outbound: Decision | None
+    operations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +100,7 @@ def find_drift(snapshots: Mapping[WorkloadRef, Snapshot], observations: Iterable
     alone = {ref: _each_alone(snapshot, now) for ref, snapshot in snapshots.items()}
     for observation in observations:
         decisions: dict[Direction, Decision] = {}
+        refused: tuple[str, ...] = ()
         for direction, ref in (
             (Direction.INBOUND, observation.key.destination),
             (Direction.OUTBOUND, observation.key.source),
@@ -96,35 +108,67 @@ def find_drift(snapshots: Mapping[WorkloadRef, Snapshot], observations: Iterable
             if ref not in snapshots:
                 continue
             connection = observation.connection(direction)
-            decisions[direction] = decide(snapshots[ref], connection, now)
-            used |= {name for name, policy in alone[ref].items() if decide(policy, connection, now).rule_id == name}
-        if any(decision.pending is Verdict.DENY for decision in decisions.values()):
+            decisions[direction], by_operation = admit(snapshots[ref], connection, now)
+            if by_operation and direction is Direction.INBOUND:
+                refused = _refused(snapshots[ref], connection, observation.operations, now)
+            used |= {
+                each.rule.id
+                for each in alone[ref]
+                if each.fits(observation) and decide(each.policy, connection, now).rule_id == each.rule.id
+            }
+        if refused or any(decision.pending is Verdict.DENY for decision in decisions.values()):
             unexpected[observation.key] = Unexpected(
-                observation.key, decisions.get(Direction.INBOUND), decisions.get(Direction.OUTBOUND)
+                observation.key, decisions.get(Direction.INBOUND), decisions.get(Direction.OUTBOUND), refused
             )
-    rules = {rule.id: rule for ref, snapshot in snapshots.items() for rule in snapshot.rules if rule.id in alone[ref]}
+    rules = {each.rule.id: each.rule for found in alone.values() for each in found}
     return Drift(
         tuple(unexpected[key] for key in sorted(unexpected)),
         tuple(rules[name] for name in sorted(rules.keys() - used)),
     )
 
 
-def _each_alone(snapshot: Snapshot, now: float) -> dict[str, Snapshot]:
-    """For each rule that should be used, the policy with it alone; so that a rule beside another one counts as used.
+def _refused(snapshot: Snapshot, connection: Connection, operations: tuple[str, ...], now: float) -> tuple[str, ...]:
+    """Which operations the destination would refuse; where none are known, whether it refuses what is not known."""
+    return tuple(
+        operation
+        for operation in operations or ("",)
+        if decide(snapshot, replace(connection, operation=operation), now).pending is Verdict.DENY
+    )
 
-    Baseline rules are there whether they are used or not (DNS, probes, the control plane). A rule that is limited to
-    operations is used by whatever the rest of it fits, because an edge knows no operations.
+
+@dataclass(frozen=True, slots=True)
+class _Alone:
+    """A rule that should be used.
+
+    :param policy: with that rule alone, for any operation, closed; so that a rule beside another one counts as used
     """
-    return {
-        rule.id: replace(
-            snapshot, rules=(replace(rule, operations=()),), inbound_mode=Mode.ENFORCE, outbound_mode=Mode.ENFORCE
+
+    rule: Rule
+    policy: Snapshot
+
+    def fits(self, observation: Observation) -> bool:
+        """Whether what was asked is what the rule is for; in doubt it is."""
+        wanted, asked = self.rule.operations, observation.operations
+        return not wanted or not asked or not set(wanted).isdisjoint(asked)
+
+
+def _each_alone(snapshot: Snapshot, now: float) -> tuple[_Alone, ...]:
+    """Baseline rules are there whether they are used or not (DNS, probes, the control plane)."""
+    return tuple(
+        _Alone(
+            rule,
+            replace(
+                snapshot, rules=(replace(rule, operations=()),), inbound_mode=Mode.ENFORCE, outbound_mode=Mode.ENFORCE
+            ),
         )
         for rule in snapshot.rules
         if rule.effect is Verdict.ALLOW and rule.origin is not Origin.BASELINE and not rule.expired(now)
-    }
+    )
 
 
 def _peer(ref: WorkloadRef, account: str, address: str) -> Peer:
+    if ref.host:
+        return Peer(address=address, host=ref.host)
     if ref.is_external:
         return Peer(address=ref.name)
     return Peer(workload=ref, namespace=ref.namespace, service_account=account, address=address)

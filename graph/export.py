@@ -14,7 +14,7 @@ import networkx as nx
 from graph.model import Rule
 from graph.svg import STYLES, to_svg
 from graph.text import printable
-from graph.views import EdgeVerdict, EdgeView, GraphView, NodeView
+from graph.views import EdgeVerdict, EdgeView, GraphView, NodeView, OperationView
 
 __all__ = [
     "CONTENT_TYPES",
@@ -60,11 +60,23 @@ def node_document(node: NodeView) -> Document:
         "name": node.ref.name,
         "kind": node.kind,
         "meshed": node.meshed,
+        "transport": node.transport.value,
         "instances": node.instances,
         "identity": node.identity,
         "inbound_mode": node.inbound_mode,
         "outbound_mode": node.outbound_mode,
         "external": node.external,
+    }
+
+
+def operation_document(operation: OperationView) -> Document:
+    return {
+        "operation": operation.name,
+        "requests": operation.requests,
+        "denied": operation.denied,
+        "would_deny": operation.would_deny,
+        "first_seen": operation.first_seen,
+        "last_seen": operation.last_seen,
     }
 
 
@@ -90,6 +102,7 @@ def edge_document(edge: EdgeView) -> Document:
         "source_identities": list(edge.source_identities),
         "destination_identities": list(edge.destination_identities),
         "replicas": edge.replicas,
+        "operations": [operation_document(operation) for operation in edge.operations],
         "evidence": list(edge.evidence),
         "rule": rule_document(edge.rule) if edge.rule is not None else None,
     }
@@ -150,7 +163,8 @@ def to_dot(view: GraphView) -> str:
 
 
 def to_graphml(view: GraphView) -> str:
-    """The graph as GraphML; lists are joined by spaces, as identities and instance names hold none."""
+    """The graph as GraphML; lists are joined by spaces, as identities and instance names hold none, and sentences and
+    operations by a dot."""
     graph: nx.MultiDiGraph[str] = nx.MultiDiGraph()
     for node in view.nodes:
         graph.add_node(printable(node.id), **_scalars(node_document(node)))
@@ -158,6 +172,7 @@ def to_graphml(view: GraphView) -> str:
         document = edge_document(edge)
         document["rule"] = edge.rule.id if edge.rule is not None else ""
         document["evidence"] = " · ".join(edge.evidence)
+        document["operations"] = " · ".join(operation.name for operation in edge.operations)
         graph.add_edge(
             printable(str(edge.source)), printable(str(edge.destination)), key=printable(edge.id), **_scalars(document)
         )

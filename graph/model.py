@@ -69,6 +69,15 @@ class InboundTls(StrEnum):
     STRICT = "strict"
 
 
+class Transport(StrEnum):
+    """How a meshed endpoint takes connections."""
+
+    TUNNEL = ""
+    """A Hedgerow sidecar: yamux tunnels, ALPN ``hedgerow/1``."""
+    MTLS = "mtls"
+    """Another mesh's proxy: SPIFFE mutual TLS, one TLS connection for each connection."""
+
+
 #: A DNS name of at least two labels, the last of which begins with a letter, so that no IP address is one
 #: (RFC 1123 section 2.1); underscores occur in names of services.
 _HOST = re.compile(r"(?=.{3,253}\Z)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -168,8 +177,10 @@ class Workload:
     """A set of replicas under one owner (Deployment, StatefulSet, CronJob, …).
 
     :param labels: the labels that its pods carry, sorted pairs
-    :param meshed: whether its pods have a sidecar
+    :param meshed: whether its pods have a proxy that proves who they are
     :param schedule: the cron line of a CronJob, empty otherwise
+    :param transport: whose proxy that is
+    :param account_identity: its SPIFFE ID stops at the service account, as other meshes write them
     """
 
     ref: WorkloadRef
@@ -179,6 +190,13 @@ class Workload:
     ports: tuple[Port, ...] = ()
     meshed: bool = True
     schedule: str = ""
+    transport: Transport = Transport.TUNNEL
+    account_identity: bool = False
+
+    @property
+    def has_sidecar(self) -> bool:
+        """Whether its pods have a sidecar of ours, which holds a policy, judges by it and reports."""
+        return self.meshed and self.transport is Transport.TUNNEL
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -297,7 +315,7 @@ class Selector:
 
     @classmethod
     def of(cls, ref: WorkloadRef) -> Selector:
-        """Select exactly one workload, or one external address."""
+        """Select exactly one workload, or one external address or host."""
         if ref.host:
             return cls(host=ref.host)
         if ref.is_external:

@@ -4,81 +4,29 @@ A networkx multigraph holds it: nodes are workloads, parallel edges are keyed by
 
 1. One owner mutates it; everybody else reads immutable views, which are cached until something changes.
 2. Every change has a generation. What changed after a generation is found in time proportional to the change.
-3. Everything that traffic can make grow is bounded, and what goes over a bound is counted, never silent: addresses
-   outside the inventory are folded into one node, flows beyond the other bounds are left out.
+3. Everything that traffic can make grow is bounded (:mod:`graph.limits`), and what goes over a bound is counted, never
+   silent: addresses and hosts outside the inventory are folded into one node, flows beyond the other bounds left out.
 4. A report about a workload from before its removal does not bring it back.
+5. A report of an operation belongs to an edge that connections have made; it never makes one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 import networkx as nx
 
 from graph.accounts import EdgeAccounts, EdgeTotals
 from graph.flow import EdgeKey, Flow
+from graph.generations import Generations
+from graph.limits import OTHER_ADDRESSES, Limits, Shed
 from graph.model import Instance, Workload, WorkloadRef
-from graph.views import EdgeVerdict, EdgeView, GraphChanges, GraphView, NodeView
+from graph.nodes import Node
+from graph.views import EdgeVerdict, EdgeView, GraphChanges, GraphView, NodeView, OperationView
 from graph.windows import Windows
 
-__all__ = ["OTHER_ADDRESSES", "EdgeTotals", "EdgeVerdict", "EdgeView", "Limits", "NodeView", "ServiceGraph"]
-
-#: Stands for every outside address beyond the bound. The unspecified address is nobody's, so that a rule made of this
-#: node by mistake would select nobody.
-OTHER_ADDRESSES = WorkloadRef.external("0.0.0.0")
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What traffic may make the graph hold.
-
-    :param external: addresses outside the inventory that have a node of their own
-    :param unknown: workloads that flows name and no inventory does
-    :param edges: edges in all
-    :param ports: edges from one node to another, ``external_ports`` where one of the two is outside the inventory: who
-        tries every port must not use up what the others need
-    :param removals: removals that :meth:`ServiceGraph.changes` can still tell of
-    """
-
-    external: int = 1_000
-    unknown: int = 1_000
-    edges: int = 200_000
-    ports: int = 256
-    external_ports: int = 16
-    removals: int = 10_000
-
-
-@dataclass(slots=True)
-class Shed:
-    """What the bounds kept out, in flows since the start."""
-
-    folded: int = 0  #: counted on :data:`OTHER_ADDRESSES`
-    unknown: int = 0  #: left out: too many workloads that no inventory names
-    edges: int = 0  #: left out: too many edges
-    late: int = 0  #: left out: about a workload that was removed after it
-
-
-@dataclass(slots=True)
-class _Node:
-    ref: WorkloadRef
-    workload: Workload | None = None
-    identity: str = ""
-    instances: dict[tuple[str, str], Instance] = field(default_factory=dict)
-    view: NodeView | None = None
-
-    def seen(self) -> NodeView:
-        if self.view is None:
-            workload = self.workload
-            self.view = NodeView(
-                ref=self.ref,
-                kind=workload.kind if workload is not None else "External" if self.ref.is_external else "",
-                meshed=workload.meshed if workload is not None else False,
-                instances=len(self.instances),
-                identity=self.identity,
-                labels=workload.labels if workload is not None else (),
-            )
-        return self.view
+__all__ = ["OTHER_ADDRESSES", "EdgeTotals", "EdgeVerdict", "EdgeView", "Limits", "NodeView", "ServiceGraph", "Shed"]
 
 
 type _Item = WorkloadRef | EdgeKey
@@ -90,22 +38,21 @@ class ServiceGraph:
     def __init__(self, limits: Limits | None = None, windows: Windows[EdgeKey] | None = None) -> None:
         self._limits = limits or Limits()
         self._graph: nx.MultiDiGraph[WorkloadRef] = nx.MultiDiGraph()
-        self._generation = 0
-        self._changed: dict[_Item, int] = {}  # the latest change at the end
-        self._removed: dict[_Item, int] = {}
-        self._forgotten = 0  # removals up to this generation are no longer known
+        self._generations: Generations[_Item] = Generations(self._limits.removals)
         self._tombstones: dict[WorkloadRef, float] = {}
         self._owners: dict[tuple[str, str], WorkloadRef] = {}  # of instances, by namespace and name
         self._edges = 0  # networkx would count them anew
         self._externals = 0
         self._unknowns = 0
+        self._operations = 0
+        self._asked: set[EdgeKey] = set()  # whose operations changed since they were drained
         self.windows: Windows[EdgeKey] = windows if windows is not None else Windows()
         self.shed = Shed()
 
     @property
     def generation(self) -> int:
         """Grows with every change that a view shows; 0 is the empty graph."""
-        return self._generation
+        return self._generations.current
 
     # What the inventory says
 
@@ -123,11 +70,11 @@ class ServiceGraph:
         elif node.workload is None and not workload.ref.is_external:
             self._unknowns -= 1
         node.workload, node.identity = workload, identity
-        generation = self._next()
+        generation = self._generations.next()
         self._touch_node(node, generation)
         for key in self._edges_at(workload.ref, leaving=False):
             self._graph.edges[key.source, key.destination, (key.port, key.protocol)]["accounts"].invalidate()
-            self._touch(key, generation)  # the ports' application protocols may have changed
+            self._generations.touch(key, generation)  # the ports' application protocols may have changed
 
     def put_instance(self, instance: Instance) -> None:
         """Add a replica, or change its facts; its workload gets a node when it has none."""
@@ -141,7 +88,7 @@ class ServiceGraph:
             self._unknowns += 1
         node.instances[key] = instance
         self._owners[key] = instance.workload
-        self._touch_node(node, self._next())
+        self._touch_node(node, self._generations.next())
 
     def remove_instance(self, namespace: str, name: str) -> bool:
         """A replica is gone. What it reported stays; False when it was not there."""
@@ -150,9 +97,9 @@ class ServiceGraph:
         if node is None:
             return False
         del node.instances[(namespace, name)]
-        if not self._drop_if_unused(node, self._generation + 1):
-            self._touch_node(node, self._generation + 1)
-        self._next()
+        if not self._drop_if_unused(node, self._generations.current + 1):
+            self._touch_node(node, self._generations.current + 1)
+        self._generations.next()
         return True
 
     def remove_workload(self, ref: WorkloadRef, now: float) -> tuple[EdgeKey, ...]:
@@ -164,7 +111,7 @@ class ServiceGraph:
         node = self._find(ref)
         if node is None:
             return ()
-        generation = self._next()
+        generation = self._generations.next()
         keys = self._edges_at(ref)
         for key in keys:
             self._drop_edge(key, generation)
@@ -182,7 +129,7 @@ class ServiceGraph:
         """Drop one edge with its counts; False when it was not there. Ends that only it brought in go with it."""
         if self._accounts(key) is None:
             return False
-        generation = self._next()
+        generation = self._generations.next()
         self._drop_edge(key, generation)
         self._drop_unused(key, generation)
         return True
@@ -202,20 +149,39 @@ class ServiceGraph:
         :param flows: as they were reported, also by both ends of the same connection
         :param now: seconds since the epoch; reported times after it count as now
         """
-        generation = self._generation + 1
+        generation = self._generations.current + 1
         touched: set[EdgeKey] = set()
+        asked = []
         for flow in flows:
+            if flow.operation:
+                asked.append(flow)
+                continue
             key = self._admit(flow, now)
             if key is None:
                 continue
             accounts = self._accounts(key) or self._add_edge(key, generation)
             added = accounts.add(flow, now)
             self.windows.add(key, flow.last_seen, added, now)
-            self._touch(key, generation)
             touched.add(key)
+        touched.update(key for flow in asked if (key := self._add_operation(flow, now)) is not None)
+        for key in touched:
+            self._generations.touch(key, generation)
         if touched:
-            self._generation = generation
+            self._generations.next()
         return frozenset(touched)
+
+    def _add_operation(self, flow: Flow, now: float) -> EdgeKey | None:
+        """Count requests, after the connections that carried them; None when nobody reported those."""
+        source = self._fold(flow.source)
+        key = replace(flow.edge, source=source)
+        accounts = self._accounts(key) if not self._is_late(flow, now) else None
+        if accounts is None:
+            self.shed.operations += 1
+            return None
+        room = self._operations < self._limits.operations
+        self._operations += accounts.add_operation(flow, now, room=room)
+        self._asked.add(key)
+        return key
 
     # What others read
 
@@ -239,23 +205,18 @@ class ServiceGraph:
 
     def view(self, at: float) -> GraphView:
         """Everything, at time ``at``."""
-        return GraphView(self._generation, at, self.nodes(), self.edges())
+        return GraphView(self._generations.current, at, self.nodes(), self.edges())
 
     def changes(self, since: int) -> GraphChanges:
         """What changed after generation ``since``, as :attr:`generation` or an earlier answer said it."""
-        if since >= self._generation:
-            # a generation that is not ours comes from before a restart: nothing is known about it
-            if since == self._generation:
-                return GraphChanges(self._generation)
-            return GraphChanges(self._generation, self.nodes(), self.edges(), whole=True)
-        if since < self._forgotten:
-            return GraphChanges(self._generation, self.nodes(), self.edges(), whole=True)
-        changed = list(_after(self._changed, since))
-        removed = list(_after(self._removed, since))
+        generation = self._generations.current
+        if not self._generations.knows(since):
+            return GraphChanges(generation, self.nodes(), self.edges(), whole=True)
+        changed, removed = list(self._generations.changed(since)), list(self._generations.removed(since))
         nodes = (self.node(item) for item in changed if isinstance(item, WorkloadRef))
         edges = (self.edge(item) for item in changed if isinstance(item, EdgeKey))
         return GraphChanges(
-            self._generation,
+            generation,
             tuple(sorted((view for view in nodes if view is not None), key=lambda view: view.ref)),
             tuple(sorted((view for view in edges if view is not None), key=lambda view: view.key)),
             tuple(sorted(item for item in removed if isinstance(item, WorkloadRef))),
@@ -273,23 +234,40 @@ class ServiceGraph:
 
     def load(self, totals: Iterable[EdgeTotals]) -> None:
         """Take back what :meth:`dump` gave out; replaces the accounts that are there. Bounds hold here too."""
-        generation = self._next()
+        generation = self._generations.next()
         for each in totals:
             key = self._place(each.key)
             if key is None:
                 continue
             accounts = self._accounts(key) or self._add_edge(key, generation)
             accounts.load(replace(each, key=key))
-            self._touch(key, generation)
+            self._generations.touch(key, generation)
+
+    def drain_operations(self) -> Mapping[EdgeKey, tuple[OperationView, ...]]:
+        """All operations of every edge where they changed since the last call; none where they are gone."""
+        asked, self._asked = self._asked, set()
+        found = {key: self._accounts(key) for key in asked}
+        return {key: accounts.operations if accounts is not None else () for key, accounts in found.items()}
+
+    def load_operations(self, operations: Mapping[EdgeKey, tuple[OperationView, ...]]) -> None:
+        """Take back what :meth:`drain_operations` gave out, for the edges that are there."""
+        generation = self._generations.next()
+        for key, views in operations.items():
+            accounts = self._accounts(key)
+            if accounts is None:
+                continue
+            self._operations += len(views) - len(accounts.operations)
+            accounts.load_operations(views)
+            self._generations.touch(key, generation)
 
     # Inside
 
-    def _find(self, ref: WorkloadRef) -> _Node | None:
-        data: dict[str, _Node] | None = self._graph.nodes.get(ref)
+    def _find(self, ref: WorkloadRef) -> Node | None:
+        data: dict[str, Node] | None = self._graph.nodes.get(ref)
         return data["node"] if data is not None else None
 
-    def _nodes(self) -> Iterator[_Node]:
-        data: dict[str, _Node]
+    def _nodes(self) -> Iterator[Node]:
+        data: dict[str, Node]
         for _, data in self._graph.nodes(data=True):
             yield data["node"]
 
@@ -319,13 +297,15 @@ class ServiceGraph:
 
     def _admit(self, flow: Flow, now: float) -> EdgeKey | None:
         """The edge that ``flow`` counts on, or None when it is left out."""
-        last = min(flow.last_seen, now)
-        for ref in (flow.source, flow.destination):
-            removed_at = self._tombstones.get(ref)
-            if removed_at is not None and last <= removed_at:
-                self.shed.late += 1
-                return None
+        if self._is_late(flow, now):
+            self.shed.late += 1
+            return None
         return self._place(flow.edge)
+
+    def _is_late(self, flow: Flow, now: float) -> bool:
+        last = min(flow.last_seen, now)
+        removed = (self._tombstones.get(ref) for ref in (flow.source, flow.destination))
+        return any(removed_at is not None and last <= removed_at for removed_at in removed)
 
     def _place(self, key: EdgeKey) -> EdgeKey | None:
         source = self._fold(key.source)
@@ -361,18 +341,18 @@ class ServiceGraph:
     def _is_new_address(self, ref: WorkloadRef) -> bool:
         return ref.is_external and ref != OTHER_ADDRESSES and ref not in self._graph
 
-    def _add_node(self, ref: WorkloadRef) -> _Node:
-        node = _Node(ref)
+    def _add_node(self, ref: WorkloadRef) -> Node:
+        node = Node(ref)
         self._graph.add_node(ref, node=node)
         if ref.is_external and ref != OTHER_ADDRESSES:
             self._externals += 1
         return node
 
-    def _drop_node(self, node: _Node, generation: int) -> None:
+    def _drop_node(self, node: Node, generation: int) -> None:
         self._graph.remove_node(node.ref)
         self._externals -= node.ref.is_external and node.ref != OTHER_ADDRESSES
         self._unknowns -= node.workload is None and not node.ref.is_external
-        self._forget(node.ref, generation)
+        self._generations.remove(node.ref, generation)
 
     def _drop_unused(self, key: EdgeKey, generation: int) -> None:
         """Drop the ends of a dropped edge that no inventory names and no edge needs."""
@@ -381,7 +361,7 @@ class ServiceGraph:
             if node is not None:
                 self._drop_if_unused(node, generation)
 
-    def _drop_if_unused(self, node: _Node, generation: int) -> bool:
+    def _drop_if_unused(self, node: Node, generation: int) -> bool:
         unused = node.workload is None and not node.instances and not self._graph.degree(node.ref)
         if unused:
             self._drop_node(node, generation)
@@ -399,36 +379,15 @@ class ServiceGraph:
         return accounts
 
     def _drop_edge(self, key: EdgeKey, generation: int) -> None:
+        accounts = self._accounts(key)
+        if accounts is not None and accounts.operations:
+            self._operations -= len(accounts.operations)
+            self._asked.add(key)
         self._graph.remove_edge(key.source, key.destination, key=(key.port, key.protocol))
         self._edges -= 1
         self.windows.forget(key)
-        self._forget(key, generation)
+        self._generations.remove(key, generation)
 
-    def _next(self) -> int:
-        self._generation += 1
-        return self._generation
-
-    def _touch(self, item: _Item, generation: int) -> None:
-        self._changed.pop(item, None)
-        self._changed[item] = generation
-        self._removed.pop(item, None)
-
-    def _touch_node(self, node: _Node, generation: int) -> None:
+    def _touch_node(self, node: Node, generation: int) -> None:
         node.view = None
-        self._touch(node.ref, generation)
-
-    def _forget(self, item: _Item, generation: int) -> None:
-        self._changed.pop(item, None)
-        self._removed.pop(item, None)
-        self._removed[item] = generation
-        if len(self._removed) > self._limits.removals:
-            oldest = next(iter(self._removed))
-            self._forgotten = self._removed.pop(oldest)
-
-
-def _after(items: dict[_Item, int], generation: int) -> Iterator[_Item]:
-    """The latest items, back to ``generation``."""
-    for item in reversed(items):
-        if items[item] <= generation:
-            return
-        yield item
+        self._generations.touch(node.ref, generation)

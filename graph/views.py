@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from graph.flow import EdgeKey, Flow
-from graph.model import Protocol, Rule, Verdict, WorkloadRef
+from graph.model import Protocol, Rule, Transport, Verdict, WorkloadRef
 
 
 class EdgeVerdict(StrEnum):
@@ -35,9 +35,10 @@ class EdgeVerdict(StrEnum):
 class NodeView:
     """A workload, or something outside the inventory.
 
-    :param kind: as in the inventory; ``External`` for an address, empty for a workload that no inventory names
+    :param kind: as in the inventory; ``External`` outside it, empty for a workload that no inventory names
     :param instances: how many replicas run now
     :param identity: the SPIFFE ID that its instances carry, empty when not meshed or not known
+    :param transport: how it is reached when it is meshed
     """
 
     ref: WorkloadRef
@@ -46,6 +47,7 @@ class NodeView:
     instances: int = 0
     identity: str = ""
     labels: tuple[tuple[str, str], ...] = ()
+    transport: Transport = Transport.TUNNEL
     inbound_mode: str = ""
     outbound_mode: str = ""
 
@@ -59,11 +61,30 @@ class NodeView:
 
 
 @dataclass(frozen=True, slots=True)
+class OperationView:
+    """The requests of one operation on an edge, as the destination's sidecars counted them.
+
+    :param name: method and templated path (``GET /cart/{id}``), or :data:`graph.operations.OTHER_OPERATIONS`
+    :param requests: requests that were allowed
+    :param denied: requests that were refused; not among ``requests``
+    :param would_deny: those of ``requests`` that the pending policy would refuse
+    """
+
+    name: str
+    requests: int = 0
+    denied: int = 0
+    would_deny: int = 0
+    first_seen: float = 0.0
+    last_seen: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class EdgeView:
     """All flows from one workload to another on one port; the counters are those of :class:`graph.windows.Counts`.
 
     :param reporters: instances that reported it, the latest ones, sorted
     :param replicas: how many instances of the source reported it; of the destination where the source has no sidecar
+    :param operations: what was asked over it, by name; they add nothing to the counters
     :param state: the learner's state of the edge; with ``evidence`` and ``rule``, added by the controller
     """
 
@@ -83,6 +104,7 @@ class EdgeView:
     destination_identities: tuple[str, ...] = ()
     reporters: tuple[str, ...] = ()
     replicas: int = 0
+    operations: tuple[OperationView, ...] = ()
     state: str = ""
     evidence: tuple[str, ...] = ()
     rule: Rule | None = None

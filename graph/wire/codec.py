@@ -140,15 +140,19 @@ def snapshot_from_message(message: pb.Snapshot) -> Snapshot:
 
 def _protocols_from_messages(messages: Sequence[pb.PortProtocol]) -> tuple[tuple[int, str], ...]:
     at_most(messages, MAX_PORT_RANGES, "protocols")
-    protocols: dict[int, str] = {}
-    for index, message in enumerate(messages):
-        field = f"protocols[{index}]"
-        refuse_unknown_fields(message)
-        port = read_port(message.port, f"{field}.port")
-        if port in protocols:
-            raise DecodeError(f"{port} is there twice", f"{field}.port")
-        protocols[port] = read_text(message.app_protocol, f"{field}.app_protocol", MAX_NAME, required=True)
-    return tuple(protocols.items())
+    protocols = each(_protocol_from_message, messages, "protocols")
+    seen: set[int] = set()
+    for index, (port, _) in enumerate(protocols):
+        if port in seen:
+            raise DecodeError(f"{port} is there twice", f"protocols[{index}].port")
+        seen.add(port)
+    return protocols
+
+
+def _protocol_from_message(message: pb.PortProtocol) -> tuple[int, str]:
+    refuse_unknown_fields(message)
+    port = read_port(message.port, "port")
+    return port, read_text(message.app_protocol, "app_protocol", MAX_NAME, required=True)
 
 
 # Rules ----------------------------------------------------------------------------------------------------------------

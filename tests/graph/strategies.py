@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
-from graph.directory import Destination, Endpoint
+from graph.directory import Destination, Endpoint, Transport
 from graph.flow import Flow
 from graph.model import (
     Connection,
@@ -29,13 +31,16 @@ ADDRESSES = st.sampled_from(["10.0.0.1", "10.0.1.2", "192.0.2.7", "2001:db8::7"]
 CIDRS = st.sampled_from(["10.0.0.0/8", "10.0.0.0/24", "10.0.0.1/32", "0.0.0.0/0", "2001:db8::/32", "::/0"])
 PORTS = st.sampled_from([1, 80, 443, 8080, 65535])
 OPERATIONS = st.sampled_from(["GET /cart", "POST /cart"])
+HOSTS = st.sampled_from(["api.example.com", "example.com", "badexample.com", "a.b.example.com"])
+HOST_PATTERNS = st.sampled_from(["api.example.com", "*.example.com", "*.b.example.com", "badexample.com"])
 TIMES = st.floats(min_value=0, max_value=1e10, allow_nan=False)
 COUNTS = st.integers(min_value=0, max_value=2**48)
 TEXTS = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp")), max_size=40)
 
 workloads = st.builds(WorkloadRef, NAMESPACES, NAMES)
 externals = st.builds(WorkloadRef.external, ADDRESSES)
-refs = st.one_of(workloads, externals)
+hosts = st.builds(WorkloadRef.external_host, HOSTS)
+refs = st.one_of(workloads, externals, hosts)
 
 
 @st.composite
@@ -46,6 +51,7 @@ def selectors(draw: st.DrawFn) -> Selector:
         draw(st.one_of(st.just(""), NAMES)) if namespace else "",
         draw(st.sampled_from(["", "", "default", "robot"])) if namespace else "",
         draw(st.one_of(st.just(""), st.just(""), CIDRS)),
+        "" if namespace else draw(st.one_of(st.just(""), st.just(""), HOST_PATTERNS)),
     )
 
 
@@ -85,6 +91,9 @@ snapshots = st.builds(
     inbound_tls=st.sampled_from(InboundTls),
     rules=st.lists(rules(), max_size=6).map(tuple),
     issued_at=TIMES,
+    protocols=st.dictionaries(PORTS, st.sampled_from(["http", "tcp", "kubernetes.io/h2c"]), max_size=3).map(
+        lambda each: tuple(each.items())
+    ),
 )
 
 
@@ -97,6 +106,7 @@ def peers(draw: st.DrawFn) -> Peer:
         draw(st.sampled_from(["", "default", "robot"])),
         draw(st.one_of(st.just(""), ADDRESSES)),
         draw(st.booleans()),
+        "" if workload else draw(st.one_of(st.just(""), HOSTS)),
     )
 
 
@@ -120,7 +130,7 @@ def connections(draw: st.DrawFn, workload: WorkloadRef | None = None) -> Connect
 
 identities = st.one_of(st.just(""), st.just("spiffe://hedgerow.local/ns/shop/sa/default/wl/cart"))
 
-flows = st.builds(
+connection_flows = st.builds(
     Flow,
     source=refs,
     destination=refs,
@@ -133,7 +143,6 @@ flows = st.builds(
     pending=st.sampled_from(Verdict),
     reason=st.sampled_from(Reason),
     rule_id=TEXTS,
-    operation=st.one_of(st.just(""), OPERATIONS),
     source_identity=identities,
     destination_identity=identities,
     connections=COUNTS,
@@ -144,7 +153,18 @@ flows = st.builds(
     last_seen=TIMES,
 )
 
-endpoints = st.builds(Endpoint, ADDRESSES, PORTS, NAMES, identities, st.booleans())
+#: Requests, which count nothing else.
+request_flows = st.builds(
+    lambda flow, operation, requests: replace(
+        flow, operation=operation, requests=requests, connections=0, failed=0, bytes_sent=0, bytes_received=0
+    ),
+    connection_flows,
+    OPERATIONS,
+    st.integers(1, 2**48),
+)
+flows = st.one_of(connection_flows, connection_flows, request_flows)
+
+endpoints = st.builds(Endpoint, ADDRESSES, PORTS, NAMES, identities, st.booleans(), st.sampled_from(Transport))
 destinations = st.builds(
     Destination,
     address=ADDRESSES,

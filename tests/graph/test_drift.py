@@ -22,8 +22,8 @@ from graph.model import (
     Verdict,
     WorkloadRef,
 )
-from graph.policy import Reason, decide
-from graph.views import EdgeVerdict, EdgeView
+from graph.policy import Reason, admit, decide
+from graph.views import EdgeVerdict, EdgeView, OperationView
 from tests.graph.strategies import PORTS, refs, snapshots
 
 FRONT, CART, DB = (WorkloadRef("shop", name) for name in ("front", "cart", "db"))
@@ -113,11 +113,40 @@ def test_quarantine_makes_edges_unexpected_and_no_rule_unused() -> None:
     assert drift.unused == ()
 
 
-def test_a_rule_about_operations_is_used_by_what_the_rest_of_it_fits() -> None:
-    narrow = replace(FRONT_CART, operations=("GET /cart",))
-    drift = find_drift({CART: snapshot(CART, narrow)}, [seen(FRONT, CART)], NOW)
+NARROW = replace(FRONT_CART, operations=("GET /cart", "HEAD /cart"))
+
+
+def test_operations_that_the_destination_would_refuse_are_unexpected() -> None:
+    mesh = {FRONT: snapshot(FRONT, NARROW), CART: snapshot(CART, NARROW)}
+    asked = seen(FRONT, CART, operations=("GET /cart", "POST /cart", "other"))
+    (unexpected,) = find_drift(mesh, [asked], NOW).unexpected
+    assert unexpected.operations == ("POST /cart", "other")
+    assert unexpected.inbound is not None
+    assert unexpected.inbound.pending is Verdict.ALLOW, "the connection itself may be opened"
+    assert find_drift(mesh, [replace(asked, operations=("GET /cart",))], NOW) == Drift()
+    assert find_drift({FRONT: mesh[FRONT]}, [asked], NOW) == Drift(), "the source does not judge operations"
+
+
+def test_a_rule_about_operations_is_used_by_one_of_them_and_in_doubt() -> None:
+    mesh = {CART: snapshot(CART, NARROW)}
+    assert find_drift(mesh, [seen(FRONT, CART, operations=("HEAD /cart",))], NOW).unused == ()
+    assert find_drift(mesh, [seen(FRONT, CART, operations=("POST /cart",))], NOW).unused == (NARROW,)
+    drift = find_drift(mesh, [seen(FRONT, CART)], NOW)
     assert drift.unused == ()
-    assert len(drift.unexpected) == 1, "an edge knows no operations, so that part stays in doubt"
+    (unexpected,) = drift.unexpected
+    assert unexpected.operations == ("",), "what is not known to be one of them would be refused"
+
+
+def test_a_host_is_judged_by_its_name_and_where_given_its_address() -> None:
+    host = WorkloadRef.external_host("api.example.com")
+    named = rule("override/1", CART, host, 443)
+    tied = replace(named, id="override/2", destination=Selector(host="api.example.com", cidr="192.0.2.0/24"))
+    other = WorkloadRef.external_host("www.example.com")
+    assert find_drift({CART: snapshot(CART, named)}, [seen(CART, host, 443)], NOW) == Drift()
+    assert len(find_drift({CART: snapshot(CART, named)}, [seen(CART, other, 443)], NOW).unexpected) == 1
+    assert len(find_drift({CART: snapshot(CART, tied)}, [seen(CART, host, 443)], NOW).unexpected) == 1
+    inside = seen(CART, host, 443, destination_address="192.0.2.9")
+    assert find_drift({CART: snapshot(CART, tied)}, [inside], NOW) == Drift()
 
 
 def test_unproved_sources_use_no_rule_about_identities() -> None:
@@ -152,12 +181,21 @@ def test_observations_of_an_edge() -> None:
     edge = EdgeView(EdgeKey(FRONT, CART, 8080), EdgeVerdict.ALLOW, connections=1, verified=1)
     (known,) = Observation.of(edge, {FRONT: "robot", CART: "default"})
     assert (known.source_account, known.destination_account) == ("robot", "default")
+    asked = (OperationView("GET /", requests=1), OperationView("PUT /", denied=3))
+    (known,) = Observation.of(replace(edge, operations=asked))
+    assert known.operations == ("GET /",), "what was refused did not happen"
 
 
 @given(
     st.lists(snapshots, max_size=4),
     st.lists(
-        st.builds(Observation, st.builds(EdgeKey, refs, refs, PORTS, st.just(Protocol.TCP)), st.booleans()), max_size=6
+        st.builds(
+            Observation,
+            st.builds(EdgeKey, refs, refs, PORTS, st.just(Protocol.TCP)),
+            st.booleans(),
+            operations=st.sampled_from([(), ("GET /cart",), ("GET /cart", "other")]),
+        ),
+        max_size=6,
     ),
 )
 def test_drift_says_what_decide_says(held: list[Snapshot], observations: list[Observation]) -> None:
@@ -166,7 +204,14 @@ def test_drift_says_what_decide_says(held: list[Snapshot], observations: list[Ob
     expected = set()
     for each in observations:
         for direction, ref in ((Direction.INBOUND, each.key.destination), (Direction.OUTBOUND, each.key.source)):
-            if ref in mesh and decide(mesh[ref], each.connection(direction), NOW).pending is Verdict.DENY:
+            if ref not in mesh:
+                continue
+            asked = [replace(each.connection(direction), operation=operation) for operation in each.operations or ("",)]
+            opened, by_operation = admit(mesh[ref], each.connection(direction), NOW)
+            judged = [decide(mesh[ref], one, NOW).pending for one in asked]
+            if opened.pending is Verdict.DENY or (
+                by_operation and direction is Direction.INBOUND and Verdict.DENY in judged
+            ):
                 expected.add(each.key)
     assert {each.key for each in drift.unexpected} == expected
     deciding = set()

@@ -32,7 +32,7 @@ from graph.export import (
 from graph.flow import EdgeKey
 from graph.model import Origin, PortRange, Rule, Selector, WorkloadRef
 from graph.text import printable
-from graph.views import EdgeVerdict, EdgeView, GraphView, NodeView
+from graph.views import EdgeVerdict, EdgeView, GraphView, NodeView, OperationView
 
 SVG = "{http://www.w3.org/2000/svg}"
 RULE = Rule(
@@ -65,6 +65,7 @@ def graph_of(*names: str) -> GraphView:
             app_protocol="http",
             source_identities=("spiffe://td/a", "spiffe://td/b"),
             evidence=("seen",),
+            operations=(OperationView(f"GET /{source.name}" if index else "GET /cart/{id}", 7, 1, 2, 1.0, 2.0),),
             rule=RULE if index == 0 else None,
         )
         for index, (source, destination) in enumerate(pairs)
@@ -99,6 +100,7 @@ def test_the_documents_are_those_of_the_api() -> None:
         "name": "front",
         "kind": "Deployment",
         "meshed": True,
+        "transport": "",
         "instances": 2,
         "identity": "spiffe://td/ns/shop/wl/front",
         "inbound_mode": "",
@@ -126,6 +128,16 @@ def test_the_documents_are_those_of_the_api() -> None:
         "source_identities": ["spiffe://td/a", "spiffe://td/b"],
         "destination_identities": [],
         "replicas": 0,
+        "operations": [
+            {
+                "operation": "GET /cart/{id}",
+                "requests": 7,
+                "denied": 1,
+                "would_deny": 2,
+                "first_seen": 1.0,
+                "last_seen": 2.0,
+            }
+        ],
         "evidence": ["seen"],
         "rule": rule_document(RULE),
     }
@@ -225,6 +237,7 @@ def test_networkx_reads_the_graphml() -> None:
     data = read.edges["shop/front", "shop/cart", SHOP.edges[0].id]
     assert (data["port"], data["verdict"], data["rule"], data["last_seen"]) == (8000, "allow", "learned/1", 2.5)
     assert data["source_identities"] == "spiffe://td/a spiffe://td/b"
+    assert data["operations"] == "GET /cart/{id}"
     assert read.number_of_edges() == 4
 
 

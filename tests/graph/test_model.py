@@ -8,8 +8,19 @@ from hypothesis import strategies as st
 
 from graph.errors import InvalidValue
 from graph.flow import EdgeKey
-from graph.model import Origin, Peer, PortRange, Protocol, Rule, Selector, Verdict, WorkloadRef
-from tests.graph.strategies import PORTS, refs
+from graph.model import (
+    Origin,
+    Peer,
+    PortRange,
+    Protocol,
+    Rule,
+    Selector,
+    Transport,
+    Verdict,
+    Workload,
+    WorkloadRef,
+)
+from tests.graph.strategies import HOST_PATTERNS, HOSTS, PORTS, refs
 
 
 @given(refs)
@@ -87,6 +98,86 @@ def test_selectors_match_every_part_that_is_set() -> None:
     assert Selector("shop", service_account="robot").matches(account)
     assert not Selector("shop", "cart").matches(account), "an account alone proves no workload"
     assert not Selector(cidr="0.0.0.0/0").matches(account), "no address, no match"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "host", "matched"),
+    [
+        ("api.example.com", "api.example.com", True),
+        ("api.example.com", "example.com", False),
+        ("api.example.com", "x.api.example.com", False),
+        ("api.example.com", "", False),
+        ("*.example.com", "api.example.com", True),
+        ("*.example.com", "a.b.example.com", True),
+        ("*.example.com", "example.com", False),
+        ("*.example.com", "badexample.com", False),
+        ("*.example.com", "example.com.evil.org", False),
+        ("*.example.com", "", False),
+    ],
+)
+def test_a_host_is_matched_as_a_whole_or_below_a_dot(pattern: str, host: str, matched: bool) -> None:
+    assert Selector(host=pattern).matches(Peer(address="192.0.2.7", host=host)) is matched
+
+
+@given(HOST_PATTERNS, st.one_of(st.just(""), HOSTS))
+def test_a_pattern_matches_what_has_more_labels_and_the_same_end(pattern: str, host: str) -> None:
+    labels, wanted = host.split("."), pattern.split(".")
+    if wanted[0] == "*":
+        expected = len(labels) >= len(wanted) and labels[1 - len(wanted) :] == wanted[1:]
+    else:
+        expected = labels == wanted
+    assert Selector(host=pattern).matches(Peer(host=host)) is expected
+
+
+def test_a_host_may_be_tied_to_networks_and_never_to_an_identity() -> None:
+    both = Selector(cidr="192.0.2.0/24", host="api.example.com")
+    assert both.matches(Peer(address="192.0.2.7", host="api.example.com"))
+    assert not both.matches(Peer(address="10.0.0.1", host="api.example.com"))
+    assert not both.matches(Peer(address="192.0.2.7"))
+    assert not both.matches(Peer(host="api.example.com"))
+    assert str(both) == "api.example.com@192.0.2.0/24"
+    assert not both.by_identity
+    with pytest.raises(InvalidValue, match=r"selector\.host"):
+        Selector("shop", host="api.example.com")
+
+
+def test_a_workload_is_never_matched_by_a_host() -> None:
+    cart = Peer(WorkloadRef("shop", "cart"), "shop", "default", "10.0.0.7", True)
+    assert not Selector(host="*.example.com").matches(cart)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "com", "*", "*.", "*.com", "*.*.example.com", "a.*.com", "API.example.com", "example.com.", ".example.com",
+        "10.0.0.1", "1.2.3.4.5", "a..b", "-a.com", "a-.com", "a b.com", "a/b.com", "exämple.com", "a.com\n",
+        "a" * 64 + ".com", "a." * 127 + "com",
+    ],
+)  # fmt: skip
+def test_bad_hosts(host: str) -> None:
+    with pytest.raises(InvalidValue, match=r"selector\.host"):
+        Selector(host=host)
+    with pytest.raises(InvalidValue):
+        WorkloadRef.external_host(host)
+
+
+def test_a_host_has_a_reference_and_a_selector_and_is_no_address() -> None:
+    host = WorkloadRef.parse("-/api.example.com")
+    assert host == WorkloadRef.external_host("api.example.com")
+    assert (host.is_external, host.host, str(host)) == (True, "api.example.com", "-/api.example.com")
+    assert Selector.of(host) == Selector(host="api.example.com")
+    assert WorkloadRef.external("192.0.2.7").host == ""
+    assert WorkloadRef("shop", "api.example.com").host == ""
+    assert Peer(address="192.0.2.7", host="api.example.com").ref() == host
+    assert Peer(address="192.0.2.7").ref() == WorkloadRef.external("192.0.2.7")
+
+
+@pytest.mark.parametrize(
+    ("meshed", "transport", "expected"),
+    [(True, Transport.TUNNEL, True), (True, Transport.MTLS, False), (False, Transport.TUNNEL, False)],
+)
+def test_only_our_own_proxy_is_a_sidecar(meshed: bool, transport: Transport, expected: bool) -> None:
+    assert Workload(WorkloadRef("shop", "cart"), meshed=meshed, transport=transport).has_sidecar is expected
 
 
 def test_an_ipv4_peer_of_a_dual_stack_socket_is_an_ipv4_peer() -> None:

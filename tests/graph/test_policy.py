@@ -23,7 +23,7 @@ from graph.model import (
     Verdict,
     WorkloadRef,
 )
-from graph.policy import Decision, Reason, decide, matches
+from graph.policy import Decision, Reason, admit, decide, matches
 from tests.graph.strategies import connections, rules, snapshots
 
 CART, FRONT = WorkloadRef("shop", "cart"), WorkloadRef("shop", "front")
@@ -207,10 +207,73 @@ def test_a_decision_names_the_rule_that_made_it() -> None:
     assert decide(inbound(mode=LEARN), to_cart(), NOW).rule_id == ""
 
 
+# Opening a connection before its operations are known -----------------------------------------------------------------
+
+READS = ("GET /cart", "GET /cart/{id}")
+
+
+@pytest.mark.parametrize(
+    ("held", "mode", "opens", "pending", "by_operation"),
+    [
+        ((), ENFORCE, False, DENY, False),
+        ((LEARNED,), ENFORCE, True, ALLOW, False),
+        ((rule(Origin.OVERRIDE, operations=READS),), ENFORCE, True, ALLOW, True),
+        ((rule(Origin.OVERRIDE, operations=READS),), AUDIT, True, ALLOW, True),
+        ((rule(Origin.OVERRIDE, operations=READS),), QUARANTINE, False, DENY, True),
+        ((rule(Origin.OVERRIDE, DENY, operations=READS),), ENFORCE, False, DENY, True),
+        ((rule(Origin.OVERRIDE, DENY, operations=READS),), LEARN, True, DENY, True),
+        ((LEARNED, rule(Origin.OVERRIDE, DENY, operations=READS)), ENFORCE, True, ALLOW, True),
+        ((rule(Origin.OVERRIDE, operations=READS), rule(Origin.OVERRIDE, DENY, id="x")), ENFORCE, False, DENY, True),
+        ((rule(Origin.OVERRIDE, operations=READS, ports=(PortRange.single(9),)),), ENFORCE, False, DENY, False),
+        ((rule(Origin.OVERRIDE, operations=READS, expires_at=NOW),), ENFORCE, False, DENY, False),
+    ],
+)
+def test_a_connection_opens_when_something_may_be_asked_over_it(
+    held: tuple[Rule, ...], mode: Mode, opens: bool, pending: Verdict, by_operation: bool
+) -> None:
+    decision, each_one = admit(inbound(*held, mode=mode), to_cart(), NOW)
+    assert (decision.allowed, decision.pending, each_one) == (opens, pending, by_operation)
+
+
+def test_what_opens_a_connection_for_one_operation_is_named() -> None:
+    narrow = rule(Origin.OVERRIDE, operations=READS)
+    decision, _ = admit(inbound(narrow), to_cart(), NOW)
+    assert decision == Decision(ALLOW, ALLOW, Reason.ALLOW_OVERRIDE, narrow)
+    assert not decide(inbound(narrow), to_cart(), NOW).allowed, "bytes that are no operation stay refused"
+    assert not decide(inbound(narrow), to_cart(operation="POST /cart"), NOW).allowed
+
+
 # Whatever the rules are -----------------------------------------------------------------------------------------------
 
 situations = snapshots.flatmap(lambda snapshot: st.tuples(st.just(snapshot), connections(snapshot.workload)))
 TIMES = st.sampled_from([0.0, 100.0, 200.0])
+
+
+#: Every operation that the strategies' rules name, one that none names, and the one that is not known.
+EVERY_OPERATION = ("", "GET /cart", "POST /cart", "PATCH /elsewhere")
+
+
+@given(situations, TIMES)
+def test_a_connection_is_admitted_just_when_some_operation_of_it_is_allowed(
+    situation: tuple[Snapshot, Connection], now: float
+) -> None:
+    snapshot, connection = situation
+    unasked = replace(connection, operation="")
+    decisions = [decide(snapshot, replace(connection, operation=each), now) for each in EVERY_OPERATION]
+    opened, by_operation = admit(snapshot, unasked, now)
+    assert opened.allowed is any(each.allowed for each in decisions)
+    assert (opened.pending is ALLOW) is any(each.pending is ALLOW for each in decisions)
+    assert by_operation or set(decisions) == {opened}, "only then need nobody look at operations"
+
+
+@given(situations, TIMES)
+def test_without_rules_about_operations_admitting_is_deciding(
+    situation: tuple[Snapshot, Connection], now: float
+) -> None:
+    snapshot, connection = situation
+    plain = replace(snapshot, rules=tuple(replace(each, operations=()) for each in snapshot.rules))
+    unasked = replace(connection, operation="")
+    assert admit(plain, unasked, now) == (decide(plain, unasked, now), False)
 
 
 @given(situations, rules(), TIMES)

@@ -41,7 +41,16 @@ RULE = Rule(
     operations=("GET /",),
     evidence=("seen",),
 )
-SNAPSHOT = Snapshot(WorkloadRef("shop", "cart"), "hedgerow.local", 7, Mode.AUDIT, Mode.LEARN, rules=(RULE,))
+EGRESS = Rule("override/1", Selector("shop", "cart"), Selector(host="api.example.com"), origin=Origin.OVERRIDE)
+SNAPSHOT = Snapshot(
+    WorkloadRef("shop", "cart"),
+    "hedgerow.local",
+    7,
+    Mode.AUDIT,
+    Mode.LEARN,
+    rules=(RULE, EGRESS),
+    protocols=((8080, "http"), (9090, "grpc")),
+)
 
 
 @given(snapshots)
@@ -148,6 +157,7 @@ UNKNOWN = b"\xf8\x07\x01"  # field 127, varint 1
         (lambda message: message.rules[0].source, "rules[0].source.#127"),
         (lambda message: message.rules[0].destination, "rules[0].destination.#127"),
         (lambda message: message.rules[0].ports[0], "rules[0].ports[0].#127"),
+        (lambda message: message.protocols[1], "protocols[1].#127"),
     ],
 )
 def test_an_unknown_field_anywhere_rejects_the_whole_snapshot(where: Callable[[Any], Any], field: str) -> None:
@@ -243,6 +253,18 @@ BAD_SNAPSHOTS = [
     ("rules.0.destination.cidr", "2001:DB8::/32"),
     ("rules.0.destination.cidr", "fe80::%eth0/64"),
     ("rules.0.destination.cidr", "anywhere"),
+    ("rules.0.destination.host", "api.example.com"),  # beside a namespace
+    ("rules.1.destination.host", "API.example.com"),
+    ("rules.1.destination.host", "*.com"),
+    ("rules.1.destination.host", "10.0.0.1"),
+    ("rules.1.destination.host", "a\nb.com"),
+    ("rules.1.destination.host", "a" * 300 + ".com"),
+    ("protocols.0.port", 0),
+    ("protocols.0.port", 65536),
+    ("protocols.0.port", 9090),  # twice
+    ("protocols.0.app_protocol", ""),
+    ("protocols.0.app_protocol", "h\x1bttp"),
+    ("protocols.0.app_protocol", "a" * 400),
 ]
 
 
@@ -253,7 +275,10 @@ def test_a_bad_part_rejects_the_whole_snapshot_and_is_named(path: str, value: An
     _set(path, value)(message)
     with pytest.raises(DecodeError) as caught:
         decode_snapshot(message.SerializeToString())
-    expected = path.replace("rules.0", "rules[0]").replace("ports.0", "ports[0]")
+    expected = path.replace("ports.0", "ports[0]")
+    for index in (0, 1):
+        expected = expected.replace(f"rules.{index}", f"rules[{index}]")
+    expected = expected.replace("protocols.0", "protocols[1]" if value == 9090 else "protocols[0]")
     if value == "" and path.endswith("namespace"):
         expected = expected.replace("namespace", "workload")
     assert caught.value.field.startswith(expected)
@@ -265,12 +290,19 @@ def test_rules_are_bounded_in_number_and_their_ids_are_unique() -> None:
     message.rules.add().CopyFrom(message.rules[0])
     with pytest.raises(DecodeError) as caught:
         snapshot_from_message(message)
-    assert caught.value.field == "rules[1].id"
+    assert caught.value.field == "rules[2].id"
     many = pb.Snapshot(rules=[pb.Rule()] * (bounds.MAX_RULES + 1))
     many.MergeFrom(snapshot_to_message(replace(SNAPSHOT, rules=())))
     with pytest.raises(DecodeError, match="more than") as caught:
         snapshot_from_message(many)
     assert caught.value.field == "rules"
+    open_ports = pb.Snapshot(
+        protocols=[pb.PortProtocol(port=port + 1, app_protocol="http") for port in range(bounds.MAX_PORT_RANGES + 1)]
+    )
+    open_ports.MergeFrom(snapshot_to_message(replace(SNAPSHOT, protocols=())))
+    with pytest.raises(DecodeError, match="more than") as caught:
+        snapshot_from_message(open_ports)
+    assert caught.value.field == "protocols"
     with pytest.raises(DecodeError, match="bytes"):
         decode_snapshot(b"\x00" * (bounds.MAX_SNAPSHOT_BYTES + 1))
 
@@ -340,6 +372,10 @@ FLOW = pb.Flow(
         ("first_seen", float("nan")),
         ("last_seen", -0.5),
         ("operation", "a" * 2000),
+        ("requests", 2**60),
+        ("destination", "-/API.example.com"),
+        ("destination", "-/api.example.com."),
+        ("destination", "-/localhost"),
         ("rule_id", "\r\n"),
     ],
     ids=lambda each: str(each)[:40],
@@ -383,6 +419,8 @@ def test_unknown_fields_of_flows_and_destinations_are_refused() -> None:
         ("endpoints.0.port", 65536, "endpoints[0].port"),
         ("endpoints.0.identity", "cart", "endpoints[0].identity"),
         ("endpoints.0.instance", "\x00", "endpoints[0].instance"),
+        ("endpoints.0.transport", "plain", "endpoints[0].transport"),
+        ("endpoints.0.address", "api.example.com", "endpoints[0].address"),
     ],
 )
 def test_a_bad_destination_is_refused_and_the_field_named(path: str, value: Any, field: str) -> None:

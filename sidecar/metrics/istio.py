@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from graph.model import Direction, Verdict
-from graph.policy import Reason
+from sidecar.access_log import connection_flags
 from sidecar.dataplane.contracts import Record, Request
 from sidecar.metrics.exposition import Kind, Page, labels_text
 from sidecar.metrics.registry import MAX_SERIES, OVERFLOW, Bounded, Histogram
@@ -296,7 +296,7 @@ class IstioMetrics:
             return False  # its first request is on its way
         cell = live.tcp
         if cell is None or record.closed:
-            cell = live.tcp = self._tcp.get(_key(record, _flags(record), "tcp", 0, -1))
+            cell = live.tcp = self._tcp.get(_key(record, connection_flags(record), "tcp", 0, -1))
         if not live.opened:
             live.opened = True
             cell.opened += 1
@@ -351,18 +351,6 @@ def _key(record: Record, flags: str, protocol: str, code: int, grpc: int) -> _Tu
 
 def _folded(key: _Tuple) -> _Tuple:
     return (key[0], "", "", "", "", "", "", "", "", False, OVERFLOW, "", 0, -1)
-
-
-def _flags(record: Record) -> str:
-    if not record.decision.allowed:
-        if record.decision.reason is Reason.UNRESOLVED:
-            return "NR"
-        return (
-            "UF"
-            if record.decision.reason is Reason.UNTRUSTED_PEER and record.direction is Direction.OUTBOUND
-            else "DENY"
-        )
-    return "UF" if record.failed else "-"
 
 
 def _end(end: str, workload: str, namespace: str, identity: str, labels: Labels) -> dict[str, str]:

@@ -8,7 +8,7 @@ over several), RFC 7301 section 3.1 (ALPN), RFC 6066 section 3 (server name).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 #: A ClientHello that is cut over more records than this is not one of ours; reading stays cheap.
@@ -42,10 +42,12 @@ class ClientHello:
     :param alpn: the protocols offered, in the client's order
     :param server_name: the host that the client means, in lower case; empty when it says none, or one that is no name
         (an address, a name with a dot at its end)
+    :param named: it says a host, whether that is a name or not
     """
 
     alpn: tuple[bytes, ...]
     server_name: str = ""
+    named: bool = field(default=False, compare=False)
 
 
 class _Malformed(Exception):
@@ -151,7 +153,7 @@ def _parse(body: _Fields) -> ClientHello:
             alpn = _protocols(_Fields(content))
         elif kind == _SERVER_NAME:
             server_name = _host(_Fields(content))
-    return ClientHello(alpn, server_name)
+    return ClientHello(alpn, server_name, _SERVER_NAME in seen)
 
 
 def _protocols(content: _Fields) -> tuple[bytes, ...]:

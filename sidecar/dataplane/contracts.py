@@ -121,6 +121,28 @@ class NoTaps:
         return False
 
 
+class Names(Protocol):
+    """Knows which names DNS has bound to an address outside the mesh."""
+
+    def bound(self, address: str) -> Sequence[str]:
+        """The names of ``address``, the one that was answered last first."""
+
+    def began(self, address: str, host: str) -> None:
+        """A connection uses this name, which stays bound until :meth:`ended` at least."""
+
+    def ended(self, address: str, host: str) -> None: ...
+
+
+class NoNames:
+    """Nobody asks DNS through us."""
+
+    def bound(self, address: str) -> Sequence[str]:
+        return ()
+
+    def began(self, address: str, host: str) -> None: ...
+    def ended(self, address: str, host: str) -> None: ...
+
+
 @dataclass(slots=True)
 class Record:
     """One live connection's account. The data path adds to the counters, the flow tracker reads them.

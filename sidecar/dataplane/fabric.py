@@ -15,7 +15,7 @@ from sidecar.dataplane import sockets
 from sidecar.dataplane.balance import Balancer
 from sidecar.dataplane.carrier import Budget
 from sidecar.dataplane.complaints import Complaints
-from sidecar.dataplane.contracts import Authority, Credentials, Directory, Taps
+from sidecar.dataplane.contracts import Authority, Credentials, Directory, Names, Taps
 from sidecar.dataplane.detect import Detection
 from sidecar.dataplane.guards import Guards
 from sidecar.dataplane.live import Connections
@@ -47,6 +47,7 @@ class Fabric:
     detection: Detection
     taps: Taps
     guards: Guards
+    names: Names
 
     @property
     def draining(self) -> bool:

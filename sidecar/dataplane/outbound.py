@@ -5,6 +5,8 @@ Rules:
 1. A destination that the directory does not know in time is refused. Nothing is guessed from the address.
 2. What the directory calls meshed is reached by mutual TLS or not at all.
 3. A refused client sees a TCP reset, and so does one whose destination could not be reached.
+4. What is not in the inventory is judged by its address, and by the name under which the client asked DNS for it
+   (:mod:`sidecar.dataplane.egress`). It is reached at the address that the client connected to, and at no other.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from graph.model import Direction, Peer
 from graph.policy import Reason
 from sidecar.dataplane import mtls, sockets
 from sidecar.dataplane.dial import DialFailed
+from sidecar.dataplane.egress import Egress
 from sidecar.dataplane.fabric import Acceptor, Fabric, peer_of
 from sidecar.dataplane.live import Connection, new_record, refusal, report_refused
 from sidecar.dataplane.pool import Pool
@@ -43,11 +46,12 @@ _ATTEMPTS = 3
 class Outbound:
     """Takes the application's connections from its listeners."""
 
-    __slots__ = ("_acceptors", "_fabric", "_pool", "_waiting")
+    __slots__ = ("_acceptors", "_fabric", "_pool", "_waiting", "egress")
 
     def __init__(self, fabric: Fabric, pool: Pool) -> None:
         self._fabric = fabric
         self._pool = pool
+        self.egress = Egress(fabric)
         self._acceptors: list[Acceptor] = []
         self._waiting: set[_Attempt] = set()
 
@@ -100,7 +104,7 @@ class Outbound:
                 if tunnel is not None:
                     self._carry_now(sock, target, destination, endpoints[0], tunnel)
                     return
-        attempt = _Attempt(fabric, self._pool, sock, target, destination)
+        attempt = _Attempt(fabric, self._pool, self.egress, sock, target, destination)
         self._waiting.add(attempt)
         attempt.start(self._waiting.discard)
 
@@ -140,13 +144,20 @@ class Outbound:
 class _Attempt:
     """One connection that has to wait: for the directory, for a tunnel, or for another endpoint."""
 
-    __slots__ = ("_connection", "_destination", "_fabric", "_pool", "_sock", "_target", "_task")
+    __slots__ = ("_connection", "_destination", "_egress", "_fabric", "_pool", "_sock", "_target", "_task")
 
     def __init__(
-        self, fabric: Fabric, pool: Pool, sock: socket.socket, target: Address, destination: Destination | None
+        self,
+        fabric: Fabric,
+        pool: Pool,
+        egress: Egress,
+        sock: socket.socket,
+        target: Address,
+        destination: Destination | None,
     ) -> None:
         self._fabric = fabric
         self._pool = pool
+        self._egress = egress
         self._sock: socket.socket | None = sock
         self._target = target
         self._destination = destination
@@ -181,11 +192,14 @@ class _Attempt:
             report_refused(self._fabric.connections.flows, record)
             self._refuse_client()
             return
+        host = ""
+        if destination.workload is None and self._sock is not None:
+            host = await self._egress.host(self._sock, self._target)
         untrusted = False
         for endpoint in self._candidates(destination):
             if self._connection is not None:
                 self._connection.withdraw()
-            peer = destination_peer(destination, endpoint, self._target)
+            peer = destination_peer(destination, endpoint, self._target, host)
             record = new_record(Direction.OUTBOUND, source_peer(self._fabric), peer, endpoint.port)
             record.source_identity = str(self._fabric.credentials.identity)
             connection = self._connection = self._fabric.connections.judge(record, self.end)
@@ -302,7 +316,8 @@ class _Attempt:
     def _refuse_client(self) -> None:
         sock = self._take_client()
         if sock is not None:
-            sockets.refuse(sock)
+            sockets.reset(sock)
+            self._fabric.reactor.close(sock)  # its first bytes may be being looked at
 
 
 def carry(fabric: Fabric, sock: socket.socket, connection: Connection, endpoint: Endpoint, tunnel: Tunnel) -> None:
@@ -316,15 +331,18 @@ def carry(fabric: Fabric, sock: socket.socket, connection: Connection, endpoint:
     stream.begin()
 
 
-def destination_peer(destination: Destination, endpoint: Endpoint | None, target: Address) -> Peer:
-    """Whom the policy is asked about. The identity is expected, not proved yet."""
+def destination_peer(destination: Destination, endpoint: Endpoint | None, target: Address, host: str = "") -> Peer:
+    """Whom the policy is asked about. The identity is expected, not proved yet.
+
+    :param host: the name of a destination outside the inventory, bound to its address by DNS
+    """
     address = endpoint.address if endpoint is not None else target.host
     if endpoint is not None and endpoint.identity and destination.workload is not None:
         peer = _expected_peer(endpoint.identity, address)
         if peer is not None and peer.workload in (None, destination.workload):
             return replace(peer, workload=destination.workload)
     workload = destination.workload
-    return Peer(workload, workload.namespace if workload is not None else "", address=address)
+    return Peer(workload, workload.namespace if workload is not None else "", address=address, host=host)
 
 
 @lru_cache(maxsize=4096)
@@ -341,11 +359,16 @@ def source_peer(fabric: Fabric) -> Peer:
 
 
 def _count_load(fabric: Fabric, connection: Connection, endpoint: Endpoint) -> None:
-    balancer = fabric.balancer
+    balancer, names = fabric.balancer, fabric.names
     balancer.began(endpoint)
+    host = connection.record.destination.host
+    if host:
+        names.began(endpoint.address, host)
 
     def over(failed: bool) -> None:
         balancer.ended(endpoint)
+        if host:
+            names.ended(endpoint.address, host)
         if failed:
             balancer.failed(endpoint, fabric.reactor.loop.time())
         else:

@@ -16,7 +16,7 @@ from functools import partial
 from sidecar.dataplane import sockets
 from sidecar.dataplane.balance import Balancer
 from sidecar.dataplane.complaints import Complaints
-from sidecar.dataplane.contracts import Authority, Credentials, Directory, FlowSink, NoTaps, Taps
+from sidecar.dataplane.contracts import Authority, Credentials, Directory, FlowSink, Names, NoNames, NoTaps, Taps
 from sidecar.dataplane.detect import Detection
 from sidecar.dataplane.fabric import Fabric
 from sidecar.dataplane.guards import Counters, Guards
@@ -39,7 +39,7 @@ class DataPlane:
     """Carries the connections of one pod.
 
     :param authority: judges them; ``directory`` knows who is where; ``credentials`` prove who we are; ``flows`` hears
-        of each; ``taps`` knows what a person watches
+        of each; ``taps`` knows what a person watches, ``names`` what DNS calls addresses outside the mesh
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class DataPlane:
         credentials: Credentials,
         flows: FlowSink,
         taps: Taps | None = None,
+        names: Names | None = None,
     ) -> None:
         self._settings = settings
         reactor, chance = Reactor(), random.Random()  # noqa: S311 - no secret
@@ -68,6 +69,7 @@ class DataPlane:
             guards=guards,
             detection=Detection(),
             taps=taps or NoTaps(),
+            names=names or NoNames(),
         )
         self._pool = Pool(self._fabric)
         self._outbound = Outbound(self._fabric, self._pool)
@@ -84,6 +86,11 @@ class DataPlane:
     def outbound_tunnels(self) -> list[Tunnel]:
         """Tunnels that we dialled."""
         return self._pool.tunnels()
+
+    @property
+    def unbound_claims(self) -> int:
+        """Connections out of the mesh that claimed a name which DNS has not bound to their address."""
+        return self._outbound.egress.unbound
 
     @property
     def inbound_tunnels(self) -> list[Tunnel]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import ipaddress
 import json
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -150,6 +150,26 @@ class NameTable:
         for address, host, until in rows:
             if now < until <= latest and is_host(host) and _outside(address) == address:
                 self._put(address, host, until)
+
+
+class LearnedNames:
+    """Implements :class:`sidecar.dataplane.contracts.Names` over a table.
+
+    :param clock: seconds since the epoch
+    """
+
+    def __init__(self, table: NameTable, clock: Callable[[], float]) -> None:
+        self._table = table
+        self._clock = clock
+
+    def bound(self, address: str) -> tuple[str, ...]:
+        return self._table.bound(address, self._clock())
+
+    def began(self, address: str, host: str) -> None:
+        self._table.began(address, host)
+
+    def ended(self, address: str, host: str) -> None:
+        self._table.ended(address, host, self._clock())
 
 
 def _outside(address: str) -> str:

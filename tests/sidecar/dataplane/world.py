@@ -45,6 +45,7 @@ class World:
         peer = Endpoint("127.0.0.1", self.peer, identity=identity)
         destination = Destination("192.0.2.1", 80, workload=WorkloadRef("shop", "back"), meshed=True, endpoints=(peer,))
         self.credentials = credentials(self.authority, "shop", "cart", lifetime=lifetime)
+        self.policy = HeldPolicy(Snapshot(WorkloadRef("shop", "cart"), TRUST_DOMAIN, 1, Mode.LEARN, Mode.LEARN))
         self.plane = DataPlane(
             DataPlaneSettings(
                 outbound_listen=(),
@@ -55,7 +56,7 @@ class World:
                 ),
                 **settings,
             ),
-            HeldPolicy(Snapshot(WorkloadRef("shop", "cart"), TRUST_DOMAIN, 1, Mode.LEARN, Mode.LEARN)),
+            self.policy,
             HeldDirectory([destination]),
             self.credentials,
             self.flows,

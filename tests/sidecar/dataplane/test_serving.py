@@ -1,0 +1,163 @@
+"""Which lane a connection to our application gets, and what becomes of the bytes that came before that was known."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from graph.model import Mode, Origin, PortRange, Rule, Selector, Snapshot, WorkloadRef
+from graph.policy import Reason
+from sidecar.dataplane.frames import HEADER
+from tests.sidecar.dataplane.stand_ins import TRUST_DOMAIN
+from tests.sidecar.dataplane.test_frames import frame
+from tests.sidecar.dataplane.world import ACK, DATA, FIN, RST, SYN, UPDATE
+
+#: Long enough that a test which waits for it in vain fails.
+NEVER = 60.0
+
+
+def by_operation(world, *operations: str) -> Snapshot:
+    """A policy that allows shop/front these operations and nothing else."""
+    ref = WorkloadRef("shop", "cart")
+    rule = Rule(
+        "override/ops",
+        Selector.of(WorkloadRef("shop", "front")),
+        Selector.of(ref),
+        ports=(PortRange.single(world.inbound),),
+        operations=operations,
+        origin=Origin.OVERRIDE,
+        owner="test",
+    )
+    return Snapshot(ref, TRUST_DOMAIN, 2, Mode.ENFORCE, Mode.ENFORCE, rules=(rule,))
+
+
+class Calls:
+    """An application that notes who calls, and echoes."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.called = asyncio.Event()
+
+    async def __call__(self, reader, writer) -> None:
+        self.count += 1
+        self.called.set()
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+
+async def test_an_opaque_port_is_not_waited_for(world):
+    calls = Calls()
+    await world.start(calls, opaque_ports=frozenset({world.inbound}), sniff_wait=NEVER)
+    raw = await world.dial()
+    raw.send(frame(UPDATE, SYN, 1, 0))
+    assert await raw.receive() == (UPDATE, ACK, 1, 0, b"")
+    await asyncio.wait_for(calls.called.wait(), 20)
+    assert world.plane.detection.timeouts == 0
+
+
+@pytest.mark.parametrize(("said", "waits"), [("redis", False), ("https", False), ("http", True), ("grpc", True)])
+async def test_what_the_inventory_says_of_a_port_comes_before_its_number(world, said, waits):
+    calls = Calls()
+    await world.start(
+        calls, opaque_ports=frozenset({world.inbound} if waits else ()), sniff_wait=NEVER, first_byte_wait=0.1
+    )
+    ref = WorkloadRef("shop", "cart")
+    world.policy.apply(Snapshot(ref, TRUST_DOMAIN, 2, Mode.LEARN, Mode.LEARN, protocols=((world.inbound, said),)))
+    raw = await world.dial()
+    raw.send(frame(UPDATE, SYN, 1, 0))
+    assert await raw.receive() == (UPDATE, ACK, 1, 0, b"")
+    assert world.plane.detection.timeouts == waits
+
+
+async def test_a_client_that_waits_for_the_server_gets_it_and_after_some_is_not_kept_waiting(world):
+    calls = Calls()
+    await world.start(calls, sniff_wait=0.05)
+    raw = await world.dial()
+    for stream in (1, 3, 5, 7):
+        raw.send(frame(UPDATE, SYN, stream, 0))
+        assert await raw.receive() == (UPDATE, ACK, stream, 0, b"")
+    assert world.plane.detection.timeouts == 3
+    await world.until(lambda: calls.count == 4)
+
+
+async def test_bytes_that_are_no_http_are_passed_on_whole_however_they_were_cut(world):
+    await world.start(Calls(), sniff_wait=NEVER)
+    raw = await world.dial()
+    text = b"QUOTE me as you like\r\n" + bytes(range(256)) * 40
+    whole = frame(DATA, SYN, 1, len(text), text)
+    cut = HEADER.size + 7
+    raw.send(whole[:cut])
+    await raw.writer.drain()
+    await world.until(lambda: world.plane.live_connections == 1)
+    raw.send(whole[cut : cut + 100])
+    await raw.writer.drain()
+    assert await raw.receive() == (UPDATE, ACK, 1, 0, b"")
+    raw.send(whole[cut + 100 :], frame(UPDATE, FIN, 1, 0))
+    got = b""
+    while True:
+        kind, flags, _, _, payload = await raw.receive()
+        got += payload
+        if kind == UPDATE and flags == FIN:
+            break
+    assert got == text
+
+
+async def test_an_end_before_any_byte_reaches_the_application(world):
+    calls = Calls()
+    await world.start(calls, sniff_wait=NEVER)
+    raw = await world.dial()
+    raw.send(frame(UPDATE, SYN | FIN, 1, 0))
+    assert await raw.receive() == (UPDATE, ACK, 1, 0, b"")
+    assert await raw.receive() == (UPDATE, FIN, 1, 0, b"")
+    await world.until(lambda: calls.count == 1)
+
+
+async def test_a_reset_before_any_byte_leaves_nothing(world):
+    calls = Calls()
+    await world.start(calls, sniff_wait=NEVER)
+    raw = await world.dial()
+    raw.send(frame(UPDATE, SYN, 1, 0), frame(UPDATE, RST, 1, 0))
+    await world.until(lambda: len(world.flows.closed_records) == 1)
+    assert calls.count == 0
+    assert world.plane.live_connections == 0
+    assert not world.plane.inbound_tunnels[0].streams
+
+
+@pytest.mark.parametrize("first", [b"PING\r\n", b"\x16\x03\x01", b"GET key\r\n"])
+async def test_where_operations_are_judged_bytes_that_are_none_never_reach_the_application(world, first):
+    calls = Calls()
+    await world.start(calls, opaque_ports=frozenset({world.inbound}), sniff_wait=NEVER)
+    world.policy.apply(by_operation(world, "GET /"))
+    raw = await world.dial()
+    raw.send(frame(DATA, SYN, 1, len(first), first))
+    assert await raw.receive() == (UPDATE, RST, 1, 0, b"")
+    assert calls.count == 0
+    assert [record.decision.reason for record in world.flows.opened_records] == [Reason.NO_RULE]
+    assert world.plane.live_connections == 0
+
+
+async def test_where_operations_are_judged_silence_is_no_operation(world):
+    calls = Calls()
+    await world.start(calls, sniff_wait=0.05)
+    world.policy.apply(by_operation(world, "GET /"))
+    raw = await world.dial()
+    for stream in (1, 3, 5, 7):  # also after the port counts as one whose server speaks first
+        raw.send(frame(UPDATE, SYN, stream, 0))
+        assert await raw.receive() == (UPDATE, RST, stream, 0, b"")
+    assert calls.count == 0
+
+
+async def test_a_client_without_a_sidecar_is_told_apart_too(world):
+    await world.start(Calls(), sniff_wait=NEVER)
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.inbound)
+    writer.write(b"QUO")
+    await world.until(lambda: world.plane.live_connections == 0 and world.plane.inbound_tunnels == [])
+    writer.write(b"TE\r\n")
+    async with asyncio.timeout(20):
+        assert await reader.readexactly(7) == b"QUOTE\r\n"
+    writer.close()
+    await world.until(lambda: len(world.flows.closed_records) == 1)
+    assert world.flows.closed_records[0].protocol == "tcp"

@@ -48,6 +48,8 @@ DEADLINE: Final = 30.0
 #: Sockets in one packet; the kernel takes 253.
 _CHUNK: Final = 64
 _MAX_PACKET: Final = 65_536
+#: Who may ask at once.
+_ASKING: Final = 4
 _CREDENTIALS: Final = struct.Struct("3i")
 
 type Listener = tuple[Address, socket.socket]
@@ -84,7 +86,8 @@ class Offer:
         self._replaced = replaced
         self._deadline = deadline
         self._socket: socket.socket | None = None
-        self._handing: asyncio.Task[None] | None = None
+        self._asking: set[asyncio.Task[None]] = set()
+        self._handing = False
         self._gone = False
 
     def start(self) -> None:
@@ -106,9 +109,9 @@ class Offer:
 
     async def stop(self) -> None:
         """Listen no more. What is being handed over stays ours."""
-        if self._handing is not None:
-            self._handing.cancel()
-            await asyncio.gather(self._handing, return_exceptions=True)
+        for task in self._asking:
+            task.cancel()
+        await asyncio.gather(*self._asking, return_exceptions=True)
         if self._socket is not None:
             asyncio.get_running_loop().remove_reader(self._socket.fileno())
             self._socket.close()
@@ -123,17 +126,21 @@ class Offer:
             peer, _ = self._socket.accept()
         except OSError:
             return
-        if self._handing is not None:
-            _send(peer, {"refused": "another one is being handed over to"})
+        if len(self._asking) >= _ASKING:
             peer.close()
             return
-        self._handing = asyncio.ensure_future(self._serve(peer))
+        task = asyncio.ensure_future(self._serve(peer))
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
 
     async def _serve(self, peer: socket.socket) -> None:
         try:
             peer.setblocking(False)
+            if not _is_ours(peer):
+                log.warning("another user asked to take over and was not answered")
+                return
             async with asyncio.timeout(self._deadline):
-                await self._hand_over(peer)
+                await self._answer(peer)
         except (StateError, OSError, TimeoutError) as error:
             why = str(error) or "it took too long"
             log.warning("nothing was handed over to the sidecar that was started: %s", why)
@@ -142,10 +149,8 @@ class Offer:
             log.exception("a fault of ours while handing over; we stay")
         finally:
             peer.close()
-            self._handing = None
 
-    async def _hand_over(self, peer: socket.socket) -> None:
-        _check_user(peer)
+    async def _answer(self, peer: socket.socket) -> None:
         hello = _check(await _receive(peer), "hello")
         if hello["hello"] != VERSION:
             raise Refused(f"it speaks version {str(hello['hello'])[:20]} and we {VERSION}; stop us, then start it")
@@ -154,6 +159,15 @@ class Offer:
                 f"state_dir: {self._state.path} is in use by instance {self._instance!r}; "
                 "give every instance its own directory"
             )
+        if self._handing:
+            raise Refused("another one is being handed over to")
+        self._handing = True
+        try:
+            await self._hand_over(peer)
+        finally:
+            self._handing = False
+
+    async def _hand_over(self, peer: socket.socket) -> None:
         listeners = list(self._listeners())
         for start in range(0, max(len(listeners), 1), _CHUNK):
             chunk = listeners[start : start + _CHUNK]
@@ -223,11 +237,14 @@ async def take_over(path: Path, instance: str) -> Takeover | None:
         if not _connect(peer, path):
             peer.close()
             return None
-        _check_user(peer)
+        if not _is_ours(peer):
+            raise Refused(
+                f"state_dir: {path} is in use by another user's sidecar; give every instance its own directory"
+            )
         async with asyncio.timeout(DEADLINE):
             _send_all(peer, {"hello": VERSION, "instance": instance}, [])
             while "state" not in (message := _check(await _receive(peer, received), "listeners", "state")):
-                listeners += _listeners(message, received)
+                _add_listeners(listeners, message, received)
         lock = _lock(path, received)
         return Takeover(peer, listeners, lock)
     except BaseException as error:
@@ -255,25 +272,24 @@ def _connect(peer: socket.socket, path: Path) -> bool:
     return True
 
 
-def _listeners(message: dict[str, object], received: list[int]) -> list[Listener]:
-    """Take the descriptors that came with a message for what it calls them."""
+def _add_listeners(listeners: list[Listener], message: dict[str, object], received: list[int]) -> None:
+    """Take the descriptors that came with a message for what it calls them. What is taken is in ``listeners``."""
     named = message["listeners"]
     if not isinstance(named, list) or len(named) != len(received):
         raise Refused("the running sidecar named other sockets than it sent; stop it, then start again")
-    listeners: list[Listener] = []
     for name in named:
         match name:
             case [str(host), int(port)]:
                 address = Address(host, port)
             case _:
                 raise Refused("the running sidecar named no address; stop it, then start again")
-        sock = socket.socket(fileno=received.pop(0))
+        sock = socket.socket(fileno=received[0])
+        del received[0]  # it is the socket's now
         listeners.append((address, sock))
         listening = sock.type == socket.SOCK_STREAM and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         if not listening or (port and sock.getsockname()[:2] != (host, port)):
             raise Refused(f"the running sidecar sent no socket that listens on {address}; stop it, then start again")
         sock.setblocking(False)
-    return listeners
 
 
 def _lock(path: Path, received: list[int]) -> int:
@@ -290,10 +306,10 @@ def _lock(path: Path, received: list[int]) -> int:
 # Messages -------------------------------------------------------------------------------------------------------------
 
 
-def _check_user(peer: socket.socket) -> None:
+def _is_ours(peer: socket.socket) -> bool:
+    """Whether our own user is at the other end."""
     _, user, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-    if user != os.geteuid():
-        raise Refused(f"the other end is user {user} and this is user {os.geteuid()}; run both as one user")
+    return user == os.geteuid()
 
 
 def _check(message: dict[str, object], *wanted: str) -> dict[str, object]:

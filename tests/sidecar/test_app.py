@@ -7,8 +7,6 @@ import contextlib
 import json
 import os
 import re
-import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -18,143 +16,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from certs.spiffe import SpiffeId
-from graph.directory import Destination, Endpoint
-from graph.model import Direction, PortRange, Rule, Selector, Verdict, WorkloadRef
-from hedgerow.local.views import infrastructure_script
-from sidecar.settings import Settings
-from tests.sidecar.fake_controller import TRUST_DOMAIN, WORKLOAD, FakeController, snapshot, until
-
-ROOT = Path(__file__).parents[2]
-FRONT = WorkloadRef("shop", "front")
-FRONT_ADDRESS, CART_ADDRESS = "127.0.77.3", "127.0.77.2"
-
-
-def free_port(host="127.0.0.1"):
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
-
-
-class Process:
-    """One sidecar process with its files."""
-
-    def __init__(self, controller: FakeController, directory: Path, workload: WorkloadRef, address: str, **settings):
-        self.directory = directory / workload.name
-        self.directory.mkdir(exist_ok=True)
-        self.instance = f"{workload.name}-1"
-        self.token = self.directory / "join-token"
-        bundle = self.directory / "trust-bundle.pem"
-        bundle.write_text(controller.authority.bundle().to_pem())
-        identity = SpiffeId.for_workload(TRUST_DOMAIN, workload.namespace, "default", workload.name)
-        controller.tokens[f"token-{workload.name}"] = (identity, self.instance)
-        self.token.write_text(f"token-{workload.name}")
-        self.ready_port = free_port()
-        self.document = {
-            "instance": self.instance,
-            "controller": str(controller.controller),
-            "issuer": str(controller.issuer),
-            "trust_domain": TRUST_DOMAIN,
-            "trust_bundle": str(bundle),
-            "join_token_file": str(self.token),
-            "state_dir": str(self.directory / "state"),
-            "addresses": [address],
-            "capture": "explicit",
-            "ready_listen": f"127.0.0.1:{self.ready_port}",
-            "report_interval": 0.05,
-            "drain_seconds": 0.5,
-        } | settings
-        self.config = self.directory / "sidecar.yaml"
-        self.log = self.directory / "log"
-        self.child = None
-        self.user = 0
-
-    async def __aenter__(self):
-        self.config.write_text(yaml.safe_dump(self.document))
-        Settings.load(self.config)  # a mistake of the test is named here
-        command = [sys.executable, "-m", "sidecar", "--config", str(self.config)]
-        if self.user:  # in a view of its own, because the interpreter may stand below a closed home directory
-            become = ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups", "--", *command]
-            script = infrastructure_script(other_users=True) + "\nexec " + shlex.join(become)
-            command = ["unshare", "--mount", "--propagation", "private", "sh", "-e", "-c", script]
-        with self.log.open("ab") as log:
-            self.child = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=log, stderr=log)
-        return self
-
-    async def __aexit__(self, *_):
-        if self.child.returncode is None:
-            self.child.kill()
-            await self.child.wait()
-
-    async def get(self, path, method="GET"):
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.ready_port)
-        writer.write(f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        response = (await asyncio.wait_for(reader.read(), 10)).decode()
-        writer.close()
-        await writer.wait_closed()
-        head, _, body = response.partition("\r\n\r\n")
-        return int(head.split()[1]), body
-
-    async def ready(self):
-        async with asyncio.timeout(30):
-            while True:
-                assert self.child.returncode is None, self.log.read_text()
-                with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-                    status, _ = await self.get("/healthz/ready")
-                    if status == 200:
-                        return
-                await asyncio.sleep(0.05)
-
-    async def terminate(self):
-        self.child.send_signal(signal.SIGTERM)
-        return await asyncio.wait_for(self.child.wait(), 20)
-
-
-async def echo(reader, writer):
-    with contextlib.suppress(ConnectionError):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    writer.close()
-
-
-async def ask(port, text=b"hello"):
-    """What comes back for ``text``; empty when the connection is refused."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        writer.write(text)
-        writer.write_eof()
-        return await asyncio.wait_for(reader.read(), 10)
-    except ConnectionError:
-        return b""
-    finally:
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
-
-
-class Mesh:
-    """front → cart, each with its sidecar process, and an echo service behind cart's."""
-
-    def __init__(self, controller, directory):
-        self.controller = controller
-        self.service = free_port(CART_ADDRESS)
-        self.entrance = free_port()
-        self.application = free_port()
-        out = {"listen": f"127.0.0.1:{self.entrance}", "destination": f"{CART_ADDRESS}:{self.service}"}
-        into = {"listen": f"{CART_ADDRESS}:{self.service}", "application": f"127.0.0.1:{self.application}"}
-        self.front = Process(controller, directory, FRONT, FRONT_ADDRESS, explicit={"outbound": [out]})
-        self.cart = Process(controller, directory, WORKLOAD, CART_ADDRESS, explicit={"inbound": [into]})
-        identity = str(SpiffeId.for_workload(TRUST_DOMAIN, "shop", "default", "cart"))
-        endpoint = Endpoint(CART_ADDRESS, self.service, "cart-1", identity)
-        controller.answer(
-            Destination(CART_ADDRESS, self.service, workload=WORKLOAD, meshed=True, endpoints=(endpoint,))
-        )
-        self.rule = Rule("learned/1", Selector.of(FRONT), Selector.of(WORKLOAD), (PortRange.single(self.service),))
-
-    def allow(self, version):
-        self.controller.push(snapshot(version, self.rule), WORKLOAD)
-        self.controller.push(snapshot(version, self.rule, workload=FRONT), FRONT)
+from graph.model import Direction, Verdict
+from tests.sidecar.fake_controller import WORKLOAD, snapshot, until
+from tests.sidecar.processes import CART_ADDRESS, ROOT, Mesh, Process, ask, echo, free_port
 
 
 async def test_two_sidecars_carry_report_enforce_survive_and_end(controller, tmp_path):

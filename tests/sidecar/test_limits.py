@@ -108,8 +108,12 @@ def test_the_page_gives_the_default_of_each_setting():
         written = rows()[one.name]
         if one.default is dataclasses.MISSING:
             assert written == "**needed**", one.name
-        elif one.default in (None, ()):
+        elif one.default in (None, (), frozenset()):
             assert written == "–", one.name
+        elif isinstance(one.default, frozenset):
+            assert [int(number) for number in written.split(",")] == sorted(one.default), one.name
+        elif isinstance(one.default, tuple):
+            assert written == f"`[{', '.join(one.default)}]`", one.name
         elif isinstance(one.default, int | float):
             assert float(written.split()[0]) == one.default, one.name
         else:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 
 import pytest
 
-from sidecar.errors import StateError
+from sidecar.errors import StateBusy, StateError
 from sidecar.state import INSTANCE, SNAPSHOT, StateDirectory, StoredInstance
 
 
@@ -164,3 +165,78 @@ def test_a_damaged_instance_file_is_refused(state, content):
     state.write(INSTANCE, content)
     with pytest.raises(StateError, match=r"instance\.json is damaged"):
         state.read_instance()
+
+
+# --- handing over
+
+
+def test_the_lock_goes_from_hand_to_hand_and_is_never_free(state):
+    copy = os.dup(state.lock)
+    taken = StateDirectory(state.path, copy)
+    state.close()
+    with pytest.raises(StateBusy):
+        StateDirectory(taken.path)
+    taken.close()
+    StateDirectory(taken.path).close()
+
+
+def test_what_is_written_while_another_may_write_is_kept_for_the_case_that_it_leaves(state):
+    state.write("a", b"old")
+    state.write("b", b"old")
+    state.suspend()
+    state.write("a", b"newer")
+    state.write("a", b"newest")
+    state.remove("b")
+    state.write_checked("c", b"data")
+    assert (state.read("a"), state.read("b"), state.read("c")) == (b"old", b"old", None)
+    state.resume()
+    assert (state.read("a"), state.read("b"), state.read_checked("c")) == (b"newest", None, b"data")
+    state.write("a", b"again")
+    assert state.read("a") == b"again"
+
+
+def test_what_was_given_away_is_never_written_again(state):
+    state.write("a", b"old")
+    state.suspend()
+    state.write("a", b"ours")
+    state.abandon()
+    state.write("a", b"ours")
+    state.remove("a")
+    state.resume()
+    state.write("a", b"ours")
+    assert state.read("a") == b"old"
+
+
+def test_suspending_waits_for_what_is_being_written(state):
+    """Threads write while it is suspended: from then on nothing changes."""
+    stop = threading.Event()
+
+    def write():
+        number = 0
+        while not stop.is_set():
+            number += 1
+            state.write("a", str(number).encode())
+
+    threads = [threading.Thread(target=write) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        while state.read("a") is None:
+            pass
+        state.suspend()
+        before = state.stamp("a"), state.read("a")
+        for _ in range(200):
+            assert (state.stamp("a"), state.read("a")) == before
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(20)
+
+
+def test_a_stamp_changes_with_the_file(state):
+    assert state.stamp("a") is None
+    state.write("a", b"1")
+    first = state.stamp("a")
+    assert state.stamp("a") == first
+    state.write("a", b"1")
+    assert state.stamp("a") != first

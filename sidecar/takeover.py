@@ -308,6 +308,7 @@ def _lock(path: Path, received: list[int]) -> int:
 
 def _is_ours(peer: socket.socket) -> bool:
     """Whether our own user is at the other end."""
+    user: int
     _, user, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     return user == os.geteuid()
 

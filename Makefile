@@ -1,6 +1,7 @@
 # make demo   everything on this machine: controller, services with sidecars, learned, enforced, shown
 # make test   every test that runs on one machine
 # make bench  what two sidecars cost beside none
+# make bench-dataplane (-short)   the same beside Envoy and HAProxy, against the targets: bench/README.md
 # make check  format, lint, types, the direction of imports, the generated code
 
 SHELL := /bin/sh
@@ -56,6 +57,16 @@ wire: $(VENV)/.installed
 bench: setup
 	@.ci/system-packages test
 	@$(PY) -m bench.tunnel
+
+# Figures of one round are compared; the short one takes five minutes at most.
+.PHONY: bench-dataplane bench-dataplane-short
+bench-dataplane: setup
+	@.ci/system-packages bench
+	@$(PY) -m bench.dataplane
+
+bench-dataplane-short: setup
+	@.ci/system-packages bench
+	@$(PY) -m bench.dataplane --short
 
 clean:
 	@rm -rf $(VENV) ui/node_modules controller/web/static .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache \

@@ -1,4 +1,4 @@
-"""Capture: the netfilter rules that lead a pod's TCP connections to its sidecar.
+"""Capture: the netfilter rules that lead a pod's TCP connections, and its questions to DNS, to its sidecar.
 
 Rules:
 
@@ -6,6 +6,8 @@ Rules:
 2. Installing is atomic and may be repeated: the kernel goes from the old rules to the new ones in one step.
 3. What has no listener is refused, not let through: IPv6 is redirected as well.
 4. The sidecar's own connections pass: by its uid, or by its mark where all programs of the pod have one uid.
+5. What is neither TCP nor DNS is not proxied. It passes, or with ``drop_others`` it is dropped in both directions, before
+   addresses are translated. ICMP passes, without which TCP does not work.
 
 ``nft`` is used where it is; otherwise ``iptables-restore`` and ``ip6tables-restore``.
 """
@@ -25,6 +27,8 @@ from sidecar.errors import ConfigError, SidecarError
 
 TABLE = "hedgerow"
 _CHAINS = {"OUTPUT": "HEDGEROW_OUTPUT", "PREROUTING": "HEDGEROW_PREROUTING"}
+#: iptables has one table for translating and another for dropping (priority -150, before it).
+_IPTABLES = ("nat", "mangle")
 #: Seconds that one command may take.
 _TIMEOUT = 20.0
 
@@ -44,6 +48,10 @@ class CaptureRules:
     :param exclude_cidrs: destinations that are not captured
     :param sidecar_ports: the ports that the sidecar listens on, reached from outside without capture. Never name one
         here that nothing of ours holds: the application could listen there, past its sidecar
+    :param exclude_outbound_ports: TCP ports of destinations that are not captured
+    :param exclude_inbound_ports: TCP ports of the application that are reached without its sidecar
+    :param dns_port: of the sidecar's DNS proxy; 0: DNS is not captured
+    :param drop_others: drop what is neither TCP, ICMP nor DNS to the proxy, in both directions
     """
 
     uid: int | None = 1337
@@ -52,6 +60,10 @@ class CaptureRules:
     outbound_port: int = 15001
     inbound_port: int = 15006
     sidecar_ports: tuple[int, ...] = (15006, 15021)
+    exclude_outbound_ports: tuple[int, ...] = ()
+    exclude_inbound_ports: tuple[int, ...] = ()
+    dns_port: int = 0
+    drop_others: bool = False
 
     def __post_init__(self) -> None:
         if self.uid is None and not self.mark:
@@ -60,7 +72,9 @@ class CaptureRules:
             raise ConfigError(f"uid: {self.uid} can not be the sidecar's; use a number above 0, such as 1337")
         if not 0 <= self.mark < 1 << 32:
             raise ConfigError(f"mark: {self.mark} is no packet mark; use a number from 1 to 4294967295")
-        for port in (self.outbound_port, self.inbound_port, *self.sidecar_ports):
+        excluded = (*self.exclude_outbound_ports, *self.exclude_inbound_ports)
+        dns = (self.dns_port,) if self.dns_port else ()
+        for port in (self.outbound_port, self.inbound_port, *self.sidecar_ports, *excluded, *dns):
             if not 1 <= port <= 65535:
                 raise ConfigError(f"capture: {port} is not a port; use a number from 1 to 65535")
         for cidr in self.exclude_cidrs:
@@ -68,6 +82,11 @@ class CaptureRules:
                 ipaddress.ip_network(cidr)
             except ValueError as error:
                 raise ConfigError(f"exclude_cidrs: {error}; write a network such as 10.0.0.0/8") from None
+
+    @property
+    def open_ports(self) -> list[int]:
+        """The ports that are reached from outside without capture, in order."""
+        return sorted({*self.sidecar_ports, *self.exclude_inbound_ports})
 
     def excluded(self, version: int) -> list[str]:
         """The excluded networks of one IP version, without those that lie within another, in order."""
@@ -84,30 +103,65 @@ class CaptureRules:
 # nft
 
 
-def _nft_chains(rules: CaptureRules) -> dict[str, list[str]]:
-    output = ["meta l4proto != tcp return"]
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    """A base chain of our nft table."""
+
+    hook: str
+    type: str
+    priority: int
+    statements: list[str]
+
+
+def _nft_exempt(rules: CaptureRules) -> list[str]:
+    """What leaves the pod untouched."""
+    exempt = []
     if rules.uid is not None:
-        output.append(f"meta skuid {rules.uid} return")
+        exempt.append(f"meta skuid {rules.uid} return")
     if rules.mark:
-        output.append(f"meta mark {rules.mark:#x} return")
+        exempt.append(f"meta mark {rules.mark:#x} return")
     # By the device, never by the address: a socket bound to eth0 sends what is for 127.0.0.1 to the node.
-    output.append('oifname "lo" return')
+    exempt.append('oifname "lo" return')
     for version, field in ((4, "ip"), (6, "ip6")):
         networks = rules.excluded(version)
         if networks:
-            output.append(f"{field} daddr {{ {', '.join(networks)} }} return")
+            exempt.append(f"{field} daddr {{ {', '.join(networks)} }} return")
+    return exempt
+
+
+def _nft_chains(rules: CaptureRules) -> dict[str, _Chain]:
+    output = ["meta l4proto != { tcp, udp } return" if rules.dns_port else "meta l4proto != tcp return"]
+    output += _nft_exempt(rules)
+    if rules.exclude_outbound_ports:
+        output.append(f"tcp dport {_nft_set(rules.exclude_outbound_ports)} return")
+    if rules.dns_port:
+        output += [f"{protocol} dport 53 redirect to :{rules.dns_port}" for protocol in ("udp", "tcp")]
     output.append(f"meta l4proto tcp redirect to :{rules.outbound_port}")
-    ports = ", ".join(str(port) for port in sorted(set(rules.sidecar_ports)))
     prerouting = ["meta l4proto != tcp return", 'iifname "lo" return']
-    if ports:
-        prerouting.append(f"tcp dport {{ {ports} }} return")
+    if rules.open_ports:
+        prerouting.append(f"tcp dport {_nft_set(rules.open_ports)} return")
     prerouting.append(f"meta l4proto tcp redirect to :{rules.inbound_port}")
-    return {"output": output, "prerouting": prerouting}
+    chains = {
+        "output": _Chain("output", "nat", -100, output),
+        "prerouting": _Chain("prerouting", "nat", -100, prerouting),
+    }
+    if rules.drop_others:
+        proxied = ["meta l4proto { tcp, icmp, ipv6-icmp } return"]
+        dns = ["udp dport 53 return"] if rules.dns_port else []
+        answers = ['iifname "lo" return', "ct state established,related return"]
+        chains["drop_output"] = _Chain("output", "filter", -150, [*_nft_exempt(rules), *dns, *proxied, "drop"])
+        chains["drop_prerouting"] = _Chain("prerouting", "filter", -150, [*answers, *proxied, "drop"])
+    return chains
+
+
+def _nft_set(ports: Sequence[int]) -> str:
+    return f"{{ {', '.join(str(port) for port in sorted(set(ports)))} }}"
 
 
 def fingerprint(rules: CaptureRules) -> str:
     """Names the rendered rules; stands in the comment of each, so that a look at them tells whether they are these."""
-    return hashlib.sha256(json.dumps(_nft_chains(rules)).encode()).hexdigest()[:16]
+    chains = {name: [chain.statements, chain.priority] for name, chain in _nft_chains(rules).items()}
+    return hashlib.sha256(json.dumps(chains).encode()).hexdigest()[:16]
 
 
 def _nft_comment(rules: CaptureRules, number: int) -> str:
@@ -118,9 +172,10 @@ def render_nft(rules: CaptureRules) -> str:
     """The input of ``nft -f -``: replaces our table as one transaction."""
     # Adding the table first makes deleting it possible whether it was there or not.
     lines = [f"table inet {TABLE}", f"delete table inet {TABLE}", f"table inet {TABLE} {{"]
-    for chain, statements in _nft_chains(rules).items():
-        lines += [f"  chain {chain} {{", f"    type nat hook {chain} priority -100; policy accept;"]
-        for number, statement in enumerate(statements):
+    for name, chain in _nft_chains(rules).items():
+        placed = f"type {chain.type} hook {chain.hook} priority {chain.priority}; policy accept;"
+        lines += [f"  chain {name} {{", f"    {placed}"]
+        for number, statement in enumerate(chain.statements):
             lines.append(f'    {statement} comment "{_nft_comment(rules, number)}"')
         lines.append("  }")
     lines.append("}")
@@ -135,7 +190,7 @@ def matches_nft(rules: CaptureRules, listing: str) -> bool:
     try:
         items = json.loads(listing)["nftables"]
         hooks = {
-            (item["chain"]["name"], item["chain"].get("hook"), item["chain"].get("type"), item["chain"].get("policy"))
+            (item["chain"]["name"], *(item["chain"].get(part) for part in ("hook", "type", "prio", "policy")))
             for item in items
             if "chain" in item
         }
@@ -147,51 +202,91 @@ def matches_nft(rules: CaptureRules, listing: str) -> bool:
         raise CaptureError(f"capture: nft gave a listing that can not be read ({error}); update nftables") from error
     chains = _nft_chains(rules)
     wanted = {
-        chain: [_nft_comment(rules, number) for number in range(len(statements))]
-        for chain, statements in chains.items()
+        name: [_nft_comment(rules, number) for number in range(len(chain.statements))] for name, chain in chains.items()
     }
-    return hooks == {(chain, chain, "nat", "accept") for chain in chains} and found == wanted
+    placed = {(name, chain.hook, chain.type, chain.priority, "accept") for name, chain in chains.items()}
+    return hooks == placed and found == wanted
 
 
 # iptables
 
 
-def iptables_rules(rules: CaptureRules, version: int) -> list[list[str]]:
-    """The rules of our two chains for one IP version, as arguments of ``iptables -A``."""
-    output, prerouting = _CHAINS["OUTPUT"], _CHAINS["PREROUTING"]
-    found: list[list[str]] = []
+def _iptables_exempt(rules: CaptureRules, version: int) -> list[list[str]]:
+    """What leaves the pod untouched."""
+    output = _CHAINS["OUTPUT"]
+    exempt: list[list[str]] = []
     if rules.uid is not None:
-        found.append([output, "-m", "owner", "--uid-owner", str(rules.uid), "-j", "RETURN"])
+        exempt.append([output, "-m", "owner", "--uid-owner", str(rules.uid), "-j", "RETURN"])
     if rules.mark:
-        found.append([output, "-m", "mark", "--mark", f"{rules.mark:#x}", "-j", "RETURN"])
-    found.append([output, "-o", "lo", "-j", "RETURN"])
-    found += [[output, "-d", network, "-j", "RETURN"] for network in rules.excluded(version)]
-    found.append([output, "-p", "tcp", "-j", "REDIRECT", "--to-ports", str(rules.outbound_port)])
-    found.append([prerouting, "-i", "lo", "-j", "RETURN"])
-    found += [
-        [prerouting, "-p", "tcp", "--dport", str(port), "-j", "RETURN"] for port in sorted(set(rules.sidecar_ports))
-    ]
-    found.append([prerouting, "-p", "tcp", "-j", "REDIRECT", "--to-ports", str(rules.inbound_port)])
-    return found
+        exempt.append([output, "-m", "mark", "--mark", f"{rules.mark:#x}", "-j", "RETURN"])
+    exempt.append([output, "-o", "lo", "-j", "RETURN"])
+    exempt += [[output, "-d", network, "-j", "RETURN"] for network in rules.excluded(version)]
+    return exempt
 
 
-def iptables_jump(hook: str) -> list[str]:
-    """The rule that leads from a built-in chain to ours, as arguments of ``iptables -A``."""
-    return [hook, "-p", "tcp", "-j", _CHAINS[hook]]
+def iptables_rules(rules: CaptureRules, version: int, table: str = "nat") -> list[list[str]]:
+    """The rules of our two chains in one table for one IP version, as arguments of ``iptables -A``.
+
+    :param table: ``nat``, or ``mangle``, which has none unless something is dropped
+    """
+    output, prerouting = _CHAINS["OUTPUT"], _CHAINS["PREROUTING"]
+    found = _iptables_exempt(rules, version)
+
+    def passing(chain: str, protocol: str, *match: str) -> list[str]:
+        return [chain, "-p", protocol, *match, "-j", "RETURN"]
+
+    def leading(chain: str, protocol: str, port: int, *match: str) -> list[str]:
+        return [chain, "-p", protocol, *match, "-j", "REDIRECT", "--to-ports", str(port)]
+
+    if table == "nat":
+        found += [passing(output, "tcp", "--dport", str(port)) for port in sorted(set(rules.exclude_outbound_ports))]
+        if rules.dns_port:
+            found += [leading(output, protocol, rules.dns_port, "--dport", "53") for protocol in ("udp", "tcp")]
+        found.append(leading(output, "tcp", rules.outbound_port))
+        found.append([prerouting, "-i", "lo", "-j", "RETURN"])
+        found += [passing(prerouting, "tcp", "--dport", str(port)) for port in rules.open_ports]
+        found.append(leading(prerouting, "tcp", rules.inbound_port))
+        return found
+    if not rules.drop_others:
+        return []
+    if rules.dns_port:
+        found.append(passing(output, "udp", "--dport", "53"))
+    answers = ["-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED"]
+    into = [[prerouting, "-i", "lo", "-j", "RETURN"], [prerouting, *answers, "-j", "RETURN"]]
+    for chain, before in ((output, found), (prerouting, into)):
+        before += [passing(chain, protocol) for protocol in ("tcp", "icmp" if version == 4 else "ipv6-icmp")]
+        before.append([chain, "-j", "DROP"])
+    return [*found, *into]
 
 
-def render_iptables(rules: CaptureRules, version: int, *, jumps: Sequence[str] = tuple(_CHAINS)) -> str:
+def iptables_jumps(rules: CaptureRules, table: str = "nat") -> list[list[str]]:
+    """The rules that lead from the built-in chains of a table to ours, as arguments of ``iptables -A``."""
+    if table == "nat":
+        jumps = [[hook, "-p", "tcp", "-j", chain] for hook, chain in _CHAINS.items()]
+        return [*jumps, ["OUTPUT", "-p", "udp", "-j", _CHAINS["OUTPUT"]]] if rules.dns_port else jumps
+    return [[hook, "-j", chain] for hook, chain in _CHAINS.items()] if rules.drop_others else []
+
+
+#: Every jump that any rules of ours have, for taking them away.
+_JUMPS = {table: iptables_jumps(CaptureRules(dns_port=15053, drop_others=True), table) for table in _IPTABLES}
+
+
+def render_iptables(
+    rules: CaptureRules, version: int, table: str = "nat", *, jumps: Sequence[Sequence[str]] | None = None
+) -> str:
     """The input of ``iptables-restore --noflush`` (``ip6tables-restore`` for version 6).
 
-    :param jumps: the built-in chains that do not lead to ours yet
+    :param jumps: those that are not there yet; None: all
     """
-    lines = ["*nat", *(f":{chain} - [0:0]" for chain in _CHAINS.values())]
-    lines += ["-A " + " ".join(rule) for rule in iptables_rules(rules, version)]
-    lines += ["-A " + " ".join(iptables_jump(hook)) for hook in jumps]
+    lines = [f"*{table}", *(f":{chain} - [0:0]" for chain in _CHAINS.values())]
+    lines += ["-A " + " ".join(rule) for rule in iptables_rules(rules, version, table)]
+    lines += ["-A " + " ".join(jump) for jump in (iptables_jumps(rules, table) if jumps is None else jumps)]
     return "\n".join([*lines, "COMMIT"]) + "\n"
 
 
 # acting
+
+_PROGRAMS = ((4, "iptables"), (6, "ip6tables"))
 
 
 def backend() -> Backend:
@@ -220,10 +315,18 @@ def install(rules: CaptureRules, *, prefix: Sequence[str] = (), using: Backend |
     if tool == "nft":
         _run([*prefix, "nft", "-f", "-"], render_nft(rules))
     else:
-        for version, program in ((4, "iptables"), (6, "ip6tables")):
-            jumps = [hook for hook in _CHAINS if not _holds([*prefix, program], iptables_jump(hook))]
-            text = render_iptables(rules, version, jumps=jumps)
-            _run([*prefix, f"{program}-restore", "--wait", "5", "--noflush"], text)
+        for version, program in _PROGRAMS:
+            command = [*prefix, program]
+            for table in _IPTABLES:
+                wanted = iptables_jumps(rules, table)
+                if not wanted:
+                    _remove_iptables(command, table)
+                    continue
+                for jump in (jump for jump in _JUMPS[table] if jump not in wanted):
+                    _remove_rule(command, table, jump)
+                missing = [jump for jump in wanted if not _holds(command, table, jump)]
+                text = render_iptables(rules, version, table, jumps=missing)
+                _run([*prefix, f"{program}-restore", "--wait", "5", "--noflush"], text)
     if not verify(rules, prefix=prefix, using=tool):
         raise CaptureError(
             "capture: the rules were taken but are not in force; look at `nft list ruleset` for another program's rules"
@@ -241,15 +344,17 @@ def verify(rules: CaptureRules, *, prefix: Sequence[str] = (), using: Backend | 
         if f"table inet {TABLE}" not in tables.splitlines():
             return False
         return matches_nft(rules, _run([*prefix, "nft", "-j", "list", "table", "inet", TABLE]))
-    for version, program in ((4, "iptables"), (6, "ip6tables")):
+    for version, program in _PROGRAMS:
         command = [*prefix, program]
-        wanted = iptables_rules(rules, version)
-        saved = _run([*prefix, f"{program}-save", "-t", "nat"]).splitlines()
-        ours = sum(line.startswith(tuple(f"-A {chain} " for chain in _CHAINS.values())) for line in saved)
-        if ours != len(wanted) or not all(_holds(command, rule) for rule in wanted):
-            return False
-        if not all(_holds(command, iptables_jump(hook)) for hook in _CHAINS):
-            return False
+        for table in _IPTABLES:
+            wanted, jumps = iptables_rules(rules, version, table), iptables_jumps(rules, table)
+            saved = _run([*prefix, f"{program}-save", "-t", table]).splitlines()
+            ours = sum(line.startswith(tuple(f"-A {chain} " for chain in _CHAINS.values())) for line in saved)
+            leading = sum(line.endswith(tuple(f" -j {chain}" for chain in _CHAINS.values())) for line in saved)
+            if (ours, leading) != (len(wanted), len(jumps)):
+                return False
+            if not all(_holds(command, table, rule) for rule in [*wanted, *jumps]):
+                return False
     return True
 
 
@@ -261,19 +366,30 @@ def remove(*, prefix: Sequence[str] = (), using: Backend | None = None) -> None:
     if (using or backend()) == "nft":
         _run([*prefix, "nft", "-f", "-"], f"table inet {TABLE}\ndelete table inet {TABLE}\n")
         return
-    for program in ("iptables", "ip6tables"):
-        command = [*prefix, program, "--wait", "5", "-t", "nat"]
-        for hook, chain in _CHAINS.items():
-            while _holds([*prefix, program], iptables_jump(hook)):
-                _run([*command, "-D", *iptables_jump(hook)])
-            if f":{chain} " in _run([*prefix, f"{program}-save", "-t", "nat"]):
-                _run([*command, "-F", chain])
-                _run([*command, "-X", chain])
+    for _, program in _PROGRAMS:
+        for table in _IPTABLES:
+            _remove_iptables([*prefix, program], table)
 
 
-def _holds(command: Sequence[str], rule: Sequence[str]) -> bool:
-    """Whether a rule of the nat table exists."""
-    return _attempt([*command, "--wait", "5", "-t", "nat", "-C", *rule]).returncode == 0
+def _remove_iptables(command: Sequence[str], table: str) -> None:
+    """Take our chains out of one table."""
+    for jump in _JUMPS[table]:
+        _remove_rule(command, table, jump)
+    saved = _run([*command[:-1], f"{command[-1]}-save", "-t", table])
+    for chain in _CHAINS.values():
+        if f":{chain} " in saved:
+            _run([*command, "--wait", "5", "-t", table, "-F", chain])
+            _run([*command, "--wait", "5", "-t", table, "-X", chain])
+
+
+def _remove_rule(command: Sequence[str], table: str, rule: Sequence[str]) -> None:
+    while _holds(command, table, rule):
+        _run([*command, "--wait", "5", "-t", table, "-D", *rule])
+
+
+def _holds(command: Sequence[str], table: str, rule: Sequence[str]) -> bool:
+    """Whether a rule exists."""
+    return _attempt([*command, "--wait", "5", "-t", table, "-C", *rule]).returncode == 0
 
 
 def _run(command: Sequence[str], text: str = "") -> str:

@@ -15,6 +15,110 @@ from sidecar.errors import ConfigError
 from tests.sidecar.dataplane.netns import Network
 
 RULES = CaptureRules(exclude_cidrs=("10.1.0.0/16", "10.1.2.0/24", "fd00:1::/32"), mark=0x539)
+#: Everything that can be asked for.
+WHOLE = CaptureRules(
+    exclude_cidrs=("10.1.0.0/16",),
+    exclude_outbound_ports=(3306, 25),
+    exclude_inbound_ports=(9100,),
+    dns_port=15053,
+    drop_others=True,
+)
+
+
+def test_the_nft_rules_with_dns_excluded_ports_and_without_other_protocols():
+    text = "\n".join(
+        line.split(" comment ")[0].strip() for line in capture.render_nft(WHOLE).splitlines()[3:] if line.strip()
+    )
+    assert (
+        text
+        == """\
+chain output {
+type nat hook output priority -100; policy accept;
+meta l4proto != { tcp, udp } return
+meta skuid 1337 return
+oifname "lo" return
+ip daddr { 10.1.0.0/16 } return
+tcp dport { 25, 3306 } return
+udp dport 53 redirect to :15053
+tcp dport 53 redirect to :15053
+meta l4proto tcp redirect to :15001
+}
+chain prerouting {
+type nat hook prerouting priority -100; policy accept;
+meta l4proto != tcp return
+iifname "lo" return
+tcp dport { 9100, 15006, 15021 } return
+meta l4proto tcp redirect to :15006
+}
+chain drop_output {
+type filter hook output priority -150; policy accept;
+meta skuid 1337 return
+oifname "lo" return
+ip daddr { 10.1.0.0/16 } return
+udp dport 53 return
+meta l4proto { tcp, icmp, ipv6-icmp } return
+drop
+}
+chain drop_prerouting {
+type filter hook prerouting priority -150; policy accept;
+iifname "lo" return
+ct state established,related return
+meta l4proto { tcp, icmp, ipv6-icmp } return
+drop
+}
+}"""
+    )
+
+
+def test_the_iptables_rules_with_dns_excluded_ports_and_without_other_protocols():
+    assert (
+        capture.render_iptables(WHOLE, 6)
+        == """\
+*nat
+:HEDGEROW_OUTPUT - [0:0]
+:HEDGEROW_PREROUTING - [0:0]
+-A HEDGEROW_OUTPUT -m owner --uid-owner 1337 -j RETURN
+-A HEDGEROW_OUTPUT -o lo -j RETURN
+-A HEDGEROW_OUTPUT -p tcp --dport 25 -j RETURN
+-A HEDGEROW_OUTPUT -p tcp --dport 3306 -j RETURN
+-A HEDGEROW_OUTPUT -p udp --dport 53 -j REDIRECT --to-ports 15053
+-A HEDGEROW_OUTPUT -p tcp --dport 53 -j REDIRECT --to-ports 15053
+-A HEDGEROW_OUTPUT -p tcp -j REDIRECT --to-ports 15001
+-A HEDGEROW_PREROUTING -i lo -j RETURN
+-A HEDGEROW_PREROUTING -p tcp --dport 9100 -j RETURN
+-A HEDGEROW_PREROUTING -p tcp --dport 15006 -j RETURN
+-A HEDGEROW_PREROUTING -p tcp --dport 15021 -j RETURN
+-A HEDGEROW_PREROUTING -p tcp -j REDIRECT --to-ports 15006
+-A OUTPUT -p tcp -j HEDGEROW_OUTPUT
+-A PREROUTING -p tcp -j HEDGEROW_PREROUTING
+-A OUTPUT -p udp -j HEDGEROW_OUTPUT
+COMMIT
+"""
+    )
+    assert (
+        capture.render_iptables(WHOLE, 4, "mangle")
+        == """\
+*mangle
+:HEDGEROW_OUTPUT - [0:0]
+:HEDGEROW_PREROUTING - [0:0]
+-A HEDGEROW_OUTPUT -m owner --uid-owner 1337 -j RETURN
+-A HEDGEROW_OUTPUT -o lo -j RETURN
+-A HEDGEROW_OUTPUT -d 10.1.0.0/16 -j RETURN
+-A HEDGEROW_OUTPUT -p udp --dport 53 -j RETURN
+-A HEDGEROW_OUTPUT -p tcp -j RETURN
+-A HEDGEROW_OUTPUT -p icmp -j RETURN
+-A HEDGEROW_OUTPUT -j DROP
+-A HEDGEROW_PREROUTING -i lo -j RETURN
+-A HEDGEROW_PREROUTING -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
+-A HEDGEROW_PREROUTING -p tcp -j RETURN
+-A HEDGEROW_PREROUTING -p icmp -j RETURN
+-A HEDGEROW_PREROUTING -j DROP
+-A OUTPUT -j HEDGEROW_OUTPUT
+-A PREROUTING -j HEDGEROW_PREROUTING
+COMMIT
+"""
+    )
+    assert "-p ipv6-icmp -j RETURN" in capture.render_iptables(WHOLE, 6, "mangle")
 
 
 def test_the_nft_rules():
@@ -50,7 +154,7 @@ meta l4proto tcp redirect to :15006
 
 def test_the_iptables_rules():
     assert (
-        capture.render_iptables(RULES, 4, jumps=["OUTPUT"])
+        capture.render_iptables(RULES, 4, jumps=[["OUTPUT", "-p", "tcp", "-j", "HEDGEROW_OUTPUT"]])
         == """\
 *nat
 :HEDGEROW_OUTPUT - [0:0]
@@ -81,6 +185,9 @@ COMMIT
         ({"mark": 1 << 32}, "mark: "),
         ({"inbound_port": 0}, "0 is not a port"),
         ({"sidecar_ports": (70000,)}, "70000 is not a port"),
+        ({"exclude_outbound_ports": (0,)}, "0 is not a port"),
+        ({"exclude_inbound_ports": (65536,)}, "65536 is not a port"),
+        ({"dns_port": 65536}, "65536 is not a port"),
         ({"exclude_cidrs": ("10.0.0.1/8",)}, "exclude_cidrs: "),
         ({"exclude_cidrs": ("10.0.0.0/8 } accept; #",)}, "exclude_cidrs: "),
     ],
@@ -92,8 +199,9 @@ def test_what_can_not_be_captured_says_which_field(change, field):
 
 def test_different_rules_have_different_fingerprints():
     assert capture.fingerprint(CaptureRules()) == capture.fingerprint(CaptureRules())
-    others = [CaptureRules(uid=1338), CaptureRules(mark=1), CaptureRules(exclude_cidrs=("10.0.0.0/8",))]
-    assert len({capture.fingerprint(rules) for rules in [CaptureRules(), *others]}) == 4
+    others = [CaptureRules(uid=1338), CaptureRules(mark=1), CaptureRules(exclude_cidrs=("10.0.0.0/8",)), WHOLE]
+    others += [CaptureRules(dns_port=15053), CaptureRules(drop_others=True), CaptureRules(exclude_outbound_ports=(1,))]
+    assert len({capture.fingerprint(rules) for rules in [CaptureRules(), *others]}) == 8
 
 
 def test_a_listing_that_is_no_json_is_an_error():
@@ -129,7 +237,7 @@ def tool(request):
 def test_installing_is_repeatable_and_removing_leaves_nothing(prefix, tool):
     before = run(prefix, "nft", "list", "ruleset")
     assert not capture.verify(RULES, prefix=prefix, using=tool)
-    for rules in (RULES, RULES, CaptureRules()):
+    for rules in (RULES, RULES, WHOLE, WHOLE, CaptureRules(dns_port=15053), CaptureRules()):
         assert capture.install(rules, prefix=prefix, using=tool) == tool
         assert capture.verify(rules, prefix=prefix, using=tool)
     assert not capture.verify(RULES, prefix=prefix, using=tool)
@@ -138,6 +246,9 @@ def test_installing_is_repeatable_and_removing_leaves_nothing(prefix, tool):
     capture.remove(prefix=prefix, using=tool)
     assert "hedgerow" not in run(prefix, "nft", "list", "ruleset").lower()
     assert before == ""
+    capture.install(WHOLE, prefix=prefix, using=tool)
+    capture.remove(prefix=prefix, using=tool)
+    assert "hedgerow" not in run(prefix, "nft", "list", "ruleset").lower()
 
 
 @pytest.mark.parametrize(
@@ -148,23 +259,31 @@ def test_installing_is_repeatable_and_removing_leaves_nothing(prefix, tool):
         "insert rule inet hedgerow output accept",
         "add rule inet hedgerow prerouting accept",
         "add chain inet hedgerow other",
+        "flush chain inet hedgerow drop_output",
+        "insert rule inet hedgerow drop_prerouting accept",
     ],
 )
 def test_rules_that_somebody_changed_are_not_ours(prefix, tampering):
-    capture.install(RULES, prefix=prefix)
+    capture.install(WHOLE, prefix=prefix)
     run(prefix, "nft", *tampering.split())
-    assert not capture.verify(RULES, prefix=prefix)
-    capture.install(RULES, prefix=prefix)
-    assert capture.verify(RULES, prefix=prefix)
+    assert not capture.verify(WHOLE, prefix=prefix)
+    capture.install(WHOLE, prefix=prefix)
+    assert capture.verify(WHOLE, prefix=prefix)
 
 
-@pytest.mark.parametrize("tampering", ["-I HEDGEROW_OUTPUT -j ACCEPT", "-F HEDGEROW_OUTPUT", "-D OUTPUT 1"])
+@pytest.mark.parametrize(
+    "tampering",
+    [
+        *("nat -I HEDGEROW_OUTPUT -j ACCEPT", "nat -F HEDGEROW_OUTPUT", "nat -D OUTPUT 1"),
+        *("mangle -I HEDGEROW_OUTPUT -j ACCEPT", "mangle -F HEDGEROW_PREROUTING", "mangle -D OUTPUT 1"),
+    ],
+)
 def test_iptables_rules_that_somebody_changed_are_not_ours(prefix, tampering):
-    capture.install(RULES, prefix=prefix, using="iptables")
-    run(prefix, "iptables", "-t", "nat", *tampering.split())
-    assert not capture.verify(RULES, prefix=prefix, using="iptables")
-    capture.install(RULES, prefix=prefix, using="iptables")
-    assert capture.verify(RULES, prefix=prefix, using="iptables")
+    capture.install(WHOLE, prefix=prefix, using="iptables")
+    run(prefix, "iptables", "-t", *tampering.split())
+    assert not capture.verify(WHOLE, prefix=prefix, using="iptables")
+    capture.install(WHOLE, prefix=prefix, using="iptables")
+    assert capture.verify(WHOLE, prefix=prefix, using="iptables")
 
 
 def connect(mark=0, target=("10.96.0.7", 80), family=socket.AF_INET):
@@ -197,6 +316,49 @@ def test_what_is_captured_and_what_is_not(pod, prefix, tool):
     assert call(lambda: connect(target=("fd00:213:7::99", 80), family=socket.AF_INET6)) == 15001
     capture.remove(prefix=prefix, using=tool)
     assert call(connect) is None
+
+
+def test_excluded_ports_are_not_captured(pod, prefix, tool):
+    capture.install(CaptureRules(exclude_outbound_ports=(3306,)), prefix=prefix, using=tool)
+    call = pod.namespace.call
+    assert call(connect) == 15001
+    assert call(lambda: connect(target=("10.96.0.7", 3306))) is None
+
+
+def asked(family, target, kind):
+    """Runs in the pod: whether the DNS port of loopback gets what is sent to ``target``, and can answer it as it."""
+    loopback = "::1" if family == socket.AF_INET6 else "127.0.0.1"
+    with socket.socket(family, kind) as server, socket.socket(family, kind) as client:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind((loopback, 15053))
+        server.settimeout(0.3)
+        client.settimeout(0.3)
+        try:
+            if kind == socket.SOCK_STREAM:
+                server.listen()
+                client.connect(target)
+                server.accept()[0].close()
+                return True
+            client.sendto(b"question", target)  # not connected, as some resolvers ask
+            data, source = server.recvfrom(100)
+            server.sendto(data, source)
+            return client.recvfrom(100)[1][:2] == target
+        except OSError:
+            return False
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM], ids=["udp", "tcp"])
+@pytest.mark.parametrize("drop", [False, True])
+def test_dns_goes_to_the_proxy_whoever_is_asked(pod, prefix, tool, kind, drop):
+    rules = CaptureRules(dns_port=15053, mark=77, exclude_cidrs=("10.96.1.0/24",), drop_others=drop)
+    capture.install(rules, prefix=prefix, using=tool)
+    call = pod.namespace.call
+    assert call(lambda: asked(socket.AF_INET, ("10.96.0.10", 53), kind))
+    assert call(lambda: asked(socket.AF_INET6, ("fd00:213:7::99", 53), kind))
+    assert not call(lambda: asked(socket.AF_INET, ("10.96.1.10", 53), kind)), "an excluded resolver"
+    assert not call(lambda: asked(socket.AF_INET, ("10.96.0.10", 5353), kind))
+    capture.install(CaptureRules(mark=77, drop_others=drop), prefix=prefix, using=tool)
+    assert not call(lambda: asked(socket.AF_INET, ("10.96.0.10", 53), kind))
 
 
 def test_without_the_right_the_error_says_which(prefix):

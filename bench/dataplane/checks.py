@@ -11,12 +11,12 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bench.dataplane.identity import GROUP_NUMBER, SUITE, SUITE_NUMBER, Identities
 from bench.dataplane.launch import BenchFailed, until
-from bench.dataplane.load import DENIED_PATH, PATH
+from bench.dataplane.load import DENIED_PATH, GRPC_PATH, PATH
 from bench.dataplane.measures import Lane
 from bench.dataplane.network import IMPOSTOR_ADDRESS, Bed
 from bench.dataplane.ours import IMPOSTOR_PORT, fetch
@@ -59,11 +59,16 @@ class Impostor:
         self._thread.join(_REFUSAL)
 
 
-def check(pair: Pair, lane: Lane, identities: Identities, impostor: Impostor) -> None:
-    """:raises BenchFailed: naming what the pair lets through, or does not let through"""
-    status = fetch(pair, lane, PATH)
-    if status != 200:
-        raise BenchFailed(f"{pair.name}: a request through the pair gave status {status}, not 200")
+def check(pair: Pair, lanes: Sequence[Lane], identities: Identities, impostor: Impostor) -> None:
+    """Check a pair, before anything else goes through it.
+
+    :param lanes: in which it has to answer
+    :raises BenchFailed: naming what the pair lets through, or does not let through
+    """
+    for lane in lanes:
+        status = fetch(pair, lane, GRPC_PATH, post=True) if lane is Lane.GRPC else fetch(pair, lane, PATH)
+        if status != 200:
+            raise BenchFailed(f"{pair.name}: a request through the pair gave status {status}, not 200 ({lane})")
     for each in sorted(pair.denied):
         status = fetch(pair, each, DENIED_PATH)
         if status != 403:
@@ -82,7 +87,7 @@ def check(pair: Pair, lane: Lane, identities: Identities, impostor: Impostor) ->
         raise BenchFailed(f"{pair.name}: the server's end takes a client of another authority")
     if _refused(pair, identities.client.client(identities.bundle, alpn), _TAKEN):
         raise BenchFailed(f"{pair.name}: the server's end refuses everybody, so that its refusals prove nothing")
-    _check_impostor(pair, lane, impostor)
+    _check_impostor(pair, lanes[0], impostor)
 
 
 def _refused(pair: Pair, context: ssl.SSLContext, seconds: float) -> bool:

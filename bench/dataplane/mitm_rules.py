@@ -17,6 +17,7 @@ def _context() -> SSL.Context:
     context.use_privatekey_file(os.environ["BENCH_CHAIN"])
     context.load_verify_locations(os.environ["BENCH_ROOTS"])
     context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
+    context.set_session_id(b"bench")  # without one OpenSSL fails every resumption, and HAProxy resumes
     context.set_alpn_select_callback(lambda _, offered: b"h2" if b"h2" in offered else SSL.NO_OVERLAPPING_PROTOCOLS)
     return context
 

@@ -183,7 +183,7 @@ _NAMES = {
     "grpc_path": GRPC_PATH,
 }
 
-# Static files take GET alone; a call is a POST, so that its refusal is answered with the file.
+# A file takes GET alone, and a call is a POST: it is sent to the file by way of an error page.
 _NGINX = """
 daemon off; master_process off; worker_processes 1;
 pid {folder}/nginx.pid; error_log {folder}/error.log;
@@ -202,7 +202,7 @@ http {{
   }}
   server {{
     listen 0.0.0.0:{grpc} http2 backlog=4096;
-    location = {grpc_path} {{ error_page 405 =200 /reply; root {folder}; }}
+    location = {grpc_path} {{ error_page 405 =200 /reply; return 405; }}
     location = /reply {{ root {folder}; types {{ }} default_type application/grpc; add_trailer grpc-status 0 always; }}
   }}
 }}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bench.dataplane.launch import Program
@@ -23,6 +23,7 @@ class Pair:
     :param alpn: what a client offers there
     :param impostor: a front that leads to a server of a foreign authority, where no answer may ever come from
     :param denied: the lanes whose rules name operations
+    :param beside: further programs that it needs and that are not it
     """
 
     name: str
@@ -34,6 +35,7 @@ class Pair:
     alpn: tuple[str, ...] = ()
     impostor: Front | None = None
     denied: frozenset[Lane] = frozenset()
+    beside: tuple[Program, ...] = ()
 
     @property
     def programs(self) -> tuple[Program, ...]:
@@ -48,9 +50,5 @@ class Pair:
         return max(sum(program.rss() for program in end) for end in (self.client, self.server))
 
     def stop(self) -> None:
-        for program in self.programs:
+        for program in (*self.programs, *self.beside):
             program.stop()
-
-
-#: Makes a pair of a kind in a bed; called when a load first needs it.
-type Maker = Callable[[], Pair]

@@ -150,7 +150,9 @@ class Session:
         try:
             pair = self._started(name, bed, base, profile)
             try:
-                checks.check(pair, next(iter(pair.fronts)), self.identities, self._impostor)
+                # what the other lanes of ours can do is asked when they are wanted
+                lanes = [Lane.STREAM] if name in (OURS, QUIET) else list(pair.fronts)
+                checks.check(pair, lanes, self.identities, self._impostor)
                 if pair.tls is not None:
                     checks.check_wire(pair, wire.take())
             except BaseException:

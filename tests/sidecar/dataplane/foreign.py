@@ -4,6 +4,7 @@ shop/cart in this process that they talk to."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 import socket
@@ -157,9 +158,13 @@ class TlsPeer:
     async def connect(cls, port: int, context: ssl.SSLContext, *, name: str | None = None) -> TlsPeer:
         sock = socket.socket()
         sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, (HOST, port))
-        peer = cls(sock, context, server_side=False, name=name)
-        await peer.shake_hands()
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, (HOST, port))
+            peer = cls(sock, context, server_side=False, name=name)
+            await peer.shake_hands()
+        except BaseException:
+            sock.close()
+            raise
         return peer
 
     async def shake_hands(self) -> None:
@@ -208,10 +213,8 @@ class TlsPeer:
 
     async def end(self) -> None:
         """Send a close_notify; the other direction stays open."""
-        try:
+        with contextlib.suppress(ssl.SSLWantReadError):
             self.session.unwrap()
-        except ssl.SSLWantReadError:
-            pass
         await self.flush()
 
     def truncate(self) -> None:

@@ -1,0 +1,525 @@
+"""TLS connections of another mesh as legs: every way to begin, to go on and to end, seen from their other end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import ctypes.util
+import hashlib
+import socket
+import ssl
+import time
+from pathlib import Path
+
+import pytest
+
+from certs.certificate import pem_text
+from certs.keys import key_to_pem
+from graph.model import Direction, Selector, WorkloadRef
+from sidecar.dataplane.tls_leg import SILENT_RECORDS
+from tests.sidecar.dataplane import applications as apps
+from tests.sidecar.dataplane.foreign import (
+    BACK,
+    FRONT,
+    HERE,
+    HOST,
+    Contextual,
+    ForeignWorld,
+    TlsPeer,
+    allow,
+    enforce,
+)
+from tests.sidecar.dataplane.world import free_port
+
+MEGABYTE = 1 << 20
+POLICY = enforce(
+    allow(Direction.INBOUND, Selector.of(WorkloadRef("mesh", "front"))),
+    allow(Direction.OUTBOUND, Selector.of(WorkloadRef("mesh", "back"))),
+)
+
+
+@pytest.fixture
+async def world(authority):
+    async with contextlib.AsyncExitStack() as stack:
+        yield ForeignWorld(authority, stack)
+
+
+async def call(world, *alpn, lifetime=3600.0, identity=FRONT):
+    """A proxy of the other mesh calls our application."""
+    context = Contextual(world.authority, identity, lifetime).client_offering(*(alpn or ("istio",)))
+    peer = await TlsPeer.connect(world.inbound, context)
+    world.stack.callback(peer.close)
+    return peer
+
+
+class Served:
+    """A server of the other mesh; hands out the TLS end of each connection of ours."""
+
+    def __init__(self, world):
+        self._context = Contextual(world.authority, BACK).server
+        self._listener = socket.create_server((HOST, 0))
+        self._listener.setblocking(False)
+        world.stack.callback(self._listener.close)
+        self._stack = world.stack
+        self.port = self._listener.getsockname()[1]
+
+    async def accept(self) -> TlsPeer:
+        async with asyncio.timeout(20):
+            sock, _ = await asyncio.get_running_loop().sock_accept(self._listener)
+            peer = TlsPeer(sock, self._context, server_side=True)
+            self._stack.callback(peer.close)
+            await peer.shake_hands()
+        return peer
+
+
+@pytest.fixture
+async def served(world):
+    served = Served(world)
+    await world.start(POLICY, server=served.port)
+    return served
+
+
+async def lost(peer) -> None:
+    """The connection is reset, which nobody takes for an end."""
+    with pytest.raises(ConnectionResetError):
+        await peer.read_all()
+
+
+# A client of our application ------------------------------------------------------------------------------------------
+
+
+async def test_a_client_that_ends_its_half_still_hears_the_answer_and_the_end(world):
+    await world.start(POLICY)
+    peer = await call(world)
+    data = apps.payload(1, MEGABYTE)
+    await peer.write(b"PUT\n" + data)
+    await peer.end()
+    assert (await peer.read_all()).split() == [hashlib.sha256(data).hexdigest().encode(), str(MEGABYTE).encode()]
+    record = await world.ended()
+    assert not record.failed
+
+
+async def test_a_server_that_ends_first_still_hears_the_client(world):
+    await world.start(POLICY)
+    peer = await call(world)
+    apps.HALF_DIGESTS.clear()
+    await peer.write(b"HALF\n")
+    assert await peer.read_all() == b"bye\n"
+    data = apps.payload(2, MEGABYTE)
+    await peer.write(data)
+    await peer.end()
+    await apps.until(lambda: apps.HALF_DIGESTS)
+    assert [hashlib.sha256(data).hexdigest()] == apps.HALF_DIGESTS
+    assert not (await world.ended()).failed
+
+
+async def test_what_comes_with_the_end_of_the_handshake_is_not_lost(world):
+    await world.start(POLICY)
+    sock = socket.socket()
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, (HOST, world.inbound))
+    peer = TlsPeer(sock, Contextual(world.authority, FRONT).client_offering("istio"), server_side=False)
+    world.stack.callback(peer.close)
+    with pytest.raises(ssl.SSLWantReadError):
+        peer.session.do_handshake()
+    await peer.flush()
+    while True:
+        await peer._more()
+        with contextlib.suppress(ssl.SSLWantReadError):
+            peer.session.do_handshake()
+            break
+    data = apps.payload(3, 100_000)
+    peer.session.write(b"PUT\n" + data)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        peer.session.unwrap()
+    await peer.flush()  # our Finished, everything, and the end at once
+    assert (await peer.read_all()).split()[1] == b"100000"
+    assert not (await world.ended()).failed
+
+
+async def test_records_in_crumbs_and_many_in_one_segment(world):
+    await world.start(POLICY)
+    peer = await call(world)
+    peer.session.write(b"ECHO\n")
+    expected = b""
+    for number in range(300):
+        peer.session.write(b"%d," % number)
+        expected += b"%d," % number
+    wire = peer._out.read()
+    peer.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for start in range(0, 600, 7):
+        await asyncio.get_running_loop().sock_sendall(peer.sock, wire[start : start + 7])
+        await asyncio.sleep(0)
+    await asyncio.get_running_loop().sock_sendall(peer.sock, wire[602:])
+    await peer.end()
+    assert await peer.read_all() == expected
+
+
+@pytest.mark.parametrize("how", ["truncate", "reset"])
+async def test_a_client_that_ends_without_saying_so_is_lost(world, how):
+    """Bytes that were cut off on the way must not look like all there is."""
+    broken = asyncio.get_running_loop().create_future()
+
+    async def listen(reader, writer):
+        try:
+            assert await reader.readexactly(5) == b"hello"
+            writer.write(b"heard")
+            broken.set_result(await reader.read())
+        except ConnectionResetError:
+            broken.set_result("reset")
+        finally:
+            writer.close()
+
+    await world.start(POLICY, listen)
+    peer = await call(world)
+    await peer.write(b"hello")
+    assert await peer.read() == b"heard"
+    getattr(peer, how)()
+    assert await broken == "reset"
+    if how == "truncate":
+        await lost(peer)
+    await world.ended()
+
+
+async def test_a_reset_of_the_application_is_one_for_the_client(world):
+    await world.start(POLICY)
+    peer = await call(world)
+    await peer.write(b"RESET\n")
+    await lost(peer)
+    await world.ended()
+
+
+async def test_an_application_that_is_not_there_is_a_reset_and_a_failure(world):
+    await world.start(POLICY)
+    world.served.close()
+    await world.served.wait_closed()
+    peer = await call(world)
+    with contextlib.suppress(ConnectionError):
+        await peer.write(b"ECHO\n")
+    await lost(peer)
+    assert (await world.ended()).failed
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        b"\x17\x03\x03\x00\x20" + bytes(32),  # nobody's key
+        b"\x17\x03\x03\x41\x01" + bytes(16_641),  # longer than records are
+        b"GET / HTTP/1.1\r\nHost: cart\r\n\r\n" + bytes(20_000),
+        b"\x14\x03\x03\x00\x01\x01",  # a change of ciphers after the handshake
+    ],
+)
+async def test_a_client_that_breaks_tls_is_lost(world, wire):
+    await world.start(POLICY)
+    peer = await call(world)
+    await peer.write(b"ECHO\nhello")
+    assert await peer.read() == b"hello"
+    await asyncio.get_running_loop().sock_sendall(peer.sock, wire)
+    with pytest.raises((ConnectionResetError, ssl.SSLError)):  # the alert, or the reset behind it
+        await peer.read()
+    await world.ended()
+
+
+async def test_what_comes_after_the_end_is_ignored(world):
+    await world.start(POLICY)
+    peer = await call(world)
+    await peer.write(b"ECHO\nhello")
+    assert await peer.read() == b"hello"
+    with contextlib.suppress(ssl.SSLWantReadError):
+        peer.session.unwrap()
+    await asyncio.get_running_loop().sock_sendall(peer.sock, peer._out.read() + bytes(100))
+    assert await peer.read_all() == b""
+    assert not (await world.ended()).failed
+
+
+async def test_a_client_that_does_not_read_stalls_the_application_and_loses_nothing(world):
+    size = 48 * MEGABYTE
+    await world.start(POLICY)
+    limit = world.plane._fabric.budget.left
+    peer = await call(world)
+    await peer.write(f"GET 4 {size}\n".encode())
+    record = await world.opened()
+    await stalled(world, limit, lambda: record.bytes_received)
+    held = limit - world.plane._fabric.budget.left
+    assert 0 < held < MEGABYTE
+    assert record.bytes_received < size
+    data = await peer.read_all()
+    assert hashlib.sha256(data).digest() == hashlib.sha256(apps.payload(4, size)).digest()
+    await peer.end()
+    await world.ended()
+    assert world.plane._fabric.budget.left == limit
+
+
+async def test_an_application_that_does_not_read_stalls_the_client_and_loses_nothing(world):
+    go_on = asyncio.Event()
+    digest = asyncio.get_running_loop().create_future()
+
+    async def listen(reader, writer):
+        await go_on.wait()
+        digest.set_result(hashlib.sha256(await reader.read()).digest())
+        writer.close()
+
+    size = 48 * MEGABYTE
+    await world.start(POLICY, listen)
+    limit = world.plane._fabric.budget.left
+    peer = await call(world)
+    data = apps.payload(5, size)
+
+    async def send():
+        await peer.write(data)
+        await peer.end()
+
+    sending = asyncio.create_task(send())
+    record = await world.opened()
+    await stalled(world, limit, lambda: record.bytes_sent)
+    assert not sending.done()
+    assert limit - world.plane._fabric.budget.left < MEGABYTE
+    go_on.set()
+    assert await digest == hashlib.sha256(data).digest()
+    await sending
+    await world.ended()
+    assert world.plane._fabric.budget.left == limit
+
+
+async def stalled(world, limit, count) -> None:
+    """Something is held, and the count grows no more."""
+    async with asyncio.timeout(60):
+        seen = -1
+        while limit == world.plane._fabric.budget.left or seen != count():
+            seen = count()
+            await asyncio.sleep(0.25)  # that nothing happens is told by nobody
+
+
+async def test_too_much_held_resets_who_does_not_read(world):
+    await world.start(POLICY, buffered_bytes=1000)
+    peer = await call(world)
+    await peer.write(f"GET 4 {48 * MEGABYTE}\n".encode())
+    await world.ended()
+    await lost(peer)
+    assert world.plane._fabric.budget.left == 1000
+    assert world.plane.counters.buffers_exhausted == 1
+
+
+async def test_a_client_that_never_reads_is_ended(world):
+    await world.start(POLICY, slow_reader=0.4)
+    peer = await call(world)
+    await peer.write(f"GET 4 {48 * MEGABYTE}\n".encode())
+    await world.ended()
+    assert world.plane.counters.slow_readers_ended == 1
+    await lost(peer)
+
+
+async def test_a_connection_ends_with_the_clients_certificate(world, caplog):
+    await world.start(POLICY)
+    peer = await call(world, lifetime=3.0)
+    await peer.write(b"ECHO\nhello")
+    assert await peer.read() == b"hello"
+    before = time.time()
+    await lost(peer)
+    assert time.time() - before < 30
+    await world.ended()
+    assert "certificate that was shown" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("offered", "agreed"),
+    [
+        (["istio"], "istio"),
+        (["istio-peer-exchange", "istio"], "istio"),
+        (["istio-peer-exchange"], None),
+        (["istio-http/1.1", "istio", "http/1.1"], "http/1.1"),
+        (["istio-h2", "istio", "h2"], "h2"),
+        (["istio-h2"], "istio-h2"),
+        (["istio", "h2", "http/1.1"], "http/1.1"),
+    ],
+)
+async def test_alpn_is_answered_with_what_follows(world, offered, agreed):
+    await world.start(POLICY)
+    peer = await call(world, *offered)
+    assert peer.session.selected_alpn_protocol() == agreed
+    await peer.write(b"ECHO\nhello")
+    assert await peer.read() == b"hello"
+    assert (await world.opened()).source_identity == str(FRONT)
+
+
+async def test_more_than_may_be_alive_at_once_are_refused(world):
+    await world.start(POLICY, connections=2)
+    for _ in range(2):
+        peer = await call(world)
+        await peer.write(b"ECHO\nhello")
+        assert await peer.read() == b"hello"
+    with pytest.raises((ConnectionError, ssl.SSLError)):
+        await lost(await call(world))
+
+
+# A server that our application calls ----------------------------------------------------------------------------------
+
+
+async def test_a_server_sees_both_ends_in_good_order(world, served):
+    reader, writer = await apps.connect(HERE, HOST, world.outbound)
+    peer = await served.accept()
+    assert peer.session.version() == "TLSv1.3"
+    writer.write(b"question")
+    writer.write_eof()
+    assert await peer.read_all() == b"question"
+    await peer.write(b"answer")
+    await peer.end()
+    assert await reader.read() == b"answer"
+    await apps.close(writer)
+    record = await world.ended()
+    assert (record.bytes_sent, record.bytes_received, record.failed) == (8, 6, False)
+
+
+@pytest.mark.parametrize("how", ["truncate", "reset"])
+async def test_a_server_that_ends_without_saying_so_is_lost(world, served, how):
+    reader, writer = await apps.connect(HERE, HOST, world.outbound)
+    peer = await served.accept()
+    await peer.write(b"half an ans")
+    assert await reader.readexactly(11) == b"half an ans"
+    getattr(peer, how)()
+    with pytest.raises(ConnectionResetError):
+        await reader.read()
+    await apps.close(writer)
+    assert not (await world.ended()).failed, "it had been reached"
+
+
+async def test_a_reset_of_our_application_is_one_for_the_server(world, served):
+    _, writer = await apps.connect(HERE, HOST, world.outbound)
+    peer = await served.accept()
+    writer.write(b"hello")
+    assert await peer.read() == b"hello"
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+    writer.transport.abort()
+    await lost(peer)
+    await world.ended()
+
+
+async def test_a_server_that_is_not_there_is_a_failure(world):
+    await world.start(POLICY, server=free_port())
+    await apps.refused(HERE, HOST, world.outbound)
+    assert (await world.ended()).failed
+
+
+async def test_a_server_that_never_answers_is_a_failure(world):
+    with socket.create_server((HOST, 0)) as silent:
+        await world.start(POLICY, server=silent.getsockname()[1], handshake_timeout=0.2)
+        await apps.refused(HERE, HOST, world.outbound)
+    assert (await world.ended()).failed
+
+
+async def test_a_deny_while_we_still_dial_ends_the_attempt(world):
+    with socket.create_server((HOST, 0)) as silent:
+        await world.start(POLICY, server=silent.getsockname()[1])
+        reader, writer = await apps.connect(HERE, HOST, world.outbound)
+        silent.setblocking(False)
+        dialled, _ = await asyncio.get_running_loop().sock_accept(silent)
+        with dialled:
+            world.policy.apply(enforce(version=2))
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+            dialled.setblocking(False)
+            async with asyncio.timeout(20):
+                while await asyncio.get_running_loop().sock_recv(dialled, 1 << 16):
+                    """the client hello, and then the end"""
+        await apps.close(writer)
+    await world.ended()
+
+
+# New keys, as only OpenSSL itself can make them -----------------------------------------------------------------------
+
+
+def _libssl() -> ctypes.CDLL:
+    """The library that the ssl module uses."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if "libssl" in line:
+            return _declared(ctypes.CDLL(line.split()[-1]))
+    name = ctypes.util.find_library("ssl")
+    assert name, "no libssl: install OpenSSL's shared library"
+    return _declared(ctypes.CDLL(name))
+
+
+def _declared(lib: ctypes.CDLL) -> ctypes.CDLL:
+    for name in ("TLS_client_method", "SSL_CTX_new", "SSL_new"):
+        getattr(lib, name).restype = ctypes.c_void_p
+    lib.SSL_CTX_new.argtypes = lib.SSL_new.argtypes = lib.SSL_free.argtypes = [ctypes.c_void_p]
+    lib.SSL_CTX_free.argtypes = lib.SSL_connect.argtypes = lib.SSL_do_handshake.argtypes = [ctypes.c_void_p]
+    lib.SSL_CTX_use_certificate_chain_file.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    lib.SSL_CTX_use_PrivateKey_file.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int]
+    lib.SSL_set_fd.argtypes = lib.SSL_key_update.argtypes = [ctypes.c_void_p, ctypes.c_int]
+    lib.SSL_write.argtypes = lib.SSL_read.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int]
+    return lib
+
+
+class Rekeying:
+    """A client that can ask for new keys. It blocks: for a thread."""
+
+    def __init__(self, port: int, own: Contextual, folder: Path) -> None:
+        (folder / "chain").write_text(pem_text(own.chain.chain_der))
+        (folder / "key").write_bytes(key_to_pem(own.key))
+        self._lib = lib = _libssl()
+        self._sock = socket.create_connection((HOST, port), timeout=20)
+        self._sock.settimeout(None)
+        self._context = lib.SSL_CTX_new(lib.TLS_client_method())
+        assert lib.SSL_CTX_use_certificate_chain_file(self._context, bytes(folder / "chain")) == 1
+        assert lib.SSL_CTX_use_PrivateKey_file(self._context, bytes(folder / "key"), 1) == 1
+        self._ssl = lib.SSL_new(self._context)
+        assert lib.SSL_set_fd(self._ssl, self._sock.fileno()) == 1
+        assert lib.SSL_connect(self._ssl) == 1
+
+    def rekey(self, *, asking: bool) -> bool:
+        return self._lib.SSL_key_update(self._ssl, int(asking)) == 1 and self._lib.SSL_do_handshake(self._ssl) == 1
+
+    def write(self, data: bytes) -> bool:
+        return self._lib.SSL_write(self._ssl, data, len(data)) == len(data)
+
+    def read(self) -> bytes:
+        buffer = ctypes.create_string_buffer(1000)
+        size = self._lib.SSL_read(self._ssl, buffer, 1000)
+        return buffer.raw[:size] if size > 0 else b""
+
+    def close(self) -> None:
+        self._lib.SSL_free(self._ssl)
+        self._lib.SSL_CTX_free(self._context)
+        self._sock.close()
+
+
+def rekey_now_and_then(client: Rekeying) -> None:
+    try:
+        assert client.write(b"ECHO\n")
+        for number in range(8):
+            assert client.rekey(asking=bool(number % 2))
+            assert client.write(b"%d" % number)
+            assert client.read() == b"%d" % number
+    finally:
+        client.close()
+
+
+async def test_new_keys_are_taken_and_answered(world, tmp_path):
+    await world.start(POLICY, mtls_ports=frozenset({world.inbound}))
+    client = await asyncio.to_thread(Rekeying, world.inbound, Contextual(world.authority, FRONT), tmp_path)
+    await asyncio.to_thread(rekey_now_and_then, client)
+    record = await world.ended()
+    assert (record.bytes_sent, record.bytes_received) == (5 + 8, 8)
+
+
+def rekey_without_end(client: Rekeying, asking: bool) -> int:
+    """How many were taken before the connection was lost."""
+    try:
+        assert client.write(b"ECHO\nhello")
+        assert client.read() == b"hello"
+        for number in range(100_000):
+            if not client.rekey(asking=asking):
+                return number
+        return 100_000
+    finally:
+        client.close()
+
+
+@pytest.mark.parametrize("asking", [False, True])
+async def test_new_keys_without_end_lose_the_connection(world, tmp_path, caplog, asking):
+    await world.start(POLICY, mtls_ports=frozenset({world.inbound}))
+    client = await asyncio.to_thread(Rekeying, world.inbound, Contextual(world.authority, FRONT), tmp_path)
+    assert await asyncio.to_thread(rekey_without_end, client, asking) < 100_000
+    await world.ended()
+    assert f"more than {SILENT_RECORDS} records a second without data" in caplog.text

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import linecache
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -27,6 +29,9 @@ def profile(load: Load, short: bool) -> str:
         pair = session.start(OURS, profile=True)
         if reason := why_not(session.mesh, load.lane, pair):
             raise BenchFailed(f"{load.name} can not be profiled: {reason}")
+        session.slice(load, pair, 1.0)  # unsampled: tunnels, caches, grown windows
+        for program in pair.programs:
+            os.kill(program.pid, signal.SIGUSR2)
         figures = session.slice(load, pair)
         pair.stop()
         name = f"{OURS}-{pair.bed.number}"

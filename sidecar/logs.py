@@ -37,3 +37,33 @@ def configure(level: str) -> None:
     handler.setFormatter(LineFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+#: What a level may be called.
+LEVELS = ("debug", "info", "warning", "error")
+
+
+def levels() -> dict[str, str]:
+    """The loggers whose level was set, and the level of all others under ``root``."""
+    root = logging.getLogger()
+    named = {
+        name: logging.getLevelName(logger.level).lower()
+        for name, logger in root.manager.loggerDict.items()
+        if isinstance(logger, logging.Logger) and logger.level
+    }
+    return {"root": logging.getLevelName(root.level).lower(), **named}
+
+
+def set_level(level: str, name: str = "") -> None:
+    """Change what is logged from now on.
+
+    :param level: one of :data:`LEVELS`
+    :param name: of a logger that exists, such as ``sidecar.dataplane``; empty: of all that have no level of their own
+    :raises KeyError: when there is no such logger; none is made, or a loop of requests could make any number of them
+    """
+    logger = logging.getLogger()
+    if name and name != "root":
+        if name not in logger.manager.loggerDict:
+            raise KeyError(name)
+        logger = logging.getLogger(name)
+    logger.setLevel(level.upper())

@@ -45,7 +45,7 @@ class Prober:
         self._closed_ports = closed_ports
         self._running: dict[str, asyncio.Task[Answer]] = {}
         #: Probes by container, kind and whether they passed.
-        self.results: dict[tuple[str, str, str], int] = {}
+        self.results: dict[tuple[str, ...], int] = {}
 
     async def answer(self, request: Request) -> Answer:
         """Perform the probe that ``request`` asks for.

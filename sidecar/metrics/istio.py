@@ -187,9 +187,9 @@ class IstioMetrics:
         )
         self._tcp: Bounded[_Tuple, _Tcp] = Bounded(limit, lambda key: _Tcp(self._labels(key, TCP_LABELS)), _folded)
         #: Connections refused by the policy or for want of knowledge, by direction and reason.
-        self.refused: dict[tuple[str, str], int] = {}
+        self.refused: dict[tuple[str, ...], int] = {}
         #: Requests refused, by reason.
-        self.refused_requests: dict[tuple[str], int] = {}
+        self.refused_requests: dict[tuple[str, ...], int] = {}
         #: Connections and requests that were allowed and that mode ``enforce`` would refuse.
         self.would_refuse = 0
 

@@ -1,0 +1,221 @@
+"""Everything by which a sidecar is watched, joined: metrics and probes on port 15020, administration on loopback 15000,
+the access log. It hears of every connection through :attr:`Observer.flows`.
+
+It serves from the start, and shows what there is: before there is a certificate, :attr:`Observer.inside` is None.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Protocol
+
+from graph.model import Snapshot
+from sidecar.access_log import AccessLog, LogWriter, Mode
+from sidecar.admin import views
+from sidecar.admin.pages import AdminPages, NotYet, View
+from sidecar.admin.server import Answer, HttpServer, Refused, Request
+from sidecar.credentials import CredentialStore
+from sidecar.dataplane.contracts import FlowSink
+from sidecar.dataplane.tunnel import Tunnel
+from sidecar.metrics import own
+from sidecar.metrics.fanout import Fanout
+from sidecar.metrics.istio import NAMES, IstioMetrics, Labels
+from sidecar.metrics.page import MetricsPage
+from sidecar.metrics.registry import Registry
+from sidecar.probes import Prober
+from sidecar.readiness import readiness
+from sidecar.settings import Address, Settings
+
+
+class Carrier(Protocol):
+    """The data path, as far as it is looked at; :class:`~sidecar.dataplane.proxy.DataPlane` is one."""
+
+    @property
+    def outbound_tunnels(self) -> list[Tunnel]: ...
+
+    @property
+    def inbound_tunnels(self) -> list[Tunnel]: ...
+
+
+class PolicyHolder(Protocol):
+    """Knows the policy in force; :class:`~sidecar.authority.PolicyAuthority` does."""
+
+    @property
+    def snapshot(self) -> Snapshot: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """What there is to look at, once there is a certificate."""
+
+    credentials: CredentialStore
+    authority: PolicyHolder
+    data_plane: Carrier
+
+
+class Observer:
+    """Made once for a run.
+
+    :param missing: as for :func:`sidecar.readiness.readiness`
+    :param stats: what ``/stats`` shows
+    :param quit: begins the orderly end
+    :param version: of this software
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        missing: Callable[[], list[str]],
+        stats: Callable[[], own.Stats],
+        quit: Callable[[], None],
+        version: str,
+    ) -> None:
+        self._missing = missing
+        self._stats = stats
+        #: Set once there is a certificate.
+        self.inside: Inside | None = None
+        labels = settings.metrics
+        self._istio = IstioMetrics(Labels(labels.app, labels.version, labels.cluster), labels.series)
+        self._flows = Fanout(self._istio)
+        self._access_log = AccessLog(LogWriter(), listen=self._access_log_switched)
+        self._access_log.mode = Mode(settings.access_log)
+        address = settings.addresses[0]
+        own_ports = frozenset(one.port for _, one in settings.listeners())
+        self._prober = Prober(settings.probes, address, own_ports)
+        registry = Registry()
+        self._page = MetricsPage(registry, settings.merge_metrics, address)
+        self._lag = self._register(registry, version)
+        pages = AdminPages(self._views(settings), missing, self._access_log, quit)
+        self._servers: list[tuple[Address, HttpServer]] = []
+        if settings.admin_listen is not None:
+            methods = ("GET", "HEAD", "POST")
+            admin = HttpServer(settings.admin_listen, "admin_listen", pages.answer, methods)
+            self._servers.append((settings.admin_listen, admin))
+        if settings.stats_listen is not None:
+            stats_server = HttpServer(settings.stats_listen, "stats_listen", self._outside)
+            self._servers.append((settings.stats_listen, stats_server))
+
+    @property
+    def flows(self) -> FlowSink:
+        """Hears of every connection."""
+        return self._flows
+
+    def also_tell(self, sink: FlowSink) -> None:
+        """Let ``sink`` hear of every connection too."""
+        self._flows.add(sink)
+
+    @property
+    def servers(self) -> list[tuple[Address, HttpServer]]:
+        """What listens, under the addresses of the settings."""
+        return list(self._servers)
+
+    @property
+    def listeners(self) -> list[tuple[Address, socket.socket]]:
+        """What is listened on, for another process that takes over."""
+        return [(address, server.listener) for address, server in self._servers if server.listener is not None]
+
+    async def start(self, inherit: Callable[[Address], socket.socket | None] = lambda _: None) -> None:
+        """Serve.
+
+        :param inherit: the socket of the process before us for an address, if there is one
+        :raises ConfigError: when a port can not be had
+        """
+        for address, server in self._servers:
+            await server.start(inherit(address))
+        self._lag.start()
+
+    def release(self) -> None:
+        """Accept no more: another process does."""
+        for _, server in self._servers:
+            server.release()
+
+    async def stop(self) -> None:
+        """End everything. Calling it again changes nothing."""
+        self._lag.stop()
+        for _, server in self._servers:
+            await server.stop()
+        await self._prober.stop()
+        await self._page.stop()
+        self._access_log.stop()
+
+    def _access_log_switched(self, on: bool) -> None:
+        if on:
+            self._flows.add(self._access_log)
+        else:
+            self._flows.remove(self._access_log)
+
+    # the port for everybody
+
+    async def _outside(self, request: Request) -> Answer:
+        match request.path:
+            case "/metrics" | "/stats/prometheus":  # scrapers may add parameters; they mean nothing to us
+                return await self._page.answer(request)
+            case "/healthz/ready":
+                return readiness(self._missing)
+            case path if path.startswith("/app-health/"):
+                return await self._prober.answer(request)
+        raise Refused(HTTPStatus.NOT_FOUND, "try /metrics or /healthz/ready")
+
+    # the inside
+
+    def _views(self, settings: Settings) -> dict[str, View]:
+        return {
+            "/config": lambda: views.config(settings),
+            "/certs": lambda: views.certificates(self._seen().credentials),
+            "/snapshot": lambda: views.snapshot(self._seen().authority.snapshot),
+            "/tunnels": lambda: views.tunnels(
+                self._seen().data_plane.outbound_tunnels, self._seen().data_plane.inbound_tunnels
+            ),
+            "/connections": lambda: views.connections(self._istio.live(), time.time()),
+            "/stats": self._all_stats,
+            "/memory": views.memory,
+        }
+
+    def _seen(self) -> Inside:
+        if self.inside is None:
+            raise NotYet
+        return self.inside
+
+    def _all_stats(self) -> own.Stats:
+        """The sidecar's statistics, and what is known only here."""
+        stats: dict[str, object] = {
+            **self._stats(),
+            "ready": not self._missing(),
+            "access_log": {
+                "mode": self._access_log.mode.value,
+                "lines": self._access_log.lines,
+                "shed": self._access_log.shed,
+            },
+            "telemetry": {"faults": self._flows.faults, "folded": self._istio.folded},
+        }
+        if self.inside is not None:
+            data_plane = self.inside.data_plane
+            stats["streams"] = {
+                "outbound": sum(len(tunnel.streams) for tunnel in data_plane.outbound_tunnels),
+                "inbound": sum(len(tunnel.streams) for tunnel in data_plane.inbound_tunnels),
+            }
+            remaining = self.inside.credentials.not_after - time.time()
+            certificate = stats.get("certificate")
+            known = certificate if isinstance(certificate, dict) else {}
+            stats["certificate"] = {**known, "remaining": round(remaining, 3)}
+        return stats
+
+    def _register(self, registry: Registry, version: str) -> own.LoopLag:
+        registry.add(self._istio, *NAMES)
+        lag = own.register(registry, self._all_stats, version)
+        refused = "Connections that were refused, by direction and reason"
+        registry.read("hedgerow_connections_refused_total", refused, lambda: self._istio.refused, "direction", "reason")
+        refused = "Requests that were refused, by reason"
+        registry.read("hedgerow_requests_refused_total", refused, lambda: self._istio.refused_requests, "reason")
+        would = "Connections and requests that were allowed and that mode enforce would refuse"
+        registry.read("hedgerow_would_refuse_total", would, lambda: self._istio.would_refuse)
+        probes = "Probes of the application, by result"
+        results = ("container", "kind", "result")
+        registry.read("hedgerow_probes_total", probes, lambda: self._prober.results, *results)
+        merges = "Scrapes of the application's own metrics, by result"
+        registry.read("hedgerow_merged_scrapes_total", merges, lambda: self._page.merges, "result")
+        return lag

@@ -101,7 +101,11 @@ def capture_rules(settings: Settings) -> CaptureRules:
         exclude_cidrs=excluded,
         outbound_port=settings.outbound_listen.port,
         inbound_port=settings.inbound_listen.port,
-        sidecar_ports=(settings.inbound_listen.port, settings.ready_listen.port),
+        sidecar_ports=tuple(
+            one.port
+            for one in (settings.inbound_listen, settings.ready_listen, settings.stats_listen)
+            if one is not None
+        ),
     )
 
 

@@ -32,6 +32,7 @@ from sidecar.dataplane.sockets import Inherited
 from sidecar.directory import DirectoryClient
 from sidecar.errors import CannotListen, ConfigError, StateBusy
 from sidecar.flows import FlowTracker
+from sidecar.observer import Inside, Observer
 from sidecar.policy_client import PolicyClient
 from sidecar.readiness import ReadinessServer
 from sidecar.settings import Address, Capture, Settings
@@ -73,6 +74,7 @@ class Sidecar:
         self._agent: CertificateAgent | None = None
         self._mesh: _Mesh | None = None
         self.readiness = ReadinessServer(settings.ready_listen, self._missing, self._stats)
+        self.observer = Observer(settings, self._missing, self._stats, self.stop, software())
 
     def stop(self) -> None:
         """Begin the orderly end; the second call ends at once what is left."""
@@ -95,10 +97,14 @@ class Sidecar:
             ready = before.inherited.take(_address(settings.ready_listen)) if before is not None else None
             if ready is None:
                 await self.readiness.start()
+            if before is None:
+                await self.observer.start()
             self._agent = CertificateAgent(settings, state, self._random, self._clock)
             credentials = await self._unless_stopped(self._agent.obtain())
             if credentials is not None:
-                self._mesh = _Mesh(settings, state, self._agent, credentials, self._boot_id, self._random)
+                self._mesh = _Mesh(
+                    settings, state, self._agent, credentials, self._boot_id, self._random, self.observer
+                )
                 self._mesh.listen(before.inherited if before is not None else None)
                 try:
                     if before is not None:
@@ -106,6 +112,9 @@ class Sidecar:
                     await self._mesh.start()
                     if ready is not None:
                         await self.readiness.start(ready)
+                    if before is not None:
+                        inherited = before.inherited
+                        await self.observer.start(lambda address: inherited.take(_address(address)))
                     offer.start()
                     await self._life.ending.wait()
                     await offer.stop()
@@ -115,6 +124,7 @@ class Sidecar:
         finally:
             await offer.stop()
             await self.readiness.stop()
+            await self.observer.stop()
             if before is not None:
                 before.close()
             state.close()
@@ -123,7 +133,7 @@ class Sidecar:
         listeners = self._mesh.listeners if self._mesh is not None else []
         if (ready := self.readiness.listener) is not None:
             listeners.append((_address(self._settings.ready_listen), ready))
-        return listeners
+        return listeners + [(_address(address), sock) for address, sock in self.observer.listeners]
 
     async def _prepare(self) -> None:
         if self._mesh is not None:
@@ -132,6 +142,7 @@ class Sidecar:
     def _replaced(self) -> None:
         """Another process accepts from here on."""
         self.readiness.release()
+        self.observer.release()
         self._life.replaced = True
         self._life.ending.set()
 
@@ -173,6 +184,7 @@ class _Mesh:
         credentials: CredentialStore,
         boot_id: str,
         random: Random,
+        observer: Observer,
     ) -> None:
         clock = time.time
         self._settings = settings
@@ -191,9 +203,11 @@ class _Mesh:
         )
         self._tracker = FlowTracker(settings.instance)
         self._telemetry = TelemetryClient(self._tracker, self._authority, boot_id, settings.report_interval, clock)
+        observer.also_tell(self._tracker)
         self._data_plane = DataPlane(
-            data_plane_settings(settings), self._authority, self._directory, credentials, self._tracker
+            data_plane_settings(settings), self._authority, self._directory, credentials, observer.flows
         )
+        observer.inside = Inside(credentials, self._authority, self._data_plane)
         self._listening = False
 
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -309,6 +323,7 @@ class _Mesh:
                 "inbound": len(self._data_plane.inbound_tunnels),
             },
             "connections": self._data_plane.live_connections,
+            "detection": {"timeouts": self._data_plane.detection.timeouts},
             "limits": {"shedding": self._data_plane.shedding, **dataclasses.asdict(self._data_plane.counters)},
             "policy": {
                 "version": self._authority.version,
@@ -317,6 +332,7 @@ class _Mesh:
             },
             "directory": {"addresses": self._directory.entries, "connected": self._directory.connected},
             "flows": {
+                "connected": self._telemetry.connected,
                 "live": self._tracker.live,
                 "records": self._tracker.total_records,
                 "shed": self._tracker.total_shed + self._telemetry.outbox.total_shed,
@@ -330,6 +346,7 @@ def data_plane_settings(settings: Settings) -> DataPlaneSettings:
     """What the data path needs to know of the settings."""
     redirect = settings.capture is Capture.REDIRECT
     own = {settings.outbound_listen.port, settings.inbound_listen.port, settings.ready_listen.port} - {0}
+    own |= {one.port for one in (settings.admin_listen, settings.stats_listen) if one is not None and one.port}
     return DataPlaneSettings(
         addresses=frozenset(settings.addresses),
         outbound_listen=(_address(settings.outbound_listen),) if redirect else (),

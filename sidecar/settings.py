@@ -7,6 +7,7 @@ it and what to write instead.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,6 +40,15 @@ from sidecar.dataplane.detect import OPAQUE_PORTS
 from sidecar.dataplane.settings import ALPN as TUNNEL
 from sidecar.errors import ConfigError
 from sidecar.limits import read_limits
+from sidecar.observation import (
+    MergedMetrics,
+    MetricSettings,
+    Probe,
+    read_access_log,
+    read_merge,
+    read_metrics,
+    read_probes,
+)
 
 #: A settings file is a page of text; more than this is a mistake.
 MAX_FILE_BYTES = 256 * 1024
@@ -69,6 +79,8 @@ class Unsynced(StrEnum):
 OUTBOUND_LISTEN = Address("127.0.0.1", 15001)
 INBOUND_LISTEN = Address("0.0.0.0", 15006)
 READY_LISTEN = Address("0.0.0.0", 15021)
+ADMIN_LISTEN = Address("127.0.0.1", 15000)
+STATS_LISTEN = Address("0.0.0.0", 15020)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +119,9 @@ class Settings:
     :param addresses: the pod's own IP addresses
     :param uid: the user whose connections are not captured: the sidecar's own
     :param mark: a firewall mark that exempts the sidecar's own connections where users can not be told apart
+    :param admin_listen: the administration pages, on loopback; None: nowhere. Left out of the file it is Istio's port
+        with ``capture: redirect``, and nowhere without, where several sidecars may share an address; likewise
+    :param stats_listen: metrics, and probes of the application
     :param exclude_cidrs: destinations that are not captured
     :param report_interval: seconds between two reports of flows
     :param drain_seconds: how long open connections may go on after SIGTERM
@@ -141,6 +156,12 @@ class Settings:
     mtls_alpn: tuple[str, ...] = ("istio",)
     limits: Mapping[str, int | float] = field(default_factory=dict)
     log_level: str = "info"
+    admin_listen: Address | None = None
+    stats_listen: Address | None = None
+    access_log: str = "off"
+    metrics: MetricSettings = field(default_factory=MetricSettings)
+    merge_metrics: MergedMetrics | None = None
+    probes: tuple[Probe, ...] = ()
 
     @classmethod
     def load(cls, path: Path) -> Settings:
@@ -167,6 +188,8 @@ class Settings:
         :raises ConfigError: naming the field, what is wrong with it and the remedy
         """
         fields = Fields(document, _refusal, noun="setting")
+        capture = fields.take("capture", choice(*Capture), Capture.REDIRECT)
+        redirect = capture is Capture.REDIRECT
         settings = cls(
             instance=fields.take("instance", matching(_INSTANCE, "lower-case letters, digits, '-' and '.'")),
             controller=fields.take("controller", remote_address),
@@ -176,7 +199,7 @@ class Settings:
             state_dir=fields.take("state_dir", _path),
             addresses=fields.take("addresses", items(ip_address, at_least=1)),
             join_token_file=fields.take("join_token_file", optional(_path), None),
-            capture=fields.take("capture", choice(*Capture), Capture.REDIRECT),
+            capture=capture,
             uid=fields.take("uid", integer(0, 2**32 - 2), 1337),
             mark=fields.take("mark", optional(integer(1, 2**32 - 1)), None),
             unsynced=fields.take("unsynced", choice(*Unsynced), Unsynced.DENY),
@@ -192,6 +215,12 @@ class Settings:
             mtls_alpn=fields.take("mtls_alpn", items(matching(_ALPN, "1 to 255 visible ASCII characters")), ("istio",)),
             limits=fields.take("limits", read_limits, {}),
             log_level=fields.take("log_level", word("debug", "info", "warning", "error"), "info"),
+            admin_listen=fields.take("admin_listen", optional(_loopback), ADMIN_LISTEN if redirect else None),
+            stats_listen=fields.take("stats_listen", optional(listen_address), STATS_LISTEN if redirect else None),
+            access_log=fields.take("access_log", read_access_log, "off"),
+            metrics=fields.take("metrics", read_metrics, MetricSettings()),
+            merge_metrics=fields.take("merge_metrics", optional(read_merge), None),
+            probes=fields.take("probes", read_probes, ()),
         )
         fields.finish()
         settings._check_whole()
@@ -201,6 +230,9 @@ class Settings:
         explicit = bool(self.explicit.outbound or self.explicit.inbound)
         if self.capture is Capture.EXPLICIT and not explicit:
             raise ConfigError("explicit: missing; capture: explicit needs explicit.outbound or explicit.inbound")
+        if self.stats_listen is None and (self.probes or self.merge_metrics is not None):
+            name = "probes" if self.probes else "merge_metrics"
+            raise ConfigError(f"{name}: nothing serves it; set stats_listen, such as 0.0.0.0:15020")
         if self.capture is Capture.REDIRECT and explicit:
             raise ConfigError("explicit: set with capture: redirect; remove it, or write capture: explicit")
         if TUNNEL in self.mtls_alpn or len(self.mtls_alpn) > MAX_ALPN:
@@ -210,6 +242,10 @@ class Settings:
     def listeners(self) -> list[tuple[str, Address]]:
         """Every address that is listened on, under the name of its setting."""
         listeners = [("ready_listen", self.ready_listen)]
+        if self.admin_listen is not None:
+            listeners.append(("admin_listen", self.admin_listen))
+        if self.stats_listen is not None:
+            listeners.append(("stats_listen", self.stats_listen))
         if self.capture is Capture.REDIRECT:
             listeners += [("outbound_listen", self.outbound_listen), ("inbound_listen", self.inbound_listen)]
         listeners += [(f"explicit.outbound[{i}].listen", o.listen) for i, o in enumerate(self.explicit.outbound)]
@@ -219,6 +255,13 @@ class Settings:
 
 def _refusal(name: str, problem: str, remedy: str) -> ConfigError:
     return ConfigError(f"{name}: {problem}; {remedy}" if name else f"{problem}; {remedy}")
+
+
+def _loopback(value: object) -> Address:
+    address = listen_address(value)
+    if not ipaddress.ip_address(address.host).is_loopback:
+        raise Unfit(f"{address} is not of this pod alone", "write a loopback address such as 127.0.0.1:15000")
+    return address
 
 
 def _path(value: object) -> Path:

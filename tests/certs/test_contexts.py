@@ -15,7 +15,7 @@ import pytest
 
 from certs.ca import CertificateAuthority, SignedChain
 from certs.certificate import pem_text
-from certs.contexts import client_context, peer_certificates, server_context, verify_connection
+from certs.contexts import Contexts, client_context, peer_certificates, server_context, verify_connection
 from certs.errors import CertError, InvalidCertificate, KeyMismatch, UntrustedChain
 from certs.keys import key_to_pem, make_csr, new_key
 from certs.spiffe import SpiffeId
@@ -78,6 +78,20 @@ def test_plain_spiffe_peers_without_our_protocol_are_served(offered: tuple[str, 
     result = handshake(CLIENT.client(*offered), SERVER.server("hedgerow/1"))
     assert result.succeeded
     assert result.server.selected_alpn_protocol() == selected
+
+
+def test_contexts_are_made_once_for_each_list_of_protocols_and_demand_what_every_context_does() -> None:
+    contexts = Contexts(SERVER.chain.chain_der, SERVER.key, SERVER.bundle)
+    server = contexts.get(server_side=True, alpn=["istio"])
+    assert contexts.get(server_side=True, alpn=("istio",)) is server
+    others = [contexts.get(server_side=True), contexts.get(server_side=False, alpn=["istio"])]
+    assert len({id(one) for one in (server, *others)}) == 3
+    result = handshake(CLIENT.client("h2", "istio"), server)
+    assert (result.succeeded, result.server.selected_alpn_protocol()) == (True, "istio")
+    assert_refused(handshake(anonymous(server=False), server), by_client=False, reason="DID_NOT_RETURN_A_CERTIFICATE")
+    offering = handshake(others[1], CLIENT.server("istio"))
+    assert offering.client.selected_alpn_protocol() == "istio"
+    assert verify_connection(offering.client, AUTHORITY.bundle(), NOW) == FRONT
 
 
 def test_a_client_without_a_certificate_is_refused() -> None:

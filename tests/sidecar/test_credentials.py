@@ -9,7 +9,7 @@ import pytest
 
 from certs.bundle import TrustBundle
 from certs.ca import CertificateAuthority
-from certs.contexts import client_context, server_context
+from certs.contexts import client_context, peer_certificates, server_context
 from certs.errors import CertError, InvalidBundle, KeyMismatch, UntrustedChain
 from certs.keys import make_csr, new_key
 from certs.spiffe import SpiffeId
@@ -102,6 +102,19 @@ def test_a_renewal_makes_new_contexts_and_leaves_the_old_ones_alone():
     assert store.client_context is not client
     assert store.server_context is not server
     assert told == [renewed.not_after]
+
+
+def test_contexts_for_other_meshes_are_of_the_certificate_in_force():
+    store, peer = CredentialStore(svid(), lambda: NOW), CredentialStore(svid(FRONT), lambda: NOW)
+    before = store.mesh_context(server_side=True, alpn=("istio",))
+    assert store.mesh_context(server_side=True, alpn=("istio",)) is before
+    store.replace(svid())
+    renewed = store.mesh_context(server_side=True, alpn=("istio",))
+    assert renewed is not before
+    result = handshake(peer.mesh_context(server_side=False, alpn=("istio",)), renewed)
+    assert result.client.selected_alpn_protocol() == "istio"
+    assert peer_certificates(result.client) == store.svid.chain_der
+    assert store.verify_connection(result.server) == FRONT
 
 
 def test_a_renewal_does_not_change_who_we_are():

@@ -73,10 +73,12 @@ def test_a_bad_file_is_one_line_and_exit_code_2(tmp_path, capsys):
 
 
 def test_the_data_path_listens_where_capture_leads():
-    made = data_plane_settings(replace(SETTINGS, mark=7, outbound_listen=Address("127.0.0.1", 25001)))
+    settings = replace(SETTINGS, mark=7, outbound_listen=Address("127.0.0.1", 25001), mtls_alpn=("x",))
+    made = data_plane_settings(replace(settings, mtls_ports=frozenset({443})))
     assert made.outbound_listen == (("127.0.0.1", 25001),)
     assert made.inbound_listen == (("0.0.0.0", 15006),)
     assert made.mark == 7
+    assert (made.mtls_ports, made.mtls_alpn) == ({443}, ("x",))
     assert made.addresses == {"10.0.0.7"}
     assert {25001, 15006, 15021} <= made.sidecar_ports
 

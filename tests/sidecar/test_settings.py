@@ -40,6 +40,8 @@ def test_the_least_settings_get_the_safe_defaults():
     assert str(settings.ready_listen) == "0.0.0.0:15021"
     assert settings.report_interval == 1.0
     assert settings.join_token_file is None
+    assert (settings.mtls_ports, settings.mtls_alpn) == (frozenset(), ("istio",))
+    assert Settings.parse(LEAST | {"mtls_alpn": []}).mtls_alpn == ()
 
 
 def test_everything_can_be_set():
@@ -60,6 +62,8 @@ def test_everything_can_be_set():
         "explicit": explicit,
         "report_interval": 0.25,
         "drain_seconds": 30,
+        "mtls_ports": [443, 8443],
+        "mtls_alpn": ["istio", "x"],
         "log_level": "debug",
     }
     settings = Settings.parse(document)
@@ -71,6 +75,7 @@ def test_everything_can_be_set():
     assert str(settings.inbound_listen) == "[::]:25006"
     assert settings.exclude_cidrs == ("169.254.0.0/16", "fd00::/8")
     assert (settings.mark, settings.drain_seconds) == (7, 30.0)
+    assert (settings.mtls_ports, settings.mtls_alpn) == ({443, 8443}, ("istio", "x"))
 
 
 @pytest.mark.parametrize("field", sorted(LEAST))
@@ -114,6 +119,11 @@ def test_a_missing_field_is_named(field):
         ("report_interval", float("inf"), "seconds from"),
         ("drain_seconds", -1, "seconds from"),
         ("log_level", "trace", "one of: debug"),
+        ("mtls_ports", 443, "not a list"),
+        ("mtls_ports", [0], r"mtls_ports\[0\].*whole number"),
+        ("mtls_alpn", ["h2", "is tio"], r"mtls_alpn\[1\].*visible ASCII"),
+        ("mtls_alpn", ["hedgerow/1"], "hedgerow/1, our own"),
+        ("mtls_alpn", [f"x{number}" for number in range(17)], "at most 16 protocols"),
         ("explicit", [], "not a mapping"),
         ("explicit", {"outbond": []}, r"explicit\.outbond: unknown setting; did you mean 'outbound'"),
         ("explicit", {"outbound": [{"listen": "127.0.0.1:1"}]}, r"explicit\.outbound\[0\]\.destination: missing"),

@@ -33,17 +33,19 @@ HELLO = real(alpn=["hedgerow/1"])
 
 
 @pytest.mark.parametrize(
-    ("hello", "alpn"),
+    ("hello", "alpn", "name"),
     [
-        (HELLO, (b"hedgerow/1",)),
-        (real(alpn=["h2", "http/1.1", "hedgerow/1"], server_name="cart.shop"), (b"h2", b"http/1.1", b"hedgerow/1")),
-        (real(), ()),
-        (real(least=ssl.TLSVersion.TLSv1_3, alpn=["x" * 255]), (b"x" * 255,)),
-        (real(most=ssl.TLSVersion.TLSv1_2, alpn=["h2"]), (b"h2",)),
+        (HELLO, (b"hedgerow/1",), ""),
+        (real(alpn=["h2", "hedgerow/1"], server_name="cart.shop"), (b"h2", b"hedgerow/1"), "cart.shop"),
+        (real(), (), ""),
+        (real(least=ssl.TLSVersion.TLSv1_3, alpn=["x" * 255]), (b"x" * 255,), ""),
+        (real(most=ssl.TLSVersion.TLSv1_2, alpn=["h2"], server_name="Cart.Shop"), (b"h2",), "cart.shop"),
+        (real(server_name="xn--bcher-kva.example"), (), "xn--bcher-kva.example"),
+        (real(server_name="192.0.2.1"), (), ""),  # OpenSSL sends none for an address
     ],
 )
-def test_a_real_hello_gives_its_protocols(hello, alpn):
-    assert read(hello) == ClientHello(alpn)
+def test_a_real_hello_gives_its_protocols_and_its_host(hello, alpn, name):
+    assert read(hello) == ClientHello(alpn, name)
 
 
 @pytest.mark.parametrize("hello", [HELLO, real(alpn=["h2", "hedgerow/1"], server_name="cart.shop")])
@@ -129,6 +131,59 @@ def test_a_hello_made_by_hand_is_read():
     ],
 )
 def test_lengths_that_contradict_each_other_are_no_hello(hello):
+    assert read(hello) is Reading.OTHER
+
+
+def server_name(*entries: tuple[int, bytes], rest: bytes = b"") -> bytes:
+    """A hello with a server_name extension (RFC 6066 section 3)."""
+    names = b"".join(bytes([kind]) + len(name).to_bytes(2) + name for kind, name in entries)
+    content = len(names).to_bytes(2) + names + rest
+    return with_extensions(b"\x00\x00" + len(content).to_bytes(2) + content)
+
+
+@pytest.mark.parametrize(
+    ("name", "host"),
+    [
+        (b"outbound_.80_._.cart.shop.svc.cluster.local", "outbound_.80_._.cart.shop.svc.cluster.local"),
+        (b"API.Example.COM", "api.example.com"),
+        (b"localhost", "localhost"),
+        (b"a" * 63 + b".example", "a" * 63 + ".example"),
+        (b".".join([b"a" * 62] * 4), ".".join(["a" * 62] * 4)),
+        # no names of hosts: nothing may be allowed by them
+        (b"192.0.2.1", ""),
+        (b"2001:db8::1", ""),
+        (b"1", ""),
+        (b"example.com.", ""),
+        (b".example.com", ""),
+        (b"a..b", ""),
+        (b"a" * 64 + b".example", ""),
+        (b".".join([b"a" * 62] * 5), ""),
+        (b"exa mple.com", ""),
+        (b"example.com\x00.evil.test", ""),
+        (b"example.com\n", ""),
+        ("b\N{LATIN SMALL LETTER U WITH DIAERESIS}cher.example".encode(), ""),
+        (b"*.example.com", ""),
+        (b"a/b", ""),
+    ],
+)
+def test_a_server_name_is_a_name_or_nothing(name, host):
+    assert read(server_name((0, name))) == ClientHello((), host)
+
+
+@pytest.mark.parametrize(
+    "hello",
+    [
+        server_name((0, b"a.example"), (0, b"b.example")),
+        server_name((0, b"a.example"), (1, b"b.example")),
+        server_name((1, b"a.example")),
+        server_name((0, b"")),
+        server_name(),
+        server_name((0, b"a.example"), rest=b"\x00"),
+        with_extensions(b"\x00\x00\x00\x00"),
+        with_extensions(b"\x00\x00\x00\x06\x00\x04\x00\x00\x05a"),
+    ],
+)
+def test_a_server_name_that_could_be_read_in_two_ways_is_no_hello(hello):
     assert read(hello) is Reading.OTHER
 
 

@@ -14,6 +14,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # an arrow in a terminal without one
+    if len(sys.argv) == 4 and sys.argv[1:3] == ["sidecar", "--config"]:
+        _sidecar(sys.argv[2:])
     try:
         try:
             from hedgerow.cli.app import app
@@ -30,6 +32,18 @@ def main() -> None:
         sys.exit(_NO_READER)
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
+
+
+def _sidecar(arguments: list[str]) -> None:
+    """Become a sidecar without loading the command, whose 10 MB would stay in every pod.
+
+    Returns when this installation has no sidecar; the command says what to install.
+    """
+    try:
+        from sidecar.__main__ import main as run
+    except ModuleNotFoundError:
+        return
+    sys.exit(run(arguments))
 
 
 if __name__ == "__main__":

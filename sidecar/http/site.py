@@ -1,0 +1,215 @@
+"""What the lanes of one data plane share: verdicts, pools, names for reports, and one look a second at what takes long.
+
+Rules:
+
+1. A verdict is kept no longer than the policy that it was made by. Every change forgets all of them, and what is under
+   way is judged again; what is denied now is reset.
+2. No lane has a timer of its own: all are looked at every ``sweep`` seconds, while there are any.
+3. Everything kept here is bounded by the settings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+from graph.model import Peer
+from graph.policy import Decision
+from sidecar.dataplane.contracts import Authority
+from sidecar.dataplane.fabric import Fabric
+from sidecar.dataplane.legs import Leg
+from sidecar.dataplane.sockets import Address
+from sidecar.http.operation import OTHER
+from sidecar.http.pool import Pool
+from sidecar.http.rewrite import Identifiers
+from sidecar.http.settings import DEFAULTS, HttpSettings
+
+
+class Watched(Protocol):
+    """Is looked at from time to time, and after every change of the policy."""
+
+    def sweep(self, now: float) -> None:
+        """End what has taken too long at ``now``, seconds of the site's clock."""
+
+    def judge_again(self) -> None:
+        """The policy has changed: end what it denies."""
+
+
+class Verdicts:
+    """The verdicts on one peer's operations on one port, by the policy in force while ``epoch`` is the site's.
+
+    :ivar by_operation: whether operations have to be judged at all
+    """
+
+    __slots__ = ("_authority", "_known", "_most", "_peer", "_port", "by_operation", "epoch")
+
+    def __init__(self, authority: Authority, peer: Peer, port: int, epoch: int, most: int) -> None:
+        self._authority = authority
+        self._peer = peer
+        self._port = port
+        self._known: dict[str, Decision] = {}
+        self._most = most
+        self.epoch = epoch
+        self.by_operation = authority.by_operation(peer, port)
+
+    def of(self, operation: str) -> Decision:
+        """The verdict on ``operation``; empty: it is not known."""
+        decision = self._known.get(operation)
+        if decision is None:
+            if len(self._known) >= self._most:
+                self._known.clear()
+            decision = self._known[operation] = self._authority.operation(self._peer, self._port, operation)
+        return decision
+
+
+class HttpSite:
+    """Made with the first lane of a data plane; lives as long as its authority does.
+
+    :param clock: seconds that only grow
+    """
+
+    def __init__(
+        self, fabric: Fabric, settings: HttpSettings = DEFAULTS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.fabric = fabric
+        self.settings = settings
+        self.clock = clock
+        self.identifiers = Identifiers(settings.trace_flags)
+        #: Grows with every change of the policy.
+        self.epoch = 0
+        #: Requests and responses that were refused as malformed, by reason.
+        self.malformed: Counter[str] = Counter()
+        #: HTTP/2 connections whose observation was given up, by reason.
+        self.unobserved: Counter[str] = Counter()
+        #: Requests that were sent again because a pooled connection was stale.
+        self.retries = 0
+        self._watched: set[Watched] = set()
+        self._parting: dict[Leg, float] = {}
+        self._pools: dict[Address, Pool] = {}
+        self._verdicts: dict[tuple[Peer, int], Verdicts] = {}
+        self._names: dict[int, set[str]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        fabric.authority.subscribe(self._changed)
+
+    @classmethod
+    def of(cls, fabric: Fabric) -> HttpSite:
+        """The site of a data plane, which is known by its authority."""
+        site = _SITES.get(id(fabric.authority))
+        if site is None or site.fabric.authority is not fabric.authority or site.fabric.reactor is not fabric.reactor:
+            settings = getattr(fabric.settings, "http", DEFAULTS)
+            site = _SITES[id(fabric.authority)] = cls(fabric, settings)
+        return site
+
+    # verdicts and names
+
+    def verdicts(self, peer: Peer, port: int) -> Verdicts:
+        """The verdicts in force now on operations of ``peer`` on ``port``."""
+        key = (peer, port)
+        known = self._verdicts.get(key)
+        if known is None:
+            if len(self._verdicts) >= self.settings.cached:
+                self._verdicts.clear()
+            most = self.settings.cached
+            known = self._verdicts[key] = Verdicts(self.fabric.authority, peer, port, self.epoch, most)
+        return known
+
+    def name(self, port: int, operation: str) -> str:
+        """What ``operation`` is reported as: itself, as long as there are not too many of that port."""
+        names = self._names.get(port)
+        if names is None:
+            if len(self._names) >= self.settings.cached:
+                self._names.clear()
+            names = self._names[port] = set()
+        if operation in names:
+            return operation
+        if len(names) >= self.settings.operations:
+            return operation.partition(" ")[0] + " " + OTHER
+        names.add(operation)
+        return operation
+
+    def _changed(self) -> None:
+        self.epoch += 1
+        self._verdicts.clear()
+        for watched in list(self._watched):
+            watched.judge_again()
+
+    # connections
+
+    def pool(self, application: Address) -> Pool:
+        """Idle connections to ``application``."""
+        pool = self._pools.get(application)
+        if pool is None:
+            pool = self._pools[application] = Pool(self.settings.pool_connections)
+        return pool
+
+    def watch(self, watched: Watched) -> None:
+        """Look at it until :meth:`forget`."""
+        self._watched.add(watched)
+        if self._timer is None:
+            self._arm()
+
+    def forget(self, watched: Watched) -> None:
+        self._watched.discard(watched)
+
+    def part(self, leg: Leg) -> None:
+        """Let an application's connection end in good order, and by itself."""
+        if not leg.closed:
+            leg.lane = _PARTING
+            leg.end()
+            self._parting[leg] = self.clock() + self.settings.linger
+            if self._timer is None:
+                self._arm()
+
+    def _arm(self) -> None:
+        self._timer = self.fabric.reactor.loop.call_later(self.settings.sweep, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.sweep(self.clock())
+        if self._watched or self._parting or any(self._pools.values()):
+            self._arm()
+
+    def sweep(self, now: float) -> None:
+        """End what has taken too long."""
+        for watched in list(self._watched):
+            watched.sweep(now)
+        for leg in [leg for leg, until in self._parting.items() if leg.closed or now >= until]:
+            del self._parting[leg]
+            leg.reset()
+        for application, pool in list(self._pools.items()):
+            pool.expire(now)
+            if not pool and not self._watched:
+                del self._pools[application]
+
+    def close(self) -> None:
+        """Let all idle connections go. Lanes end with their connections."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for pool in self._pools.values():
+            pool.clear()
+        for leg in self._parting:
+            leg.reset()
+        self._parting.clear()
+
+
+class _Parting:
+    """The lane of connections that end."""
+
+    def received(self, leg: Leg, data: memoryview) -> None:
+        """Nobody wants it any more."""
+
+    def ended(self, leg: Leg) -> None:
+        """It closes by itself."""
+
+    def drained(self, leg: Leg) -> None: ...
+
+    def lost(self, leg: Leg, why: str) -> None: ...
+
+
+_PARTING = _Parting()
+_SITES: WeakValueDictionary[int, HttpSite] = WeakValueDictionary()

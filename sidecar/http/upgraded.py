@@ -1,0 +1,37 @@
+"""A connection that went on in another protocol after an HTTP/1.1 upgrade: opaque, and still under its operation."""
+
+from __future__ import annotations
+
+from sidecar.dataplane.leg_relay import LegRelay
+from sidecar.dataplane.legs import Leg
+from sidecar.dataplane.live import Connection
+from sidecar.http.site import HttpSite
+
+
+class UpgradedRelay(LegRelay):
+    """Relays without looking, until the policy denies the operation that opened it.
+
+    :param operation: as rules name it (``WEBSOCKET /chat``)
+    """
+
+    __slots__ = ("_operation", "_port", "_site", "_under")
+
+    def __init__(
+        self, site: HttpSite, connection: Connection, port: int, operation: str, client: Leg, server: Leg
+    ) -> None:
+        super().__init__(connection, client, server)
+        self._site = site
+        self._under = connection
+        self._port = port
+        self._operation = operation
+        site.watch(self)
+
+    def sweep(self, now: float) -> None:
+        """Only to be forgotten when it is over; how long it may be idle is the connection's matter."""
+        if self._under.record.closed:
+            self._site.forget(self)
+
+    def judge_again(self) -> None:
+        verdicts = self._site.verdicts(self._under.record.source, self._port)
+        if verdicts.by_operation and not verdicts.of(self._operation).allowed:
+            self.reset()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from sidecar.errors import ConfigError, SidecarError
-from sidecar.settings import Address, Capture, Settings
+from sidecar.settings import Address, Capture, Settings, Udp
 
 if TYPE_CHECKING:
     from sidecar.capture import CaptureRules
@@ -106,6 +106,10 @@ def capture_rules(settings: Settings) -> CaptureRules:
             for one in (settings.inbound_listen, settings.ready_listen, settings.stats_listen)
             if one is not None
         ),
+        exclude_outbound_ports=settings.exclude_outbound_ports,
+        exclude_inbound_ports=settings.exclude_inbound_ports,
+        dns_port=settings.dns.listen.port if settings.dns_proxy else 0,
+        drop_others=settings.udp is Udp.DROP,
     )
 
 

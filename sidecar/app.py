@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable
 from importlib import metadata
 from random import Random
 
+from graph.model import Mode
 from sidecar.authority import PolicyAuthority
 from sidecar.backoff import Backoff
 from sidecar.certificate_agent import CertificateAgent
@@ -30,6 +31,7 @@ from sidecar.dataplane.settings import DataPlaneSettings, ExplicitInbound, Expli
 from sidecar.dataplane.sockets import Address as SocketAddress
 from sidecar.dataplane.sockets import Inherited
 from sidecar.directory import DirectoryClient
+from sidecar.dns.service import DnsService
 from sidecar.errors import CannotListen, ConfigError, StateBusy
 from sidecar.flows import FlowTracker
 from sidecar.observer import Inside, Observer
@@ -43,7 +45,7 @@ from sidecar.telemetry import TelemetryClient
 log = logging.getLogger(__name__)
 
 #: Istio's ports, which are ours whether we listen there or not.
-SIDECAR_PORTS = frozenset({15000, 15001, 15006, 15020, 15021})
+SIDECAR_PORTS = frozenset({15000, 15001, 15006, 15020, 15021, 15053})
 
 #: Seconds that the last report may take.
 FLUSH_SECONDS = 3.0
@@ -203,9 +205,19 @@ class _Mesh:
         )
         self._tracker = FlowTracker(settings.instance)
         self._telemetry = TelemetryClient(self._tracker, self._authority, boot_id, settings.report_interval, clock)
+        self._dns = (
+            DnsService(settings.dns, settings.addresses, settings.mark or 0, state, self._may_ask, clock)
+            if settings.dns_proxy
+            else None
+        )
         observer.also_tell(self._tracker)
         self._data_plane = DataPlane(
-            data_plane_settings(settings), self._authority, self._directory, credentials, observer.flows
+            data_plane_settings(settings),
+            self._authority,
+            self._directory,
+            credentials,
+            observer.flows,
+            names=self._dns.names if self._dns is not None else None,
         )
         observer.inside = Inside(credentials, self._authority, self._data_plane)
         self._listening = False
@@ -219,6 +231,12 @@ class _Mesh:
     async def persist(self) -> None:
         """Write what the next process wants to find."""
         await self._directory.persist()
+        if self._dns is not None:
+            await self._dns.persist()
+
+    def _may_ask(self) -> bool:
+        """Whether DNS may be asked: not in quarantine, because questions can carry data out."""
+        return self._authority.snapshot.outbound_mode is not Mode.QUARANTINE
 
     def listen(self, inherited: Inherited | None) -> None:
         """Have everything that connections need, and the sockets, without taking any.
@@ -229,6 +247,8 @@ class _Mesh:
         self._directory.restore()
         try:
             self._data_plane.listen(inherited)
+            if self._dns is not None:
+                self._dns.listen()
         except CannotListen as error:
             self._authority.close()
             at = (error.host, error.port)
@@ -240,6 +260,9 @@ class _Mesh:
 
     async def start(self) -> None:
         """Take connections."""
+        if self._dns is not None:
+            await self._dns.start()
+            self._begin("names", self._dns.upkeep)
         await self._data_plane.start()
         self._listening = True
         log.info("listening for %s", self._credentials.identity)
@@ -254,6 +277,8 @@ class _Mesh:
         """Carry on until what runs has ended, or may no longer go on, and report it."""
         log.info("draining for at most %g s", self._settings.drain_seconds)
         if life.replaced:
+            if self._dns is not None:
+                await self._dns.stop()  # our successor is to learn every name from here on
             # the controller hears of our successor alone, and we of its policy through the state directory
             await self._end("policy")
             self._begin("policy", self._policy.follow)
@@ -271,12 +296,14 @@ class _Mesh:
         self._link.hurry()
         if not await self._telemetry.flush(0.0 if life.at_once.is_set() else FLUSH_SECONDS):
             log.warning("the last report was not acknowledged; %d flows were not sent", self._waiting())
-        await self._directory.persist()
+        await self.persist()
 
     async def stop(self) -> None:
         """End everything. Calling it again changes nothing."""
         for name in list(self._tasks):
             await self._end(name)
+        if self._dns is not None:
+            await self._dns.stop()
         self._data_plane.stop()
         self._authority.close()
         await self._link.close()
@@ -330,6 +357,8 @@ class _Mesh:
                 "connected": self._policy.connected,
                 "rejected": self._policy.last_rejection,
             },
+            "dns": self._dns.stats() if self._dns is not None else None,
+            "unbound_claims": self._data_plane.unbound_claims,
             "directory": {"addresses": self._directory.entries, "connected": self._directory.connected},
             "flows": {
                 "connected": self._telemetry.connected,
@@ -349,8 +378,8 @@ def data_plane_settings(settings: Settings) -> DataPlaneSettings:
     own |= {one.port for one in (settings.admin_listen, settings.stats_listen) if one is not None and one.port}
     return DataPlaneSettings(
         addresses=frozenset(settings.addresses),
-        outbound_listen=(_address(settings.outbound_listen),) if redirect else (),
-        inbound_listen=(_address(settings.inbound_listen),) if redirect else (),
+        outbound_listen=_both(settings.outbound_listen, settings.addresses) if redirect else (),
+        inbound_listen=_both(settings.inbound_listen, settings.addresses) if redirect else (),
         explicit_outbound=tuple(
             ExplicitOutbound(_address(one.listen), _address(one.destination)) for one in settings.explicit.outbound
         ),
@@ -364,6 +393,16 @@ def data_plane_settings(settings: Settings) -> DataPlaneSettings:
         mtls_alpn=settings.mtls_alpn,
         **settings.limits,  # type: ignore[arg-type]  # read_limits has checked names and values
     )
+
+
+#: What stands for an IPv4 address in IPv6.
+_SIBLINGS = {"127.0.0.1": "::1", "0.0.0.0": "::"}
+
+
+def _both(address: Address, own: tuple[str, ...]) -> tuple[SocketAddress, ...]:
+    """Where captured connections arrive: they stay in their address family, so a pod with IPv6 has both."""
+    sibling = _SIBLINGS.get(address.host) if any(":" in each for each in own) and address.port else None
+    return (_address(address), *([SocketAddress(sibling, address.port)] if sibling is not None else ()))
 
 
 def _address(address: Address) -> SocketAddress:

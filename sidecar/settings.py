@@ -38,6 +38,7 @@ from graph.fields import (
 )
 from sidecar.dataplane.detect import OPAQUE_PORTS
 from sidecar.dataplane.settings import ALPN as TUNNEL
+from sidecar.dns.settings import Dns, read_dns
 from sidecar.errors import ConfigError
 from sidecar.limits import read_limits
 from sidecar.observation import (
@@ -73,6 +74,15 @@ class Unsynced(StrEnum):
 
     DENY = "deny"
     LEARN = "learn"
+
+
+class Udp(StrEnum):
+    """What becomes of protocols that no sidecar can carry: everything but TCP, and DNS to our proxy."""
+
+    ALLOW = "allow"
+    """They pass, whatever the policy says."""
+    DROP = "drop"
+    """They are dropped in both directions, ICMP excepted."""
 
 
 #: Istio's ports, so that people's firewalls and habits fit.
@@ -123,6 +133,10 @@ class Settings:
         with ``capture: redirect``, and nowhere without, where several sidecars may share an address; likewise
     :param stats_listen: metrics, and probes of the application
     :param exclude_cidrs: destinations that are not captured
+    :param exclude_outbound_ports: TCP ports of destinations that are not captured
+    :param exclude_inbound_ports: TCP ports of the application that are reached past its sidecar
+    :param udp: what becomes of protocols that are not captured
+    :param dns: how the application's questions to DNS are handled
     :param report_interval: seconds between two reports of flows
     :param drain_seconds: how long open connections may go on after SIGTERM
     :param opaque_ports: ports of the application whose bytes are not looked at; they take the place of the defaults
@@ -148,6 +162,10 @@ class Settings:
     inbound_listen: Address = INBOUND_LISTEN
     ready_listen: Address = READY_LISTEN
     exclude_cidrs: tuple[str, ...] = ()
+    exclude_outbound_ports: tuple[int, ...] = ()
+    exclude_inbound_ports: tuple[int, ...] = ()
+    udp: Udp = Udp.ALLOW
+    dns: Dns = field(default_factory=Dns)
     explicit: Explicit = Explicit()
     report_interval: float = 1.0
     drain_seconds: float = 5.0
@@ -207,6 +225,10 @@ class Settings:
             inbound_listen=fields.take("inbound_listen", listen_address, INBOUND_LISTEN),
             ready_listen=fields.take("ready_listen", listen_address, READY_LISTEN),
             exclude_cidrs=fields.take("exclude_cidrs", items(ip_network), ()),
+            exclude_outbound_ports=fields.take("exclude_outbound_ports", items(integer(1, 65535)), ()),
+            exclude_inbound_ports=fields.take("exclude_inbound_ports", items(integer(1, 65535)), ()),
+            udp=fields.take("udp", choice(*Udp), Udp.ALLOW),
+            dns=fields.take("dns", read_dns, Dns()),
             explicit=fields.take("explicit", _explicit, Explicit()),
             report_interval=fields.take("report_interval", seconds(0.05, 300), 1.0),
             drain_seconds=fields.take("drain_seconds", seconds(0, 3600), 5.0),
@@ -235,9 +257,16 @@ class Settings:
             raise ConfigError(f"{name}: nothing serves it; set stats_listen, such as 0.0.0.0:15020")
         if self.capture is Capture.REDIRECT and explicit:
             raise ConfigError("explicit: set with capture: redirect; remove it, or write capture: explicit")
+        if self.capture is Capture.EXPLICIT and self.udp is Udp.DROP:
+            raise ConfigError("udp: drop needs capture: redirect; without capture nothing can be dropped, write allow")
         if TUNNEL in self.mtls_alpn or len(self.mtls_alpn) > MAX_ALPN:
             raise ConfigError(f"mtls_alpn: write at most {MAX_ALPN} protocols, and not {TUNNEL}, our own")
         refuse_taken(self.listeners(), _refusal)
+
+    @property
+    def dns_proxy(self) -> bool:
+        """Whether the application's questions to DNS go through us."""
+        return self.capture is Capture.REDIRECT if self.dns.proxy is None else self.dns.proxy
 
     def listeners(self) -> list[tuple[str, Address]]:
         """Every address that is listened on, under the name of its setting."""
@@ -248,6 +277,8 @@ class Settings:
             listeners.append(("stats_listen", self.stats_listen))
         if self.capture is Capture.REDIRECT:
             listeners += [("outbound_listen", self.outbound_listen), ("inbound_listen", self.inbound_listen)]
+        if self.dns_proxy:
+            listeners.append(("dns.listen", self.dns.listen))
         listeners += [(f"explicit.outbound[{i}].listen", o.listen) for i, o in enumerate(self.explicit.outbound)]
         listeners += [(f"explicit.inbound[{i}].listen", o.listen) for i, o in enumerate(self.explicit.inbound)]
         return listeners

@@ -31,6 +31,7 @@ TRUST_BUNDLE = "trust-bundle.pem"
 INSTANCE = "instance.json"
 SNAPSHOT = "snapshot.bin"
 DIRECTORY = "directory.bin"
+NAMES = "names.bin"
 LOCK = "lock"
 
 MAX_STATE_BYTES = 16 * 1024 * 1024

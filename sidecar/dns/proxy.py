@@ -99,6 +99,7 @@ class DnsProxy:
         self._permitted = permitted
         self._clock = clock
         self._upstreams = Upstreams(settings.upstreams, settings.patience, settings.deadline, settings.mark)
+        self._sockets: list[socket.socket] = []
         self._datagrams: list[_Datagrams] = []
         self._servers: list[asyncio.Server] = []
         self._work: set[asyncio.Task[None]] = set()
@@ -112,11 +113,28 @@ class DnsProxy:
         """Where questions over UDP are taken."""
         return [listener.address for listener in self._datagrams]
 
-    async def start(self) -> None:
-        """Listen.
+    def listen(self) -> None:
+        """Have the sockets. What comes waits until :meth:`start`.
 
         :raises CannotListen: when an address can not be listened on; nothing is listened on then
         """
+        try:
+            for address in self._settings.listen:
+                sock = _bound(address, socket.SOCK_DGRAM, self._settings.mark)
+                self._sockets.append(sock)
+                bound = Address(*sock.getsockname()[:2])  # the same port for TCP, where any was asked for
+                self._sockets.append(_bound(bound, socket.SOCK_STREAM, self._settings.mark))
+        except BaseException:
+            self._close_sockets()
+            raise
+
+    async def start(self) -> None:
+        """Answer.
+
+        :raises CannotListen: as :meth:`listen` does, where that was not called before
+        """
+        if not self._sockets:
+            self.listen()
         loop = asyncio.get_running_loop()
         self._complaints = Complaints(_log, lambda delay, call: loop.call_later(delay, call))
         if not self._settings.upstreams:
@@ -124,20 +142,22 @@ class DnsProxy:
                 "the pod has no resolver: every DNS question is answered with SERVFAIL; "
                 "set dns.upstreams, or a nameserver in the pod's resolv.conf"
             )
-        try:
-            for address in self._settings.listen:
-                sock = _bound(address, socket.SOCK_DGRAM, self._settings.mark)
-                bound = Address(*sock.getsockname()[:2])  # the same port for TCP, where any was asked for
-                _, protocol = await loop.create_datagram_endpoint(partial(_Datagrams, self, bound), sock=sock)
-                self._datagrams.append(protocol)
-                listener = _bound(bound, socket.SOCK_STREAM, self._settings.mark)
-                self._servers.append(await asyncio.start_server(self._connected, sock=listener, limit=1 << 16))
-        except BaseException:
-            await self.stop()
-            raise
+        while self._sockets:
+            sock = self._sockets.pop()
+            if sock.type == socket.SOCK_STREAM:
+                self._servers.append(await asyncio.start_server(self._connected, sock=sock, limit=1 << 16, backlog=128))
+                continue
+            bound = Address(*sock.getsockname()[:2])
+            _, protocol = await loop.create_datagram_endpoint(partial(_Datagrams, self, bound), sock=sock)
+            self._datagrams.append(protocol)
+
+    def _close_sockets(self) -> None:
+        while self._sockets:
+            self._sockets.pop().close()
 
     async def stop(self) -> None:
         """Take no more questions and give up those that are asked. Calling it again changes nothing."""
+        self._close_sockets()
         for server in self._servers:
             server.close()
         self._servers.clear()
@@ -300,7 +320,7 @@ def _bound(address: Address, kind: socket.SocketKind, mark: int) -> socket.socke
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if kind == socket.SOCK_STREAM:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what is left of our predecessor's connections
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         if mark:

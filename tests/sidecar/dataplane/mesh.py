@@ -43,6 +43,9 @@ class Sidecar:
         lifetime: float = 3600.0,
         log: Path,
         uvloop: bool = True,
+        names: dict[str, list[str]] | None = None,
+        resolvers: list[tuple[str, int]] | None = None,
+        captured: capture.CaptureRules | None = None,
         **settings: Any,
     ) -> None:
         self.pod = pod
@@ -75,10 +78,13 @@ class Sidecar:
                 "directory": directory or [],
                 "lifetime": lifetime,
                 "uvloop": uvloop,
+                "names": names or {},
+                "resolvers": resolvers or [],
                 "settings": settings,
             }
         )
-        capture.install(capture.CaptureRules(uid=UID), prefix=("ip", "netns", "exec", pod.namespace.name))
+        rules = captured or capture.CaptureRules(uid=UID, dns_port=15053 if resolvers else 0)
+        capture.install(rules, prefix=("ip", "netns", "exec", pod.namespace.name))
 
     @property
     def pid(self) -> int:

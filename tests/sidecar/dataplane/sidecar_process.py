@@ -25,6 +25,8 @@ from graph.model import InboundTls, Mode, Origin, PortRange, Rule, Selector, Sna
 from sidecar.dataplane.proxy import DataPlane
 from sidecar.dataplane.settings import DataPlaneSettings
 from sidecar.dataplane.sockets import Address
+from sidecar.dns.names import LearnedNames, NameTable
+from sidecar.dns.proxy import DnsProxy, DnsSettings
 from tests.sidecar.dataplane.stand_ins import FlowList, HeldCredentials, HeldDirectory, HeldPolicy
 
 
@@ -89,7 +91,21 @@ class Process:
             inbound_listen=(Address("0.0.0.0", 15006), Address("::", 15006)),
             **config.get("settings", {}),
         )
-        self.plane = DataPlane(settings, self.policy, self.directory, self.credentials, self.flows)
+        self.names = NameTable(300.0)
+        for address, hosts in config.get("names", {}).items():
+            for host in hosts:
+                self.names.bind(host, [(address, 60)], time.time())
+        upstreams = tuple(Address(*each) for each in config.get("resolvers", []))
+        listen = (Address("127.0.0.1", 15053), Address("::1", 15053))
+        self.dns = DnsProxy(DnsSettings(listen, upstreams), self.names, lambda: True) if upstreams else None
+        self.plane = DataPlane(
+            settings,
+            self.policy,
+            self.directory,
+            self.credentials,
+            self.flows,
+            names=LearnedNames(self.names, time.time),
+        )
 
     def sign(self, lifetime: float) -> tuple[SignedChain, ec.EllipticCurvePrivateKey]:
         key = new_key()
@@ -139,6 +155,8 @@ class Process:
                     "rss": resident(),
                     "cpu": sum(resource.getrusage(resource.RUSAGE_SELF)[:2]),
                     "budget": self.plane._fabric.budget.left,
+                    "held": sum(one.users for names in self.names._table.values() for one in names.values()),
+                    "unbound": self.plane.unbound_claims,
                     "descriptors": len(os.listdir("/proc/self/fd")),
                 }
             case "drain":
@@ -156,6 +174,8 @@ async def run(config: dict[str, Any]) -> None:
     reader = asyncio.StreamReader(limit=1 << 20)
     commands, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     await process.plane.start()
+    if process.dns is not None:
+        await process.dns.start()
     print(json.dumps({"ok": None}), flush=True)
     while line := await reader.readline():
         try:
@@ -164,6 +184,8 @@ async def run(config: dict[str, Any]) -> None:
             answer = {"error": repr(error)}
         print(json.dumps(answer), flush=True)
     process.plane.stop()
+    if process.dns is not None:
+        await process.dns.stop()
     commands.close()
     await asyncio.sleep(0)
 

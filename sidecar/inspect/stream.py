@@ -1,0 +1,266 @@
+"""One request and its response on mitmproxy's stream, streamed and judged.
+
+mitmproxy's state machine is kept; what is different:
+
+1. Whoever is asked answers at once: hooks and the connection to the application are function calls here, so that no
+   state waits for anything but bytes.
+2. Bodies are streamed. They are collected only for addons, and only up to a bound.
+3. The verdict comes before the first byte to the application, on exactly the form that is forwarded. A refused request
+   gets our answer, and what is left of its body is thrown away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from mitmproxy import http
+from mitmproxy.http import HTTPFlow
+from mitmproxy.proxy import commands, events
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layer import CommandGenerator
+from mitmproxy.proxy.layers.http import DropStream, GetHttpConnection, HTTPMode, HttpStream, SendHttp
+from mitmproxy.proxy.layers.http._events import (
+    ErrorCode,
+    RequestData,
+    RequestEndOfMessage,
+    RequestHeaders,
+    RequestProtocolError,
+    RequestTrailers,
+    ResponseData,
+    ResponseEndOfMessage,
+    ResponseHeaders,
+    ResponseProtocolError,
+    ResponseTrailers,
+)
+from mitmproxy.proxy.layers.http._hooks import HttpErrorHook, HttpRequestHook, HttpResponseHeadersHook
+
+from sidecar.inspect import forms
+from sidecar.inspect.exchange import Exchange, Refusal, grpc_status_of
+from sidecar.inspect.http1 import NOT_IN_TRAILERS, BadHead
+from sidecar.inspect.http2 import Enough
+
+if TYPE_CHECKING:
+    from sidecar.inspect.lane import InspectLane
+
+type Commands = CommandGenerator[None]
+
+
+class Stream(HttpStream):
+    """One request. The lane is asked at every turn.
+
+    :ivar exchange: what is known of it; None before its head was read
+    :ivar request_tee: sees the request's body as it passes; ``response_tee`` the response's
+    """
+
+    mode = HTTPMode.transparent  # type: ignore[assignment]  # mitmproxy looks it up in a layer that we do not have
+
+    def __init__(self, context: Context, stream_id: int, lane: InspectLane) -> None:
+        super().__init__(context, stream_id)
+        self._lane = lane
+        self._judge = lane.judge
+        self._client = context.client
+        self._server = context.server
+        self.exchange: Exchange | None = None
+        self.request_tee: Callable[[bytes], None] | None = None
+        self.response_tee: Callable[[bytes], None] | None = None
+        self.request_ended = False
+        self.upgrade = False
+        self.client_state = self.state_wait_for_request_headers
+
+    def handle_event(self, event: events.Event) -> Commands:
+        generator = self._handle_event(event)
+        reply: Any = None
+        while True:
+            try:
+                command = generator.send(reply)
+            except StopIteration:
+                return
+            reply = None
+            if isinstance(command, commands.StartHook):
+                self._hook(command)
+            elif isinstance(command, GetHttpConnection):
+                yield from self._lane.reach_application()
+                reply = (self._server, None)
+            elif not isinstance(command, commands.Log):
+                yield command
+
+    def _hook(self, hook: commands.StartHook) -> None:
+        """mitmproxy's own states ask; ours call the lane themselves."""
+        if isinstance(hook, HttpErrorHook):
+            error = self.flow.error
+            self._judge.failed(self, error.msg if error is not None else "")
+        elif isinstance(hook, HttpRequestHook):  # the body was collected for addons
+            refusal = self._judge.request_collected(self)
+            if refusal is not None:
+                self.flow.response = _response(refusal, self.exchange, self.flow.request)
+        elif isinstance(hook, HttpResponseHeadersHook):
+            self._judge.answered_by_us(self)
+        else:
+            self._judge.websocket_hook(self, hook)
+
+    # --- request
+
+    def state_wait_for_request_headers(self, event: RequestHeaders) -> Commands:
+        flow = self.flow = HTTPFlow(self._client, self._server)
+        request = flow.request = event.request
+        flow.live = True
+        request.stream = True
+        refusal = self._judge.request_head(self, request, ended=event.end_stream)
+        if refusal is not None:
+            yield from self.refuse(refusal, ended=event.end_stream)
+            return
+        self.server_state = self.state_wait_for_response_headers
+        if not request.stream:
+            self.client_state = self.state_consume_request_body
+            return
+        yield from self._lane.reach_application()
+        if self.exchange is not None:
+            self.exchange.streamed = True
+        yield SendHttp(RequestHeaders(self.stream_id, request, event.end_stream), self._server)
+        self.client_state = self.state_stream_request_body
+
+    def state_stream_request_body(self, event: RequestData | RequestEndOfMessage) -> Commands:
+        kind = type(event)
+        if kind is RequestData:
+            assert self.exchange is not None
+            self.exchange.request_bytes += len(event.data)  # type: ignore[union-attr]  # kind says which
+            if self.request_tee is not None:
+                self.request_tee(event.data)  # type: ignore[union-attr]
+            yield SendHttp(event, self._server)
+        elif kind is RequestTrailers:
+            self.flow.request.trailers = event.trailers  # type: ignore[union-attr]
+            if _unfit(event.trailers):  # type: ignore[union-attr]
+                yield from self.abort(ErrorCode.GENERIC_CLIENT_ERROR, "trailers")
+                return
+            yield SendHttp(event, self._server)
+        else:
+            self.request_ended = True
+            self._judge.request_end(self)
+            self.client_state = self.state_done
+            yield SendHttp(event, self._server)
+            if self.server_state == self.state_done:
+                yield from self.flow_done()
+
+    def refuse(self, refusal: Refusal, *, ended: bool) -> Commands:
+        """Answer in the application's place."""
+        response = _response(refusal, self.exchange, self.flow.request)
+        self._judge.refused(self, response)
+        self.client_state = self.state_discard
+        self.server_state = self.state_errored
+        self.flow.live = False
+        body = response.raw_content
+        yield SendHttp(ResponseHeaders(self.stream_id, response, not body), self._client)
+        if body and self.flow.request.method != "HEAD":
+            yield SendHttp(ResponseData(self.stream_id, body), self._client)
+        yield SendHttp(ResponseEndOfMessage(self.stream_id), self._client)
+        if self.flow.request.is_http2 and not ended:
+            yield SendHttp(Enough(self.stream_id), self._client)
+
+    def state_discard(self, event: RequestData | RequestTrailers | RequestEndOfMessage) -> Commands:
+        """Throw the body of a refused request away."""
+        if isinstance(event, RequestData):
+            self._lane.discarded(len(event.data))
+        elif isinstance(event, RequestEndOfMessage):
+            self.client_state = self.state_done
+            yield DropStream(self.stream_id)
+
+    # --- response
+
+    def state_wait_for_response_headers(self, event: ResponseHeaders) -> Commands:
+        response = self.flow.response = event.response
+        response.stream = True
+        if not self._judge.response_head(self, response, ended=event.end_stream):
+            yield from self.abort(ErrorCode.RESPONSE_VALIDATION_FAILED, "the response can not be forwarded")
+            return
+        if not response.stream:
+            self.server_state = self.state_consume_response_body
+            return
+        yield SendHttp(ResponseHeaders(self.stream_id, response, event.end_stream), self._client)
+        self.server_state = self.state_stream_response_body
+
+    def state_stream_response_body(self, event: events.Event) -> Commands:
+        kind = type(event)
+        if kind is ResponseData:
+            assert self.exchange is not None
+            self.exchange.response_bytes += len(event.data)  # type: ignore[attr-defined]  # kind says which
+            if self.response_tee is not None:
+                self.response_tee(event.data)  # type: ignore[attr-defined]
+            yield SendHttp(event, self._client)  # type: ignore[arg-type]
+        elif kind is ResponseTrailers:
+            trailers: http.Headers = event.trailers  # type: ignore[attr-defined]
+            assert self.flow.response is not None
+            self.flow.response.trailers = trailers
+            if self.exchange is not None:
+                self.exchange.grpc_status = grpc_status_of(forms.first(trailers, b"grpc-status"))
+            if _unfit(trailers):
+                yield from self.abort(ErrorCode.RESPONSE_VALIDATION_FAILED, "trailers")
+                return
+            yield SendHttp(event, self._client)  # type: ignore[arg-type]
+        else:
+            self._judge.response_end(self)
+            self.server_state = self.state_done
+            if self.client_state == self.state_done:
+                yield from self.flow_done()
+            else:  # the application answered before it had everything
+                yield SendHttp(ResponseEndOfMessage(self.stream_id), self._client)
+
+    def send_response(self, already_streamed: bool = False) -> Commands:
+        """The response was collected for addons, or an addon made it."""
+        self._judge.response_collected(self)
+        yield from super().send_response(already_streamed)
+
+    def flow_done(self) -> Commands:
+        self.flow.live = False
+        response = self.flow.response
+        assert response is not None
+        if response.status_code == 101:
+            self.child_layer = self._lane.upgraded(self)
+            if self.child_layer is not None:
+                self._handle_event = self.passthrough  # type: ignore[method-assign]  # as mitmproxy does
+                yield from self.child_layer.handle_event(events.Start())
+        else:
+            yield DropStream(self.stream_id)
+        yield SendHttp(ResponseEndOfMessage(self.stream_id), self._client)
+
+    # --- ends
+
+    def abort(self, code: ErrorCode, why: str) -> Commands:
+        """End it on both sides, the response not having been sent whole."""
+        self._judge.failed(self, why)
+        if self.client_state != self.state_errored:
+            yield SendHttp(ResponseProtocolError(self.stream_id, why, code), self._client)
+        if self.exchange is not None and self.exchange.streamed and self.server_state != self.state_done:
+            yield SendHttp(RequestProtocolError(self.stream_id, why, ErrorCode.CANCEL), self._server)
+        self.client_state = self.server_state = self.state_errored
+        self.flow.live = False
+        yield DropStream(self.stream_id)
+
+    def state_done(self, _: events.Event) -> Commands:
+        """What comes for an exchange that is over on this side is late."""
+        yield from ()
+
+    state_uninitialized = state_done
+
+
+def _response(refusal: Refusal, exchange: Exchange | None, request: http.Request) -> http.Response:
+    grpc = exchange is not None and exchange.grpc
+    status, fields, body = refusal.head(grpc=grpc, http2=request.is_http2)
+    if exchange is not None:
+        exchange.status = status
+        if grpc:
+            exchange.grpc_status = refusal.grpc_status
+    reason = http.status_codes.RESPONSES.get(status, "").encode()
+    version = b"HTTP/2.0" if request.is_http2 else b"HTTP/1.1"
+    return http.Response(
+        version, status, b"" if request.is_http2 else reason, http.Headers(fields), body, None, 0.0, 0.0
+    )
+
+
+def _unfit(trailers: http.Headers) -> bool:
+    """Whether trailers hold what has no place behind a body."""
+    try:
+        forms.check_fields(trailers.fields, http2=False)
+    except BadHead:
+        return True
+    return any(name.lower() in NOT_IN_TRAILERS for name, _ in trailers.fields)

@@ -163,6 +163,9 @@ def start_nginx(bed: Bed, folder: Path, bulk_bytes: int) -> Program:
         bulk.truncate(bulk_bytes)
     # one gRPC message: not compressed, its length in four bytes (PROTOCOL-HTTP2.md of gRPC)
     (folder / "reply").write_bytes(b"\0" + (BODY_BYTES - 5).to_bytes(4, "big") + b"m" * (BODY_BYTES - 5))
+    method = folder / GRPC_PATH.removeprefix("/")
+    method.parent.mkdir()
+    method.touch()
     config = folder / "nginx.conf"
     config.write_text(_NGINX.format(folder=folder, body="x" * BODY_BYTES, **_NAMES))
     argv = [*bed.server.enter(), "nginx", "-e", str(folder / "error.log"), "-p", str(folder), "-c", str(config)]
@@ -183,7 +186,8 @@ _NAMES = {
     "grpc_path": GRPC_PATH,
 }
 
-# A file takes GET alone, and a call is a POST: it is sent to the file by way of an error page.
+# A file takes GET alone, and a call is a POST: it is sent to the file by way of an error page. A mirror is what makes
+# nginx read a body first; it would answer before, and reset the stream, which no server of gRPC does.
 _NGINX = """
 daemon off; master_process off; worker_processes 1;
 pid {folder}/nginx.pid; error_log {folder}/error.log;
@@ -202,7 +206,8 @@ http {{
   }}
   server {{
     listen 0.0.0.0:{grpc} http2 backlog=4096;
-    location = {grpc_path} {{ error_page 405 =200 /reply; return 405; }}
+    location = {grpc_path} {{ root {folder}; mirror /read; error_page 405 =200 /reply; }}
+    location = /read {{ internal; return 204; }}
     location = /reply {{ root {folder}; types {{ }} default_type application/grpc; add_trailer grpc-status 0 always; }}
   }}
 }}

@@ -25,6 +25,7 @@ from bench.dataplane.load import DENIED_PATH, GRPC_PATH, PATH
 from bench.dataplane.measures import Lane
 from bench.dataplane.network import (
     CONTROLLER_ADDRESS,
+    FORBIDDEN_PORT,
     GRPC_PORT,
     HTTP_PORT,
     IMPOSTOR_ADDRESS,
@@ -234,6 +235,22 @@ def silence() -> dict[str, Any] | str:
     if has_setting("telemetry"):
         return {"telemetry": False}
     return "sidecar.yaml has no setting that turns reporting off (looked for: telemetry)"
+
+
+def prove(mesh: Mesh, pair: Pair) -> None:
+    """Policy and telemetry are on: what no rule allows gets no answer, and both ends report what passed.
+
+    :raises BenchFailed: when it is otherwise
+    """
+    status = fetch(pair, Lane.STREAM, PATH, front=(pair.bed.server.address, FORBIDDEN_PORT))
+    if status:
+        raise BenchFailed(f"{pair.name}: a connection that no rule allows brought status {status}")
+
+    def both() -> bool:
+        reporters = {flow["reporter"] for flow in mesh.reported(STREAM_PORT) if flow["verdict"] == "allow"}
+        return {f"{workload}-{pair.bed.number}" for workload in ("client", "server")} <= reporters
+
+    until(both, f"both ends of {pair.name} to report", mesh.controller, *pair.programs)
 
 
 def why_not(mesh: Mesh, lane: Lane, pair: Pair) -> str:

@@ -6,10 +6,12 @@ leaves behind for the next, fall on all alike. Any failed request ends the run.
 
 from __future__ import annotations
 
+import math
 import random
 import resource
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -36,7 +38,7 @@ from bench.dataplane.measures import (
     loads_of,
 )
 from bench.dataplane.network import GRPC_PORT, STREAM_PORT, Bed, make_switch, start_nginx
-from bench.dataplane.ours import Mesh, silence, why_not
+from bench.dataplane.ours import Mesh, prove, silence, why_not
 from bench.dataplane.pairs import Pair
 from hedgerow.local.sandbox import STATE
 from sidecar.__main__ import ALLOCATOR
@@ -56,6 +58,8 @@ class Plan:
     :param bulk_bytes: of one download
     :param memory_rounds: how often fresh processes are started for the memory rows
     :param seed: of the order of slices
+    :param rounds_end: the moment, of ``time.monotonic``, by which the last round is to be over; one that would not be
+        is not begun, except for the first
     """
 
     rounds: int
@@ -63,6 +67,7 @@ class Plan:
     bulk_bytes: int
     memory_rounds: int
     seed: int
+    rounds_end: float = math.inf
 
 
 @dataclass(slots=True)
@@ -71,6 +76,7 @@ class Taken:
 
     figures: dict[tuple[str, str], dict[str, list[float]]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    rounds: int = 0
 
     def add(self, load: str, pair: str, figures: dict[str, float]) -> None:
         for name, value in figures.items():
@@ -190,6 +196,7 @@ class Session:
         taken = Taken()
         todo: list[tuple[Load, str]] = []
         ours = self.start(OURS)
+        prove(self.mesh, ours)
         reasons = {lane: why_not(self.mesh, lane, ours) for lane in {load.lane for load, _ in loads_of(measures)}}
         quiet = silence()
         for load, names in loads_of(measures):
@@ -204,11 +211,20 @@ class Session:
                 self.start(OURS if name == AGAIN else name)
             todo += [(load, name) for name in names]
         self._warm(todo)
-        for number in range(self._plan.rounds):
+        begun, longest = time.monotonic(), 0.0
+        while taken.rounds < self._plan.rounds:
+            if taken.rounds and begun + longest > self._plan.rounds_end:
+                self._say(f"{taken.rounds} rounds have to do: there is no time for another")
+                break
             self._random.shuffle(todo)
             for load, name in todo:
                 taken.add(load.name, name, self.slice(load, self.pairs[OURS if name == AGAIN else name]))
-            self._say(f"round {number + 1} of {self._plan.rounds}")
+            for program in (self.mesh.controller, *self._servers.values()):
+                program.check()
+            taken.rounds += 1
+            now = time.monotonic()
+            begun, longest = now, max(longest, now - begun)
+            self._say(f"round {taken.rounds} of {self._plan.rounds}")
         if any(not measure.load for measure in measures):
             for _ in range(self._plan.memory_rounds):
                 self._memory(taken)

@@ -10,9 +10,11 @@ import pytest
 
 from sidecar.app import data_plane_settings
 from sidecar.dataplane.settings import DataPlaneSettings
+from sidecar.dns.settings import Dns
 from sidecar.errors import ConfigError
 from sidecar.limits import CHECKS
-from sidecar.settings import Settings
+from sidecar.observation import MetricSettings
+from sidecar.settings import Address, Explicit, Settings
 
 PAGE = Path(__file__).parents[2] / "docs" / "sidecar-settings.md"
 NEEDED = {
@@ -87,10 +89,23 @@ def rows() -> dict[str, str]:
     return {name: default.strip() for name, default in found}
 
 
+#: Sections of which every setting stands on the page.
+SECTIONS = {"dns": Dns, "metrics": MetricSettings, "explicit": Explicit}
+
+
+def defaults() -> dict[str, object]:
+    """Every setting but the limits, and its default."""
+    found: dict[str, object] = {}
+    for one in dataclasses.fields(Settings):
+        if one.name in SECTIONS:
+            found |= {f"{one.name}.{part.name}": part.default for part in dataclasses.fields(SECTIONS[one.name])}
+        elif one.name != "limits":
+            found[one.name] = one.default
+    return found
+
+
 def test_the_page_tells_of_every_setting_and_of_no_other():
-    settings = {one.name for one in dataclasses.fields(Settings)} - {"limits", "explicit"}
-    explicit = {"explicit.inbound", "explicit.outbound"}
-    assert set(rows()) == settings | explicit | {f"limits.{name}" for name in CHECKS}
+    assert set(rows()) == set(defaults()) | {f"limits.{name}" for name in CHECKS}
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -102,19 +117,17 @@ def test_the_page_gives_the_default_of_each_limit(name: str):
 
 
 def test_the_page_gives_the_default_of_each_setting():
-    for one in dataclasses.fields(Settings):
-        if one.name in ("limits", "explicit"):
-            continue
-        written = rows()[one.name]
-        if one.default is dataclasses.MISSING:
-            assert written == "**needed**", one.name
-        elif one.default in (None, (), frozenset()):
-            assert written == "–", one.name
-        elif isinstance(one.default, frozenset):
-            assert [int(number) for number in written.split(",")] == sorted(one.default), one.name
-        elif isinstance(one.default, tuple):
-            assert written == f"`[{', '.join(one.default)}]`", one.name
-        elif isinstance(one.default, int | float):
-            assert float(written.split()[0]) == one.default, one.name
+    for name, default in defaults().items():
+        written = rows()[name]
+        if default is dataclasses.MISSING:
+            assert written == "**needed**", name
+        elif default in (None, (), "", frozenset()):
+            assert written == "–", name
+        elif isinstance(default, frozenset):
+            assert [int(number) for number in written.split(",")] == sorted(default), name
+        elif isinstance(default, tuple) and not isinstance(default, Address):
+            assert written == f"`[{', '.join(default)}]`", name
+        elif isinstance(default, int | float):
+            assert float(written.split()[0]) == default, name
         else:
-            assert written == f"`{one.default}`", one.name
+            assert written == f"`{default}`", name

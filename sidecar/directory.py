@@ -5,7 +5,9 @@ The governing rules:
 1. Nothing is guessed: without an answer there is :class:`~sidecar.errors.Unresolved`, and nothing is allowed.
 2. What was asked for is watched, on one stream, and asked for again after every reconnect. Until then the last answer
    holds (fail static). Questions that wait for the same answer wait together.
-3. Memory grows with what is used: the number of addresses is bounded, and those not used for a while are let go.
+3. Memory grows with what is used: the number of addresses is bounded, and those not used for a while are let go. So is
+   what the controller is asked: an application that tries every port of everybody asks it no faster than the settings
+   allow, and of what waits for an answer there is only so much.
 4. Answers of the last run (from disk) count only while the controller could not be reached since the start.
 5. Our own addresses are answered here: such a connection never leaves the pod, so it is nobody's to authenticate.
 """
@@ -15,8 +17,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import itertools
 import logging
 import struct
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -35,6 +39,11 @@ from sidecar.state import DIRECTORY, StateDirectory
 log = logging.getLogger(__name__)
 
 MAX_ENTRIES = 4096
+#: Questions that wait for the controller at once; more are refused.
+MAX_WAITING = 512
+#: Questions that the controller is asked in a second, beyond a burst of as many as may wait. What was asked before is
+#: asked again after a reconnect without a limit: it is bounded, and connections may depend on it.
+ASKED_PER_SECOND = 100.0
 #: Seconds without use after which an address is let go.
 IDLE = 600.0
 #: Seconds that the controller has for an answer.
@@ -77,6 +86,8 @@ class DirectoryClient:
         resolve_timeout: float = RESOLVE_TIMEOUT,
         max_entries: int = MAX_ENTRIES,
         idle: float = IDLE,
+        max_waiting: int = MAX_WAITING,
+        asked_per_second: float = ASKED_PER_SECOND,
     ) -> None:
         self._workload = workload
         self._instance = instance
@@ -86,7 +97,12 @@ class DirectoryClient:
         self._timeout = resolve_timeout
         self._max_entries = max_entries
         self._idle = idle
-        self._entries: dict[Key, _Entry] = {}
+        self._max_waiting = max_waiting
+        self._asked_per_second = asked_per_second
+        self._tokens = float(max_waiting)
+        self._counted_at = clock()
+        self._entries: OrderedDict[Key, _Entry] = OrderedDict()  # the lately used last
+        self._waiting: set[Key] = set()  # without an answer
         self._stored: dict[Key, Destination] = {}
         self._requests: asyncio.Queue[pb.WatchRequest] | None = None
         self._never_connected = True
@@ -105,7 +121,7 @@ class DirectoryClient:
         entry = self._entries.get((address, port))
         if entry is None:
             return self._local(address, port)
-        entry.used_at = self._clock()
+        self._use((address, port), entry)
         return entry.destination
 
     async def resolve(self, address: str, port: int) -> Destination:
@@ -117,10 +133,11 @@ class DirectoryClient:
         if local is not None:
             return local
         key = (address, port)
-        entry = self._entries.get(key) or self._watch(key)
-        entry.used_at = self._clock()
-        if not entry.answer.done() and self._away and key in self._stored:
-            entry.answer.set_result(self._stored[key])
+        entry = self._entries.get(key)
+        if entry is None:
+            entry = self._watch(key)
+        else:
+            self._use(key, entry)
         try:
             # shielded: others wait for it too
             return await asyncio.wait_for(asyncio.shield(entry.answer), self._timeout)
@@ -142,9 +159,14 @@ class DirectoryClient:
         self._requests = requests
         call = rpc.DirectoryStub(session.channel).Watch()
 
+        asked_again = requests.qsize()
+
         async def ask() -> None:
-            while True:
-                await call.write(await requests.get())
+            for written in itertools.count():
+                request = await requests.get()
+                if written >= asked_again and not request.remove:
+                    await self._token()
+                await call.write(request)
 
         def take(message: pb.Destination) -> None:
             session.established()
@@ -162,9 +184,8 @@ class DirectoryClient:
         """A session ended or could not begin. Before the first one, the answers of the last run are used."""
         if self._never_connected:
             self._away = True
-            for key, entry in self._entries.items():
-                if not entry.answer.done() and key in self._stored:
-                    entry.answer.set_result(self._stored[key])
+            for key in [key for key in self._waiting if key in self._stored]:
+                self._answer(key, self._entries[key], self._stored[key])
 
     def _take(self, message: pb.Destination) -> None:
         try:
@@ -178,26 +199,59 @@ class DirectoryClient:
             return  # let go meanwhile
         if entry.destination == destination:
             return
-        if entry.answer.done():
-            entry.answer = asyncio.get_running_loop().create_future()
-        entry.answer.set_result(destination)
+        self._answer(key, entry, destination)
         self._changed.set()
+
+    async def _token(self) -> None:
+        """Wait until one more question may be asked."""
+        while True:
+            now = self._clock()
+            earned = max(0.0, now - self._counted_at) * self._asked_per_second
+            self._tokens = min(float(self._max_waiting), self._tokens + earned)
+            self._counted_at = now
+            if self._tokens >= 1:
+                self._tokens -= 1
+                return
+            await asyncio.sleep((1 - self._tokens) / self._asked_per_second)
 
     # Entries ---------------------------------------------------------------------------------------------------------
 
+    def _use(self, key: Key, entry: _Entry) -> None:
+        entry.used_at = self._clock()
+        self._entries.move_to_end(key)
+
+    def _answer(self, key: Key, entry: _Entry, destination: Destination) -> None:
+        if entry.answer.done():
+            entry.answer = asyncio.get_running_loop().create_future()
+        entry.answer.set_result(destination)
+        self._waiting.discard(key)
+
     def _watch(self, key: Key) -> _Entry:
+        stored = self._stored.get(key) if self._away else None
+        if stored is None and len(self._waiting) >= min(self._max_waiting, self._max_entries):
+            raise Unresolved(f"{key[0]}:{key[1]}: {len(self._waiting)} addresses wait for the controller already")
         if len(self._entries) >= self._max_entries:
-            answered = [(entry.used_at, old) for old, entry in self._entries.items() if entry.answer.done()]
-            if not answered:
-                raise Unresolved(f"{key[0]}:{key[1]}: {len(self._entries)} addresses wait for the controller already")
-            self._release(min(answered)[1])
+            self._release_least_used()
         entry = self._entries[key] = _Entry(asyncio.get_running_loop().create_future(), self._clock())
+        if stored is not None:
+            entry.answer.set_result(stored)
+        else:
+            self._waiting.add(key)
         if self._requests is not None:
             self._requests.put_nowait(_request(key))
         return entry
 
+    def _release_least_used(self) -> None:
+        """Let one address go. What still waits is passed over, which is never more than may wait."""
+        for key in self._entries:
+            if key not in self._waiting:
+                self._release(key)
+                return
+        self._release(next(iter(self._entries)))
+
     def _release(self, key: Key) -> None:
         entry = self._entries.pop(key)
+        self._waiting.discard(key)
         if not entry.answer.done():
             entry.answer.cancel()
         self._changed.set()
@@ -207,7 +261,10 @@ class DirectoryClient:
     def release_idle(self) -> None:
         """Let go what was not used for a while."""
         now = self._clock()
-        for key in [key for key, entry in self._entries.items() if now - entry.used_at > self._idle]:
+        while self._entries:
+            key, entry = next(iter(self._entries.items()))
+            if now - entry.used_at <= self._idle:
+                return
             self._release(key)
 
     def _local(self, address: str, port: int) -> Destination | None:

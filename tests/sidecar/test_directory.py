@@ -174,6 +174,69 @@ async def test_too_many_open_questions_are_refused(controller, joined):
             await client.resolve("192.0.2.3", 80)
 
 
+async def test_what_waits_is_not_pushed_out_by_what_comes(controller, joined):
+    controller.silent_directory = True
+    clock = Clock()
+    client = client_of(joined, resolve_timeout=10, clock=clock, max_entries=3, max_waiting=2)
+    async with keeping(joined, client):
+        waiting = asyncio.ensure_future(client.resolve("192.0.2.1", 80))
+        await until(lambda: controller.asked)
+        controller.silent_directory = False
+        for number in range(2, 7):
+            clock.now = number
+            await client.resolve(f"192.0.2.{number}", 80)
+        assert client.entries == 3
+        await until(lambda: len(controller.released) == 3)
+        assert ("192.0.2.1", 80) not in controller.released
+        controller.answer(Destination("192.0.2.1", 80))
+        assert await waiting == Destination("192.0.2.1", 80)
+
+
+async def test_a_scan_is_held_to_what_may_wait(controller, joined):
+    controller.silent_directory = True
+    client = client_of(joined, resolve_timeout=10, max_waiting=5)
+    async with keeping(joined, client):
+        await until(lambda: client.connected)
+        scan = [asyncio.ensure_future(client.resolve("192.0.2.1", port)) for port in range(1, 201)]
+        await until(lambda: len(controller.asked) == 5)
+        assert client.entries == 5
+        assert sum(one.done() for one in scan) == 195, "the others were refused at once"
+        for one in scan:
+            one.cancel()
+        await asyncio.gather(*scan, return_exceptions=True)
+
+
+async def test_the_controller_is_asked_no_faster_than_it_may(controller, joined):
+    """The clock stands: after the burst nothing is asked until it goes on."""
+    clock = Clock()
+    client = client_of(joined, resolve_timeout=10, clock=clock, max_waiting=5, asked_per_second=100.0)
+    async with keeping(joined, client):
+        await until(lambda: client.connected)
+        for port in range(1, 6):
+            await client.resolve("192.0.2.1", port)
+        more = [asyncio.ensure_future(client.resolve("192.0.2.1", port)) for port in range(6, 11)]
+        await until(lambda: client.entries == 10)
+        assert len(controller.asked) == 5
+        clock.now = 0.02
+        await asyncio.gather(*more[:2])
+        assert len(controller.asked) == 7
+        clock.now = 1.0
+        await asyncio.gather(*more)
+
+
+async def test_what_was_asked_before_is_asked_again_without_waiting(controller, joined):
+    client = client_of(joined, resolve_timeout=10, max_waiting=2, asked_per_second=0.001, max_entries=100)
+    async with keeping(joined, client):
+        await until(lambda: client.connected)
+        for port in (1, 2):
+            await client.resolve("192.0.2.1", port)
+        await controller.stop()
+        await until(lambda: not client.connected)
+        controller.asked.clear()
+        await controller.start()
+        await until(lambda: sorted(controller.asked) == [("192.0.2.1", 1), ("192.0.2.1", 2)])
+
+
 async def test_a_question_that_is_let_go_is_unresolved(controller, joined):
     clock = Clock()
     client = client_of(joined, resolve_timeout=10, clock=clock)

@@ -30,7 +30,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from graph.model import Direction, Verdict
+from graph.model import EXTERNAL_NAMESPACE, Direction, Verdict
 from sidecar.access_log import connection_flags
 from sidecar.dataplane.contracts import Record, Request
 from sidecar.metrics.exposition import Kind, Page, labels_text
@@ -314,6 +314,10 @@ class IstioMetrics:
             return labels_text(names, [reporter if name == "reporter" else OVERFLOW for name in names])
         mine, peer = self._own, Labels()
         source, destination = (peer, mine) if made.inbound else (mine, peer)
+        made = made._replace(  # what is outside the mesh is in no namespace
+            source_namespace=made.source_namespace.removeprefix(EXTERNAL_NAMESPACE),
+            destination_namespace=made.destination_namespace.removeprefix(EXTERNAL_NAMESPACE),
+        )
         values = {"reporter": reporter, "request_protocol": made.protocol, "response_flags": made.flags}
         values |= _end("source", made.source, made.source_namespace, made.source_identity, source)
         values |= _end(

@@ -28,7 +28,7 @@ from sidecar.dataplane.settings import ALPN
 from sidecar.dataplane.sockets import Address
 from sidecar.dataplane.tls import Channel, Handshake, HandshakeFailed, PeerRefused
 
-_INFO = logging.INFO
+_INFO, _WARNING = logging.INFO, logging.WARNING
 _ALPN = ALPN.encode()
 
 
@@ -151,14 +151,19 @@ class Arrival:
         sock = self._sock
         assert sock is not None
         assert self._timer is not None
-        self._timer.cancel()
-        self._sock = None  # still arriving, until the handshake is done
         context = None
         if proxy is None:
             sockets.tune_tunnel(sock)
         else:
             protocol = mtls.answer(proxy.alpn, fabric.authority.protocol(self._port))
-            context = fabric.credentials.mesh_context(server_side=True, alpn=(protocol,) if protocol else ())
+            try:
+                context = fabric.credentials.mesh_context(server_side=True, alpn=(protocol,) if protocol else ())
+            except OSError as error:  # the first one needs a descriptor for a moment
+                fabric.complaints.say(_WARNING, "refused %s: no TLS context: %s", self._source, error.strerror)
+                self.abort("no TLS context")
+                return
+        self._timer.cancel()
+        self._sock = None  # still arriving, until the handshake is done
 
         def done(result: Channel | HandshakeFailed) -> None:
             self._inbound.arrived(self)

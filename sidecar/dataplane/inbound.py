@@ -169,7 +169,7 @@ class Inbound:
 
     def refuse_untrusted(self, source: str, port: int, why: str) -> None:
         """Report a peer that did not prove who it is; its connection is closed already."""
-        self._fabric.complaints.say(_WARNING, "refused a tunnel from %s to port %d: %s", source, port, why)
+        self._fabric.complaints.say(_WARNING, "refused %s, a client of port %d: %s", source, port, why)
         decision = refusal(Reason.UNTRUSTED_PEER)
         destination = destination_peer(self._fabric, verified=False)
         record = new_record(Direction.INBOUND, Peer(address=source), destination, port, decision)

@@ -299,3 +299,137 @@ class Endpoint(_message.Message):
     ready: bool
     transport: str
     def __init__(self, address: _Optional[str] = ..., port: _Optional[int] = ..., instance: _Optional[str] = ..., identity: _Optional[str] = ..., ready: _Optional[bool] = ..., transport: _Optional[str] = ...) -> None: ...
+
+class TapCommand(_message.Message):
+    __slots__ = ("start", "stop")
+    START_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    start: TapStart
+    stop: TapStop
+    def __init__(self, start: _Optional[_Union[TapStart, _Mapping]] = ..., stop: _Optional[_Union[TapStop, _Mapping]] = ...) -> None: ...
+
+class TapStart(_message.Message):
+    __slots__ = ("id", "seconds", "source", "ports", "operation", "status_first", "status_last", "bodies", "body_bytes", "events_per_second", "count")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    PORTS_FIELD_NUMBER: _ClassVar[int]
+    OPERATION_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIRST_FIELD_NUMBER: _ClassVar[int]
+    STATUS_LAST_FIELD_NUMBER: _ClassVar[int]
+    BODIES_FIELD_NUMBER: _ClassVar[int]
+    BODY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    seconds: float
+    source: str
+    ports: _containers.RepeatedScalarFieldContainer[int]
+    operation: str
+    status_first: int
+    status_last: int
+    bodies: bool
+    body_bytes: int
+    events_per_second: int
+    count: int
+    def __init__(self, id: _Optional[str] = ..., seconds: _Optional[float] = ..., source: _Optional[str] = ..., ports: _Optional[_Iterable[int]] = ..., operation: _Optional[str] = ..., status_first: _Optional[int] = ..., status_last: _Optional[int] = ..., bodies: _Optional[bool] = ..., body_bytes: _Optional[int] = ..., events_per_second: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
+
+class TapStop(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    def __init__(self, id: _Optional[str] = ...) -> None: ...
+
+class TapEvent(_message.Message):
+    __slots__ = ("hello", "exchange", "ended")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    EXCHANGE_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    hello: TapHello
+    exchange: TapExchange
+    ended: TapEnded
+    def __init__(self, hello: _Optional[_Union[TapHello, _Mapping]] = ..., exchange: _Optional[_Union[TapExchange, _Mapping]] = ..., ended: _Optional[_Union[TapEnded, _Mapping]] = ...) -> None: ...
+
+class TapHello(_message.Message):
+    __slots__ = ("boot_id",)
+    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    boot_id: str
+    def __init__(self, boot_id: _Optional[str] = ...) -> None: ...
+
+class TapEnded(_message.Message):
+    __slots__ = ("id", "error", "shed")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    SHED_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    error: str
+    shed: int
+    def __init__(self, id: _Optional[str] = ..., error: _Optional[str] = ..., shed: _Optional[int] = ...) -> None: ...
+
+class TapExchange(_message.Message):
+    __slots__ = ("id", "at", "source", "source_address", "destination", "port", "operation", "protocol", "method", "path", "host", "status", "grpc_status", "verdict", "pending", "reason", "rule_id", "seconds", "request", "response", "shed")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    DESTINATION_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    OPERATION_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    GRPC_STATUS_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    RULE_ID_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    SHED_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    at: float
+    source: str
+    source_address: str
+    destination: str
+    port: int
+    operation: str
+    protocol: str
+    method: str
+    path: str
+    host: str
+    status: int
+    grpc_status: int
+    verdict: str
+    pending: str
+    reason: str
+    rule_id: str
+    seconds: float
+    request: TapMessage
+    response: TapMessage
+    shed: int
+    def __init__(self, id: _Optional[str] = ..., at: _Optional[float] = ..., source: _Optional[str] = ..., source_address: _Optional[str] = ..., destination: _Optional[str] = ..., port: _Optional[int] = ..., operation: _Optional[str] = ..., protocol: _Optional[str] = ..., method: _Optional[str] = ..., path: _Optional[str] = ..., host: _Optional[str] = ..., status: _Optional[int] = ..., grpc_status: _Optional[int] = ..., verdict: _Optional[str] = ..., pending: _Optional[str] = ..., reason: _Optional[str] = ..., rule_id: _Optional[str] = ..., seconds: _Optional[float] = ..., request: _Optional[_Union[TapMessage, _Mapping]] = ..., response: _Optional[_Union[TapMessage, _Mapping]] = ..., shed: _Optional[int] = ...) -> None: ...
+
+class TapMessage(_message.Message):
+    __slots__ = ("fields", "trailers", "bytes", "body", "withheld")
+    FIELDS_FIELD_NUMBER: _ClassVar[int]
+    TRAILERS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    WITHHELD_FIELD_NUMBER: _ClassVar[int]
+    fields: _containers.RepeatedCompositeFieldContainer[TapField]
+    trailers: _containers.RepeatedCompositeFieldContainer[TapField]
+    bytes: int
+    body: bytes
+    withheld: str
+    def __init__(self, fields: _Optional[_Iterable[_Union[TapField, _Mapping]]] = ..., trailers: _Optional[_Iterable[_Union[TapField, _Mapping]]] = ..., bytes: _Optional[int] = ..., body: _Optional[bytes] = ..., withheld: _Optional[str] = ...) -> None: ...
+
+class TapField(_message.Message):
+    __slots__ = ("name", "value")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    name: bytes
+    value: bytes
+    def __init__(self, name: _Optional[bytes] = ..., value: _Optional[bytes] = ...) -> None: ...

@@ -370,3 +370,81 @@ class Directory:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class TapStub:
+    """Shows requests while they happen. The sidecar opens the stream and says hello; the controller commands, the sidecar
+    obeys within its own bounds. Nothing of the pod listens for it.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Serve = channel.stream_stream(
+                '/hedgerow.v1.Tap/Serve',
+                request_serializer=graph_dot_wire_dot_hedgerow__pb2.TapEvent.SerializeToString,
+                response_deserializer=graph_dot_wire_dot_hedgerow__pb2.TapCommand.FromString,
+                _registered_method=True)
+
+
+class TapServicer:
+    """Shows requests while they happen. The sidecar opens the stream and says hello; the controller commands, the sidecar
+    obeys within its own bounds. Nothing of the pod listens for it.
+    """
+
+    def Serve(self, request_iterator, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_TapServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Serve': grpc.stream_stream_rpc_method_handler(
+                    servicer.Serve,
+                    request_deserializer=graph_dot_wire_dot_hedgerow__pb2.TapEvent.FromString,
+                    response_serializer=graph_dot_wire_dot_hedgerow__pb2.TapCommand.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'hedgerow.v1.Tap', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('hedgerow.v1.Tap', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Tap:
+    """Shows requests while they happen. The sidecar opens the stream and says hello; the controller commands, the sidecar
+    obeys within its own bounds. Nothing of the pod listens for it.
+    """
+
+    @staticmethod
+    def Serve(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/hedgerow.v1.Tap/Serve',
+            graph_dot_wire_dot_hedgerow__pb2.TapEvent.SerializeToString,
+            graph_dot_wire_dot_hedgerow__pb2.TapCommand.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -10,6 +10,7 @@ import hashlib
 import socket
 import ssl
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -343,6 +344,37 @@ async def test_alpn_is_answered_with_what_follows(world, offered, agreed):
     assert (await world.opened()).source_identity == str(FRONT)
 
 
+async def web(reader, writer):
+    """Answers every request with what it was told of who sends it."""
+    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        while True:
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            sent = b"; ".join(line for line in head.split(b"\r\n") if line.startswith(b"x-forwarded-client-cert"))
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(sent), sent))
+            await writer.drain()
+    writer.close()
+
+
+async def test_requests_of_a_proxy_are_judged_by_its_identity_one_by_one(world):
+    reading = allow(Direction.INBOUND, Selector.of(WorkloadRef("mesh", "front")))
+    await world.start(enforce(replace(reading, operations=("GET /carts/{id}",))), web)
+    peer = await call(world, "istio-http/1.1", "istio", "http/1.1")
+    forged = b"X-Forwarded-Client-Cert: URI=spiffe://hedgerow.test/ns/shop/sa/default/wl/admin\r\n"
+    await peer.write(b"GET /carts/7 HTTP/1.1\r\nHost: cart\r\n" + forged + b"\r\n")
+    answer = await peer.read()
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert str(FRONT).encode() in answer
+    assert b"admin" not in answer
+    await peer.write(b"DELETE /carts/7 HTTP/1.1\r\nHost: cart\r\n\r\n")
+    assert (await peer.read()).startswith(b"HTTP/1.1 403 ")
+    await peer.end()
+    await world.ended()
+    assert [(one.operation, one.status, one.decision.allowed) for one in world.flows.requests] == [
+        ("GET /carts/{id}", 200, True),
+        ("DELETE /carts/{id}", 403, False),
+    ]
+
+
 async def test_more_than_may_be_alive_at_once_are_refused(world):
     await world.start(POLICY, connections=2)
     for _ in range(2):
@@ -443,6 +475,7 @@ def _declared(lib: ctypes.CDLL) -> ctypes.CDLL:
     for name in ("TLS_client_method", "SSL_CTX_new", "SSL_new"):
         getattr(lib, name).restype = ctypes.c_void_p
     lib.SSL_CTX_new.argtypes = lib.SSL_new.argtypes = lib.SSL_free.argtypes = [ctypes.c_void_p]
+    lib.SSL_shutdown.argtypes = [ctypes.c_void_p]
     lib.SSL_CTX_free.argtypes = lib.SSL_connect.argtypes = lib.SSL_do_handshake.argtypes = [ctypes.c_void_p]
     lib.SSL_CTX_use_certificate_chain_file.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
     lib.SSL_CTX_use_PrivateKey_file.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int]
@@ -478,6 +511,10 @@ class Rekeying:
         size = self._lib.SSL_read(self._ssl, buffer, 1000)
         return buffer.raw[:size] if size > 0 else b""
 
+    def end(self) -> None:
+        """Say that nothing more will be sent."""
+        assert self._lib.SSL_shutdown(self._ssl) in (0, 1)
+
     def close(self) -> None:
         self._lib.SSL_free(self._ssl)
         self._lib.SSL_CTX_free(self._context)
@@ -501,6 +538,30 @@ async def test_new_keys_are_taken_and_answered(world, tmp_path):
     await asyncio.to_thread(rekey_now_and_then, client)
     record = await world.ended()
     assert (record.bytes_sent, record.bytes_received) == (5 + 8, 8)
+
+
+def rekey_after_the_servers_end(client: Rekeying) -> None:
+    try:
+        assert client.write(b"HALF\n")
+        assert client.read() == b"bye\n"
+        assert client.read() == b""
+        for number in range(4):
+            assert client.rekey(asking=True)
+            assert client.write(b"%d" % number)
+        client.end()
+    finally:
+        client.close()
+
+
+async def test_new_keys_after_our_end_are_taken_and_not_answered(world, tmp_path):
+    await world.start(POLICY, mtls_ports=frozenset({world.inbound}))
+    apps.HALF_DIGESTS.clear()
+    client = await asyncio.to_thread(Rekeying, world.inbound, Contextual(world.authority, FRONT), tmp_path)
+    await asyncio.to_thread(rekey_after_the_servers_end, client)
+    record = await world.ended()
+    assert (record.bytes_sent, record.bytes_received, record.failed) == (5 + 4, 4, False)
+    await apps.until(lambda: apps.HALF_DIGESTS)
+    assert [hashlib.sha256(b"0123").hexdigest()] == apps.HALF_DIGESTS
 
 
 def rekey_without_end(client: Rekeying, asking: bool) -> int:

@@ -196,7 +196,7 @@ class Exchange:
         self._idle_limit = site.settings.pool_idle
         return app
 
-    def _release(self, now: float) -> None:
+    def _release(self) -> None:
         """Let others have the application's connection, if it is good for that."""
         app, self._app = self._app, None
         if app is None or app.closed:
@@ -204,7 +204,7 @@ class Exchange:
         if self._reply == NONE and not (self._unclean or self._bound):
             if self._app_paused:
                 app.resume()
-            self._pool.give(app, now, self._idle_since + self._idle_limit)
+            self._pool.give(app, self._idle_since, self._idle_since + self._idle_limit)
         elif self._reply in (NONE, OPEN):
             self._site.part(app)
         else:
@@ -228,7 +228,7 @@ class Exchange:
         """Say nothing more to the client, and wait until it ends too."""
         if self._state == OVER:
             return
-        self._release(self._site.clock())
+        self._release()
         self._state = OVER
         self._held.clear()
         self._deadline = 0.0
@@ -262,7 +262,7 @@ class Exchange:
         self._state = OVER
         self._held.clear()
         self._report_open()
-        self._release(self._site.clock())
+        self._release()
         self._done(failed=failed)
 
     def _done(self, *, failed: bool = False) -> None:

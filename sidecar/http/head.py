@@ -221,13 +221,11 @@ def read_request(data: bytes, limit: int = 65_536) -> RequestHead | None:
         elif b"keep-alive" in tokens:
             keep = reuse = True
     if upgrade:
-        if minor == b"0" or length:
-            raise Malformed("upgrade")
-        if b"h2c" in upgrade_to:
-            if upgrade_to.strip(b" \t") != b"h2c":
-                raise Malformed("upgrade")
-            kept = _HTTP2.sub(b"", kept)
+        if b"h2c" in upgrade_to and upgrade_to.strip(b" \t") == b"h2c":
+            kept = _HTTP2.sub(b"", kept)  # Java's client offers it with every first request
             upgrade = False
+        elif minor == b"0" or length or b"h2c" in upgrade_to:
+            raise Malformed("upgrade")
     elif http2_settings:
         kept = _HTTP2.sub(b"", kept)
     if strip_ours:
@@ -288,7 +286,7 @@ def _blame(head: bytes) -> str:
         return "nul"
     if re.search(rb"(?<!\r)\n", head):
         return "bare-lf"
-    if re.search(rb"\r(?!\n)", head[:-1]):
+    if re.search(rb"\r[^\n]", head):
         return "bare-cr"
     if re.search(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", head):
         return "control-byte"

@@ -135,7 +135,7 @@ class HttpLane(Replies):
                     self._refuse("head-timeout", 408)
             elif now - self._idle_since >= settings.attached_idle:
                 if self._app is not None and not self._bound:
-                    self._release(now)
+                    self._release()
                 if self._site.fabric.draining:
                     self._end_client()
 
@@ -272,7 +272,8 @@ class HttpLane(Replies):
                 return
             whole = chunks.done
         self._request_bytes += end
-        app.write(data if end == size else memoryview(data)[:end])
+        if end:
+            app.write(data if end == size else memoryview(data)[:end])
         if end < size:
             self._hold(memoryview(data)[end:])
         if whole:

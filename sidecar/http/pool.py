@@ -45,16 +45,15 @@ class Pool:
                 return leg
         return None
 
-    def give(self, leg: Leg, now: float, until: float) -> None:
-        """Keep ``leg`` until then, if there is room."""
-        if leg.closed or now >= until:
-            leg.reset()
+    def give(self, leg: Leg, since: float, until: float) -> None:
+        """Keep ``leg``, idle since then, if there is room."""
+        if leg.closed:
             return
         if len(self._idle) >= self._most:
             oldest = next(iter(self._idle))
             del self._idle[oldest]
             oldest.leg.reset()
-        idle = Idle(self, leg, now, until)
+        idle = Idle(self, leg, since, until)
         leg.lane = idle
         self._idle[idle] = None
 

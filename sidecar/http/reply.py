@@ -168,7 +168,8 @@ class Replies(Exchange):
             self._finish()
         else:
             self._reply_held = data[end:]
-            self._pass(out)
+            if out:
+                self._pass(out)
 
     def _tell(self, data: bytes | memoryview) -> None:
         """Send to the client."""

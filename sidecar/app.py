@@ -391,6 +391,7 @@ def data_plane_settings(settings: Settings) -> DataPlaneSettings:
         opaque_ports=settings.opaque_ports,
         mtls_ports=settings.mtls_ports,
         mtls_alpn=settings.mtls_alpn,
+        http=settings.http,
         **settings.limits,  # type: ignore[arg-type]  # read_limits has checked names and values
     )
 

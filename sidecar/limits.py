@@ -1,8 +1,9 @@
-"""The ``limits:`` section of ``sidecar.yaml``: every number that bounds the data path, with what may be written for it.
+"""The sections ``limits:`` and ``http:`` of ``sidecar.yaml``: every number that bounds the data path, and how far it may
+be moved.
 
 The governing rule: there is no bound in the data path that a person can not see and set. Names, defaults and what each
-protects against are those of :class:`~sidecar.dataplane.settings.DataPlaneSettings`; here is only how far each may be
-moved, and that is checked when the file is read. ``docs/sidecar-settings.md`` tells people of all of them.
+protects against are those of :class:`~sidecar.dataplane.settings.DataPlaneSettings` and
+:class:`~sidecar.http.settings.HttpSettings`; ``docs/sidecar-settings.md`` tells people of all of them.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from graph.fields import Check, Fields, Unfit, integer, seconds, shown, unfit
+from graph.fields import Check, Fields, Unfit, integer, seconds, shown, unfit, word
 from sidecar.dataplane.settings import DataPlaneSettings
+from sidecar.http.settings import HttpSettings
 
 _WEEK: Final = 7 * 86_400.0
 _KIB: Final = 1 << 10
@@ -82,7 +84,32 @@ CHECKS: Final[Mapping[str, Check[int] | Check[float]]] = MappingProxyType(
     }
 )
 
+#: What may be written for each limit of the ``http`` lane.
+HTTP_CHECKS: Final[Mapping[str, Check[int] | Check[float] | Check[str]]] = MappingProxyType(
+    {
+        "head_bytes": integer(1024, _MIB),
+        "head_timeout": seconds(0.1, 300),
+        "refused_body": integer(0, 16 * _MIB),
+        "linger": seconds(0.1, 60),
+        "linger_bytes": integer(0, 64 * _MIB),
+        "pool_connections": integer(0, 65_536),
+        "pool_idle": seconds(0, 3600),
+        "pool_unsafe_idle": seconds(0, 3600),
+        "attached_idle": seconds(0, 3600),
+        "operations": integer(1, 10_000),
+        "cached": integer(16, 1_000_000),
+        "trace_flags": word("00", "01"),
+        "sweep": seconds(0.05, 60),
+        "h2_block_bytes": integer(1024, 16 * _MIB),
+        "h2_headers_bytes": integer(1024, 16 * _MIB),
+        "h2_table_bytes": integer(4096, _MIB),
+        "h2_streams": integer(1, 65_536),
+        "h2_continuations": integer(1, 1024),
+    }
+)
+
 _DEFAULTS: Final = {one.name: one.default for one in dataclasses.fields(DataPlaneSettings)}
+_HTTP: Final = HttpSettings()
 #: Each pair's first must not be above its second.
 _ORDERED: Final = (("backoff", "backoff_max"), ("memory_low", "memory_high"))
 
@@ -99,3 +126,14 @@ def read_limits(value: object) -> Mapping[str, int | float]:
         if given[low] > given[high]:
             fields.fail(low, f"{given[low]:g} is above {high}, which is {given[high]:g}", f"write at most {high}")
     return MappingProxyType({name: limit for name, limit in given.items() if limit != _DEFAULTS[name]})
+
+
+def read_http(value: object) -> HttpSettings:
+    """Read the section ``http:``.
+
+    :raises Unfit: naming the limit, what is wrong with it and what to write instead
+    """
+    fields = Fields(value, unfit, noun="limit")
+    given = {name: fields.take(name, check, getattr(_HTTP, name)) for name, check in HTTP_CHECKS.items()}
+    fields.finish()
+    return HttpSettings(**given)  # type: ignore[arg-type]  # HTTP_CHECKS has checked names and values

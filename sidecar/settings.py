@@ -40,7 +40,9 @@ from sidecar.dataplane.detect import OPAQUE_PORTS
 from sidecar.dataplane.settings import ALPN as TUNNEL
 from sidecar.dns.settings import Dns, read_dns
 from sidecar.errors import ConfigError
-from sidecar.limits import read_limits
+from sidecar.http.settings import DEFAULTS as HTTP_DEFAULTS
+from sidecar.http.settings import HttpSettings
+from sidecar.limits import read_http, read_limits
 from sidecar.observation import (
     MergedMetrics,
     MetricSettings,
@@ -142,6 +144,7 @@ class Settings:
     :param opaque_ports: ports of the application whose bytes are not looked at; they take the place of the defaults
     :param mtls_ports: ports of the application where every TLS client is another mesh's proxy
     :param mtls_alpn: ALPN protocols that are offered to other meshes' servers
+    :param http: what bounds the lane that reads HTTP
     :param limits: what bounds the data path, as far as it differs from
         :class:`~sidecar.dataplane.settings.DataPlaneSettings`
     """
@@ -172,6 +175,7 @@ class Settings:
     opaque_ports: frozenset[int] = OPAQUE_PORTS
     mtls_ports: frozenset[int] = frozenset()
     mtls_alpn: tuple[str, ...] = ("istio",)
+    http: HttpSettings = HTTP_DEFAULTS
     limits: Mapping[str, int | float] = field(default_factory=dict)
     log_level: str = "info"
     admin_listen: Address | None = None
@@ -235,6 +239,7 @@ class Settings:
             opaque_ports=frozenset(fields.take("opaque_ports", items(integer(1, 65535)), tuple(OPAQUE_PORTS))),
             mtls_ports=frozenset(fields.take("mtls_ports", items(integer(1, 65535)), ())),
             mtls_alpn=fields.take("mtls_alpn", items(matching(_ALPN, "1 to 255 visible ASCII characters")), ("istio",)),
+            http=fields.take("http", read_http, HTTP_DEFAULTS),
             limits=fields.take("limits", read_limits, {}),
             log_level=fields.take("log_level", word("debug", "info", "warning", "error"), "info"),
             admin_listen=fields.take("admin_listen", optional(_loopback), ADMIN_LISTEN if redirect else None),

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from sidecar.dataplane.detect import OPAQUE_PORTS
 from sidecar.dataplane.sockets import Address
+from sidecar.http.settings import DEFAULTS as HTTP_DEFAULTS
+from sidecar.http.settings import HttpSettings
 
 #: ALPN protocol name of our tunnels (RFC 7301).
 ALPN = "hedgerow/1"
@@ -75,6 +77,7 @@ class DataPlaneSettings:
         nothing is watched
     :param memory_high: the part of it from which on new connections and streams are refused, until we are below
         ``memory_low``; those that run go on
+    :param http: bounds of the lane that reads HTTP
     """
 
     addresses: frozenset[str] = frozenset()
@@ -113,3 +116,4 @@ class DataPlaneSettings:
     memory_limit: int = 0
     memory_high: float = 0.9
     memory_low: float = 0.8
+    http: HttpSettings = HTTP_DEFAULTS

@@ -12,7 +12,8 @@ from sidecar.app import data_plane_settings
 from sidecar.dataplane.settings import DataPlaneSettings
 from sidecar.dns.settings import Dns
 from sidecar.errors import ConfigError
-from sidecar.limits import CHECKS
+from sidecar.http.settings import HttpSettings
+from sidecar.limits import CHECKS, HTTP_CHECKS
 from sidecar.observation import MetricSettings
 from sidecar.settings import Address, Explicit, Settings
 
@@ -68,6 +69,21 @@ def test_what_can_be_without_limit_says_so(name: str):
     assert getattr(parsed(**{name: 0}), name) == 0
 
 
+def test_every_bound_of_the_http_lane_can_be_set():
+    made = HttpSettings()
+    assert set(HTTP_CHECKS) == {one.name for one in dataclasses.fields(HttpSettings)}
+    for name in HTTP_CHECKS:
+        default = getattr(made, name)
+        other = "01" if name == "trace_flags" else type(default)(default + 1)
+        for value in (default, other):
+            settings = Settings.parse({**NEEDED, "http": {name: value}})
+            assert data_plane_settings(settings).http == dataclasses.replace(made, **{name: value})
+        with pytest.raises(ConfigError, match=rf"^http\.{name}: "):
+            Settings.parse({**NEEDED, "http": {name: -1}})
+    with pytest.raises(ConfigError, match=r"http\.head_byte: unknown limit; did you mean 'head_bytes'"):
+        Settings.parse({**NEEDED, "http": {"head_byte": 5000}})
+
+
 def test_a_misspelt_limit_is_refused_with_its_name():
     with pytest.raises(ConfigError, match=r"limits\.conections: unknown limit; did you mean 'connections'"):
         parsed(conections=5)
@@ -90,7 +106,7 @@ def rows() -> dict[str, str]:
 
 
 #: Sections of which every setting stands on the page.
-SECTIONS = {"dns": Dns, "metrics": MetricSettings, "explicit": Explicit}
+SECTIONS = {"dns": Dns, "metrics": MetricSettings, "explicit": Explicit, "http": HttpSettings}
 
 
 def defaults() -> dict[str, object]:

@@ -1,8 +1,17 @@
 """Which endpoint of a destination a connection goes to. Pure: time and chance are arguments.
 
-Power of two choices: of two endpoints drawn at random the one with fewer connections outstanding
-(M. Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001). An endpoint that failed is left out
-for a time that doubles with every further failure; when all are left out, the one that comes back first is tried.
+Rules:
+
+1. Power of two choices: of two endpoints drawn at random the one with fewer connections outstanding (M. Mitzenmacher,
+   "The Power of Two Choices in Randomized Load Balancing", 2001).
+2. An endpoint that failed is ejected for a time that doubles with every further failure in a row. Connections that fail
+   while it is ejected were begun before and tell nothing new.
+3. It returns by a probe: one connection tries it, and the others keep away until that has succeeded or failed, or has
+   taken too long. Having nothing outstanding, it would draw all of them otherwise.
+4. When all are ejected, all are tried anyway, the one that comes back first at first.
+
+Only endpoints that could not be reached are ejected, for a second or so at most, and what fails is tried elsewhere. So
+there is no share of endpoints that must stay: leaving a dead one in would only make more connections wait.
 """
 
 from __future__ import annotations
@@ -25,32 +34,46 @@ class Balancer:
 
     :param backoff: seconds that an endpoint is left out after its first failure
     :param longest: seconds that it is left out at most
+    :param probe: seconds that others keep away from an endpoint while one connection tries it
     """
 
-    __slots__ = ("_backoff", "_failures", "_longest", "_outstanding", "_random", "_until")
+    __slots__ = ("_backoff", "_failures", "_longest", "_outstanding", "_probe", "_probed", "_random", "_until")
 
-    def __init__(self, random: Random, *, backoff: float, longest: float) -> None:
+    def __init__(self, random: Random, *, backoff: float, longest: float, probe: float = 5.0) -> None:
         self._random = random
         self._backoff = backoff
         self._longest = longest
+        self._probe = probe
+        self._probed: dict[EndpointKey, float] = {}  # until when a probe may take
         self._outstanding: dict[EndpointKey, int] = {}
         self._failures: dict[EndpointKey, int] = {}
         self._until: dict[EndpointKey, float] = {}
 
     def order(self, endpoints: Sequence[Endpoint], now: float) -> list[Endpoint]:
-        """The ready endpoints in the order in which to try them; empty when none is ready."""
+        """The ready endpoints in the order in which to try them; empty when none is ready.
+
+        The caller tries the first: where that one failed before, this is its probe.
+        """
         if len(endpoints) == 1:
             return list(endpoints) if endpoints[0].ready else []
         good: list[Endpoint] = []
         out: list[Endpoint] = []
         for endpoint in endpoints:
             if endpoint.ready:
-                (out if self.retry_at(endpoint) > now else good).append(endpoint)
+                (out if self._ejected(endpoint, now) else good).append(endpoint)
         self._random.shuffle(good)
         if len(good) > 1 and self.outstanding(good[1]) < self.outstanding(good[0]):
             good[0], good[1] = good[1], good[0]
+        if good and (key := key_of(good[0])) in self._failures:
+            self._probed[key] = now + self._probe
         out.sort(key=self.retry_at)
         return good + out
+
+    def _ejected(self, endpoint: Endpoint, now: float) -> bool:
+        if not self._failures:
+            return False
+        key = key_of(endpoint)
+        return self._until.get(key, 0.0) > now or self._probed.get(key, 0.0) > now
 
     def outstanding(self, endpoint: Endpoint) -> int:
         """Connections begun and not ended."""
@@ -75,6 +98,9 @@ class Balancer:
     def failed(self, endpoint: Endpoint, now: float) -> None:
         """A connection to it could not be made."""
         key = key_of(endpoint)
+        self._probed.pop(key, None)
+        if self._until.get(key, 0.0) > now:
+            return
         failures = self._failures.get(key, 0) + 1
         self._failures[key] = failures
         self._until[key] = now + min(self._longest, self._backoff * 2 ** min(failures - 1, 16))
@@ -87,8 +113,10 @@ class Balancer:
         if key in self._failures:
             del self._failures[key]
             del self._until[key]
+            self._probed.pop(key, None)
 
     def _forget(self, now: float) -> None:
         for key in [key for key, until in self._until.items() if until < now]:
             del self._until[key]
             del self._failures[key]
+            self._probed.pop(key, None)

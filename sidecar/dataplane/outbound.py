@@ -97,6 +97,7 @@ class Outbound:
             sockets.refuse(sock)
             return
         destination = fabric.directory.cached(target.host, target.port)
+        endpoints: list[Endpoint] | None = None
         if destination is not None and destination.meshed:
             endpoints = fabric.balancer.order(destination.endpoints, fabric.reactor.loop.time())
             if endpoints and endpoints[0].address not in fabric.settings.addresses:
@@ -104,7 +105,7 @@ class Outbound:
                 if tunnel is not None:
                     self._carry_now(sock, target, destination, endpoints[0], tunnel)
                     return
-        attempt = _Attempt(fabric, self._pool, self.egress, sock, target, destination)
+        attempt = _Attempt(fabric, self._pool, self.egress, sock, target, destination, endpoints)
         self._waiting.add(attempt)
         attempt.start(self._waiting.discard)
 
@@ -144,7 +145,17 @@ class Outbound:
 class _Attempt:
     """One connection that has to wait: for the directory, for a tunnel, or for another endpoint."""
 
-    __slots__ = ("_connection", "_destination", "_egress", "_fabric", "_pool", "_sock", "_target", "_task")
+    __slots__ = (
+        "_connection",
+        "_destination",
+        "_egress",
+        "_endpoints",
+        "_fabric",
+        "_pool",
+        "_sock",
+        "_target",
+        "_task",
+    )
 
     def __init__(
         self,
@@ -154,10 +165,12 @@ class _Attempt:
         sock: socket.socket,
         target: Address,
         destination: Destination | None,
+        endpoints: list[Endpoint] | None,
     ) -> None:
         self._fabric = fabric
         self._pool = pool
         self._egress = egress
+        self._endpoints = endpoints  # in the order in which to try them, where that was asked for already
         self._sock: socket.socket | None = sock
         self._target = target
         self._destination = destination
@@ -238,8 +251,9 @@ class _Attempt:
         """Where to try, in this order."""
         if destination.workload is None:
             return [Endpoint(self._target.host, self._target.port)]
-        now = self._fabric.reactor.loop.time()
-        return self._fabric.balancer.order(destination.endpoints, now)[:_ATTEMPTS]
+        if self._endpoints is None:
+            self._endpoints = self._fabric.balancer.order(destination.endpoints, self._fabric.reactor.loop.time())
+        return self._endpoints[:_ATTEMPTS]
 
     async def _reach(self, destination: Destination, endpoint: Endpoint, connection: Connection) -> None:
         """Carry the connection to ``endpoint``.

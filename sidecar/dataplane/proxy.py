@@ -62,7 +62,9 @@ class DataPlane:
             directory=directory,
             credentials=credentials,
             connections=Connections(authority, flows, settings.half_closed_idle, guards),
-            balancer=Balancer(chance, backoff=settings.backoff, longest=settings.backoff_max),
+            balancer=Balancer(
+                chance, backoff=settings.backoff, longest=settings.backoff_max, probe=settings.connect_timeout
+            ),
             budget=guards.budget,
             complaints=Complaints(_log, lambda delay, call: reactor.loop.call_later(delay, call)),
             random=chance,

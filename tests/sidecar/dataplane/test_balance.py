@@ -58,12 +58,44 @@ def test_one_that_failed_comes_last_until_its_time_is_over_which_doubles():
         loads.failed(bad, now)
         assert loads.retry_at(bad) == now + seconds, failure
         assert all(loads.order(ENDPOINTS, now + seconds * 0.99)[-1] is bad for _ in range(20))
-        assert any(loads.order(ENDPOINTS, now + seconds)[0] is bad for _ in range(200))
+        assert tried_first(loads, bad, now + seconds)
         now += 10
     loads.succeeded(bad)
     assert loads.retry_at(bad) == 0.0
     loads.failed(bad, now)
     assert loads.retry_at(bad) == now + 0.1
+
+
+def tried_first(loads, endpoint, now, times=200):
+    return any(loads.order(ENDPOINTS, now)[0] is endpoint for _ in range(times))
+
+
+def test_one_that_returns_is_tried_by_one_connection_until_that_has_ended():
+    loads = balancer()
+    bad = ENDPOINTS[0]
+    loads.failed(bad, 100.0)
+    assert tried_first(loads, bad, 100.1), "the probe"
+    assert all(loads.order(ENDPOINTS, 101.0)[-1] is bad for _ in range(200)), "the others keep away"
+    assert tried_first(loads, bad, 105.2), "a probe that takes too long is followed by another"
+    loads.failed(bad, 105.3)
+    assert loads.retry_at(bad) == 105.3 + 0.2
+    assert tried_first(loads, bad, 105.5)
+    loads.succeeded(bad)
+    assert sum(loads.order(ENDPOINTS, 105.5)[0] is bad for _ in range(200)) > 10, "it is one of them again"
+
+
+def test_failures_of_connections_that_were_begun_before_count_as_one():
+    loads = balancer()
+    for number in range(100):
+        loads.failed(ENDPOINTS[0], 100.0 + number / 10_000)
+    assert loads.retry_at(ENDPOINTS[0]) == 100.1
+
+
+def test_a_success_while_it_is_ejected_brings_it_back_at_once():
+    loads = balancer()
+    loads.failed(ENDPOINTS[0], 100.0)
+    loads.succeeded(ENDPOINTS[0])
+    assert tried_first(loads, ENDPOINTS[0], 100.0)
 
 
 def test_when_all_failed_the_one_that_returns_first_is_tried():
@@ -84,3 +116,4 @@ def test_failures_of_endpoints_that_are_gone_are_forgotten():
     for number in range(10_000):
         loads.failed(Endpoint("10.1.1.1", number), float(number))
     assert len(loads._until) == len(loads._failures) <= 4097
+    assert len(loads._probed) <= 4097

@@ -1,5 +1,5 @@
-"""The sections ``limits:`` and ``http:`` of ``sidecar.yaml``: every number that bounds the data path, and how far it may
-be moved.
+"""The sections ``limits:`` and ``http:`` of ``sidecar.yaml``: the numbers that bound the data path, and how far each
+may be moved.
 
 The governing rule: there is no bound in the data path that a person can not see and set. Names, defaults and what each
 protects against are those of :class:`~sidecar.dataplane.settings.DataPlaneSettings` and

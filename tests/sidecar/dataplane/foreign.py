@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import shutil
 import socket
@@ -29,7 +30,6 @@ from sidecar.dataplane.settings import DataPlaneSettings, ExplicitInbound, Expli
 from sidecar.dataplane.sockets import Address
 from tests.sidecar.dataplane import applications as apps
 from tests.sidecar.dataplane.stand_ins import TRUST_DOMAIN, FlowList, HeldDirectory, HeldPolicy, credentials
-from tests.sidecar.dataplane.world import free_port
 
 HOST = "127.0.0.1"
 CART = SpiffeId.for_workload(TRUST_DOMAIN, "shop", "default", "cart")
@@ -37,6 +37,18 @@ BACK = SpiffeId.for_workload(TRUST_DOMAIN, "mesh", "back", "back")
 FRONT = SpiffeId.for_workload(TRUST_DOMAIN, "mesh", "front", "front")
 #: What the application calls, and the directory knows as a workload of the other mesh.
 CALLED = Address("192.0.2.1", 80)
+
+
+_ports = itertools.count(21_000)
+
+
+def free_port() -> int:
+    """A port to listen on later, below those that the kernel gives to outgoing connections, of which there are many."""
+    while True:
+        port = next(_ports)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((HOST, port))
+            return port
 
 
 class _Here:

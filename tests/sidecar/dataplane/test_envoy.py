@@ -27,11 +27,11 @@ from tests.sidecar.dataplane.foreign import (
     allow,
     cluster,
     enforce,
+    free_port,
     tcp_listener,
     tls_context,
 )
 from tests.sidecar.dataplane.stand_ins import TRUST_DOMAIN, renew
-from tests.sidecar.dataplane.world import free_port
 
 MEGABYTE = 1 << 20
 FRONT_ACCOUNT = SpiffeId.for_account(TRUST_DOMAIN, "mesh", "front")

@@ -30,8 +30,8 @@ from tests.sidecar.dataplane.foreign import (
     TlsPeer,
     allow,
     enforce,
+    free_port,
 )
-from tests.sidecar.dataplane.world import free_port
 
 MEGABYTE = 1 << 20
 POLICY = enforce(

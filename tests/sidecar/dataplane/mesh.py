@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import time
@@ -50,6 +51,7 @@ class Sidecar:
     ) -> None:
         self.pod = pod
         self.workload = workload
+        self._killed = False
         self._log = log.open("ab")
         self._log_path = log
         self._process = subprocess.Popen(
@@ -127,6 +129,12 @@ class Sidecar:
             await asyncio.sleep(0.02)
         return state
 
+    def kill(self) -> None:
+        """Let it die without a word."""
+        self._process.kill()
+        self._process.wait(20)
+        self._killed = True
+
     def end(self) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -141,7 +149,7 @@ class Sidecar:
             self._process.stdout.close()
             self._selector.close()
             self._log.close()
-        assert status == 0, self.log
+        assert status == (-signal.SIGKILL if self._killed else 0), self.log
         assert "Traceback" not in self.log, self.log
 
 

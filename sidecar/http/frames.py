@@ -1,0 +1,169 @@
+"""Frames of HTTP/2, read beside the bytes that carry them (RFC 9113 sections 4 and 6). Pure.
+
+Only what tells of operations is looked at: header blocks, ends of streams and their sizes. Payloads of other frames are
+counted and skipped, so that at most one header block is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from sidecar.http.errors import Malformed
+from sidecar.http.hpack import Header, HeaderReader
+from sidecar.http.settings import HttpSettings
+
+#: What a client sends first (RFC 9113 section 3.4).
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+_DATA: Final = 0
+_HEADERS: Final = 1
+_RST_STREAM: Final = 3
+_PUSH_PROMISE: Final = 5
+_CONTINUATION: Final = 9
+#: Frames that are read as a whole.
+_READ: Final = frozenset({_HEADERS, _RST_STREAM, _PUSH_PROMISE, _CONTINUATION})
+_END_STREAM: Final = 0x1
+_END_HEADERS: Final = 0x4
+_PADDED: Final = 0x8
+_PRIORITY: Final = 0x20
+_HEADER: Final = 9
+
+type OnHeaders = Callable[[int, tuple[Header, ...], bool], None]
+type OnData = Callable[[int, int, bool], None]
+type OnReset = Callable[[int], None]
+
+
+class FrameReader:
+    """Reads one direction of one connection.
+
+    :param headers: called with a stream, its headers and whether the sender ends it with them
+    :param data: called with a stream, bytes of it and whether the sender ends it with them
+    :param reset: called with a stream that the sender gives up
+    :param preface: the direction begins with :data:`PREFACE`
+    """
+
+    __slots__ = (
+        "_block",
+        "_continuations",
+        "_data",
+        "_end",
+        "_headers",
+        "_held",
+        "_preface",
+        "_reader",
+        "_reset",
+        "_settings",
+        "_silent",
+        "_skip",
+        "_stream",
+    )
+
+    def __init__(
+        self, settings: HttpSettings, headers: OnHeaders, data: OnData, reset: OnReset, *, preface: bool
+    ) -> None:
+        self._settings = settings
+        self._reader = HeaderReader(settings.h2_headers_bytes, settings.h2_table_bytes)
+        self._headers = headers
+        self._data = data
+        self._reset = reset
+        self._preface = preface
+        self._held = b""  # the beginning of what is needed as a whole
+        self._skip = 0  # bytes of a payload that nobody looks at
+        self._block = bytearray()  # of a header block that is not complete
+        self._stream = 0  # it belongs to; 0: there is none
+        self._end = False  # it ends its stream
+        self._silent = False  # it is a promise, and tells of nothing
+        self._continuations = 0
+
+    def feed(self, data: memoryview) -> None:
+        """:raises Malformed: when it can not be read, or passes a bound; nothing more can be read then"""
+        size = len(data)
+        if size <= self._skip:
+            self._skip -= size
+            return
+        at = self._skip
+        self._skip = 0
+        piece = self._held + bytes(data[at:]) if self._held else bytes(data[at:])
+        self._held = b""
+        at, size = 0, len(piece)
+        if self._preface:
+            if size < len(PREFACE):
+                if not PREFACE.startswith(piece):
+                    raise Malformed("h2-preface")
+                self._held = piece
+                return
+            if not piece.startswith(PREFACE):
+                raise Malformed("h2-preface")
+            self._preface = False
+            at = len(PREFACE)
+        while size - at >= _HEADER:
+            length = piece[at] << 16 | piece[at + 1] << 8 | piece[at + 2]
+            kind, flags = piece[at + 3], piece[at + 4]
+            body = at + _HEADER
+            if kind in _READ:
+                if length > self._settings.h2_block_bytes:
+                    raise Malformed("h2-block")
+                if size - body < length:
+                    break
+                stream = int.from_bytes(piece[at + 5 : body]) & 0x7FFFFFFF
+                self._frame(kind, flags, stream, piece[body : body + length])
+            elif self._stream:
+                raise Malformed("h2-interleaved")
+            elif kind == _DATA:
+                stream = int.from_bytes(piece[at + 5 : body]) & 0x7FFFFFFF
+                self._data(stream, length, flags & _END_STREAM != 0)
+            at = body + length
+        if at > size:
+            self._skip = at - size
+        elif at < size:
+            self._held = piece[at:] if at else piece
+
+    def _frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        if kind == _RST_STREAM:
+            if self._stream:
+                raise Malformed("h2-interleaved")
+            self._reset(stream)
+            return
+        if kind == _CONTINUATION:
+            self._continuations += 1
+            if stream != self._stream or not stream:
+                raise Malformed("h2-interleaved")
+            if self._continuations > self._settings.h2_continuations:
+                raise Malformed("h2-continuations")
+        else:
+            if self._stream or not stream:
+                raise Malformed("h2-interleaved")
+            payload = _without_padding(payload, flags)
+            if kind == _PUSH_PROMISE:
+                payload = payload[4:]
+            elif flags & _PRIORITY:
+                payload = payload[5:]
+            self._silent = kind == _PUSH_PROMISE
+            self._end = flags & _END_STREAM != 0
+            self._continuations = 0
+            if flags & _END_HEADERS:
+                self._tell(stream, payload)
+                return
+            self._stream = stream
+        self._block += payload
+        if len(self._block) > self._settings.h2_block_bytes:
+            raise Malformed("h2-block")
+        if flags & _END_HEADERS:
+            block = bytes(self._block)
+            self._block.clear()
+            self._stream = 0
+            self._tell(stream, block)
+
+    def _tell(self, stream: int, block: bytes) -> None:
+        headers = self._reader.read(block)  # promises too: the table is one
+        if not self._silent:
+            self._headers(stream, headers, self._end)
+
+
+def _without_padding(payload: bytes, flags: int) -> bytes:
+    if not flags & _PADDED:
+        return payload
+    if not payload or payload[0] >= len(payload):
+        raise Malformed("h2-padding")
+    return payload[1 : len(payload) - payload[0]]

@@ -76,10 +76,14 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class MergedMetrics:
-    """The application's own metrics, which are shown behind ours."""
+    """The application's own metrics, which are shown behind ours.
+
+    :param address: where the application listens; empty: the pod's first address
+    """
 
     port: int
     path: str = "/metrics"
+    address: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +121,11 @@ def read_metrics(value: object) -> MetricSettings:
 
 def read_merge(value: object) -> MergedMetrics:
     fields = Fields(value, unfit, noun="setting")
-    made = MergedMetrics(fields.take("port", _PORT), fields.take("path", _target, "/metrics"))
+    made = MergedMetrics(
+        port=fields.take("port", _PORT),
+        path=fields.take("path", _target, "/metrics"),
+        address=fields.take("address", optional(ip_address), None) or "",
+    )
     fields.finish()
     return made
 

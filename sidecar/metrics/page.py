@@ -47,7 +47,7 @@ class MetricsPage:
 
     :param registry: ours
     :param merged: where the application's are, if they are wanted
-    :param address: where the application listens
+    :param address: where the application listens, unless ``merged`` says it
     """
 
     def __init__(self, registry: Registry, merged: MergedMetrics | None = None, address: str = "") -> None:
@@ -106,7 +106,8 @@ class MetricsPage:
         return page
 
     async def _application(self, merged: MergedMetrics, request: Request) -> tuple[bytes, ...]:
-        host = f"[{self._address}]" if ":" in self._address else self._address
+        address = merged.address or self._address
+        host = f"[{address}]" if ":" in address else address
         headers = [
             ("Host", f"{host}:{merged.port}"),
             ("Accept", "text/plain;version=0.0.4"),
@@ -114,7 +115,7 @@ class MetricsPage:
         ]
         try:
             async with asyncio.timeout(_patience(request)):
-                fetched = await fetch(self._address, merged.port, merged.path, headers, limit=MAX_MERGED)
+                fetched = await fetch(address, merged.port, merged.path, headers, limit=MAX_MERGED)
             if fetched.status != HTTPStatus.OK or not fetched.whole:
                 raise FetchFailed(f"status {fetched.status}" if fetched.whole else f"more than {MAX_MERGED} bytes")
             if "openmetrics" in fetched.fields.get("content-type", "").lower():

@@ -14,11 +14,14 @@ Rules:
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
 from sidecar.metrics.exposition import Kind, Page, labels_text
+
+log = logging.getLogger(__name__)
 
 #: Label sets of one family.
 MAX_SERIES: Final = 256
@@ -190,6 +193,7 @@ class _Readings:
         self._help = help_text
         self._names = tuple(names)
         self._read = read
+        self._failed = False
 
     @property
     def folded(self) -> int:
@@ -199,7 +203,13 @@ class _Readings:
         yield from ()
 
     def expose(self, page: Page) -> Iterator[None]:
-        reading = self._read()
+        try:
+            reading = self._read()
+        except Exception:  # one number that can not be had must not cost the others
+            if not self._failed:
+                log.exception("a fault of ours: no %s on the page of metrics; please report it", self._name)
+            self._failed = True
+            return
         page.family(self._name, self._kind, self._help)
         for values, value in sorted(reading.items()) if isinstance(reading, Mapping) else [((), reading)]:
             page.sample(self._name, labels_text(self._names, values), value)

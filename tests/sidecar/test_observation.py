@@ -59,7 +59,7 @@ def test_everything_can_be_set():
     settings = parse(
         probes=probes,
         access_log="errors",
-        merge_metrics={"port": 9102, "path": "/prometheus"},
+        merge_metrics={"port": 9102, "path": "/prometheus", "address": "127.0.0.1"},
         metrics={"app": "cart", "version": "v2", "cluster": "west", "series": 1000},
     )
     assert settings.probes == (
@@ -70,7 +70,7 @@ def test_everything_can_be_set():
     )
     assert settings.probes[0].path == "/app-health/web/livez"
     assert settings.access_log == "errors"
-    assert settings.merge_metrics == MergedMetrics(9102, "/prometheus")
+    assert settings.merge_metrics == MergedMetrics(9102, "/prometheus", "127.0.0.1")
     assert settings.metrics == MetricSettings("cart", "v2", "west", 1000)
 
 

@@ -30,6 +30,7 @@ from controller.rpc.gate import Gate
 from controller.rpc.policy import PolicyService, SnapshotSigner
 from controller.rpc.server import Server
 from controller.rpc.services import AttestingIssuer, RenewingIssuer, TelemetryService
+from controller.rpc.tap import TapDesk, TapService
 from controller.settings import Settings
 from controller.store import SqliteStore
 from controller.web.access import Tokens
@@ -87,6 +88,8 @@ class Controller:
         rpc.add_TelemetryServicer_to_server(TelemetryService(engine, self._gate), mutual)
         rpc.add_PolicyServicer_to_server(PolicyService(engine, self._gate, signer), mutual)
         rpc.add_DirectoryServicer_to_server(DirectoryService(engine, self._gate), mutual)
+        taps = TapDesk()
+        rpc.add_TapServicer_to_server(TapService(taps, self._gate), mutual)
         live = Live(engine, clock, settings.sse_clients)
         app = application(
             engine,
@@ -96,6 +99,7 @@ class Controller:
             hosts_of(settings),
             clock,
             metadata.version("hedgerow"),
+            taps,
         )
         self.web_server = WebServer(app, settings)
 

@@ -9,14 +9,18 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from controller.errors import InvalidRequest, UnknownWorkload
 from controller.inventory import Inventory
 from controller.view import Override
+from graph.errors import InvalidValue
 from graph.model import Origin, PortRange, Protocol, Rule, Selector, Verdict, WorkloadRef
+from graph.operations import check_operation
 
 MAX_OWNER = 200
 MAX_REASON = 1_000
+MAX_OPERATIONS = 64
 
 
 def checked_text(text: str, field: str, limit: int, purpose: str) -> str:
@@ -56,50 +60,52 @@ def checked_workload(ref: WorkloadRef, inventory: Inventory, field: str) -> Work
     return ref
 
 
-def _checked_end(ref: WorkloadRef, inventory: Inventory, field: str) -> WorkloadRef:
-    if not ref.is_external:
-        return checked_workload(ref, inventory, field)
-    owner = inventory.attributed(ref)
-    if owner is not ref:
-        raise InvalidRequest(
-            f"{ref.name} is the address of {owner}", field=field, remedy=f"write {owner}: a rule goes by identity"
-        )
-    return ref
+@dataclass(frozen=True, slots=True)
+class OverrideRequest:
+    """What a person asks for; :func:`make` checks it.
+
+    :param port: None means every port
+    :param expires_in: seconds; None means that it has no end
+    :param operations: only these (``GET /cart/{id}``); none means everything that can be asked
+    """
+
+    effect: Verdict
+    source: WorkloadRef
+    destination: WorkloadRef
+    port: int | None
+    protocol: Protocol
+    owner: str
+    reason: str
+    expires_in: float | None
+    operations: tuple[str, ...] = ()
 
 
-def make(
-    inventory: Inventory,
-    effect: Verdict,
-    source: WorkloadRef,
-    destination: WorkloadRef,
-    port: int | None,
-    protocol: Protocol,
-    owner: str,
-    reason: str,
-    expires_in: float | None,
-    *,
-    now: float,
-    longest: float,
-) -> Override:
+def make(inventory: Inventory, asked: OverrideRequest, *, now: float, longest: float) -> Override:
     """Check a request and make the override of it. Fields are named as in the web API (``from``, ``to``).
 
     :param longest: the longest life, seconds
     :raises InvalidRequest, UnknownWorkload: naming the field and the remedy
     """
+    source, destination = asked.source, asked.destination
+    if source.host:
+        raise InvalidRequest(
+            f"{source.host} is a name: nobody is called from one", field="from", remedy="name a workload or an address"
+        )
     _checked_end(source, inventory, "from")
     _checked_end(destination, inventory, "to")
     if source == destination:
         raise InvalidRequest(f"both ends are {source}", field="to", remedy="name two different workloads")
-    if not any(inventory.identity_of(ref) for ref in (source, destination)):
+    if not any(_has_sidecar(ref, inventory) for ref in (source, destination)):
         raise InvalidRequest(
             f"neither {source} nor {destination} has a sidecar that could hold it",
             field="to",
             remedy="give one of them a sidecar",
         )
-    if port is not None and not 1 <= port <= 65535:
+    if asked.port is not None and not 1 <= asked.port <= 65535:
         raise InvalidRequest(
-            f"{port} is not a port", field="port", remedy="use a port from 1 to 65535, or none for all"
+            f"{asked.port} is not a port", field="port", remedy="use a port from 1 to 65535, or none for all"
         )
+    expires_in = asked.expires_in
     if expires_in is not None and not (math.isfinite(expires_in) and 0 < expires_in <= longest):
         raise InvalidRequest(
             f"{expires_in} is no lifetime of an override",
@@ -108,16 +114,60 @@ def make(
         )
     return Override(
         id=f"override/{secrets.token_hex(8)}",
-        effect=effect,
+        effect=asked.effect,
         source=source,
         destination=destination,
-        port=port,
-        protocol=protocol,
-        owner=checked_owner(owner),
-        reason=checked_reason(reason),
+        port=asked.port,
+        protocol=asked.protocol,
+        owner=checked_owner(asked.owner),
+        reason=checked_reason(asked.reason),
         created_at=now,
         expires_at=None if expires_in is None else now + expires_in,
+        operations=_checked_operations(asked, inventory),
     )
+
+
+def _checked_end(ref: WorkloadRef, inventory: Inventory, field: str) -> WorkloadRef:
+    if not ref.is_external:
+        return checked_workload(ref, inventory, field)
+    owner = inventory.service_named(ref.host) if ref.host else inventory.attributed(ref)
+    if owner is not None and owner != ref:
+        what = "the name of a service" if ref.host else "the address"
+        raise InvalidRequest(
+            f"{ref.name} is {what} of {owner}", field=field, remedy=f"write {owner}: a rule goes by identity"
+        )
+    return ref
+
+
+def _has_sidecar(ref: WorkloadRef, inventory: Inventory) -> bool:
+    workload = inventory.workloads.get(ref)
+    return workload is not None and workload.has_sidecar
+
+
+def _checked_operations(asked: OverrideRequest, inventory: Inventory) -> tuple[str, ...]:
+    """Operations are judged by the destination's sidecar: where there is none, they would be a promise of nobody's."""
+    if not asked.operations:
+        return ()
+    if len(asked.operations) > MAX_OPERATIONS:
+        raise InvalidRequest(
+            f"{len(asked.operations)} operations", field="operations", remedy=f"name at most {MAX_OPERATIONS}"
+        )
+    for index, operation in enumerate(asked.operations):
+        try:
+            check_operation(operation, f"operations[{index}]")
+        except InvalidValue as error:
+            raise InvalidRequest(error.problem, field=error.field, remedy=error.remedy) from None
+    if asked.protocol is not Protocol.TCP:
+        raise InvalidRequest(
+            f"operations over {asked.protocol}", field="operations", remedy="operations are those of HTTP over TCP"
+        )
+    if not _has_sidecar(asked.destination, inventory):
+        raise InvalidRequest(
+            f"{asked.destination} has no sidecar that could judge operations",
+            field="operations",
+            remedy="leave them out, which allows or denies the whole connection",
+        )
+    return tuple(dict.fromkeys(asked.operations))
 
 
 def rule_of(override: Override) -> Rule:
@@ -128,6 +178,7 @@ def rule_of(override: Override) -> Rule:
         destination=Selector.of(override.destination),
         ports=(PortRange.single(override.port),) if override.port is not None else (),
         protocol=override.protocol,
+        operations=override.operations,
         effect=override.effect,
         origin=Origin.OVERRIDE,
         owner=override.owner,
@@ -137,6 +188,7 @@ def rule_of(override: Override) -> Rule:
 
 
 def deciding(overrides: Iterable[Override], port: int, protocol: Protocol) -> Override | None:
-    """Which of the overrides on one pair of ends decides about ``port``: a deny above an allow."""
+    """Which of the overrides on one pair of ends decides about ``port``: a deny above an allow, one about everything
+    above one about some operations."""
     found = [each for each in overrides if each.protocol is protocol and each.port in (None, port)]
-    return min(found, key=lambda each: (each.effect is not Verdict.DENY, each.id), default=None)
+    return min(found, key=lambda each: (bool(each.operations), each.effect is not Verdict.DENY, each.id), default=None)

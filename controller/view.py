@@ -42,6 +42,7 @@ class Override:
 
     :param id: unique for all times, such as ``override/7f3a…``; also the id of the rule that it becomes
     :param port: None means every port
+    :param operations: none means everything that can be asked; else only these, such as ``GET /cart/{id}``
     :param owner: the person who answers for it
     :param created_at: seconds since the epoch
     :param expires_at: seconds since the epoch; None means never
@@ -63,6 +64,7 @@ class Override:
     revoked_by: str = ""
     revoke_reason: str = ""
     ended: bool = False
+    operations: tuple[str, ...] = ()
 
     def state(self, now: float) -> OverrideState:
         if self.revoked_at is not None:

@@ -8,7 +8,7 @@ rules with edges.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from graph.flow import EdgeKey
 from graph.model import Connection, Direction, Mode, Origin, Peer, Rule, Snapshot, Verdict, WorkloadRef
@@ -80,13 +80,21 @@ class Unexpected:
     outbound: Decision | None
     operations: tuple[str, ...] = ()
 
+    @property
+    def refused(self) -> bool:
+        """Whether enforcement would refuse the connection itself."""
+        return any(each is not None and each.pending is Verdict.DENY for each in (self.inbound, self.outbound))
+
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """:param unused: rules that allow something, of which nothing was observed; each once, by id"""
+    """:param unused: rules that allow something, of which nothing was observed; each once, by id
+    :param used: ids of the others
+    """
 
     unexpected: tuple[Unexpected, ...] = ()
     unused: tuple[Rule, ...] = ()
+    used: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 def find_drift(snapshots: Mapping[WorkloadRef, Snapshot], observations: Iterable[Observation], now: float) -> Drift:
@@ -124,6 +132,7 @@ def find_drift(snapshots: Mapping[WorkloadRef, Snapshot], observations: Iterable
     return Drift(
         tuple(unexpected[key] for key in sorted(unexpected)),
         tuple(rules[name] for name in sorted(rules.keys() - used)),
+        frozenset(used),
     )
 
 

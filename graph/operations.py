@@ -35,14 +35,26 @@ MEMORY = 86_400.0
 PLACEHOLDER = "{id}"
 
 _METHOD = re.compile(r"[A-Z][A-Z0-9_-]{0,31}")
-_PATH = re.compile(r"/[!-~]*")
+_SEGMENTS = re.compile(r"(/[A-Za-z0-9._~:-]+)*/?")
+_DOTS = re.compile(r"\.+")
+#: What sidecars replace by the placeholder (``sidecar.http.operation``): numbers, UUIDs, hashes, a word and a number,
+#: and tokens, each with or without a file's ending; a name with a hash in it; whatever is very long. A test holds the
+#: two together.
+_IDENTIFIER = (
+    r"(?:[0-9]+(?:[.:_-][0-9]+)*|-[0-9]+(?:[.:_-][0-9]+)*|[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
+    r"|(?=[A-Fa-f]*[0-9])[0-9A-Fa-f]{7,}|[A-Za-z]{1,16}[_-]?[0-9]{3,}|(?=(?:[A-Za-z_-]*[0-9]){3})[A-Za-z0-9_-]{20,})"
+)
+_VARIES = re.compile(
+    rf"{_IDENTIFIER}(?:\.[A-Za-z][A-Za-z0-9]{{0,7}})?"
+    r"|[A-Za-z0-9_-]+[.-](?=[A-Fa-f]*[0-9])[0-9A-Fa-f]{7,}\.[A-Za-z][A-Za-z0-9.]{0,11}|.{65,}"
+)
 
 
 def check_operation(text: str, field: str) -> str:
     """Check an operation that a person writes into a rule: a method, a space, a path with ``{id}`` for what varies.
 
-    Rules compare operations as a whole, so whatever can not be the name of one would be a rule that never holds: for a
-    deny rule a door that looks closed.
+    Rules compare operations as a whole, so whatever no sidecar calls an operation would be a rule that never holds: for
+    a deny rule a door that looks closed.
 
     :raises InvalidValue: naming ``field``
     """
@@ -53,16 +65,26 @@ def check_operation(text: str, field: str) -> str:
         raise InvalidValue(
             field, f"{text[:80]!r} does not begin with a method", "write it as 'GET /cart/{id}', the method in capitals"
         )
-    if not _PATH.fullmatch(path) or "?" in path or "#" in path:
-        raise InvalidValue(
-            field,
-            f"{path[:80]!r} is no path",
-            "write a path that begins with '/', percent-encoded, without query and fragment",
-        )
-    if any(("{" in part or "}" in part) and part != PLACEHOLDER for part in path.split("/")):
+    if path == "*":
+        return text
+    literal = [part for part in path.split("/") if part != PLACEHOLDER]
+    if any("{" in part or "}" in part for part in literal):
         raise InvalidValue(
             field, f"{path[:80]!r} has another placeholder than {PLACEHOLDER}", "write {id} for a segment that varies"
         )
+    if not path.startswith("/") or not _SEGMENTS.fullmatch(path.replace(PLACEHOLDER, "x")):
+        raise InvalidValue(
+            field,
+            f"{path[:80]!r} is no path",
+            "begin with '/', leave out query and fragment, and write {id} for a segment with other marks than -._~:",
+        )
+    for part in literal:
+        if _DOTS.fullmatch(part):
+            raise InvalidValue(field, f"{path[:80]!r} has a segment of dots alone", "write the path that is meant")
+        if _VARIES.fullmatch(part):
+            raise InvalidValue(
+                field, f"{part[:80]!r} looks like an identifier", "write {id} in its place: sidecars name it so"
+            )
     return text
 
 

@@ -53,7 +53,7 @@ def is_dns(ref: WorkloadRef, labels: Iterable[tuple[str, str]]) -> bool:
 def baseline_of(form: Form, subject: Subject) -> tuple[Rule, ...]:
     """The baseline rules of one workload, by id."""
     rules = [*_dns(form, subject)]
-    if subject.meshed:
+    if subject.sidecar:
         controller = form.input.control_plane or CONTROL_PLANE
         rules.append(
             Rule(

@@ -92,7 +92,7 @@ def _compiled(policy: PolicyInput, now: float, only: Collection[WorkloadRef] | N
         raise CompileError(f"{ref} is not in the inventory", field="workload", remedy="add it to the inventory first")
     selectors = pod_selectors(form.subjects.values())
     wanted = [subject for ref, subject in listed.items() if only is None or ref in only]
-    snapshots = {subject.ref: snapshot_of(form, subject) for subject in wanted if subject.meshed}
+    snapshots = {subject.ref: snapshot_of(form, subject) for subject in wanted if subject.sidecar}
     # a twin's policy applies to this workload's pods too, so it is part of what has to be read
     needed = {s.ref for s in wanted} | {twin for s in wanted for twin in selectors[s.ref].twins}
     policies = {

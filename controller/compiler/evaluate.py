@@ -13,7 +13,7 @@ from enum import StrEnum
 from itertools import pairwise
 
 from controller.compiler.baseline import baseline_of
-from controller.compiler.form import Form, Network, Subject, network, parsed, within
+from controller.compiler.form import EVERYWHERE, Form, Network, Subject, network, parsed, within
 from controller.compiler.ports import PortSpace
 from graph.model import Direction, InboundTls, Mode, Origin, PortRange, Protocol, Rule, Selector, Verdict
 
@@ -30,21 +30,25 @@ class Limit(StrEnum):
     ADDRESS = "address"  #: it can not ask for a workload at certain addresses, or tell who shares one
     LABELS = "labels"  #: it selects pods by labels, and two workloads have the same
     ACCOUNT = "account"  #: it does not know service accounts
+    HOST = "host"  #: it knows addresses, not names
     UNKNOWN = "unknown-workload"  #: it needs labels, and the inventory does not know the workload
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Peers that nothing tells apart: a workload at one address, or an address outside the inventory.
+    """Peers that nothing tells apart: a workload at one address, or an address outside the inventory, under a name or
+    without one.
 
     :param subject: None outside the inventory
     :param address: empty when the workload has no instance; both empty is nobody in particular
+    :param host: the name under which an address outside is reached
     :param mine: our own address, where it matters: when a workload speaks with another instance of itself
     """
 
     subject: Subject | None = None
     address: str = ""
     mine: str = ""
+    host: str = ""
 
     @property
     def verified(self) -> bool:
@@ -52,6 +56,8 @@ class Cell:
         return self.subject is not None and self.subject.meshed
 
     def __str__(self) -> str:
+        if self.host:
+            return f"-/{self.host}@{self.address}"
         if self.subject is None:
             return f"-/{self.address}" if self.address else "*"
         return f"{self.subject.ref}@{self.address}" if self.address else str(self.subject.ref)
@@ -62,6 +68,7 @@ class Clause:
     """One rule at one side: whom it speaks of, and on which cells of the port space.
 
     :param peer: the end of the rule that is not ours
+    :param inside: the cluster's own networks, into which no allowed host leads
     :param turned: ours is the end that this side is not: between instances of one workload the rule holds both ways
     """
 
@@ -69,9 +76,13 @@ class Clause:
     peer: Selector
     mask: int
     turned: bool = False
+    inside: tuple[Network, ...] = ()
 
-    def names(self, cell: Cell, *, inbound: bool, lax: bool = False) -> bool:
-        """Whether it speaks of this peer. ``lax`` takes a workload for what it says it is, at any of its addresses."""
+    def names(self, cell: Cell, *, inbound: bool, lax: bool = False, nameless: bool = False) -> bool:
+        """Whether it speaks of this peer. ``lax`` takes a workload for what it says it is, at any of its addresses;
+        ``nameless`` takes any address for that of a host."""
+        if self.peer.host and not self._leads_to(cell, nameless=nameless):
+            return False
         subject = cell.subject
         address = cell.mine if self.turned else cell.address
         if self.turned or self.peer.by_identity:
@@ -84,11 +95,24 @@ class Clause:
         addresses = subject.addresses if lax and subject is not None else (address,)
         return any(within(known, self.peer.cidr) for known in addresses)
 
+    def _leads_to(self, cell: Cell, *, nameless: bool) -> bool:
+        if not cell.address or (not nameless and not fits(self.peer.host, cell.host)):
+            return False
+        return self.rule.effect is Verdict.DENY or not any(parsed(cell.address) in block for block in self.inside)
+
     def covers(self, operation: str) -> bool:
         """Whether it speaks of this operation; of one that is not known, a deny does and an allow does not."""
         if not self.rule.operations:
             return True
         return operation in self.rule.operations or (not operation and self.rule.effect is Verdict.DENY)
+
+
+def fits(pattern: str, host: str) -> bool:
+    """Whether a host is the one that a pattern names, or lies below its ``*``."""
+    wanted, labels = pattern.split("."), host.split(".")
+    if wanted[0] != "*":
+        return labels == wanted
+    return len(labels) >= len(wanted) and labels[len(labels) - len(wanted) + 1 :] == wanted[1:]
 
 
 class Side:
@@ -107,7 +131,7 @@ class Side:
         settings = form.settings(subject.ref)
         mode = settings.inbound if self.inbound else settings.outbound
         self._quarantine = mode is Mode.QUARANTINE
-        self._strict = self.inbound and subject.meshed and settings.inbound_tls is InboundTls.STRICT
+        self._strict = self.inbound and subject.sidecar and settings.inbound_tls is InboundTls.STRICT
         known = (*baseline_of(form, subject), *form.concerning(subject))
         back = Direction.OUTBOUND if self.inbound else Direction.INBOUND
         rules = [(rule, False) for rule in known if form.at_own_end(rule, subject, direction)]
@@ -119,9 +143,12 @@ class Side:
                 rule.source if self.inbound != turned else rule.destination,
                 self.space.mask(rule.protocol, rule.ports),
                 turned,
+                form.networks,
             )
             for rule, turned in rules
         )
+        #: one host for each that the rules tell from others
+        self.hosts = tuple(sorted({witness(c.peer.host) for c in self.clauses if c.peer.host}))
         self._denies = self._where(lambda clause: clause.rule.effect is Verdict.DENY)
         self._networks = self._where(lambda clause: bool(clause.peer.cidr) and not clause.peer.by_identity)
         self._networks &= ~self._denies
@@ -143,6 +170,8 @@ class Side:
         named = self.named(cell)
         if lax:
             named |= self.named(cell, lax=True) & ~self._denies
+        if Limit.HOST in relaxed:
+            named |= self.named(cell, lax=lax, nameless=True) & ~self._denies
         if Limit.DENY in relaxed:
             named &= ~self._denies
         if by_name:
@@ -153,13 +182,13 @@ class Side:
             self._known[key] = self._judged(named, operation, plaintext=plaintext)
         return self._known[key]
 
-    def named(self, cell: Cell, *, lax: bool = False) -> int:
+    def named(self, cell: Cell, *, lax: bool = False, nameless: bool = False) -> int:
         """The clauses that speak of a peer; the n-th one is bit n."""
         itself = cell.subject is self.subject
         return sum(
             1 << n
             for n, clause in enumerate(self.clauses)
-            if (itself or not clause.turned) and clause.names(cell, inbound=self.inbound, lax=lax)
+            if (itself or not clause.turned) and clause.names(cell, inbound=self.inbound, lax=lax, nameless=nameless)
         )
 
     def _judged(self, named: int, operation: str, *, plaintext: bool) -> int:
@@ -200,7 +229,10 @@ class Side:
 
     def networks(self) -> list[Network]:
         """The networks that the rules of this side tell apart."""
-        return sorted({network(c.peer.cidr) for c in self.clauses if c.peer.cidr}, key=lambda n: (n.version, n))
+        found = {network(c.peer.cidr) for c in self.clauses if c.peer.cidr}
+        if self.hosts:  # a name may lead anywhere
+            found |= {*EVERYWHERE, *self.form.networks}
+        return sorted(found, key=lambda n: (n.version, n))
 
     def cells_of(self, peer: Subject, networks: Iterable[Network] = ()) -> list[Cell]:
         """The cells of one workload: one for every kind of address that it has, one without when it has none.
@@ -234,8 +266,15 @@ def address_of(version: int, number: int) -> str:
     return str(ipaddress.IPv4Address(number) if version == 4 else ipaddress.IPv6Address(number))
 
 
-def outside(form: Form, networks: Iterable[Network]) -> list[Cell]:
-    """One cell for every interval of addresses that are not an instance's, and one for the rest of the world."""
+def witness(pattern: str) -> str:
+    """A host that a pattern names; below a ``*``, one that no pattern names but for a ``*``, as no label of a pattern
+    that :func:`graph.model.is_host` takes begins with a hyphen."""
+    return pattern.replace("*", "-any", 1) if pattern.startswith("*") else pattern
+
+
+def outside(form: Form, networks: Iterable[Network], hosts: Iterable[str] = ()) -> list[Cell]:
+    """One cell for every interval of addresses that are not an instance's, under each of these names and without one,
+    and one for the rest of the world."""
     taken = {
         (address.version, int(address))
         for address in (parsed(text) for subject in form.subjects.values() for text in subject.addresses)
@@ -244,5 +283,5 @@ def outside(form: Form, networks: Iterable[Network]) -> list[Cell]:
     for version, first, last in intervals(networks):
         number = next((n for n in range(first, min(last, first + len(taken)) + 1) if (version, n) not in taken), None)
         if number is not None:
-            cells.append(Cell(None, address_of(version, number)))
+            cells += [Cell(None, address_of(version, number), host=host) for host in ("", *hosts)]
     return cells

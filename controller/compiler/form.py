@@ -12,6 +12,10 @@ What it fixes, so that sidecars and the cluster's network layer can be told the 
    may be what was broken into.
 5. Each end is judged on its own: what a rule says holds for the source's way out and the destination's way in. Between
    two instances of one workload, both ends are its own, and what holds at either end holds.
+6. A host is a name outside the cluster. An allow rule for one does not hold where the name leads into the cluster's own
+   networks, as far as these are known: whoever answers for the name must not choose a way into the cluster.
+7. Operations are judged by the destination's sidecar. Where a rule about operations names a destination without one, an
+   allow is left out and a deny holds for everything.
 
 Pure: time is an argument, seconds since the epoch.
 """
@@ -20,7 +24,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Protocol as Structure
 
@@ -31,6 +35,7 @@ from graph.model import (
     Instance,
     Mode,
     Origin,
+    Protocol,
     Rule,
     Selector,
     Service,
@@ -41,6 +46,10 @@ from graph.model import (
 
 type Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 type Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+#: All addresses.
+EVERYWHERE: tuple[Network, ...] = (ipaddress.IPv4Network("0.0.0.0/0"), ipaddress.IPv6Network("::/0"))
 
 
 class Modes(Structure):
@@ -61,6 +70,7 @@ class PolicyInput:
     :param modes: a workload that is not in it is compiled as ``enforce``: in doubt it is closed
     :param rules: learned, static and override rules, ids unique; baseline rules are added by the compiler
     :param control_plane: the controller's workload; None means ``hedgerow-system/hedgerow-controller``
+    :param networks: the cluster's own networks; empty when they are not known
     :param resolvers: addresses of DNS servers that are not in the inventory; one that an instance holds does not count
     """
 
@@ -72,6 +82,7 @@ class PolicyInput:
     rules: tuple[Rule, ...] = ()
     control_plane: WorkloadRef | None = None
     resolvers: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +100,11 @@ class Subject:
 
     :param addresses: of its instances, sorted
     :param own: those of them by which alone it can be told from everybody else
+    :param meshed: whether it proves who it is
     :param listed: whether the inventory holds it; DNS and the controller may be known by convention only
+    :param sidecar: whether it has a sidecar of ours, which holds a policy
+    :param account_identity: what it proves is its account, which is then no other's
+    :param protocols: ``appProtocol`` by TCP port, where the inventory says it, by port
     """
 
     ref: WorkloadRef
@@ -99,6 +114,9 @@ class Subject:
     addresses: tuple[str, ...] = ()
     own: frozenset[str] = frozenset()
     listed: bool = True
+    sidecar: bool = False
+    account_identity: bool = False
+    protocols: tuple[tuple[int, str], ...] = ()
 
     def named_by(self, selector: Selector) -> bool:
         """Whether the identity part of a selector names this workload."""
@@ -113,6 +131,10 @@ class Form:
     """The rules of one :class:`PolicyInput` that hold at ``now``, indexed by the workloads that they concern.
 
     :param now: rules that expired by then are left out; 0 leaves none out
+
+    ``left_out`` are the rules about operations that nobody would judge; ``beyond`` what the cluster's networks leave of
+    all addresses.
+
     :raises CompileError: when two rules share an id, or the input contradicts itself
     """
 
@@ -120,7 +142,11 @@ class Form:
         self.input = policy
         self.now = now
         self.subjects = _subjects(policy, known)
-        self.rules = tuple(rule for rule in _unique(policy.rules, now) if not self._cut_off(rule))
+        self.networks = tuple(sorted({network(cidr) for cidr in policy.networks}, key=lambda n: (n.version, n)))
+        self.beyond = _beyond(self.networks)
+        holding = tuple(rule for rule in _unique(policy.rules, now) if not self._cut_off(rule))
+        self.rules = tuple(held for rule in holding if (held := self._as_judged(rule)) is not None)
+        self.left_out = tuple(rule for rule in holding if rule.operations and self._as_judged(rule) is not rule)
         self._by_workload: dict[WorkloadRef, list[Rule]] = {}
         self._by_namespace: dict[str, list[Rule]] = {}
         self._elsewhere: list[Rule] = []
@@ -145,6 +171,15 @@ class Form:
         )
         return source.outbound is Mode.QUARANTINE or destination.inbound is Mode.QUARANTINE
 
+    def _as_judged(self, rule: Rule) -> Rule | None:
+        """The rule as it can be held to (see 7 above); None when it can not."""
+        destination = rule.destination
+        subject = self.subjects.get(WorkloadRef(destination.namespace, destination.workload))
+        judged = (subject is not None and subject.sidecar) if destination.workload else not destination.host
+        if judged or not rule.operations:
+            return rule
+        return replace(rule, operations=()) if rule.effect is Verdict.DENY else None
+
     def settings(self, ref: WorkloadRef) -> Modes:
         return self.input.modes.get(ref) or Settings()
 
@@ -166,12 +201,17 @@ class Form:
     def at_own_end(rule: Rule, subject: Subject, direction: Direction) -> bool:
         """Whether a rule speaks of this workload's connections in that direction."""
         selector = rule.destination if direction is Direction.INBOUND else rule.source
-        if selector.by_identity and not subject.named_by(selector):
+        if selector.host or (selector.by_identity and not subject.named_by(selector)):
             return False
         if not selector.cidr:
             return True
         inside = [within(address, selector.cidr) for address in subject.addresses]
         return any(inside) if rule.effect is Verdict.DENY else bool(inside) and all(inside)
+
+
+def contains(outer: Network, inner: Network) -> bool:
+    """Whether a network lies in another as a whole."""
+    return outer.version == inner.version and outer.supernet_of(inner)  # type: ignore[arg-type]  # of the same version
 
 
 def within(address: str, cidr: str) -> bool:
@@ -199,6 +239,12 @@ def _unique(rules: Iterable[Rule], now: float) -> tuple[Rule, ...]:
         if rule.origin is Origin.BASELINE:
             raise CompileError(
                 f"{rule.id} is a baseline rule", field="rules", remedy="leave baseline rules to the compiler"
+            )
+        if rule.source.host:
+            raise CompileError(
+                f"{rule.id} has the host {rule.source.host} as its source",
+                field="rules",
+                remedy="name a workload or a network: nobody is called from a name",
             )
         if "@" in rule.id:
             raise CompileError(f"{rule.id!r} has an '@' in it", field="rules", remedy="'@' marks what we add to an id")
@@ -233,8 +279,50 @@ def _subjects(policy: PolicyInput, known: Iterable[Subject]) -> dict[WorkloadRef
             workload.meshed,
             mine,
             frozenset(a for a in mine if len(owners[a]) == 1 and not _nobody(parsed(a))),
+            sidecar=workload.has_sidecar,
+            account_identity=workload.meshed and workload.account_identity,
+            protocols=_protocols(workload),
         )
+    _check_accounts(subjects.values())
     return {ref: subjects[ref] for ref in sorted(subjects)}
+
+
+def _protocols(workload: Workload) -> tuple[tuple[int, str], ...]:
+    spoken = {
+        port.number: port.app_protocol for port in workload.ports if port.protocol is Protocol.TCP and port.app_protocol
+    }
+    return tuple(sorted(spoken.items()))
+
+
+def _check_accounts(subjects: Iterable[Subject]) -> None:
+    proving: dict[tuple[str, str], list[Subject]] = {}
+    for subject in subjects:
+        if subject.meshed:
+            proving.setdefault((subject.ref.namespace, subject.account), []).append(subject)
+    for sharing in proving.values():
+        if len(sharing) > 1 and any(subject.account_identity for subject in sharing):
+            raise CompileError(
+                f"{sharing[0].ref} and {sharing[1].ref} prove the same account and can not be told apart",
+                field="workloads",
+                remedy="give each a service account of its own",
+            )
+
+
+def _beyond(networks: Iterable[Network]) -> tuple[Network, ...]:
+    """All addresses but these, as few networks as there can be."""
+    left = list(EVERYWHERE)
+    for taken in networks:
+        left = [
+            part
+            for block in left
+            if not contains(taken, block)
+            for part in (
+                block.address_exclude(taken)  # type: ignore[arg-type]  # of the same version
+                if contains(block, taken)
+                else (block,)
+            )
+        ]
+    return tuple(sorted(left, key=lambda n: (n.version, n)))
 
 
 def _nobody(address: Address) -> bool:

@@ -5,6 +5,9 @@ pods' own, as a NetworkPolicy sees traffic behind the service's translation. ``l
 here: the policy is the fence as it will be. No policy is made for the controller and for ``kube-system``: what they
 need was not observed, and cutting it cuts the cluster.
 
+A host has no addresses that could be written down: its ports are opened to all addresses outside the cluster's own
+networks, or to all there are where those are not known. It is the sidecar that holds to the name.
+
 A peer is a namespace and pods of it in one entry; two entries would mean "or". Source: Kubernetes API reference,
 NetworkPolicy v1, and "Network Policies" in the Kubernetes concepts.
 """
@@ -138,7 +141,9 @@ def _blocks(side: Side, anybody: int) -> list[_Block]:
     """What is open to addresses, whoever is there, beyond what is open to anybody. Neighbours are joined."""
     blocks: list[_Block] = []
     for version, first, last in intervals(side.networks()):
-        mask = side.some(Cell(None, address_of(version, first)))
+        mask = 0
+        for host in ("", *side.hosts):
+            mask |= side.some(Cell(None, address_of(version, first), host=host))
         if not mask & ~anybody:
             continue
         before = blocks[-1] if blocks else None

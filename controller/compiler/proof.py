@@ -18,12 +18,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from controller.compiler.evaluate import Cell, Limit, Side, outside
+from controller.compiler.evaluate import Cell, Limit, Side, outside, witness
 from controller.compiler.form import Form, Subject, network
 from controller.compiler.labels import PodSelector
 from controller.compiler.networkpolicy import Manifest, fenced
 from controller.compiler.reading import Reading, blocks_of, ranges_of
-from graph.model import Connection, Direction, Mode, Peer, PortRange, Protocol, Snapshot, Verdict, WorkloadRef
+from graph.model import Connection, Direction, Mode, Peer, PortRange, Protocol, Rule, Snapshot, Verdict, WorkloadRef
 from graph.policy import decide
 
 #: Enough to see what went wrong.
@@ -122,14 +122,11 @@ class _Work:
         """Judge every peer of one side. Peers that no rule and no policy tells apart are judged once."""
         side = Side(self.form, subject, direction, extra=ranges_of(self._of(subject)))
         reading = Reading(self.policies, subject, direction, side.space) if fenced(self.form, subject) else None
-        written = (
-            {selector.cidr for rule in snapshot.rules for selector in (rule.source, rule.destination)}
-            if snapshot
-            else ()
-        )
-        networks = [*self.blocks, *(network(cidr) for cidr in written if cidr)]
+        written = [end for rule in snapshot.rules for end in (rule.source, rule.destination)] if snapshot else []
+        networks = [*self.blocks, *{network(selector.cidr) for selector in written if selector.cidr}]
+        hosts = {*side.hosts, *(witness(selector.host) for selector in written if selector.host)}
         cells = [cell for peer in self.form.subjects.values() for cell in side.cells_of(peer, networks)]
-        cells += outside(self.form, [*side.networks(), *networks])
+        cells += outside(self.form, [*side.networks(), *networks], sorted(hosts))
         judged: set[tuple[object, ...]] = set()
         for cell in cells:
             if snapshot is not None and (kind := _kind(side, cell, snapshot)) not in judged:
@@ -165,14 +162,16 @@ class _Work:
     def _explained(self, side: Side, cell: Cell, extra: int, some: int) -> int:
         """Name the limits behind what is wider; returns what is left without one."""
         if extra & some:
-            self._note(side, Limit.OPERATIONS, _rules(side, cell, extra & some, operations=True))
+            self._note(side, Limit.OPERATIONS, _rules(side, cell, extra & some, Limit.OPERATIONS))
             extra &= ~some
         extra &= ~self._by_twins(side, cell, extra, frozenset())
-        for relaxed in (frozenset(some_of) for size in (1, 2, 3) for some_of in combinations(_LIMITS, size)):
+        for relaxed in (
+            frozenset(some_of) for size in range(1, len(_LIMITS) + 1) for some_of in combinations(_LIMITS, size)
+        ):
             reached = extra & side.some(cell, relaxed)
             if reached:
                 for limit in sorted(relaxed):
-                    self._note(side, limit, _rules(side, cell, reached, deny=limit is Limit.DENY))
+                    self._note(side, limit, _rules(side, cell, reached, limit))
             extra &= ~reached
         return extra & ~self._by_twins(side, cell, extra, frozenset(_LIMITS))
 
@@ -201,7 +200,9 @@ class _Work:
                     yield peer, subject
 
     def _note(self, side: Side, limit: Limit, rules: tuple[str, ...]) -> None:
-        self.found.append(Inexpressible(side.subject.ref, limit, rules, _WIDER[limit], widens=True))
+        known = limit is Limit.HOST and self.form.networks
+        detail = _HOST_OUTSIDE if known else _WIDER[limit]
+        self.found.append(Inexpressible(side.subject.ref, limit, rules, detail, widens=True))
 
     def notes(self, subject: Subject) -> None:
         """What the policy says in other words, without allowing more."""
@@ -215,34 +216,52 @@ class _Work:
             limits += [Limit.UNKNOWN] * bool(unknown)
             for limit in limits:
                 self.found.append(Inexpressible(subject.ref, limit, (rule.id,), _SAME[limit], widens=False))
+        for rule in self.form.left_out:
+            if subject.named_by(rule.source) or subject.named_by(rule.destination):
+                limit = Limit.OPERATIONS
+                self.found.append(Inexpressible(subject.ref, limit, (rule.id,), _SAME[limit], widens=False))
 
 
-_LIMITS = (Limit.DENY, Limit.MUTUAL_TLS, Limit.ADDRESS)
+_LIMITS = (Limit.DENY, Limit.MUTUAL_TLS, Limit.ADDRESS, Limit.HOST)
 _WIDER = {
     Limit.OPERATIONS: "NetworkPolicy ends at the transport layer: the ports are open for every operation",
     Limit.DENY: "NetworkPolicy can not deny: the peer is part of a wider selection that is allowed",
     Limit.MUTUAL_TLS: "NetworkPolicy can not ask for mutual TLS",
     Limit.ADDRESS: "NetworkPolicy can not ask for a workload at certain addresses, or tell who shares one",
+    Limit.HOST: "NetworkPolicy does not know names: the ports are open to every address; list the cluster's own "
+    "networks in the inventory (clusterNetworks) to leave those out",
     Limit.LABELS: "another workload of the namespace has the same labels: give one of them a label of its own",
 }
+_HOST_OUTSIDE = "NetworkPolicy does not know names: the ports are open to every address outside the cluster's networks"
 _SAME = {
+    Limit.OPERATIONS: "the destination has no sidecar that judges operations: an allow is left out, a deny is for all",
     Limit.DENY: "NetworkPolicy can not deny: the peer is left out, but another NetworkPolicy that allows it would win",
     Limit.ACCOUNT: "NetworkPolicy does not know service accounts: the workloads that run as it today are named",
     Limit.UNKNOWN: "the inventory does not know the workload, so its labels are unknown: it is left out",
 }
 
 
-def _rules(side: Side, cell: Cell, mask: int, *, operations: bool = False, deny: bool = False) -> tuple[str, ...]:
+def _rules(side: Side, cell: Cell, mask: int, limit: Limit) -> tuple[str, ...]:
+    """The ids of the rules that a limit is about, of those that speak of a peer on some of these port cells."""
+    deny, nameless = limit is Limit.DENY, limit is Limit.HOST
     return tuple(
         sorted(
             clause.rule.id
             for clause in side.clauses
             if clause.mask & mask
             and not clause.turned
-            and clause.names(cell, inbound=side.inbound, lax=not deny)
-            and (bool(clause.rule.operations) if operations else (clause.rule.effect is Verdict.DENY) is deny)
+            and clause.names(cell, inbound=side.inbound, lax=not deny, nameless=nameless)
+            and _is_about(clause.rule, limit)
         )
     )
+
+
+def _is_about(rule: Rule, limit: Limit) -> bool:
+    if limit is Limit.OPERATIONS:
+        return bool(rule.operations)
+    if limit is Limit.HOST:
+        return bool(rule.destination.host) and rule.effect is Verdict.ALLOW
+    return (rule.effect is Verdict.DENY) is (limit is Limit.DENY)
 
 
 def _translated(source: Side, target: Side, mask: int) -> int:
@@ -278,9 +297,10 @@ def _peer(side: Side, cell: Cell) -> Peer:
     """The far end as the sidecar of this side sees it: what did not prove an identity is an address."""
     subject = cell.subject
     if subject is None or (side.inbound and not cell.verified):
-        return Peer(address=cell.address)
+        return Peer(address=cell.address, host=cell.host)
     account = subject.account if subject.meshed else ""
-    return Peer(subject.ref, subject.ref.namespace, account, cell.address, verified=cell.verified)
+    proved = None if side.inbound and subject.account_identity else subject.ref
+    return Peer(proved, subject.ref.namespace, account, cell.address, verified=cell.verified)
 
 
 def _connection(side: Side, cell: Cell, protocol: Protocol, port: int, operation: str) -> Connection:

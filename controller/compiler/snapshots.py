@@ -1,11 +1,12 @@
 """Sidecar snapshots from the intermediate form: only the rules that concern one workload, in one order.
 
 A sidecar judges by what it sees: a proved identity, or an address. So what the form says of workloads is written in
-those terms. Its own end is always its workload, the one thing that a sidecar surely knows of itself. A source without a
-sidecar becomes the networks of its instances; so does every source of a deny rule, because whoever goes round its own
-sidecar still comes from its own address. A service account at the far end becomes the workloads that run as it, as not
-every peer proves an account. Such a rule keeps its id, with ``@source->destination`` behind it where there are several;
-:func:`rule_id` takes it off again.
+those terms. Its own end is always its workload, the one thing that a sidecar surely knows of itself. A source that
+proves nothing becomes the networks of its instances; so does every source of a deny rule, because whoever goes round
+its own sidecar still comes from its own address. A source that proves its account alone is that account. An allowed
+host is that host at addresses outside the cluster. A service account at the far end becomes the workloads that run as
+it, as not every peer proves an account. Such a rule keeps its id, with ``@source->destination`` behind it where there
+are several; :func:`rule_id` takes it off again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from controller.compiler.baseline import baseline_of
-from controller.compiler.form import Form, Subject, parsed, within
+from controller.compiler.form import Form, Subject, contains, network, parsed, within
 from graph.model import Direction, Rule, Selector, Snapshot, Verdict, WorkloadRef
 
 
@@ -30,6 +31,7 @@ def snapshot_of(form: Form, subject: Subject) -> Snapshot:
         inbound_mode=settings.inbound,
         outbound_mode=settings.outbound,
         inbound_tls=settings.inbound_tls,
+        protocols=subject.protocols,
         rules=tuple(sorted([*baseline_of(form, subject), *rules], key=lambda rule: rule.id)),
     )
 
@@ -49,7 +51,7 @@ def _written(form: Form, subject: Subject, rule: Rule) -> list[Rule]:
         if form.at_own_end(rule, subject, direction):
             inbound = direction is Direction.INBOUND
             far = rule.source if inbound else rule.destination
-            for peer in _sources(form, rule, far) if inbound else _destinations(form, far):
+            for peer in _sources(form, rule, far) if inbound else _destinations(form, rule, far):
                 ends = {"source": peer, "destination": mine} if inbound else {"source": mine, "destination": peer}
                 variants.setdefault(replace(rule, **ends))  # type: ignore[arg-type]  # the two ends are Selectors
     if len(variants) == 1:
@@ -66,6 +68,9 @@ def _sources(form: Form, rule: Rule, selector: Selector) -> Iterator[Selector]:
     yield selector
     if not selector.by_identity:
         return
+    for subject in _named(form, selector) if selector.workload else ():
+        if subject.account_identity:  # proves no more than its account, which is no other's
+            yield Selector(subject.ref.namespace, service_account=subject.account, cidr=selector.cidr)
     addresses = [
         parsed(address)
         for subject in _named(form, selector)
@@ -79,7 +84,15 @@ def _sources(form: Form, rule: Rule, selector: Selector) -> Iterator[Selector]:
         yield Selector(cidr=str(block))
 
 
-def _destinations(form: Form, selector: Selector) -> Iterator[Selector]:
+def _destinations(form: Form, rule: Rule, selector: Selector) -> Iterator[Selector]:
+    if selector.host and rule.effect is Verdict.ALLOW and form.networks:
+        wanted = network(selector.cidr) if selector.cidr else None
+        for block in form.beyond:
+            if wanted is None or contains(wanted, block):
+                yield replace(selector, cidr=str(block))
+            elif contains(block, wanted):
+                yield selector
+        return
     yield selector
     if selector.service_account:
         for subject in _named(form, selector):

@@ -26,10 +26,11 @@ from controller.engine.settings import EngineSettings
 from controller.engine.subscriptions import SnapshotWatch, Subscription
 from controller.engine.worker import Worker
 from controller.inventory import Inventory
+from controller.overrides import OverrideRequest
 from controller.store import Store
 from controller.view import AuditEntry, Override, View
 from graph.flow import EdgeKey, Flow
-from graph.model import Direction, InboundTls, Instance, Mode, Protocol, Verdict, WorkloadRef
+from graph.model import Direction, InboundTls, Instance, Mode, Verdict, WorkloadRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,28 +176,12 @@ class Engine:
         wanted = None if edges is None else tuple(edges)
         return await self._worker.ask(lambda state, now: operations.approve_edges(state, now, wanted, owner, reason))
 
-    async def create_override(
-        self,
-        effect: Verdict,
-        source: WorkloadRef,
-        destination: WorkloadRef,
-        port: int | None,
-        protocol: Protocol,
-        owner: str,
-        reason: str,
-        expires_in: float | None,
-    ) -> Override:
-        """Allow or deny one connection from now on.
+    async def create_override(self, asked: OverrideRequest) -> Override:
+        """Allow or deny one connection, or some operations of it, from now on.
 
-        :param port: None means every port
-        :param expires_in: seconds; None means that it has no end
         :raises UnknownWorkload, InvalidRequest, Conflict:
         """
-        return await self._worker.ask(
-            lambda state, now: operations.create_override(
-                state, now, effect, source, destination, port, protocol, owner, reason, expires_in
-            )
-        )
+        return await self._worker.ask(lambda state, now: operations.create_override(state, now, asked))
 
     async def revoke_override(self, override_id: str, owner: str, reason: str) -> Override:
         """End an override now.
@@ -282,6 +267,16 @@ class Engine:
                     await self._worker.published()
         except TimeoutError:
             return False
+
+    # --- what people do that changes no policy
+
+    async def note(self, owner: str, action: str, subject: str, reason: str, detail: Mapping[str, object]) -> None:
+        """Write into the audit log what a person does; it is on disk when this returns.
+
+        :param action: such as ``tap.start``; ``subject`` is what it is done to
+        :raises InvalidRequest: when ``owner`` or ``reason`` is missing
+        """
+        await self._worker.ask(lambda state, now: operations.note(state, now, owner, action, subject, reason, detail))
 
     # --- join tokens
 

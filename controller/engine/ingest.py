@@ -1,8 +1,9 @@
 """Flow batches: whose word counts, for what, and once.
 
 A sidecar is believed about connections of its own workload only: as the source when it says ``outbound``, as the
-destination when it says ``inbound``. Everything else in a report is refused, counted, and audited (at most once a
-minute for each sidecar, so that nobody can fill the log). Clocks are not believed: times after now are now.
+destination when it says ``inbound``. What is asked over them, only the destination's sidecar judges, so only that one
+reports it; it is counted and never teaches anything. Everything else in a report is refused, counted, and audited (at
+most once a minute for each sidecar, so that nobody can fill the log). Clocks are not believed: times after now are now.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from controller.store import Position
 from controller.view import SidecarState
 from graph.flow import Flow
 from graph.model import Direction, Instance, Mode, WorkloadRef
+from graph.operations import MAX_LENGTH
 from graph.policy import Reason
 
 MAX_FLOWS = 50_000
@@ -61,7 +63,8 @@ def ingest(
             accepted.append(judged)
     state.graph.ingest(accepted, now)
     for flow in accepted:
-        _learn(state, flow, now)
+        if not flow.operation:
+            _learn(state, flow, now)
     state.flows.extend(accepted)
     state.put_position(key, boot_id, Position(sequence, now))
     if position is None:
@@ -82,13 +85,19 @@ def judge(flow: Flow, instance: Instance, inventory: Inventory, now: float, olde
     outbound = flow.direction is Direction.OUTBOUND
     if (source if outbound else destination) != instance.workload:
         return "not-its-end"
+    if source.host:
+        return "source-is-a-host"  # nobody is called from a name
     other = destination if outbound else source
     for ref in (instance.workload, other):
         if not ref.is_external and ref not in inventory.workloads:
             return "unknown-workload"
     counters = (flow.connections, flow.failed, flow.bytes_sent, flow.bytes_received)
-    if not 1 <= port <= 65535 or not all(0 <= count <= MAX_COUNT for count in counters):
+    if not 1 <= port <= 65535 or not all(0 <= count <= MAX_COUNT for count in (*counters, flow.requests)):
         return "out-of-range"
+    if flow.operation or flow.requests:
+        wrong = _bad_operation(flow)
+        if outbound or wrong:
+            return wrong or "operation-of-another-end"
     if not (math.isfinite(flow.first_seen) and math.isfinite(flow.last_seen)):
         return "out-of-range"
     last = min(max(flow.last_seen, now - oldest), now)
@@ -102,6 +111,15 @@ def judge(flow: Flow, instance: Instance, inventory: Inventory, now: float, olde
         first_seen=first,
         last_seen=last,
     )
+
+
+def _bad_operation(flow: Flow) -> str:
+    """What is wrong with a report of requests, in one word."""
+    name = flow.operation
+    if not 0 < len(name) <= MAX_LENGTH or not name.isprintable() or name != name.strip():
+        return "bad-operation"
+    moved = flow.connections or flow.failed or flow.bytes_sent or flow.bytes_received
+    return "mixed-counters" if moved or not flow.requests else ""
 
 
 def _attributed_destination(flow: Flow, inventory: Inventory) -> tuple[WorkloadRef, int]:
@@ -160,7 +178,7 @@ def _contradicts_mode(state: State, flow: Flow) -> bool:
 def destination_meshed(state: State, ref: WorkloadRef) -> bool:
     """What the learner wants to know of the far end; in doubt True, which asks for the better proof."""
     workload = state.inventory.workloads.get(ref)
-    return workload is None or workload.meshed
+    return workload is None or workload.has_sidecar
 
 
 def _forget_old_boots(state: State, key: str) -> None:

@@ -7,7 +7,7 @@ Each function checks everything first and changes the state after that, so that 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import islice
 
@@ -18,10 +18,11 @@ from controller.engine.state import State
 from controller.errors import Conflict, InvalidRequest, InventoryError, JoinTokenError, NotFound
 from controller.inventory import Inventory
 from controller.learner import EdgeState, LearnedEdge, approve
+from controller.overrides import OverrideRequest
 from controller.view import Override, OverrideState, WorkloadMode
 from graph.errors import InvalidValue
 from graph.flow import EdgeKey
-from graph.model import Direction, InboundTls, Instance, Mode, Protocol, Verdict, WorkloadRef
+from graph.model import Direction, InboundTls, Instance, Mode, WorkloadRef
 
 _SHOWN = 50
 _COMPARED = 2_000
@@ -103,7 +104,9 @@ def _follow_in_policy(state: State, before: Inventory, changed: set[WorkloadRef]
         touched |= state.index.neighbours(ref, state.rules)  # and as they are
         for instance in (*before.instances_of(ref), *after.instances_of(ref)):
             touched |= state.index.neighbours(WorkloadRef.external(instance.address), state.rules)
-    if any(concerns_everybody(before.workloads.get(ref), after.workloads.get(ref)) for ref in changed):
+    if before.networks != after.networks or any(
+        concerns_everybody(before.workloads.get(ref), after.workloads.get(ref)) for ref in changed
+    ):
         touched |= set(after.workloads)
     state.stale |= touched
 
@@ -194,32 +197,9 @@ def _seen(state: State, key: EdgeKey) -> LearnedEdge:
     return edge
 
 
-def create_override(
-    state: State,
-    now: float,
-    effect: Verdict,
-    source: WorkloadRef,
-    destination: WorkloadRef,
-    port: int | None,
-    protocol: Protocol,
-    owner: str,
-    reason: str,
-    expires_in: float | None,
-) -> Override:
+def create_override(state: State, now: float, asked: OverrideRequest) -> Override:
     """Create an override; see :meth:`controller.engine.Engine.create_override`."""
-    override = overrides.make(
-        state.inventory,
-        effect,
-        source,
-        destination,
-        port,
-        protocol,
-        owner,
-        reason,
-        expires_in,
-        now=now,
-        longest=state.settings.override_max,
-    )
+    override = overrides.make(state.inventory, asked, now=now, longest=state.settings.override_max)
     active = sum(1 for each in state.overrides.values() if each.state(now) is OverrideState.ACTIVE)
     if active >= state.settings.max_overrides:
         raise Conflict(f"there are {active} active overrides", remedy="revoke those that are no longer needed")
@@ -232,11 +212,12 @@ def create_override(
         override.owner,
         "override.create",
         override.id,
-        effect=str(effect),
-        source=str(source),
-        destination=str(destination),
-        port=port,
-        protocol=str(protocol),
+        effect=str(override.effect),
+        source=str(override.source),
+        destination=str(override.destination),
+        port=override.port,
+        protocol=str(override.protocol),
+        operations=list(override.operations),
         reason=override.reason,
         expires_at=override.expires_at,
     )
@@ -263,15 +244,24 @@ def revoke_override(state: State, now: float, override_id: str, owner: str, reas
     return ended
 
 
+def note(
+    state: State, now: float, owner: str, action: str, subject: str, reason: str, detail: Mapping[str, object]
+) -> None:
+    """Write an audit entry; see :meth:`controller.engine.Engine.note`."""
+    owner, reason = overrides.checked_owner(owner), overrides.checked_reason(reason)
+    state.log(now, owner, action, subject, reason=reason, **detail)
+
+
 def create_join_token(
     state: State, now: float, workload: WorkloadRef, instance: str, expires_in: float, owner: str
 ) -> str:
     """Make a join token; see :meth:`controller.engine.Engine.create_join_token`."""
     overrides.checked_workload(workload, state.inventory, "workload")
-    if not state.inventory.workloads[workload].meshed:
-        raise InvalidRequest(
-            f"{workload} is not meshed", field="workload", remedy="set `meshed: true` in the inventory first"
-        )
+    known = state.inventory.workloads[workload]
+    if not known.has_sidecar:
+        problem = "has another mesh's proxy, not a sidecar" if known.meshed else "is not meshed"
+        remedy = "set `meshed: true` in the inventory first, without `transport`"
+        raise InvalidRequest(f"{workload} {problem}", field="workload", remedy=remedy)
     name = instance.removeprefix(f"{workload.namespace}/")
     found = state.inventory.instances.get(f"{workload.namespace}/{name}")
     if found is None or found.workload != workload:

@@ -16,10 +16,10 @@ from graph.model import Rule, Selector, Snapshot, Workload, WorkloadRef
 
 
 class PolicyIndex:
-    """Rules by the workloads, and by the single addresses, that they name at either end.
+    """Rules by the workloads, and by the single addresses and hosts, that they name at either end.
 
-    The engine's rules name exactly one workload or one address at each end (:meth:`graph.model.Selector.of`). Anything
-    wider would need another index, and is refused rather than overlooked.
+    The engine's rules name exactly one workload, one address or one host at each end
+    (:meth:`graph.model.Selector.of`). Anything wider would need another index, and is refused rather than overlooked.
     """
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class PolicyIndex:
 
         :raises CompileError: when it can not be compiled or proved
         """
-        if wanted not in inventory.workloads or not inventory.workloads[wanted].meshed:
+        if wanted not in inventory.workloads or not inventory.workloads[wanted].has_sidecar:
             return None
         chosen = [rules[rule_id] for rule_id in sorted(self.concerning(wanted, inventory))]
         ends = {_ref_of(end) for rule in chosen for end in (rule.source, rule.destination)} | {wanted}
@@ -84,6 +84,7 @@ class PolicyIndex:
         workloads |= self._dns_servers(inventory)
         policy = PolicyInput(
             trust_domain=inventory.trust_domain,
+            networks=inventory.networks,
             workloads=tuple(workloads[ref] for ref in sorted(workloads)),
             instances=tuple(each for ref in sorted(workloads) for each in inventory.instances_of(ref)),
             modes=modes,
@@ -120,10 +121,12 @@ def _content(snapshot: Snapshot) -> Snapshot:
 
 
 def _ref_of(selector: Selector) -> WorkloadRef:
-    if selector.cidr and not selector.by_identity:
+    if selector.host and not selector.cidr and not selector.host.startswith("*"):
+        return WorkloadRef.external_host(selector.host)
+    if selector.cidr and not selector.by_identity and not selector.host:
         network = ipaddress.ip_network(selector.cidr)
         if network.num_addresses == 1:
             return WorkloadRef.external(str(network.network_address))
     if selector.workload and not selector.service_account and not selector.cidr:
         return WorkloadRef(selector.namespace, selector.workload)
-    raise ValueError(f"the selector {selector} names neither one workload nor one address")
+    raise ValueError(f"the selector {selector} names neither one workload nor one address or host")

@@ -149,13 +149,15 @@ class Publisher:
         )
 
     def _deciding(self, key: EdgeKey) -> Rule | None:
-        """The rule that decides about an edge: an override on it, else what was learned."""
+        """The rule that decides about an edge: an override on it, else what was learned, else an override on some
+        operations of it."""
         named = self._overrides_of.get((key.source, key.destination), set())
         holding = [self._overrides[each] for each in named if each in self._rules and each in self._overrides]
         override = overrides.deciding(holding, key.port, key.protocol)
-        if override is not None:
+        learned = self._rules.get(f"{LEARNED}{key}")
+        if override is not None and (learned is None or not override.operations):
             return self._rules[override.id]
-        return self._rules.get(f"{LEARNED}{key}")
+        return learned
 
     def _concerned_by_overrides(self, state: State) -> set[EdgeKey]:
         """The edges between the ends of overrides that came or went; keeps the index of overrides by their ends."""

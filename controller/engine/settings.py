@@ -26,8 +26,10 @@ class EngineSettings:
     :param token_kept: how long a join token that ended is remembered, to tell that it ended
     :param refusal_pause: how often at most one sidecar's refused flows make an audit entry
     :param housekeeping: how often what is no longer needed is cleared away
-    :param max_edges: the most edges remembered, and ``max_external`` the most addresses outside the inventory; what
-        goes beyond is counted and teaches nothing
+    :param max_edges: the most edges remembered, and ``max_external`` the most addresses and hosts outside the
+        inventory; what goes beyond is counted and teaches nothing
+    :param max_operations: the most operations remembered by name, of all edges together; the rest of an edge's is
+        counted as one
     :param recent_flows: how many flows are kept in memory for people to look at
     """
 
@@ -45,6 +47,7 @@ class EngineSettings:
     oldest_flow: float = 86400.0
     max_edges: int = 200_000
     max_external: int = 1_000
+    max_operations: int = 100_000
     recent_flows: int = 5_000
 
     def __post_init__(self) -> None:

@@ -77,7 +77,7 @@ class State:
         #: workloads whose policy has to be compiled; ``urgent`` ones before anybody gets an answer
         self.stale: set[WorkloadRef] = set()
         self.urgent: set[WorkloadRef] = set()
-        limits = Limits(external=settings.max_external, edges=settings.max_edges)
+        limits = Limits(external=settings.max_external, edges=settings.max_edges, operations=settings.max_operations)
         self.graph = ServiceGraph(limits)
         self.graph_changes: list[GraphChanges] = []
         self._graph_seen = 0
@@ -95,6 +95,7 @@ class State:
         self.graph.windows.load(
             (Window(key, width, start, counts) for (key, width, start), counts in stored.windows.items()), now
         )
+        self.graph.load_operations(stored.operations)
         whole = self.graph.changes(0)
         self._graph_seen = whole.generation
         self.graph_changes.append(replace(whole, whole=True))
@@ -111,7 +112,7 @@ class State:
                 self.put_rule(overrides.rule_of(override))
                 self.schedule_override(override)
         self.timers.at(now + self.settings.housekeeping, Due.HOUSEKEEPING, "")
-        self.stale = {ref for ref, workload in self.inventory.workloads.items() if workload.meshed}
+        self.stale = {ref for ref, workload in self.inventory.workloads.items() if workload.has_sidecar}
         self._compile(now, len(self.stale))
 
     # --- small changes, each with its write
@@ -272,6 +273,8 @@ class State:
             for key in changes.removed_edges:
                 for direction in Direction:
                     self.writes.traffic[key, direction] = None
+        for key, asked in self.graph.drain_operations().items():
+            self.writes.operations[key] = asked or None
         drained = self.graph.windows.drain(now)
         for window in drained.changed:
             self.writes.windows[window.key, window.width, window.start] = window.counts

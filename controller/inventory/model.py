@@ -16,7 +16,7 @@ from typing import Any
 from certs.spiffe import SpiffeId
 from graph.directory import Destination, Endpoint
 from graph.errors import InvalidValue
-from graph.model import Instance, Port, Protocol, Service, ServicePort, Workload, WorkloadRef
+from graph.model import Instance, Port, Protocol, Service, ServicePort, Transport, Workload, WorkloadRef
 
 API_VERSION = "hedgerow.dev/v1alpha1"
 KIND = "Inventory"
@@ -43,6 +43,7 @@ class Inventory:
     :param trust_domain: in which the workloads have their identities
     :param namespaces: by name
     :param instances: by ``namespace/name``, as are ``services``
+    :param networks: the cluster's own, of its pods, services and nodes, sorted; empty when they are not known
     :param revision: grows when the engine takes a different inventory; the ``version`` of directory answers
     """
 
@@ -51,6 +52,7 @@ class Inventory:
     workloads: Mapping[WorkloadRef, Workload] = field(default_factory=dict)
     instances: Mapping[str, Instance] = field(default_factory=dict)
     services: Mapping[str, Service] = field(default_factory=dict)
+    networks: tuple[str, ...] = ()
     revision: int = field(default=0, compare=False)
     _by_address: Mapping[str, Instance] = field(init=False, compare=False, repr=False)
     _by_service_address: Mapping[str, Service] = field(init=False, compare=False, repr=False)
@@ -86,10 +88,12 @@ class Inventory:
         return self._by_service_address.get(plain_address(address) or "")
 
     def identity_of(self, ref: WorkloadRef) -> str:
-        """The SPIFFE ID of a workload's instances; empty when it is unknown or has no sidecar."""
+        """The SPIFFE ID of a workload's instances; empty when it is unknown or nothing proves who it is."""
         workload = self.workloads.get(ref)
         if workload is None or not workload.meshed:
             return ""
+        if workload.account_identity:
+            return str(SpiffeId.for_account(self.trust_domain, ref.namespace, workload.service_account))
         return str(SpiffeId.for_workload(self.trust_domain, ref.namespace, workload.service_account, ref.name))
 
     def attributed(self, ref: WorkloadRef) -> WorkloadRef:
@@ -101,6 +105,15 @@ class Inventory:
             return instance.workload
         service = self._by_service_address.get(ref.name)
         return service.workload if service is not None else ref
+
+    def service_named(self, host: str) -> WorkloadRef | None:
+        """The workload of the service that a DNS name leads to inside the cluster: ``cart.shop``, ``cart.shop.svc``, …
+        (Kubernetes, "DNS for Services and Pods")."""
+        labels = host.split(".")
+        if len(labels) < 2 or labels[2:3] not in ([], ["svc"]):
+            return None
+        service = self.services.get(f"{labels[1]}/{labels[0]}")
+        return service.workload if service is not None else None
 
     def closest(self, ref: WorkloadRef, limit: int = 3) -> tuple[str, ...]:
         """The names of workloads that are spelled most like ``ref``, the best first."""
@@ -141,8 +154,14 @@ class Inventory:
         return answer
 
     def _endpoint(self, instance: Instance, port: int) -> Endpoint:
+        workload = self.workloads[instance.workload]
         return Endpoint(
-            instance.address, port, instance.name, self.identity_of(instance.workload), ready=instance.ready
+            instance.address,
+            port,
+            instance.name,
+            self.identity_of(instance.workload),
+            ready=instance.ready,
+            transport=workload.transport,
         )
 
     def _answer(
@@ -166,6 +185,7 @@ class Inventory:
         return {
             "apiVersion": API_VERSION,
             "kind": KIND,
+            "clusterNetworks": list(self.networks),
             "namespaces": [
                 {"name": space.name, "labels": dict(space.labels)} for _, space in sorted(self.namespaces.items())
             ],
@@ -207,7 +227,13 @@ def _workload_dict(workload: Workload) -> dict[str, Any]:
         "ports": [_port_dict(port) for port in workload.ports],
         "meshed": workload.meshed,
         "schedule": workload.schedule,
-    }
+    } | _foreign_dict(workload)
+
+
+def _foreign_dict(workload: Workload) -> dict[str, Any]:
+    if workload.transport is Transport.TUNNEL:
+        return {}
+    return {"transport": str(workload.transport), "identity": "account" if workload.account_identity else "workload"}
 
 
 def _port_dict(port: Port) -> dict[str, Any]:

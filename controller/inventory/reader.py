@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from certs.errors import CertError
 from certs.spiffe import SpiffeId
 from controller.errors import InventoryError
 from controller.inventory.model import API_VERSION, KIND, Inventory, Namespace
+from controller.inventory.ports import entry_of, opaque_ports, service_ports, unread, with_opaque, workload_ports
 from graph.documents import read_yaml
 from graph.fields import (
     Check,
@@ -22,7 +23,6 @@ from graph.fields import (
     Unfit,
     choice,
     flag,
-    integer,
     ip_address,
     items,
     matching,
@@ -31,18 +31,26 @@ from graph.fields import (
     shown,
     text,
     trust_domain_name,
-    unfit,
+    word,
 )
-from graph.model import EXTERNAL_NAMESPACE, Instance, Port, Protocol, Service, ServicePort, Workload, WorkloadRef
+from graph.model import (
+    EXTERNAL_NAMESPACE,
+    Instance,
+    Selector,
+    Service,
+    Transport,
+    Workload,
+    WorkloadRef,
+)
 from graph.text import printable
 
+#: Each one makes the snapshots of workloads with rules about hosts longer.
+MAX_NETWORKS = 16
 #: A mesh of some 40,000 instances fits.
 MAX_INVENTORY_BYTES = 8 * 1024 * 1024
 
 _KIND = re.compile(r"[A-Z][A-Za-z]{0,62}")
 _SCHEDULE = re.compile(r"@(yearly|annually|monthly|weekly|daily|midnight|hourly)|(\S+ +){4}\S+")
-_PORT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-_APP_PROTOCOL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_./]{0,251}[A-Za-z0-9])?")
 #: Kubernetes: "Labels and Selectors", syntax and character set.
 _LABEL_KEY = re.compile(
     r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?", re.ASCII
@@ -112,6 +120,7 @@ class _Reading:
         self._instances: dict[str, Instance] = {}
         self._services: dict[str, Service] = {}
         self._addresses: dict[str, str] = {}
+        self._accounts: dict[tuple[str, str], list[Workload]] = {}
 
     def read(self, document: object) -> Inventory:
         top = Fields(document, _refusal, noun="key")
@@ -124,15 +133,18 @@ class _Reading:
             ("services", self._service),
         )
         # how many there are is bounded by the bytes that were read
-        given = {name: top.take(name, items(_unread, at_most=MAX_INVENTORY_BYTES), None) for name, _ in sections}
+        networks = top.take("clusterNetworks", _networks, ())
+        given = {name: top.take(name, items(unread, at_most=MAX_INVENTORY_BYTES), None) for name, _ in sections}
         top.finish()
         self._declared = given["namespaces"] is not None
         for name, check in sections:
             top.checked(name, given[name] or (), items(check, at_most=MAX_INVENTORY_BYTES))
-        return Inventory(self._trust_domain, self._namespaces, self._workloads, self._instances, self._services)
+        return Inventory(
+            self._trust_domain, self._namespaces, self._workloads, self._instances, self._services, networks
+        )
 
     def _namespace(self, value: object) -> None:
-        entry = _entry(value)
+        entry = entry_of(value)
         name = entry.take("name", _namespace_name)
         labels = entry.take("labels", _labels, ())
         entry.finish()
@@ -141,14 +153,17 @@ class _Reading:
         self._namespaces[name] = Namespace(name, labels)
 
     def _workload(self, value: object) -> None:
-        entry = _entry(value)
+        entry = entry_of(value)
         namespace, name = entry.take("namespace", _namespace_name), entry.take("name", _name)
         kind = entry.take("kind", matching(_KIND, "Deployment, StatefulSet, DaemonSet, CronJob …"), "Deployment")
         account = entry.take("serviceAccount", text(), "default")
         labels = entry.take("labels", _labels, ())
-        ports = entry.take("ports", _ports, ())
+        ports = entry.take("ports", workload_ports, ())
         meshed = entry.take("meshed", flag, True)
         schedule = entry.take("schedule", text(may_be_empty=True), "")
+        opaque = entry.take("opaquePorts", opaque_ports, ())
+        transport = entry.take("transport", choice(Transport.MTLS), Transport.TUNNEL)
+        identity = entry.take("identity", word("account", "workload"), None)
         entry.finish()
         ref = self._ref(entry, namespace, name)
         if ref in self._workloads:
@@ -161,10 +176,41 @@ class _Reading:
             SpiffeId.for_workload(self._trust_domain, ref.namespace, account, ref.name)
         except CertError as error:
             entry.fail("serviceAccount", str(error), "use names that Kubernetes would take")
-        self._workloads[ref] = Workload(ref, kind, account, labels, ports, meshed, schedule)
+        if transport is Transport.MTLS and not meshed:
+            entry.fail("transport", "mtls on a workload with `meshed: false`", "remove one of the two")
+        if identity is not None and transport is not Transport.MTLS:
+            entry.fail("identity", "set on a workload of ours", "leave it out: our sidecars prove their workload")
+        self._workloads[ref] = Workload(
+            ref,
+            kind,
+            account,
+            labels,
+            with_opaque(entry, ports, opaque),
+            meshed,
+            schedule,
+            transport,
+            account_identity=transport is Transport.MTLS and identity != "workload",
+        )
+        self._tell_apart(entry, self._workloads[ref])
+
+    def _tell_apart(self, entry: Fields, workload: Workload) -> None:
+        """Who proves an account alone must be the only one that can prove it, or a rule for it would be one for all."""
+        if not workload.meshed:
+            return
+        sharing = self._accounts.setdefault((workload.ref.namespace, workload.service_account), [])
+        sharing.append(workload)
+        alone = next((each for each in sharing if each.account_identity), None)
+        if alone is not None and len(sharing) > 1:
+            other = next(each for each in sharing if each is not alone)
+            entry.fail(
+                "serviceAccount",
+                f"{workload.service_account!r} is the account of {alone.ref}, which proves no more than that, and of "
+                f"{other.ref}",
+                f"give {alone.ref} an account of its own, or `identity: workload` if its certificates name it",
+            )
 
     def _instance(self, value: object) -> None:
-        entry = _entry(value)
+        entry = entry_of(value)
         name = entry.take("name", _name)
         ref = entry.take("workload", self._known_workload)
         address = entry.take("address", _own_address)
@@ -177,11 +223,11 @@ class _Reading:
         self._instances[key] = Instance(name, ref, address, ready)
 
     def _service(self, value: object) -> None:
-        entry = _entry(value)
+        entry = entry_of(value)
         namespace, name = entry.take("namespace", _namespace_name), entry.take("name", _name)
         ref = entry.take("workload", lambda written: self._known_workload_of(namespace, written))
         address = entry.take("address", _own_address)
-        ports = entry.take("ports", _service_ports(self._workloads[ref]))
+        ports = entry.take("ports", service_ports(self._workloads[ref]))
         entry.finish()
         key = str(self._ref(entry, namespace, name))
         if key in self._services:
@@ -223,14 +269,6 @@ class _Reading:
 # --- checks
 
 
-def _entry(value: object) -> Fields:
-    return Fields(value, unfit, noun="key")
-
-
-def _unread(value: object) -> object:
-    return value
-
-
 def _constant(name: str, wanted: str) -> Check[None]:
     def check(value: object) -> None:
         if value != wanted:
@@ -248,10 +286,19 @@ def _namespace_name(value: object) -> str:
 #: Of a workload, a service or an instance.
 _name: Check[str] = parsed(lambda written: WorkloadRef.parse(f"x/{written}").name)
 _workload_ref: Check[WorkloadRef] = parsed(WorkloadRef.parse)
-_port_number = integer(1, 65535)
-_protocol = choice(*Protocol)
-_port_name = matching(_PORT_NAME, "lower-case letters, digits and '-', 63 characters at most", may_be_empty=True)
-_app_protocol = matching(_APP_PROTOCOL, "http, grpc, tcp or another of Kubernetes' appProtocols", may_be_empty=True)
+
+
+#: An IPv4 or IPv6 network.
+_network: Check[str] = parsed(lambda written: Selector(cidr=written).cidr)
+
+
+def _networks(value: object) -> tuple[str, ...]:
+    """Networks, sorted, each once."""
+    networks = items(_network, at_most=MAX_NETWORKS)(value)
+    for index, network in enumerate(networks):
+        if not network or network.endswith("/0"):
+            raise Unfit("everything", "write the networks of the cluster's pods, services and nodes", f"[{index}]")
+    return tuple(sorted(set(networks)))
 
 
 def _labels(value: object) -> tuple[tuple[str, str], ...]:
@@ -276,62 +323,3 @@ def _own_address(value: object) -> str:
     if address.is_unspecified or address.is_multicast:
         raise Unfit(f"{address} is nobody's own address", "write the address of the instance")
     return written
-
-
-def _ports(value: object) -> tuple[Port, ...]:
-    ports = items(_port)(value)
-    _refuse_doubles((port.number, port.protocol, port.name) for port in ports)
-    return ports
-
-
-def _port(value: object) -> Port:
-    entry = _entry(value)
-    port = Port(
-        entry.take("port", _port_number),
-        entry.take("protocol", _protocol, Protocol.TCP),
-        entry.take("name", _port_name, ""),
-        entry.take("appProtocol", _app_protocol, ""),
-    )
-    entry.finish()
-    return port
-
-
-def _service_ports(workload: Workload) -> Check[tuple[ServicePort, ...]]:
-    def check(value: object) -> tuple[ServicePort, ...]:
-        ports = items(lambda entry: _service_port(entry, workload), at_least=1)(value)
-        _refuse_doubles((port.port, port.protocol, port.name) for port in ports)
-        return ports
-
-    return check
-
-
-def _service_port(value: object, workload: Workload) -> ServicePort:
-    entry = _entry(value)
-    number, protocol = entry.take("port", _port_number), entry.take("protocol", _protocol, Protocol.TCP)
-    name, target = entry.take("name", _port_name, ""), entry.take("targetPort", _unread, number)
-    entry.finish()
-    return ServicePort(number, entry.checked("targetPort", target, _target(protocol, workload)), protocol, name)
-
-
-def _target(protocol: Protocol, workload: Workload) -> Check[int]:
-    def check(value: object) -> int:
-        if not isinstance(value, str):
-            return _port_number(value)
-        for port in workload.ports:
-            if port.name == value and port.protocol is protocol:
-                return port.number
-        raise Unfit(f"{workload.ref} has no {protocol} port named {value[:80]!r}", "name one of its ports, or a number")
-
-    return check
-
-
-def _refuse_doubles(ports: Iterable[tuple[int, Protocol, str]]) -> None:
-    seen: set[Hashable] = set()
-    for index, (number, protocol, name) in enumerate(ports):
-        if (number, protocol) in seen:
-            raise Unfit(f"{number}/{protocol} is there twice", "list every port once", f"[{index}].port")
-        if name and name in seen:
-            raise Unfit(
-                f"the port name {name!r} is there twice", "give every port a name of its own", f"[{index}].name"
-            )
-        seen |= {(number, protocol), name}

@@ -43,8 +43,14 @@ _FIRST = (
     action TEXT NOT NULL, subject TEXT NOT NULL, detail TEXT NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL)""",
 )
 
+#: What is asked over connections, and overrides about it.
+_OPERATIONS = (
+    "CREATE TABLE operations (edge TEXT NOT NULL PRIMARY KEY, asked TEXT NOT NULL)",
+    "ALTER TABLE overrides ADD COLUMN operations TEXT NOT NULL DEFAULT '[]'",
+)
+
 #: One entry a version, in order: the statements that lead from the version before to it.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST,)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _OPERATIONS)
 
 
 def version_of(connection: Connection) -> int:

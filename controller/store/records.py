@@ -16,6 +16,7 @@ from controller.view import AuditEntry, Override, WorkloadMode
 from graph.accounts import EdgeTotals
 from graph.flow import EdgeKey
 from graph.model import Direction, WorkloadRef
+from graph.views import OperationView
 from graph.windows import Counts
 
 
@@ -47,6 +48,7 @@ class Writes:
     :param generation: the new generation
     :param inventory: in the form of the inventory file; None leaves it as it is
     :param windows: by (edge, width, start), seconds
+    :param operations: all of an edge's
     :param positions: by (``namespace/instance``, boot id)
     """
 
@@ -57,6 +59,7 @@ class Writes:
     edges: dict[EdgeKey, LearnedEdge | None] = field(default_factory=dict)
     traffic: dict[tuple[EdgeKey, Direction], EdgeTotals | None] = field(default_factory=dict)
     windows: dict[tuple[EdgeKey, int, int], Counts | None] = field(default_factory=dict)
+    operations: dict[EdgeKey, tuple[OperationView, ...] | None] = field(default_factory=dict)
     modes: dict[WorkloadRef, WorkloadMode] = field(default_factory=dict)
     overrides: dict[str, Override | None] = field(default_factory=dict)
     tokens: dict[str, JoinToken | None] = field(default_factory=dict)
@@ -73,6 +76,7 @@ class Writes:
             or self.edges
             or self.traffic
             or self.windows
+            or self.operations
             or self.modes
             or self.overrides
             or self.tokens
@@ -93,6 +97,7 @@ class Stored:
     edges: tuple[LearnedEdge, ...] = ()
     traffic: tuple[EdgeTotals, ...] = ()
     windows: Mapping[tuple[EdgeKey, int, int], Counts] = field(default_factory=dict)
+    operations: Mapping[EdgeKey, tuple[OperationView, ...]] = field(default_factory=dict)
     modes: Mapping[WorkloadRef, WorkloadMode] = field(default_factory=dict)
     overrides: tuple[Override, ...] = ()
     tokens: tuple[JoinToken, ...] = ()

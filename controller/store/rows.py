@@ -14,7 +14,7 @@ from controller.view import AuditEntry, Override, WorkloadMode
 from graph.accounts import EdgeTotals
 from graph.flow import EdgeKey
 from graph.model import Direction, InboundTls, Mode, Protocol, Verdict, WorkloadRef
-from graph.views import EdgeVerdict
+from graph.views import EdgeVerdict, OperationView
 from graph.windows import COUNT_NAMES, Counts
 
 type Row = Mapping[str, Any]
@@ -95,6 +95,21 @@ def window_of(row: Row) -> tuple[tuple[EdgeKey, int, int], Counts]:
     return (EdgeKey.parse(row["edge"]), int(row["width"]), int(row["start"])), counts_of(row)
 
 
+def operations_row(key: EdgeKey, views: tuple[OperationView, ...]) -> dict[str, Any]:
+    asked = [
+        [view.name, view.requests, view.denied, view.would_deny, view.first_seen, view.last_seen] for view in views
+    ]
+    return {"edge": str(key), "asked": dumps(asked)}
+
+
+def operations_of(row: Row) -> tuple[EdgeKey, tuple[OperationView, ...]]:
+    views = tuple(
+        OperationView(str(name), int(requests), int(denied), int(would_deny), float(first_seen), float(last_seen))
+        for name, requests, denied, would_deny, first_seen, last_seen in json.loads(row["asked"])
+    )
+    return EdgeKey.parse(row["edge"]), views
+
+
 def mode_row(ref: WorkloadRef, mode: WorkloadMode) -> dict[str, Any]:
     return {
         "workload": str(ref),
@@ -125,6 +140,7 @@ def override_row(override: Override) -> dict[str, Any]:
         "revoked_by": override.revoked_by,
         "revoke_reason": override.revoke_reason,
         "ended": int(override.ended),
+        "operations": dumps(override.operations),
     }
 
 
@@ -144,6 +160,7 @@ def override_of(row: Row) -> Override:
         row["revoked_by"],
         row["revoke_reason"],
         bool(row["ended"]),
+        tuple(json.loads(row["operations"])),
     )
 
 

@@ -47,6 +47,8 @@ traffic = Table(
     _text("reporters"),
 )
 
+operations = Table("operations", metadata, _key("edge"), _text("asked"))
+
 windows = Table(
     "windows",
     metadata,
@@ -75,6 +77,7 @@ overrides = Table(
     _text("revoked_by"),
     _text("revoke_reason"),
     Column("ended", Integer, nullable=False),
+    _text("operations"),
 )
 
 join_tokens = Table(

@@ -104,6 +104,7 @@ class SqliteStore:
                 edges=tuple(self._rows(schema.edges, rows.learned_of)),
                 traffic=tuple(self._rows(schema.traffic, rows.traffic_of)),
                 windows=dict(self._rows(schema.windows, rows.window_of)),
+                operations=dict(self._rows(schema.operations, rows.operations_of)),
                 modes=dict(self._rows(schema.modes, rows.mode_of)),
                 overrides=tuple(self._rows(schema.overrides, rows.override_of)),
                 tokens=tuple(self._rows(schema.join_tokens, rows.token_of)),
@@ -170,6 +171,9 @@ class SqliteStore:
             schema.windows,
             [(str(key), width, start) for (key, width, start), counts in writes.windows.items() if counts is None],
         )
+        asked = [(key, views) for key, views in writes.operations.items() if views is not None]
+        _put(connection, schema.operations, [rows.operations_row(key, views) for key, views in asked])
+        _drop(connection, schema.operations, [(str(key),) for key, views in writes.operations.items() if views is None])
         _put(connection, schema.modes, [rows.mode_row(ref, mode) for ref, mode in writes.modes.items()])
         _put(connection, schema.overrides, [rows.override_row(each) for each in writes.overrides.values() if each])
         _drop(connection, schema.overrides, [(key,) for key, each in writes.overrides.items() if each is None])

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from controller.engine import Engine
 from controller.errors import InvalidRequest
+from controller.overrides import MAX_OPERATIONS, OverrideRequest
 from controller.view import Override
 from controller.web import inputs
 from controller.web.answers import answer
@@ -70,9 +71,12 @@ class Changing:
         protocol = fields.take("protocol", choice(*Protocol), Protocol.TCP)
         owner, reason = fields.take("owner", OWNER), fields.take("reason", REASON)
         expires_in = fields.take("expires_in", optional(seconds(0.001, 1e10)))
+        operations = fields.take("operations", items(inputs.operation, at_most=MAX_OPERATIONS), ())
         wait = fields.take("wait", seconds(0, MAX_WAIT), WAIT)
         fields.finish()
-        made = await self.engine.create_override(effect, source, destination, port, protocol, owner, reason, expires_in)
+        made = await self.engine.create_override(
+            OverrideRequest(effect, source, destination, port, protocol, owner, reason, expires_in, operations)
+        )
         pushed = await self._arrived((source, destination), wait)
         return answer(self._override(made) | {"generation": self.engine.view.generation, "pushed": pushed}, 201)
 

@@ -21,6 +21,7 @@ def snapshot_document(snapshot: Snapshot) -> dict[str, Any]:
         "outbound_mode": str(snapshot.outbound_mode),
         "inbound_tls": str(snapshot.inbound_tls),
         "issued_at": snapshot.issued_at,
+        "protocols": {str(port): protocol for port, protocol in snapshot.protocols},
         "rules": [rule_document(rule) for rule in snapshot.rules],
     }
 
@@ -38,6 +39,8 @@ def flow_document(flow: Flow) -> dict[str, Any]:
         "pending": str(flow.pending),
         "reason": flow.reason,
         "rule_id": flow.rule_id,
+        "operation": flow.operation,
+        "requests": flow.requests,
         "connections": flow.connections,
         "failed": flow.failed,
         "bytes_sent": flow.bytes_sent,
@@ -55,6 +58,7 @@ def override_document(override: Override, now: float) -> dict[str, Any]:
         "to": str(override.destination),
         "port": override.port,
         "protocol": str(override.protocol),
+        "operations": list(override.operations),
         "owner": override.owner,
         "reason": override.reason,
         "created_at": override.created_at,

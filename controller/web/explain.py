@@ -1,11 +1,12 @@
 """Why a connection is allowed or not: the verdict of both ends' snapshots, and sentences that a person can act on.
 
-The verdicts come from :func:`graph.policy.decide`, the function that the sidecars call. Nothing here decides anything.
+The verdicts come from :func:`graph.policy.decide` and :func:`graph.policy.admit`, the functions that the sidecars call:
+both ends judge the opening, and the destination what is asked. Nothing here decides anything.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from controller.learner import Gate, waiting_for
@@ -13,7 +14,7 @@ from controller.view import View
 from controller.web.picture import peer
 from graph.flow import EdgeKey
 from graph.model import Connection, Direction, Mode, Origin, Rule, Verdict, WorkloadRef
-from graph.policy import Decision, Reason, decide
+from graph.policy import Decision, Reason, admit, decide, matches
 from graph.views import EdgeView
 
 
@@ -35,15 +36,28 @@ class Explanation:
     sentences: tuple[str, ...]
 
 
-def explain(view: View, key: EdgeKey, gate: Gate, now: float) -> Explanation:
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What one end decides. ``by_operation``: what is asked may come out differently from the opening."""
+
+    decision: Decision
+    connection: Connection
+    by_operation: bool
+
+
+def explain(view: View, key: EdgeKey, gate: Gate, now: float, operation: str = "") -> Explanation:
     """Ask both ends about a connection, as it would be made now.
 
-    :param key: whose ends are in the inventory or outside addresses
+    :param key: whose ends are in the inventory, or addresses and hosts outside
     :param gate: what learning waits for
     :param now: seconds since the epoch
+    :param operation: also about this request on it; empty asks about the opening alone
     """
-    outbound = _decision(view, key, Direction.OUTBOUND, now)
-    inbound = _decision(view, key, Direction.INBOUND, now)
+    going, coming = (
+        _judged(view, key, direction, now, operation) for direction in (Direction.OUTBOUND, Direction.INBOUND)
+    )
+    outbound = going.decision if going is not None else None
+    inbound = coming.decision if coming is not None else None
     made = [decision for decision in (outbound, inbound) if decision is not None]
     verdict = _worst([decision.verdict for decision in made])
     pending = _worst([decision.pending for decision in made])
@@ -56,25 +70,29 @@ def explain(view: View, key: EdgeKey, gate: Gate, now: float) -> Explanation:
         _mode(view, key.destination, Direction.INBOUND) if inbound else "",
         _mode(view, key.source, Direction.OUTBOUND) if outbound else "",
         edge,
-        tuple(_sentences(view, key, gate, outbound, inbound, edge, now)),
+        (
+            *_sentences(view, key, gate, outbound, inbound, edge, now),
+            *_of_operations(view, key, coming, operation, now),
+            *_advice(view, key, outbound, inbound, operation),
+        ),
     )
 
 
-def _decision(view: View, key: EdgeKey, direction: Direction, now: float) -> Decision | None:
+def _judged(view: View, key: EdgeKey, direction: Direction, now: float, operation: str) -> _Judged | None:
     mine = key.source if direction is Direction.OUTBOUND else key.destination
     snapshot = view.snapshots.get(mine)
     if snapshot is None:
         return None
-    # a source with a sidecar proves itself to a destination with one; no other can
-    proved = key.source in view.snapshots
-    connection = Connection(
-        direction,
-        peer(view, key.source, verified=proved),
-        peer(view, key.destination),
-        key.port,
-        key.protocol,
-    )
-    return decide(snapshot, connection, now)
+    source = view.inventory.workloads.get(key.source)
+    known = peer(view, key.source, verified=source is not None and source.meshed)
+    if source is not None and source.account_identity and direction is Direction.INBOUND:
+        known = replace(known, workload=None)
+    connection = Connection(direction, known, peer(view, key.destination), key.port, key.protocol)
+    opened, by_operation = admit(snapshot, connection, now)
+    if operation and direction is Direction.INBOUND:
+        asked = replace(connection, operation=operation)
+        return _Judged(decide(snapshot, asked, now), asked, by_operation)
+    return _Judged(opened, connection, by_operation)
 
 
 def _worst(verdicts: list[Verdict]) -> Verdict:
@@ -112,7 +130,23 @@ def _sentences(
         )
     if learned is not None and (missing := waiting_for(learned, gate, now)):
         said.append(f"Learning waits: {missing}.")
-    said += _advice(view, key, outbound, inbound)
+    return said
+
+
+def _of_operations(view: View, key: EdgeKey, coming: _Judged | None, operation: str, now: float) -> list[str]:
+    """What the destination makes of single operations, where that is not what it makes of the connection."""
+    if operation:
+        if coming is not None:
+            return []
+        what = "is outside the inventory" if key.destination.is_external else "has no sidecar"
+        return [f"{key.destination} {what}: nothing here sees or stops single operations."]
+    if coming is None or not coming.by_operation:
+        return []
+    said = []
+    for rule in view.snapshots[key.destination].rules:
+        if rule.operations and matches(rule, replace(coming.connection, operation=rule.operations[0]), now):
+            named = ", ".join(rule.operations)
+            said.append(f"{key.destination} judges what is asked one by one: {_of_rule(rule)}, for {named} only.")
     return said
 
 
@@ -122,7 +156,7 @@ def _end(view: View, ref: WorkloadRef, direction: Direction, decision: Decision 
     if decision is None:
         why = "is outside the inventory" if ref.is_external else "has no sidecar"
         if not ref.is_external and (workload := view.inventory.workloads.get(ref)) is not None and workload.meshed:
-            why = "has no policy yet"
+            why = "has no policy yet" if workload.has_sidecar else "has another mesh's proxy"
         return f"{ref} {why}: its end decides nothing."
     act = doing if decision.allowed else refusing
     return f"{ref} {act}: {_because(view, ref, direction, decision)}."
@@ -159,16 +193,18 @@ def _of_rule(rule: Rule) -> str:
     return f"{what}{owner} {effect} it{until}{reason}"
 
 
-def _advice(view: View, key: EdgeKey, outbound: Decision | None, inbound: Decision | None) -> list[str]:
+def _advice(view: View, key: EdgeKey, outbound: Decision | None, inbound: Decision | None, operation: str) -> list[str]:
     advice = []
+    only = f" --operation '{operation}'" if operation else ""
+    to = key.destination.name if key.destination.is_external else str(key.destination)
+    to = f"[{to}]" if ":" in to else to
+    source = key.source.name if key.source.is_external else str(key.source)
     for ref, decision in ((key.source, outbound), (key.destination, inbound)):
         if decision is None or decision.allowed:
             continue
         match decision.reason:
             case Reason.NO_RULE:
-                advice.append(
-                    f"To open it: hedgerow allow {key.source} {key.destination}:{key.port} --for 1h --reason …"
-                )
+                advice.append(f"To open it: hedgerow allow {source} {to}:{key.port}{only} --for 1h --reason …")
             case Reason.DENY_OVERRIDE if decision.rule is not None:
                 advice.append(f"To end the override: hedgerow overrides revoke {decision.rule.id} --reason …")
             case Reason.QUARANTINE:

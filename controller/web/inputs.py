@@ -14,6 +14,7 @@ from controller.errors import InvalidRequest, refusal
 from graph.fields import Check, Fields, Unfit, parsed
 from graph.flow import EdgeKey
 from graph.model import WorkloadRef
+from graph.operations import check_operation
 
 #: The largest body; `policy approve` with a thousand edges is about 100 KB.
 MAX_BODY_BYTES = 1024 * 1024
@@ -66,11 +67,15 @@ def _no_constant(name: str) -> None:
 # --- checks for what the API speaks of
 
 
-#: ``namespace/name`` or ``-/address``
+#: ``namespace/name``, ``-/address`` or ``-/host``
 workload: Check[WorkloadRef] = parsed(WorkloadRef.parse)
 
 #: ``shop/front->shop/cart:8080/TCP``
 edge: Check[EdgeKey] = parsed(EdgeKey.parse)
+
+
+#: ``GET /cart/{id}``
+operation: Check[str] = parsed(lambda written: check_operation(written, "operation"))
 
 
 def number(low: int, high: int) -> Check[int]:

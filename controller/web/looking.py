@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from aiohttp import web
 
-from controller.compiler import PolicyInput, Proof, compile_policy
+from controller.compiler import PolicyInput, Proof, compile_policy, rule_id
 from controller.engine import Engine
 from controller.errors import NotFound, UnknownWorkload
 from controller.learner import EdgeState, Gate, readiness, rule_of, waiting_for
@@ -29,11 +29,11 @@ from controller.web.documents import (
 from controller.web.explain import explain
 from controller.web.live import Live
 from controller.web.picture import graph_of, peer
-from graph.drift import Observation, find_drift
+from graph.drift import Drift, Observation, asked_of, find_drift
 from graph.export import CONTENT_TYPES, FORMATS, edge_document, graph_document, rule_document
 from graph.fields import choice, namespace_name, word
 from graph.flow import EdgeKey
-from graph.model import Protocol, Verdict, WorkloadRef
+from graph.model import Protocol, Rule, Verdict, WorkloadRef
 
 
 @dataclass(frozen=True)
@@ -102,18 +102,21 @@ class Looking:
             "workload": str(ref),
             "kind": workload.kind,
             "meshed": workload.meshed,
+            "transport": str(workload.transport),
             "instances": len(view.inventory.instances_of(ref)),
             "inbound_mode": str(mode.inbound) if mode else "",
             "outbound_mode": str(mode.outbound) if mode else "",
             "inbound_tls": str(mode.inbound_tls) if mode else "",
-            "ready_to_enforce": workload.meshed and ready.ready,
-            "waiting_for": list(ready.waiting_for) if workload.meshed else [],
+            "ready_to_enforce": workload.has_sidecar and ready.ready,
+            "waiting_for": list(ready.waiting_for) if workload.has_sidecar else [],
         }
 
     async def inventory(self, request: web.Request) -> web.Response:
         inputs.query(request).finish()
         document = self.engine.view.inventory.to_dict()
-        return answer({name: document[name] for name in ("namespaces", "workloads", "instances", "services")})
+        return answer(
+            {name: document[name] for name in ("clusterNetworks", "namespaces", "workloads", "instances", "services")}
+        )
 
     # --- graph and flows
 
@@ -234,11 +237,12 @@ class Looking:
             fields.take("port", inputs.number(1, 65535)),
             fields.take("protocol", choice(*Protocol), Protocol.TCP),
         )
+        operation = fields.take("operation", inputs.blank_is_absent(inputs.operation), None)
         fields.finish()
         view = self.engine.view
         known(view, key.source, "from")
         known(view, key.destination, "to")
-        said = explain(view, key, self.gate, self.clock())
+        said = explain(view, key, self.gate, self.clock(), operation or "")
         return answer(
             {
                 "verdict": str(said.verdict),
@@ -256,8 +260,13 @@ class Looking:
         found = find_drift(view.snapshots, (_observation(view, key) for key in view.traffic), now)
         return answer(
             {
-                "unexpected": [edge_document(view.traffic[each.key]) for each in found.unexpected],
-                "unused": [rule_document(rule) for rule in found.unused],
+                "unexpected": [edge_document(view.traffic[each.key]) for each in found.unexpected if each.refused],
+                "unexpected_operations": [
+                    {"edge": str(each.key), "operation": operation}
+                    for each in found.unexpected
+                    for operation in each.operations
+                ],
+                "unused": [rule_document(rule) for rule in _unused(view, found)],
             }
         )
 
@@ -297,6 +306,7 @@ def policy_input(view: View) -> PolicyInput:
         services=tuple(service for _, service in sorted(inventory.services.items())),
         modes=view.modes,
         rules=tuple(rule for _, rule in sorted(view.rules.items())),
+        networks=inventory.networks,
     )
 
 
@@ -317,6 +327,13 @@ def _proof(proof: Proof) -> dict[str, Any]:
     }
 
 
+def _unused(view: View, found: Drift) -> list[Rule]:
+    """The rules as people know them: one that snapshots hold in several parts is used when one of its parts is."""
+    used = {rule_id(name) for name in found.used}
+    parts = {rule_id(rule.id): rule for rule in found.unused}
+    return [view.rules.get(name, rule) for name, rule in sorted(parts.items()) if name not in used]
+
+
 def _observation(view: View, key: EdgeKey) -> Observation:
     source, destination = peer(view, key.source), peer(view, key.destination)
     seen = view.traffic[key]
@@ -327,4 +344,5 @@ def _observation(view: View, key: EdgeKey) -> Observation:
         destination_account=destination.service_account,
         source_address=source.address,
         destination_address=destination.address,
+        operations=asked_of(seen),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 from controller.view import View
 from graph.flow import EdgeKey
 from graph.model import Peer, WorkloadRef
@@ -25,8 +27,17 @@ def graph_of(view: View, now: float, namespace: str = "") -> GraphView:
     )
 
 
+#: Addresses that are set aside for examples (RFC 5737, RFC 3849), and so are nobody's.
+_NOBODYS = tuple(map(ipaddress.ip_address, ("192.0.2.1", "198.51.100.1", "203.0.113.1", "2001:db8::1")))
+
+
 def peer(view: View, ref: WorkloadRef, *, verified: bool = True) -> Peer:
-    """An end of a connection as the inventory knows it; of several replicas the first one's address."""
+    """An end of a connection as the inventory knows it; of several replicas the first one's address. A host is taken to
+    lead to some address outside the cluster, as it does when its rules hold."""
+    if ref.host:
+        inside = [ipaddress.ip_network(cidr) for cidr in view.inventory.networks]
+        beyond = (str(each) for each in _NOBODYS if not any(each in network for network in inside))
+        return Peer(address=next(beyond, ""), host=ref.host)
     if ref.is_external:
         return Peer(address=ref.name)
     workload = view.inventory.workloads.get(ref)

@@ -17,6 +17,7 @@ from controller.engine import Engine
 from controller.errors import ConfigError
 from controller.learner import Gate
 from controller.rpc.server import port_error
+from controller.rpc.tap import TapDesk
 from controller.settings import LOOPBACK_HOSTS, Address, InheritedSocket, Settings, WebTls
 from controller.web import answers, page
 from controller.web.access import Hosts, Tokens
@@ -24,6 +25,7 @@ from controller.web.changing import Changing
 from controller.web.inputs import MAX_BODY_BYTES
 from controller.web.live import Live
 from controller.web.looking import Looking
+from controller.web.tap import Tapping
 
 log = logging.getLogger("hedgerow.web")
 
@@ -39,6 +41,7 @@ def application(
     hosts: Hosts,
     clock: Callable[[], float],
     version: str,
+    taps: TapDesk,
 ) -> web.Application:
     """Everything that is served, ready for a server or a test."""
     app = web.Application(middlewares=[answers.errors, answers.guard(tokens, hosts)], client_max_size=MAX_BODY_BYTES)
@@ -46,6 +49,7 @@ def application(
 
     async def close_streams(_: web.Application) -> None:
         live.close()
+        taps.close()
 
     app.on_shutdown.append(close_streams)
 
@@ -60,7 +64,7 @@ def application(
     changing = Changing(engine, clock)
     routes = [
         web.RouteDef(route.method, answers.API + route.path, route.handler, route.kwargs)
-        for route in (*looking.routes(), *changing.routes())
+        for route in (*looking.routes(), *changing.routes(), *Tapping(engine, taps).routes())
     ]
     app.add_routes([web.get("/healthz", healthy), web.get("/readyz", ready), *routes])
     app.add_routes(page.Page(page.load()).routes())

@@ -17,6 +17,7 @@ from controller.compiler import ProofFailed
 from controller.engine import Engine
 from controller.engine.policy import PolicyIndex
 from controller.errors import ConfigError, NotReady, StoreError
+from controller.overrides import OverrideRequest
 from controller.store import SqliteStore, Stored, Writes
 from controller.view import View
 from graph.flow import EdgeKey
@@ -80,7 +81,7 @@ async def test_a_restart_shows_everything_as_it_was(tmp_path: Path, clock: Clock
     async with running(tmp_path, clock) as engine:
         await learned(engine, clock)
         await engine.set_mode("shop", None, Mode.ENFORCE, None, "ann", "closing")
-        await engine.create_override(Verdict.DENY, CART, REDIS, None, Protocol.TCP, "ann", "x", 600.0)
+        await engine.create_override(OverrideRequest(Verdict.DENY, CART, REDIS, None, Protocol.TCP, "ann", "x", 600.0))
         before = shown(engine.view)
     async with running(tmp_path, clock, with_inventory=False) as engine:
         assert shown(engine.view) == before
@@ -206,6 +207,7 @@ WRITER = """
 import asyncio, sys
 from pathlib import Path
 from tests.controller.mesh import CART, FRONT, Clock, flow, instance, running
+from controller.overrides import OverrideRequest
 from graph.model import Mode, Protocol, Verdict
 
 async def report(engine, name, say):
@@ -220,7 +222,7 @@ async def change(engine, clock, say):
         number += 1
         clock.now += 1
         made = await engine.create_override(
-            Verdict.ALLOW, FRONT, CART, 8080, Protocol.TCP, "ann", f"number {number}", 3.0)
+            OverrideRequest(Verdict.ALLOW, FRONT, CART, 8080, Protocol.TCP, "ann", f"number {number}", 3.0))
         say(f"override {made.id}")
         await engine.set_mode(CART, None, (Mode.LEARN, Mode.AUDIT)[number % 2], None, "ann", str(number))
         say(f"version {engine.view.snapshots[CART].version}")

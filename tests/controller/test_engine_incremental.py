@@ -15,6 +15,7 @@ from controller.engine import Engine
 from controller.engine.policy import same_policy
 from controller.errors import ControllerError
 from controller.inventory import read_inventory
+from controller.overrides import OverrideRequest
 from controller.view import View
 from graph.flow import EdgeKey
 from graph.model import Direction, Mode, Protocol, Verdict, WorkloadRef
@@ -70,7 +71,9 @@ async def do(engine: Engine, clock: Clock, number: int, step: tuple) -> None:  #
                 seen = flow(source, destination, port, direction=direction, verified=source not in (LEGACY, OUTSIDE))
                 await engine.ingest(instance(name), "boot", number, 0, [seen])
         case "override", source, destination, port, effect:
-            await engine.create_override(effect, source, destination, port, Protocol.TCP, "ann", "x", 60.0)
+            await engine.create_override(
+                OverrideRequest(effect, source, destination, port, Protocol.TCP, "ann", "x", 60.0)
+            )
         case ("revoke",):
             for override_id in list(engine.view.overrides)[:1]:
                 await engine.revoke_override(override_id, "ann", "x")

@@ -24,9 +24,11 @@ from controller.errors import (
 )
 from controller.inventory import Inventory, read_inventory
 from controller.learner import EdgeState
+from controller.overrides import OverrideRequest
 from controller.view import Override, OverrideState, View, WorkloadMode
 from graph.flow import EdgeKey
-from graph.model import Direction, InboundTls, Mode, Protocol, Verdict, WorkloadRef
+from graph.model import Connection, Direction, InboundTls, Mode, Peer, Protocol, Selector, Verdict, WorkloadRef
+from graph.policy import admit, decide
 from tests.controller.mesh import (
     CART,
     FRONT,
@@ -64,6 +66,7 @@ def assert_as_if_compiled_whole(view: View, now: float) -> None:
         tuple(view.inventory.instances.values()),
         modes=view.modes,
         rules=tuple(view.rules.values()),
+        networks=view.inventory.networks,
     )
     whole = compile_snapshots(policy, now)
     assert set(whole) == set(view.snapshots)
@@ -82,7 +85,7 @@ async def override(engine: Engine, **changes: Any) -> Override:
         "reason": "release 7",
         "expires_in": 60.0,
     }
-    return await engine.create_override(**(asked | changes))
+    return await engine.create_override(OverrideRequest(**(asked | changes)))
 
 
 # --- overrides
@@ -506,3 +509,124 @@ async def test_all_the_rest_is_compiled_in_the_end(tmp_path: Path, clock: Clock)
             while set(versions(engine.view)) != {FRONT, CART, REDIS}:
                 await anext(changes)
         assert_as_if_compiled_whole(engine.view, clock.now)
+
+
+# --- operations, hosts, other meshes, ports
+
+
+HOST = WorkloadRef.external_host("api.example.com")
+
+
+def edited(*changes: tuple[str, str]) -> Inventory:
+    text = INVENTORY
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    return inventory(text)
+
+
+async def test_an_override_about_operations_is_both_ends_and_the_destination_judges(
+    tmp_path: Path, clock: Clock
+) -> None:
+    async with running(tmp_path, clock) as engine:
+        await engine.set_mode("shop", None, Mode.ENFORCE, None, "ann", "closing")
+        made = await override(engine, destination=CART, port=8080, operations=("GET /cart/{id}",))
+        source, me = Peer(FRONT, "shop", "front", "10.0.0.1", True), Peer(CART, "shop", "default", "10.0.0.2", True)
+        going = Connection(Direction.OUTBOUND, source, me, 8080)
+        coming = Connection(Direction.INBOUND, source, me, 8080)
+        assert admit(engine.view.snapshots[FRONT], going, NOW)[0].allowed
+        cart = engine.view.snapshots[CART]
+        opened, by_operation = admit(cart, coming, NOW)
+        assert (opened.allowed, by_operation) == (True, True)
+        for operation, allowed in {"GET /cart/{id}": True, "PUT /cart/{id}": False, "": False}.items():
+            assert decide(cart, replace(coming, operation=operation), NOW).allowed is allowed
+        last = engine.view.audit_head
+        assert last is not None
+        assert json.loads(last.detail)["operations"] == ["GET /cart/{id}"]
+        assert_as_if_compiled_whole(engine.view, clock.now)
+    async with running(tmp_path, clock) as engine:
+        assert engine.view.overrides[made.id].operations == ("GET /cart/{id}",)
+        assert engine.view.rules[made.id].operations == ("GET /cart/{id}",)
+
+
+async def test_an_edge_shows_what_was_learned_above_an_override_on_some_operations(
+    tmp_path: Path, clock: Clock
+) -> None:
+    async with running(tmp_path, clock) as engine:
+        some = await override(engine, effect=Verdict.DENY, destination=CART, port=8080, operations=("PUT /",))
+        await engine.ingest(instance("cart-0"), "boot", 1, 0, [flow(FRONT, CART)])
+        rule = engine.view.traffic[KEY].rule
+        assert rule is not None
+        assert rule.id == some.id
+        await engine.approve([KEY], "ann", "known")
+        rule = engine.view.traffic[KEY].rule
+        assert rule is not None
+        assert rule.id == f"learned/{KEY}"
+
+
+async def test_when_the_destination_loses_its_sidecar_its_operations_are_closed(tmp_path: Path, clock: Clock) -> None:
+    async with running(tmp_path, clock) as engine:
+        allow = await override(engine, destination=CART, port=8080, operations=("GET /",), expires_in=None)
+        deny = await override(engine, destination=CART, port=8081, effect=Verdict.DENY, operations=("GET /",))
+        await engine.set_inventory(edited(("name: cart, ports", "name: cart, meshed: false, ports")), "test")
+        await engine.tick()
+        held = {rule.id.partition("@")[0]: rule for rule in engine.view.snapshots[FRONT].rules}
+        assert allow.id not in held
+        assert held[deny.id].operations == ()
+        assert CART not in engine.view.snapshots
+        assert_as_if_compiled_whole(engine.view, clock.now)
+
+
+async def test_an_override_may_open_a_host(tmp_path: Path, clock: Clock) -> None:
+    async with running(tmp_path, clock) as engine:
+        before = versions(engine.view)
+        made = await override(engine, destination=HOST, port=443)
+        assert versions(engine.view) == before | {FRONT: before[FRONT] + 1}
+        (rule,) = (rule for rule in engine.view.snapshots[FRONT].rules if rule.id == made.id)
+        assert rule.destination == Selector(host="api.example.com")
+        assert_as_if_compiled_whole(engine.view, clock.now)
+        await engine.revoke_override(made.id, "ann", "done")
+        assert made.id not in {rule.id for rule in engine.view.snapshots[FRONT].rules}
+    async with running(tmp_path, clock) as engine:
+        assert engine.view.overrides[made.id].destination == HOST
+
+
+async def test_the_clusters_networks_close_every_hosts_way_into_the_cluster(tmp_path: Path, clock: Clock) -> None:
+    async with running(tmp_path, clock) as engine:
+        made = await override(engine, destination=HOST, port=443)
+        await engine.set_inventory(edited(("kind: Inventory", "kind: Inventory\nclusterNetworks: [10.0.0.0/8]")), "t")
+        await engine.tick()
+        rules = [rule for rule in engine.view.snapshots[FRONT].rules if rule.id.startswith(made.id)]
+        assert len(rules) == 9
+        assert not any(rule.destination.matches(Peer(address="10.1.2.3", host="api.example.com")) for rule in rules)
+        assert any(rule.destination.matches(Peer(address="192.0.2.7", host="api.example.com")) for rule in rules)
+        assert_as_if_compiled_whole(engine.view, clock.now)
+
+
+async def test_another_meshs_workload_has_no_policy_and_its_peers_know_it(tmp_path: Path, clock: Clock) -> None:
+    async with running(tmp_path, clock) as engine:
+        await learned(engine, clock)
+        await engine.set_inventory(edited(("serviceAccount: front,", "serviceAccount: front, transport: mtls,")), "t")
+        await engine.tick()
+        assert set(engine.view.snapshots) == {CART, REDIS}
+        account = Peer(None, "shop", "front", "10.0.0.1", verified=True)
+        coming = Connection(Direction.INBOUND, account, Peer(CART, "shop", "default", "10.0.0.2", True), 8080)
+        assert decide(engine.view.snapshots[CART], coming, clock.now).rule_id.startswith(f"learned/{KEY}")
+        assert_as_if_compiled_whole(engine.view, clock.now)
+        with pytest.raises(InvalidRequest, match="another mesh's proxy"):
+            await engine.create_join_token(FRONT, "front-0", 60.0, "ann")
+        with pytest.raises(InvalidRequest, match="has a sidecar"):
+            await override(engine, destination=WorkloadRef.external("192.0.2.7"))
+
+
+async def test_what_is_spoken_on_a_port_is_part_of_the_policy(tmp_path: Path, clock: Clock) -> None:
+    async with running(tmp_path, clock) as engine:
+        before = versions(engine.view)
+        assert engine.view.snapshots[CART].protocols == ((8080, "http"),)
+        await engine.set_inventory(edited(("appProtocol: http", "appProtocol: grpc")), "test")
+        await engine.tick()
+        assert engine.view.snapshots[CART].protocols == ((8080, "grpc"),)
+        assert versions(engine.view) == before | {CART: before[CART] + 1}
+        await engine.set_inventory(edited((", appProtocol: http}]}", "}], opaquePorts: [8080, 9000]}")), "test")
+        await engine.tick()
+        assert engine.view.snapshots[CART].protocols == ((8080, "tcp"), (9000, "tcp"))

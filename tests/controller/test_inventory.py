@@ -13,7 +13,7 @@ from controller.errors import InventoryError
 from controller.inventory import MAX_INVENTORY_BYTES, Inventory, inventory_of, load_inventory, read_inventory
 from graph.directory import Endpoint
 from graph.errors import InvalidValue
-from graph.model import Protocol, WorkloadRef
+from graph.model import Protocol, Transport, WorkloadRef
 from tests.controller.mesh import CART, FRONT, INVENTORY, LEGACY, TRUST_DOMAIN, inventory
 
 
@@ -96,6 +96,74 @@ def test_addresses_are_attributed_to_instances_and_services() -> None:
     assert found.attributed(outside) is outside
 
 
+def test_a_name_inside_the_cluster_leads_to_its_service() -> None:
+    found = inventory()
+    for name in ("cart.shop", "cart.shop.svc", "cart.shop.svc.cluster.local", "cart.shop.svc.my.zone"):
+        assert found.service_named(name) == CART, name
+    for name in ("cart", "redis.data", "cart.shop.example.com", "shop.cart", "www.cart.shop.svc", ""):
+        assert found.service_named(name) is None, name
+
+
+# --- another mesh, and ports that are nobody's business
+
+
+def with_foreign(**changes: Any) -> Inventory:
+    document = yaml.safe_load(INVENTORY)
+    document["workloads"][0] |= {"transport": "mtls", **changes}
+    return inventory_of(document, TRUST_DOMAIN)
+
+
+def test_another_meshs_workload_is_reached_by_plain_mutual_tls() -> None:
+    found = with_foreign()
+    workload = found.workloads[FRONT]
+    assert (workload.meshed, workload.has_sidecar, workload.account_identity) == (True, False, True)
+    answer = found.resolve("10.0.0.1", 8080)
+    assert (answer.workload, answer.meshed) == (FRONT, True)
+    identity = "spiffe://hedgerow.test/ns/shop/sa/front"
+    assert answer.endpoints == (Endpoint("10.0.0.1", 8080, "front-0", identity, transport=Transport.MTLS),)
+    assert found.resolve("10.0.0.2", 8080).endpoints[0].transport is Transport.TUNNEL
+
+
+def test_its_certificates_may_name_the_workload() -> None:
+    found = with_foreign(identity="workload", serviceAccount="default")
+    assert found.identity_of(FRONT) == "spiffe://hedgerow.test/ns/shop/sa/default/wl/front"
+    assert not found.workloads[FRONT].account_identity
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_an_account_that_is_all_the_proof_there_is_is_nobody_elses(which: int) -> None:
+    document = yaml.safe_load(INVENTORY)
+    document["workloads"][which] |= {"transport": "mtls", "serviceAccount": "both"}
+    document["workloads"][1 - which]["serviceAccount"] = "both"
+    with pytest.raises(InventoryError, match="shop/front") as caught:
+        inventory_of(document, TRUST_DOMAIN)
+    assert caught.value.field == "workloads[1].serviceAccount"
+    assert "identity: workload" in caught.value.remedy
+    document["workloads"][1 - which]["meshed"] = False  # proves nothing, so nobody takes it for the other
+    assert inventory_of(document, TRUST_DOMAIN).workloads
+
+
+def test_opaque_ports_are_said_to_be_plain_tcp() -> None:
+    document = yaml.safe_load(INVENTORY)
+    document["workloads"][0]["opaquePorts"] = [8080, 5432, 5432]
+    ports = inventory_of(document, TRUST_DOMAIN).workloads[FRONT].ports
+    assert [(port.number, port.name, port.app_protocol) for port in ports] == [(8080, "http", "tcp"), (5432, "", "tcp")]
+
+
+def test_the_clusters_networks_are_kept_once_and_in_order() -> None:
+    document = {**yaml.safe_load(INVENTORY), "clusterNetworks": ["fd00::/8", "10.0.0.0/8", "10.0.0.0/8"]}
+    assert inventory_of(document, TRUST_DOMAIN).networks == ("10.0.0.0/8", "fd00::/8")
+
+
+def test_all_of_it_reads_back_from_its_dictionary_form() -> None:
+    document = yaml.safe_load(INVENTORY)
+    document["clusterNetworks"] = ["10.0.0.0/8"]
+    document["workloads"][0] |= {"transport": "mtls", "opaquePorts": [5432]}
+    document["workloads"][1] |= {"transport": "mtls", "identity": "workload"}
+    found = inventory_of(document, TRUST_DOMAIN)
+    assert inventory_of(json.loads(json.dumps(found.to_dict())), TRUST_DOMAIN) == found
+
+
 # --- mistakes
 
 
@@ -151,6 +219,19 @@ CASES: list[tuple[str, Any, str, str]] = [
     ("workloads.0.ports.0.name", "Web!", "workloads[0].ports[0].name", "lower-case"),
     ("workloads.0.ports.1", {"port": 8080}, "workloads[0].ports[1].port", "once"),
     ("workloads.0.ports.1", {"port": 81, "name": "http"}, "workloads[0].ports[1].name", "own"),
+    ("workloads.0.opaquePorts", 8080, "workloads[0].opaquePorts", "list"),
+    ("workloads.0.opaquePorts", [0], "workloads[0].opaquePorts[0]", "65535"),
+    ("workloads.1.opaquePorts", [5432, 8080], "workloads[1].opaquePorts[1]", "one of the two"),
+    ("workloads.0.ports", [{"port": n, "appProtocol": "http"} for n in range(1, 258)], "workloads[0].ports", "256"),
+    ("workloads.0.transport", "tunnel", "workloads[0].transport", "mtls"),
+    ("workloads.3.transport", "mtls", "workloads[3].transport", "one of the two"),
+    ("workloads.0.identity", "account", "workloads[0].identity", "leave it out"),
+    ("workloads.0.identity", "none", "workloads[0].identity", "account, workload"),
+    ("clusterNetworks", "10.0.0.0/8", "clusterNetworks", "list"),
+    ("clusterNetworks", ["10.0.0.1/8"], "clusterNetworks[0]", "10.0.0.0/8"),
+    ("clusterNetworks", ["10.0.0.0/8", "0.0.0.0/0"], "clusterNetworks[1]", "pods"),
+    ("clusterNetworks", [""], "clusterNetworks[0]", "pods"),
+    ("clusterNetworks", [f"10.{n}.0.0/16" for n in range(17)], "clusterNetworks", "16"),
     ("namespaces.1.name", "shop", "namespaces[1].name", "once"),
     ("namespaces.0.name", "UPPER", "namespaces[0].name", "lower-case"),
     ("instances.3.address", "10.0.0.999", "instances[3].address", "10.0.0.7"),

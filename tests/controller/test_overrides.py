@@ -12,6 +12,8 @@ from controller.view import Override, OverrideState
 from graph.model import Origin, PortRange, Protocol, Selector, Verdict, WorkloadRef
 from tests.controller.mesh import CART, FRONT, LEGACY, NOW, inventory
 
+HOST = WorkloadRef.external_host("api.example.com")
+
 
 def make(**changes: Any) -> Override:
     asked: dict[str, Any] = {
@@ -24,7 +26,7 @@ def make(**changes: Any) -> Override:
         "reason": "release 7",
         "expires_in": 60.0,
     }
-    return overrides.make(inventory(), **(asked | changes), now=NOW, longest=1000.0)
+    return overrides.make(inventory(), overrides.OverrideRequest(**(asked | changes)), now=NOW, longest=1000.0)
 
 
 def test_an_override_becomes_a_rule_with_owner_reason_and_end() -> None:
@@ -54,6 +56,15 @@ def test_without_port_and_end_it_holds_for_all_ports_for_ever() -> None:
         ({"destination": WorkloadRef.external("10.0.0.2")}, "to", "shop/cart"),
         ({"source": WorkloadRef.external("10.1.0.1")}, "from", "shop/cart"),
         ({"source": LEGACY, "destination": WorkloadRef.external("192.0.2.1")}, "to", "sidecar"),
+        ({"source": HOST}, "from", "address"),
+        ({"source": LEGACY, "destination": HOST}, "to", "sidecar"),
+        ({"destination": WorkloadRef.external_host("cart.shop.svc.cluster.local")}, "to", "shop/cart"),
+        ({"operations": ("GET /", "get /")}, "operations[1]", "capitals"),
+        ({"operations": ("DELETE /cart/42",)}, "operations[0]", "{id}"),
+        ({"operations": tuple(f"GET /{'a' * n}" for n in range(65))}, "operations", "64"),
+        ({"operations": ("GET /",), "protocol": Protocol.UDP}, "operations", "TCP"),
+        ({"operations": ("GET /",), "destination": LEGACY}, "operations", "leave them out"),
+        ({"operations": ("GET /",), "destination": HOST}, "operations", "leave them out"),
         ({"port": 0}, "port", "65535"),
         ({"port": 65536}, "port", "65535"),
         ({"owner": "  "}, "owner", "--owner"),
@@ -83,6 +94,27 @@ def test_an_unknown_workload_has_a_code_of_its_own() -> None:
 
 def test_an_address_outside_the_inventory_may_be_an_end() -> None:
     assert overrides.rule_of(make(destination=WorkloadRef.external("192.0.2.1"))).destination.cidr == "192.0.2.1/32"
+
+
+def test_a_host_outside_may_be_called() -> None:
+    rule = overrides.rule_of(make(destination=HOST, port=443))
+    assert rule.destination == Selector(host="api.example.com")
+    assert (rule.source, rule.ports) == (Selector.of(FRONT), (PortRange.single(443),))
+
+
+@pytest.mark.parametrize("effect", list(Verdict))
+def test_an_override_may_be_about_some_operations(effect: Verdict) -> None:
+    asked = ("GET /cart/{id}", "HEAD /cart/{id}", "GET /cart/{id}")
+    override = make(effect=effect, operations=asked)
+    assert override.operations == asked[:2]
+    assert overrides.rule_of(override).operations == asked[:2]
+    assert overrides.rule_of(make()).operations == ()
+
+
+def test_what_is_about_everything_decides_above_what_is_about_operations() -> None:
+    some, all_of_it = make(effect=Verdict.DENY, operations=("GET /",)), make()
+    assert overrides.deciding([some, all_of_it], 8080, Protocol.TCP) is all_of_it
+    assert overrides.deciding([some], 8080, Protocol.TCP) is some
 
 
 def test_the_state_follows_the_clock() -> None:

@@ -22,7 +22,7 @@ from controller.view import Override, WorkloadMode
 from graph.accounts import EdgeTotals
 from graph.flow import EdgeKey
 from graph.model import Direction, InboundTls, Mode, Protocol, Verdict
-from graph.views import EdgeVerdict
+from graph.views import EdgeVerdict, OperationView
 from graph.windows import Counts
 from tests.controller.mesh import CART, FRONT, GATE, NOW, REDIS, flow, instance, inventory
 
@@ -51,6 +51,7 @@ def override() -> Override:
         "bob",
         "x",
         True,
+        ("DELETE /cart/{id}", "PUT /"),
     )
 
 
@@ -74,6 +75,7 @@ def everything() -> Writes:
         edges={KEY: learned()},
         traffic={(KEY, Direction.INBOUND): replace(totals, reporters=("cart-1", "cart-0"), judged_at=NOW)},
         windows={(KEY, 10, 1_700_000_000): Counts(1, 2, 3, 4, 5, 6, 7)},
+        operations={KEY: (OperationView("GET /ä/{id}", 1, 2, 3, NOW, NOW + 1), OperationView("other", 2**63 - 1))},
         modes={CART: WorkloadMode(Mode.ENFORCE, Mode.AUDIT, InboundTls.STRICT)},
         overrides={"override/1": override()},
         tokens={token.id: token for _, token in [join_tokens.make(instance("cart-0"), 60.0, "ann", NOW)]},
@@ -97,6 +99,7 @@ def test_everything_comes_back_after_a_restart(tmp_path: Path) -> None:
             edges=(learned(),),
             traffic=tuple(each for each in writes.traffic.values() if each is not None),
             windows=writes.windows,  # type: ignore[arg-type]
+            operations=writes.operations,  # type: ignore[arg-type]
             modes=writes.modes,
             overrides=(override(),),
             tokens=tuple(each for each in writes.tokens.values() if each is not None),
@@ -198,12 +201,49 @@ def test_an_older_database_is_brought_forward(tmp_path: Path) -> None:
         store._open().rollback()
 
 
+def test_a_database_from_before_operations_is_brought_forward(tmp_path: Path) -> None:
+    path = tmp_path / "controller.db"
+    SqliteStore(path, migrations.MIGRATIONS[:1]).close()
+    with sqlite3.connect(path) as other:
+        other.execute(
+            "INSERT INTO overrides VALUES ('override/1', 'deny', 'shop/front', 'data/redis', NULL, 'TCP', 'ann', 'why',"
+            f" {NOW}, {NOW + 60}, {NOW + 1}, 'bob', 'x', 1)"
+        )
+    other.close()
+    with SqliteStore(path) as store:
+        assert store.load().overrides == (replace(override(), operations=()),)
+        assert store.load().operations == {}
+
+
+def test_operations_of_an_edge_that_went_are_forgotten(tmp_path: Path) -> None:
+    with SqliteStore(tmp_path / "controller.db") as store:
+        store.commit(everything())
+        store.commit(Writes(operations={KEY: None}))
+        assert store.load().operations == {}
+
+
+@pytest.mark.parametrize("asked", ["", "{}", '[["GET /", 1]]', '[["GET /", "x", 0, 0, 0, 0]]', "null"])
+def test_damaged_operations_are_named(tmp_path: Path, asked: str) -> None:
+    path = tmp_path / "controller.db"
+    with SqliteStore(path) as store:
+        store.commit(everything())
+    with sqlite3.connect(path) as other:
+        other.execute("UPDATE operations SET asked = ?", (asked,))
+    other.close()
+    with SqliteStore(path) as store:
+        if asked == "{}":  # nothing to read in it, and nothing to guess
+            assert store.load().operations == {KEY: ()}
+        else:
+            with pytest.raises(StoreError, match="the table operations has a damaged row"):
+                store.load()
+
+
 def test_a_newer_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "controller.db"
     with SqliteStore(path, (*migrations.MIGRATIONS, STEP)) as store:
         store.commit(everything())
     before = path.read_bytes()
-    with pytest.raises(StoreError, match=r"version 2.*knows up to 1; start the newer hedgerow"):
+    with pytest.raises(StoreError, match=r"version 3.*knows up to 2; start the newer hedgerow"):
         SqliteStore(path)
     assert path.read_bytes() == before
 

@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from controller.engine import Engine
-from graph.model import Direction, Mode, Verdict
-from tests.controller.mesh import CART, FRONT, REDIS, flow, instance, used
+from controller.overrides import OverrideRequest
+from graph.model import Direction, Mode, Verdict, WorkloadRef
+from tests.controller.mesh import CART, FRONT, INVENTORY, REDIS, flow, instance, used
 from tests.controller.running import Running, eventually, running
 
 EDGE = "shop/front->shop/cart:8080/TCP"
@@ -33,6 +34,9 @@ async def knock(engine: Engine) -> None:
     await engine.ingest(instance("redis-0"), "boot-t", 1, 0, [unproved])
 
 
+ASKED = {"connections": 0, "bytes_sent": 0, "bytes_received": 0, "operation": "GET /cart/{id}", "requests": 7}
+
+
 class TestLooking:
     async def test_status(self, tmp_path: Path) -> None:
         async with running(tmp_path) as run:
@@ -44,7 +48,8 @@ class TestLooking:
             assert re.fullmatch("[0-9a-f]{64}", status["audit_head"])
             workloads = {each["workload"]: each for each in status["workloads"]}
             assert workloads["shop/cart"] == {
-                "workload": "shop/cart", "kind": "Deployment", "meshed": True, "instances": 2, "inbound_mode": "learn",
+                "workload": "shop/cart", "kind": "Deployment", "meshed": True, "transport": "", "instances": 2,
+                "inbound_mode": "learn",
                 "outbound_mode": "learn", "inbound_tls": "permissive", "ready_to_enforce": True, "waiting_for": [],
             }  # fmt: skip
             assert workloads["data/legacy"]["ready_to_enforce"] is False
@@ -100,6 +105,83 @@ class TestLooking:
             assert (await run.post("/policy/approve", {"edges": "all", **PERSON})) == {"approved": []}
             assert (await run.get("/policy/diff"))["edges"] == []
 
+    async def test_what_is_asked_is_shown_with_its_edge_and_among_the_flows(self, tmp_path: Path) -> None:
+        async with running(tmp_path) as run:
+            engine = run.controller.engine
+            await teach(engine)
+            await engine.ingest(instance("cart-0"), "asked", 1, 0, [flow(FRONT, CART, **ASKED)])
+            edge = next(edge for edge in (await run.get("/graph"))["edges"] if edge["id"] == EDGE)
+            (operation,) = edge["operations"]
+            assert (operation["operation"], operation["requests"], operation["denied"]) == ("GET /cart/{id}", 7, 0)
+            assert (await run.get("/why", **{"from": "shop/front", "to": "shop/cart", "port": 8080}))["edge"] == edge
+            found = (await run.get("/flows", limit=1))["flows"][0]
+            assert (found["operation"], found["requests"], found["connections"]) == ("GET /cart/{id}", 7, 0)
+
+    async def test_why_and_drift_speak_of_operations(self, tmp_path: Path) -> None:
+        async with running(tmp_path) as run:
+            engine = run.controller.engine
+            call = flow(FRONT, REDIS, 6379)
+            await engine.ingest(instance("redis-0"), "boot", 1, 0, [call, flow(FRONT, REDIS, 6379, **ASKED)])
+            body = {"effect": "allow", "from": "shop/front", "to": "data/redis", "port": 6379, "expires_in": 60}
+            asked = {"operations": ["HEAD /cart/{id}", "PUT /"]}
+            made = (await run.post("/overrides", {**body, **asked, **PERSON, "wait": 0}, 201))["override"]
+            assert made["operations"] == asked["operations"]
+            assert (await run.get("/overrides"))["overrides"] == [made]
+            rule = next(each for each in (await run.get("/policy"))["rules"] if each["id"] == made["id"])
+            assert rule["operations"] == asked["operations"]
+            for ref in (FRONT, REDIS):
+                await engine.set_mode(ref, None, Mode.ENFORCE, None, "anna", "test")
+
+            wanted = {"from": "shop/front", "to": "data/redis", "port": 6379}
+            why = await run.get("/why", **wanted)
+            assert (why["verdict"], why["inbound"]["rule"]["id"]) == ("allow", made["id"])
+            assert any("one by one" in line and "HEAD /cart/{id}, PUT /" in line for line in why["explanation"])
+            why = await run.get("/why", **wanted, operation="PUT /")
+            assert (why["verdict"], why["outbound"]["verdict"]) == ("allow", "allow")
+            why = await run.get("/why", **wanted, operation="GET /cart/{id}")
+            assert (why["verdict"], why["outbound"]["verdict"]) == ("deny", "allow")
+            assert why["inbound"]["reason"] == "no-rule"
+            advice = "hedgerow allow shop/front data/redis:6379 --operation 'GET /cart/{id}' --for 1h"
+            assert any(advice in line for line in why["explanation"])
+            why = await run.get("/why", **{**wanted, "to": "data/legacy"}, operation="PUT /")
+            assert any("has no sidecar: nothing here sees or stops single" in line for line in why["explanation"])
+
+            drift = await run.get("/drift")
+            key = "shop/front->data/redis:6379/TCP"
+            assert drift["unexpected_operations"] == [{"edge": key, "operation": "GET /cart/{id}"}]
+            assert drift["unexpected"] == []
+            assert [rule["id"] for rule in drift["unused"]] == [made["id"]], "allowed, and not what was asked"
+
+    async def test_a_host_is_opened_explained_and_exported(self, tmp_path: Path) -> None:
+        networks = INVENTORY.replace("kind: Inventory", "kind: Inventory\nclusterNetworks: [10.0.0.0/8, 192.0.2.0/24]")
+        (tmp_path / "inventory.yaml").write_text(networks)
+        async with running(tmp_path) as run:
+            body = {"effect": "allow", "from": "shop/front", "to": "-/api.example.com", "port": 443, "expires_in": 60}
+            made = (await run.post("/overrides", {**body, **PERSON, "wait": 0}, 201))["override"]
+            assert (made["to"], made["operations"]) == ("-/api.example.com", [])
+            await run.controller.engine.set_mode(FRONT, None, Mode.ENFORCE, None, "anna", "test")
+            asked = {"from": "shop/front", "to": "-/api.example.com", "port": 443}
+            why = await run.get("/why", **asked)
+            assert why["verdict"] == "allow"
+            assert why["outbound"]["rule"]["id"].startswith(f"{made['id']}@")
+            why = await run.get("/why", **{**asked, "to": "-/www.example.com"})
+            assert why["verdict"] == "deny"
+            assert any("hedgerow allow shop/front www.example.com:443 --for" in line for line in why["explanation"])
+            assert [rule["id"] for rule in (await run.get("/drift"))["unused"]] == [made["id"]], "once, not in parts"
+            call = flow(FRONT, WorkloadRef.external_host("api.example.com"), 443, direction=Direction.OUTBOUND)
+            await run.controller.engine.ingest(instance("front-0"), "boot", 1, 0, [call])
+            drift = await run.get("/drift")
+            assert (drift["unused"], drift["unexpected"]) == ([], [])
+
+            exported = await run.get("/policy/export", format="json")
+            (limit,) = (each for each in exported["proof"]["inexpressible"] if each["limit"] == "host")
+            assert (limit["workload"], limit["rules"], limit["widens"]) == ("shop/front", [made["id"]], True)
+            front = next(each for each in exported["policies"] if each["metadata"]["name"] == "hedgerow-front")
+            (entry,) = (each for each in front["spec"]["egress"] if "ipBlock" in str(each))
+            blocks = {peer["ipBlock"]["cidr"] for peer in entry["to"]}
+            assert {"0.0.0.0/5", "::/0"} < blocks
+            assert not {"0.0.0.0/0", "10.0.0.0/8", "192.0.2.0/24"} & blocks
+
     async def test_the_export_is_network_policies(self, tmp_path: Path) -> None:
         async with running(tmp_path) as run:
             await teach(run.controller.engine)
@@ -138,7 +220,7 @@ class TestLooking:
             assert "It has never been observed." in why["explanation"]
 
             override = await engine.create_override(
-                Verdict.DENY, FRONT, CART, 8080, flow(FRONT, CART).protocol, "anna", "incident 7", 3600
+                OverrideRequest(Verdict.DENY, FRONT, CART, 8080, flow(FRONT, CART).protocol, "anna", "incident 7", 3600)
             )
             why = await run.get("/why", **asked)
             assert why["verdict"] == "deny"
@@ -172,7 +254,7 @@ class TestLooking:
     async def test_inventory_and_audit(self, tmp_path: Path) -> None:
         async with running(tmp_path) as run:
             inventory = await run.get("/inventory")
-            assert set(inventory) == {"namespaces", "workloads", "instances", "services"}
+            assert set(inventory) == {"clusterNetworks", "namespaces", "workloads", "instances", "services"}
             assert {each["name"] for each in inventory["workloads"]} == {"front", "cart", "redis", "legacy"}
             audit = await run.get("/audit", limit=1)
             assert (len(audit["entries"]), audit["intact"]) == (1, True)
@@ -270,6 +352,16 @@ BAD_BODIES: list[tuple[str, Any, int, str, str, str]] = [
     ("/overrides", override(expires_in="1h"), 400, "invalid", "expires_in", "seconds from"),
     ("/overrides", override(expires_in=1e9), 400, "invalid", "expires_in", ""),
     ("/overrides", override(wait=61), 400, "invalid", "wait", "from 0 to 60"),
+    ("/overrides", override(operations="GET /"), 400, "invalid", "operations", "list"),
+    ("/overrides", override(operations=["GET /", 1]), 400, "invalid", "operations[1]", "string"),
+    ("/overrides", override(operations=["GET /", "GET cart"]), 400, "invalid", "operations[1]", "begin with '/'"),
+    ("/overrides", override(operations=["GET /cart/{n}"]), 400, "invalid", "operations[0]", "{id}"),
+    ("/overrides", override(operations=["GET /"] * 65), 400, "invalid", "operations", "0 to 64"),
+    ("/overrides", override(operations=["GET /"], to="data/legacy"), 400, "invalid", "operations", "leave them out"),
+    ("/overrides", override(operations=["GET /"], to="-/a.example"), 400, "invalid", "operations", "leave them out"),
+    ("/overrides", override(to="-/API.example.com"), 400, "invalid", "to", "192.0.2.7"),
+    ("/overrides", override(to="-/cart.shop.svc"), 400, "invalid", "to", "shop/cart"),
+    ("/overrides", override(**{"from": "-/api.example.com"}), 400, "invalid", "from", "address"),
     ("/overrides", override(prot="TCP"), 400, "invalid", "prot", "did you mean 'port'"),
     ("/modes", {**MODE, "mode": "enforced"}, 400, "invalid", "mode", "learn, audit, enforce, quarantine"),
     ("/modes", {**MODE, "workload": "shop/crat"}, 400, "unknown-workload", "workload", "shop/cart"),
@@ -313,6 +405,7 @@ BAD_QUERIES: list[tuple[str, int, str, str, str]] = [
     ("/why?from=shop/frnt&to=shop/cart&port=1", 400, "unknown-workload", "from", "shop/front"),
     ("/why?from=shop/front&to=shop/cart&port=65536", 400, "invalid", "port", "1 to 65535"),
     ("/why?from=shop/front&to=shop/cart&port=1&protocol=tcp", 400, "invalid", "protocol", "TCP"),
+    ("/why?from=shop/front&to=shop/cart&port=1&operation=GET", 400, "invalid", "operation", "GET /cart/{id}"),
     ("/audit?limit=-1", 400, "invalid", "limit", "1 to 10000"),
     ("/drift?all=1", 400, "invalid", "all", "remove it"),
 ]

@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 
+from controller.overrides import OverrideRequest
 from controller.web.live import event
 from graph.model import Direction, Mode, Protocol, Verdict
 from tests.controller.mesh import CART, FRONT, INVENTORY, REDIS, flow, instance
@@ -90,7 +91,7 @@ async def test_the_graph_comes_first_and_then_what_changed_of_it(tmp_path: Path)
         assert [(node["id"], node["inbound_mode"]) for node in delta["nodes"]] == [("shop/cart", "enforce")]
 
         override = await run.controller.engine.create_override(
-            Verdict.DENY, FRONT, CART, 8080, Protocol.TCP, "anna", "test", 3600
+            OverrideRequest(Verdict.DENY, FRONT, CART, 8080, Protocol.TCP, "anna", "test", 3600)
         )
         delta = await events.until("delta")
         assert [(edge["id"], edge["rule"]["id"]) for edge in delta["edges"]] == [(EDGE, override.id)]

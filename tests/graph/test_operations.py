@@ -22,6 +22,7 @@ from graph.operations import (
 )
 from graph.views import OperationView
 from graph.windows import MAX_TOTAL
+from sidecar.http.operation import operation_of
 
 NOW = 1_000_000.0
 ASKED = Flow(
@@ -65,8 +66,10 @@ def numbered(like: Flow, count: int, prefix: str = "GET /") -> list[Flow]:
         "GET /cart/{id}",
         "POST /hipstershop.CartService/GetCart",
         "M-SEARCH /a/{id}/b/{id}",
-        "DELETE /caf%C3%A9/~x;v=1/a,b",
-        "GET /" + "a" * (MAX_LENGTH - 5),
+        "DELETE /v2/oauth2/index.html/~x/a:b/",
+        "OPTIONS *",
+        "WEBSOCKET /chat",
+        "GET /" + "a/" * ((MAX_LENGTH - 5) // 2),
     ],
 )
 def test_a_method_and_a_templated_path_are_an_operation(text: str) -> None:
@@ -86,7 +89,19 @@ def test_a_method_and_a_templated_path_are_an_operation(text: str) -> None:
         ("A" * 33 + " /", "method"),
         ("GET  /cart", "path"),
         ("GET cart", "path"),
-        ("GET *", "path"),
+        ("GET **", "path"),
+        ("GET //cart", "path"),
+        ("GET /cart/../admin", "dots"),
+        ("GET /cart/.", "dots"),
+        ("GET /cart;v=1", "path"),
+        ("GET /a%20b", "path"),
+        ("GET /cart/42", "identifier"),
+        ("GET /cart/order-1234", "identifier"),
+        ("GET /cart/1234.jpg", "identifier"),
+        ("GET /main.3f2a9c1b.js", "identifier"),
+        ("GET /8c8ff4d2-8bd4-4ad1-8c51-4f2d2b3c9d10", "identifier"),
+        ("GET /3f2a9c1b", "identifier"),
+        ("GET /" + "a" * 65, "identifier"),
         ("GET http://cart/", "path"),
         ("GET /cart?id=1", "path"),
         ("GET /cart#top", "path"),
@@ -105,6 +120,25 @@ def test_what_could_never_be_the_name_of_an_operation_is_refused(text: str, prob
     assert caught.value.field == "operations[0]"
     assert problem in caught.value.problem
     assert caught.value.remedy
+
+
+segments = st.one_of(
+    st.just("{id}"),
+    st.sampled_from(["cart", "v2", "oauth2", "index.html", "x-y", "1a", "a1b2", "beef", "deadbeef1", "2024-01-02"]),
+    st.text("ab01f.~_-:", min_size=1, max_size=12),
+)
+
+
+@given(st.sampled_from(["GET", "POST", "WEBSOCKET"]), st.lists(segments, max_size=4), st.booleans())
+def test_what_is_accepted_is_what_a_sidecar_calls_it(method: str, path: list[str], ends: bool) -> None:
+    written = f"{method} /{'/'.join(path)}{'/' if ends and path else ''}"
+    called = operation_of(method, written.partition(" ")[2].replace("{id}", "1").encode())
+    try:
+        check_operation(written, "operations[0]")
+    except InvalidValue:
+        assert called != written, "it could have been a rule"
+    else:
+        assert called == written
 
 
 def test_requests_are_added_up_by_what_became_of_them() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from controller.compiler import PolicyInput
@@ -15,6 +17,7 @@ from graph.model import (
     Protocol,
     Rule,
     Selector,
+    Transport,
     Verdict,
     Workload,
     WorkloadRef,
@@ -110,6 +113,13 @@ _selectors = st.builds(
 )
 
 
+_hosts = st.builds(
+    lambda host, cidr: Selector(host=host, cidr=cidr),
+    st.sampled_from(["api.example.com", "*.example.com", "*.a.example.com", "b.a.example.com", "example.com"]),
+    st.sampled_from(["", "", "10.0.0.0/8", "192.0.2.0/24", "0.0.0.0/0"]),
+)
+
+
 @st.composite
 def rules(draw: st.DrawFn) -> tuple[Rule, ...]:
     found = []
@@ -120,7 +130,7 @@ def rules(draw: st.DrawFn) -> tuple[Rule, ...]:
             Rule(
                 f"{origin}/{number}",
                 draw(_selectors),
-                draw(_selectors),
+                draw(st.one_of(_selectors, _selectors, _hosts)),
                 draw(_PORTS),
                 draw(st.sampled_from([Protocol.TCP, Protocol.TCP, Protocol.UDP])),
                 draw(_OPERATIONS),
@@ -134,7 +144,8 @@ def rules(draw: st.DrawFn) -> tuple[Rule, ...]:
 
 @st.composite
 def meshes(draw: st.DrawFn) -> PolicyInput:
-    """Shared addresses, loopback, twins, workloads without sidecars, quarantine and strict TLS among them."""
+    """Shared addresses, loopback, twins, workloads without sidecars and with another mesh's proxy, names, quarantine
+    and strict TLS among them."""
     refs = draw(st.lists(st.sampled_from(_REFS), unique=True, min_size=1, max_size=5))
     workloads = tuple(
         Workload(
@@ -142,8 +153,16 @@ def meshes(draw: st.DrawFn) -> PolicyInput:
             service_account=draw(st.sampled_from(_ACCOUNTS)),
             labels=tuple(sorted(draw(_LABELS).items())),
             meshed=draw(st.booleans()),
+            transport=draw(st.sampled_from([Transport.TUNNEL, Transport.TUNNEL, Transport.MTLS])),
         )
         for target in refs
+    )
+    proving = [(each.ref.namespace, each.service_account) for each in workloads if each.meshed]
+    workloads = tuple(
+        replace(each, account_identity=draw(st.booleans()))
+        if each.transport is Transport.MTLS and proving.count((each.ref.namespace, each.service_account)) == 1
+        else each
+        for each in workloads
     )
     instances = tuple(
         Instance(f"{target.name}-{number}", target, address)
@@ -160,4 +179,5 @@ def meshes(draw: st.DrawFn) -> PolicyInput:
         modes={target: draw(modes) for target in refs if draw(st.booleans())},
         rules=draw(rules()),
         resolvers=draw(st.sampled_from([(), ("192.0.2.53",), ("10.0.0.2", "fd00::53")])),
+        networks=draw(st.sampled_from([(), ("10.0.0.0/8",), ("10.0.0.0/24", "192.0.2.0/25", "fd00::/64")])),
     )

@@ -72,11 +72,13 @@ def told(policy, snapshots, source, destination, port, protocol, operation=""):
         )
     (sender, mine), (receiver, theirs) = ends[source], ends[destination]
     verdicts = []
-    if sender.meshed:
+    if sender.has_sidecar:
         connection = Connection(Direction.OUTBOUND, mine, theirs, port, protocol, operation)
         verdicts.append(decide(closed(snapshots[sender.ref]), connection, NOW).allowed)
-    if receiver.meshed:
+    if receiver.has_sidecar:
         seen = mine if sender.meshed else Peer(address=source.address)
+        if sender.account_identity:
+            seen = replace(mine, workload=None)
         connection = Connection(Direction.INBOUND, seen, theirs, port, protocol, operation)
         verdicts.append(decide(closed(snapshots[receiver.ref]), connection, NOW).allowed)
     return all(verdicts)
@@ -121,19 +123,22 @@ def test_the_cluster_never_blocks_what_the_sidecars_allow(policy):
     compiled = compile_policy(policy, NOW)
     judge = cluster(policy, compiled.network_policies)
     operations = {operation for rule in policy.rules for operation in rule.operations} | {"", "OTHER"}
-    meshed = {workload.ref for workload in policy.workloads if workload.meshed}
+    meshed = {workload.ref for workload in policy.workloads if workload.has_sidecar}
+    proving = {workload.ref for workload in policy.workloads if workload.meshed}
+    ways_in = [{**each, "spec": {**each["spec"], "policyTypes": ["Ingress"]}} for each in compiled.network_policies]
+    ingress = cluster(policy, ways_in)  # for sources of another mesh: their own end is not what is judged here
     for source, destination in product(policy.instances, repeat=2):
-        if source.workload not in meshed or destination.workload not in meshed or source == destination:
+        if source.workload not in proving or destination.workload not in meshed or source == destination:
             continue
         pods = (f"{source.workload.namespace}/{source.name}", f"{destination.workload.namespace}/{destination.name}")
         for port, protocol in product(PORTS, (Protocol.TCP, Protocol.UDP)):
-            network = judge.pod_to_pod(*pods, port, protocol)
+            network = (judge if source.workload in meshed else ingress).pod_to_pod(*pods, port, protocol)
             sidecars = [
                 told(policy, compiled.snapshots, source, destination, port, protocol, operation)
                 for operation in sorted(operations)
             ]
             assert network or not any(sidecars), (pods, port, protocol)
-            if compiled.proof.equal:
+            if compiled.proof.equal and source.workload in meshed:
                 assert network == all(sidecars) == any(sidecars), (pods, port, protocol)
 
 
@@ -145,15 +150,16 @@ def test_what_comes_from_outside_is_judged_alike(policy):
     judge = cluster(policy, compiled.network_policies)
     for instance in policy.instances:
         owner: Workload = next(workload for workload in policy.workloads if workload.ref == instance.workload)
-        if not owner.meshed:
+        if not owner.has_sidecar:
             continue
         pod, snapshot = f"{owner.ref.namespace}/{instance.name}", closed(compiled.snapshots[owner.ref])
         me = Peer(owner.ref, owner.ref.namespace, owner.service_account, instance.address, verified=True)
         for address, port in product(("192.0.2.7", "192.0.2.8", "10.0.0.99", "198.51.100.1", "fd00::9"), PORTS):
-            peer = Peer(address=address)
+            hosts = ("", "api.example.com", "b.a.example.com", "example.com", "badexample.com")
+            outward = judge.pod_to_address(pod, address, port)
             for network, ends in (
-                (judge.address_to_pod(address, pod, port), (Direction.INBOUND, peer, me)),
-                (judge.pod_to_address(pod, address, port), (Direction.OUTBOUND, me, peer)),
+                (judge.address_to_pod(address, pod, port), (Direction.INBOUND, Peer(address=address), me)),
+                *((outward, (Direction.OUTBOUND, me, Peer(address=address, host=host))) for host in hosts),
             ):
                 allowed = decide(snapshot, Connection(*ends, port), NOW).allowed
                 assert network or not allowed, (pod, ends[0], address, port)

@@ -253,3 +253,20 @@ def test_a_workload_that_only_a_network_covers_is_not_named():
     entries = spec(shop(network), "shop/cart")["ingress"]
     assert not opened(entries, "from", pods("shop/db"))
     assert not opened(entries, "from", pods("legacy/client"))
+
+
+def test_a_host_opens_its_port_to_every_address_that_is_not_the_clusters():
+    rule = override(Verdict.ALLOW, Selector.of(ref("shop/cart")), Selector(host="api.example.com"), 443)
+    ports = [{"protocol": "TCP", "port": 443}]
+    everywhere = [{"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}}]
+    assert {"to": everywhere, "ports": ports} in spec(shop(rule), "shop/cart")["egress"]
+    known = spec(shop(rule, networks=("0.0.0.0/1", "8000::/1")), "shop/cart")["egress"]
+    assert {"to": [{"ipBlock": {"cidr": "128.0.0.0/1"}}, {"ipBlock": {"cidr": "::/1"}}], "ports": ports} in known
+    assert "ipBlock" not in str(spec(shop(rule), "shop/cart")["ingress"])
+    assert "ipBlock" not in str(spec(shop(rule), "shop/front")), "it is one workload's way out"
+
+
+def test_a_denied_host_opens_nothing():
+    rule = override(Verdict.DENY, Selector.of(ref("shop/cart")), Selector(host="api.example.com"), 443)
+    assert network_policies(shop(rule)) != network_policies(shop()), "the annotation names its rules"
+    assert [p["spec"] for p in network_policies(shop(rule))] == [p["spec"] for p in network_policies(shop())]

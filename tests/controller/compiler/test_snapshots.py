@@ -15,9 +15,11 @@ from graph.model import (
     Mode,
     Origin,
     Peer,
+    Port,
     Protocol,
     Rule,
     Selector,
+    Transport,
     Verdict,
     WorkloadRef,
 )
@@ -293,3 +295,102 @@ def test_many_rules_of_others_cost_nothing_here():
     others = tuple(learned("shop/db", "legacy/client", port) for port in range(1, 400))
     wide = shop(*others)
     assert compile_snapshot(wide, ref("shop/front")) == compile_snapshot(shop(), ref("shop/front"))
+
+
+# What the inventory says of ports, hosts, other meshes
+
+
+def test_a_snapshot_says_what_is_spoken_on_the_workloads_own_ports():
+    ports = (
+        Port(9090, app_protocol="grpc"),
+        Port(8080, app_protocol="http"),
+        Port(8080, Protocol.UDP, app_protocol="quic"),
+        Port(5432),
+    )
+    policy = shop()
+    cart = replace(policy.workloads[1], ports=ports)
+    policy = replace(policy, workloads=(policy.workloads[0], cart, *policy.workloads[2:]))
+    assert compile_snapshot(policy, ref("shop/cart")).protocols == ((8080, "http"), (9090, "grpc"))
+    assert compile_snapshot(policy, ref("shop/front")).protocols == ()
+
+
+API = Selector(host="api.example.com")
+
+
+def test_a_host_is_told_as_it_is_where_the_clusters_networks_are_not_known():
+    rule = override(Verdict.ALLOW, Selector.of(ref("shop/cart")), API, 443)
+    assert rule in compile_snapshot(shop(rule), ref("shop/cart")).rules
+    for address in ("192.0.2.7", "10.9.9.9", "2001:db8::7"):
+        assert outbound(shop(rule), "shop/cart", Peer(address=address, host="api.example.com"), 443).allowed
+    assert not outbound(shop(rule), "shop/cart", Peer(address="192.0.2.7"), 443).allowed
+    assert not outbound(shop(rule), "shop/cart", Peer(address="192.0.2.7", host="www.example.com"), 443).allowed
+    assert not outbound(shop(rule), "shop/cart", Peer(address="192.0.2.7", host="api.example.com"), 80).allowed
+
+
+def test_a_host_that_leads_into_the_cluster_is_not_the_host_that_was_meant():
+    rule = override(Verdict.ALLOW, Selector.of(ref("shop/cart")), API, 443)
+    policy = shop(rule, networks=("10.0.0.0/8", "10.96.0.0/12", "fd00::/8"))
+    made = [r for r in compile_snapshot(policy, ref("shop/cart")).rules if rule_id(r.id) == rule.id]
+    assert {r.destination.host for r in made} == {"api.example.com"}
+    assert len(made) == 8 + 8, "all but one of 256 networks, of each version"
+    for address, allowed in {
+        "192.0.2.7": True,
+        "9.255.255.255": True,
+        "11.0.0.0": True,
+        "2001:db8::7": True,
+        "10.0.0.0": False,
+        "10.96.0.1": False,
+        "10.255.255.255": False,
+        "fd00::1": False,
+    }.items():
+        peer = Peer(address=address, host="api.example.com")
+        assert outbound(policy, "shop/cart", peer, 443).allowed is allowed, address
+
+
+def test_a_denied_host_is_denied_wherever_it_leads():
+    wide = override(Verdict.ALLOW, Selector.of(ref("shop/cart")), Selector(cidr="0.0.0.0/0"), 443, name="2")
+    deny = override(Verdict.DENY, Selector.of(ref("shop/cart")), API, 443)
+    policy = shop(wide, deny, networks=("10.0.0.0/8",))
+    for address in ("192.0.2.7", "10.9.9.9"):
+        assert not outbound(policy, "shop/cart", Peer(address=address, host="api.example.com"), 443).allowed
+        assert outbound(policy, "shop/cart", Peer(address=address, host="www.example.com"), 443).allowed
+
+
+def test_a_rule_tied_to_networks_keeps_them():
+    tied = replace(API, cidr="10.1.0.0/16")
+    rule = override(Verdict.ALLOW, Selector.of(ref("shop/cart")), tied, 443)
+    policy = shop(rule, networks=("10.1.2.0/24",))
+    for address, allowed in {"10.1.1.1": True, "10.1.2.1": False, "10.2.0.1": False, "192.0.2.7": False}.items():
+        peer = Peer(address=address, host="api.example.com")
+        assert outbound(policy, "shop/cart", peer, 443).allowed is allowed, address
+    inside = shop(override(Verdict.ALLOW, Selector.of(ref("shop/cart")), replace(API, cidr="192.0.2.0/24"), 443),
+                  networks=("10.0.0.0/8",))  # fmt: skip
+    assert outbound(inside, "shop/cart", Peer(address="192.0.2.7", host="api.example.com"), 443).allowed
+
+
+def foreign(**changes):
+    """The shop where front has another mesh's proxy."""
+    policy = shop()
+    front = replace(policy.workloads[0], transport=Transport.MTLS, **changes)
+    return replace(policy, workloads=(front, *policy.workloads[1:]))
+
+
+ACCOUNT = Peer(None, "shop", "default", "10.0.0.1", verified=True)
+
+
+def test_who_proves_an_account_alone_is_known_by_it():
+    policy = foreign(account_identity=True)
+    assert inbound(policy, "shop/cart", ACCOUNT, 8080).allowed
+    assert not inbound(policy, "shop/cart", replace(ACCOUNT, verified=False), 8080).allowed
+    assert not inbound(policy, "shop/cart", replace(ACCOUNT, service_account="other"), 8080).allowed
+    assert not inbound(policy, "shop/cart", replace(ACCOUNT, namespace="legacy"), 8080).allowed
+    assert not inbound(foreign(), "shop/cart", ACCOUNT, 8080).allowed, "that one proves its workload"
+    assert inbound(foreign(), "shop/cart", FRONT, 8080).allowed
+
+
+def test_who_proves_an_account_alone_is_denied_by_it_and_by_its_address():
+    deny = override(Verdict.DENY, Selector.of(ref("shop/front")), Selector.of(ref("shop/cart")), 8080)
+    policy = foreign(account_identity=True)
+    policy = replace(policy, rules=(*policy.rules, deny))
+    assert inbound(policy, "shop/cart", replace(ACCOUNT, address="10.0.9.9"), 8080).reason is Reason.DENY_OVERRIDE
+    assert inbound(policy, "shop/cart", Peer(address="10.0.0.2"), 8080).reason is Reason.DENY_OVERRIDE

@@ -147,7 +147,7 @@ GIVEN_UP = {
     "h2-method": PREFACE + frame(1, 5, 1, b"\x84"),
     "hpack-size": PREFACE
     + frame(1, 4, 1, REQUEST + b"\x40\x01x\x7f\xb9\x16" + b"a" * 3000)
-    + frame(1, 4, 3, REQUEST + b"\xbe" * 200),
+    + frame(1, 4, 3, REQUEST + b"\xbf" * 200),
     "hpack-index": PREFACE + frame(1, 5, 1, b"\xff\x00"),
     "huffman": PREFACE + frame(1, 5, 1, REQUEST + b"\x40\x81\x00\x00"),
 }

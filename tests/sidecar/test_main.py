@@ -9,6 +9,7 @@ import pytest
 
 from sidecar.__main__ import capture_rules, main
 from sidecar.app import data_plane_settings
+from sidecar.dns.settings import Dns
 from sidecar.errors import ConfigError
 from sidecar.settings import (
     Address,
@@ -17,6 +18,7 @@ from sidecar.settings import (
     InboundListener,
     OutboundListener,
     Settings,
+    Udp,
 )
 
 SETTINGS = Settings(
@@ -37,6 +39,33 @@ def test_capture_exempts_the_sidecars_user():
     assert rules.exclude_cidrs == ("169.254.0.0/16",)
     assert (rules.outbound_port, rules.inbound_port) == (15001, 15006)
     assert {15006, 15021} <= set(rules.sidecar_ports)
+
+
+def test_capture_of_dns_and_what_is_left_out():
+    rules = capture_rules(SETTINGS)
+    assert (rules.dns_port, rules.drop_others) == (15053, False)
+    assert capture_rules(replace(SETTINGS, dns=Dns(listen=Address("127.0.0.1", 5353)))).dns_port == 5353
+    rules = capture_rules(
+        replace(
+            SETTINGS,
+            dns=Dns(proxy=False),
+            udp=Udp.DROP,
+            exclude_outbound_ports=(25,),
+            exclude_inbound_ports=(9100,),
+        )
+    )
+    assert (rules.dns_port, rules.drop_others) == (0, True)
+    assert (rules.exclude_outbound_ports, rules.exclude_inbound_ports) == ((25,), (9100,))
+
+
+def test_a_pod_with_ipv6_is_listened_for_in_both_versions():
+    made = data_plane_settings(replace(SETTINGS, addresses=("10.0.0.7", "fd00::7")))
+    assert made.outbound_listen == (("127.0.0.1", 15001), ("::1", 15001))
+    assert made.inbound_listen == (("0.0.0.0", 15006), ("::", 15006))
+    own = replace(SETTINGS, addresses=("fd00::7",), inbound_listen=Address("fd00::7", 15006))
+    assert data_plane_settings(own).inbound_listen == (("fd00::7", 15006),)
+    assert data_plane_settings(SETTINGS).outbound_listen == (("127.0.0.1", 15001),)
+    assert 15053 in made.sidecar_ports
 
 
 def test_with_a_mark_the_controller_is_told_by_its_address():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.dns.settings import Dns
 from sidecar.errors import ConfigError
 from sidecar.settings import (
     Address,
@@ -14,6 +15,7 @@ from sidecar.settings import (
     InboundListener,
     OutboundListener,
     Settings,
+    Udp,
     Unsynced,
 )
 
@@ -203,3 +205,73 @@ def test_a_bad_file_is_named_with_its_fault(tmp_path, text, says):
 def test_a_missing_file_is_named():
     with pytest.raises(ConfigError, match=r"/nowhere/sidecar\.yaml: No such file.*--config"):
         Settings.load(Path("/nowhere/sidecar.yaml"))
+
+
+# DNS and what is not captured -----------------------------------------------------------------------------------------
+
+
+def test_dns_goes_through_us_where_connections_are_captured():
+    settings = Settings.parse(LEAST)
+    assert settings.dns_proxy
+    assert ("dns.listen", Address("127.0.0.1", 15053)) in settings.listeners()
+    assert not Settings.parse(LEAST | {"dns": {"proxy": False}}).dns_proxy
+    explicit = {"capture": "explicit", "explicit": {"inbound": [{"listen": "10.0.0.7:80", "application": "[::1]:80"}]}}
+    assert not Settings.parse(LEAST | explicit).dns_proxy
+    assert Settings.parse(LEAST | explicit | {"dns": {"proxy": True}}).dns_proxy
+
+
+def test_dns_can_be_set():
+    document = {
+        "listen": "127.0.0.1:5353",
+        "upstreams": ["10.96.0.10:53", "[fd00::a]:53"],
+        "patience": 1,
+        "deadline": 3,
+        "keep": 0,
+        "in_flight": 10,
+        "connections": 5,
+    }
+    assert Settings.parse(LEAST | {"dns": document}).dns == Dns(
+        None, Address("127.0.0.1", 5353), (Address("10.96.0.10", 53), Address("fd00::a", 53)), 1.0, 3.0, 0.0, 10, 5
+    )
+
+
+def test_what_is_not_captured_can_be_set():
+    document = {"exclude_outbound_ports": [25, 3306], "exclude_inbound_ports": [9100], "udp": "drop"}
+    settings = Settings.parse(LEAST | document)
+    assert (settings.exclude_outbound_ports, settings.exclude_inbound_ports) == ((25, 3306), (9100,))
+    assert settings.udp is Udp.DROP
+    assert Settings.parse(LEAST).udp is Udp.ALLOW
+
+
+@pytest.mark.parametrize(
+    ("document", "says"),
+    [
+        ({"dns": True}, "dns: True is not a mapping"),
+        ({"dns": {"proxy": "yes"}}, r"dns\.proxy: .* write true or false"),
+        ({"dns": {"upstream": []}}, r"dns\.upstream: unknown setting; did you mean 'upstreams'"),
+        ({"dns": {"upstreams": ["10.0.0.1"]}}, r"dns\.upstreams\[0\]: .*host:port"),
+        ({"dns": {"upstreams": ["10.0.0.1:0"]}}, r"dns\.upstreams\[0\]: port 0"),
+        ({"dns": {"upstreams": ["127.0.0.1:15053"]}}, r"dns\.upstreams: 127\.0\.0\.1:15053 is where we listen"),
+        ({"dns": {"listen": "127.0.0.1:0"}}, r"dns\.listen: port 0"),
+        ({"dns": {"listen": "127.0.0.1:15001"}}, r"127\.0\.0\.1:15001 is taken by"),
+        ({"dns": {"deadline": 0}}, r"dns\.deadline: "),
+        ({"udp": "reject"}, "udp: .*allow, drop"),
+        ({"exclude_outbound_ports": [0]}, r"exclude_outbound_ports\[0\]"),
+        ({"exclude_inbound_ports": 80}, "exclude_inbound_ports: .* list"),
+        (
+            {"udp": "drop", "capture": "explicit", "explicit": {"outbound": []}},
+            "explicit: missing",
+        ),
+        (
+            {
+                "udp": "drop",
+                "capture": "explicit",
+                "explicit": {"inbound": [{"listen": "10.0.0.7:80", "application": "127.0.0.1:80"}]},
+            },
+            "udp: drop needs capture: redirect",
+        ),
+    ],
+)
+def test_mistakes_about_dns_and_what_is_not_captured_are_named(document, says):
+    with pytest.raises(ConfigError, match=says):
+        Settings.parse(LEAST | document)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from sidecar.metrics.exposition import Kind, Page, labels_text
@@ -45,12 +45,16 @@ _FROM_STATS: Final = (
     ("hedgerow_detection_timeouts_total", "Clients that said nothing while their protocol was looked for",
      "detection.timeouts", ""),
     ("hedgerow_egress_unbound_total", "Connections that claimed a name which DNS has not bound to their address",
-     "egress.unbound", ""),
+     "unbound_claims", ""),
+    ("hedgerow_dns_addresses", "Addresses whose names the DNS proxy has seen", "dns.addresses", ""),
+    ("hedgerow_dns_total", "What the DNS proxy did", "dns", "what"),
     ("hedgerow_access_log_lines_total", "Lines of the access log", "access_log.lines", ""),
     ("hedgerow_access_log_shed_total", "Lines that a slow reader of the access log has not got", "access_log.shed", ""),
     ("hedgerow_telemetry_faults_total", "Records that were lost by a fault of ours", "telemetry.faults", ""),
 )  # fmt: skip
 NAMES: Final = tuple(name for name, *_ in _FROM_STATS)
+#: Entries of mappings that are levels among counts.
+_ALONE: Final = ("addresses",)
 
 
 class _FromStats:
@@ -69,7 +73,7 @@ class _FromStats:
         for name, help_text, path, label in _FROM_STATS:
             value = _at(stats, path)
             if label:
-                entries = _numbers(value)
+                entries = _numbers(value, _ALONE)
             else:
                 number = _number(value)
                 entries = {} if number is None else {"": number}
@@ -99,11 +103,15 @@ def _flag(value: object) -> int | None:
     return int(value) if isinstance(value, bool) else None
 
 
-def _numbers(value: object) -> dict[str, float]:
-    """The counts of a mapping; flags in it are families of their own."""
+def _numbers(value: object, without: Sequence[str]) -> dict[str, float]:
+    """The numbers of a mapping, without those that are families of their own; flags always are."""
     if not isinstance(value, Mapping):
         return {}
-    return {str(key): one for key, one in value.items() if isinstance(one, int | float) and not isinstance(one, bool)}
+    return {
+        str(key): one
+        for key, one in value.items()
+        if isinstance(one, int | float) and not isinstance(one, bool) and key not in without
+    }
 
 
 class LoopLag:

@@ -4,7 +4,9 @@ import logging
 import re
 import sys
 
-from sidecar.logs import LineFormatter, escape
+import pytest
+
+from sidecar.logs import LineFormatter, escape, levels, set_level
 
 
 def record(message, *arguments, exc_info=None):
@@ -35,3 +37,29 @@ def test_a_traceback_stays_on_its_line():
 
 def test_plain_text_is_kept():
     assert escape("naïve → text") == "naïve → text"
+
+
+@pytest.fixture
+def named():
+    logger, root = logging.getLogger("sidecar.for_this_test"), logging.getLogger()
+    before = root.level
+    yield logger
+    logger.setLevel(logging.NOTSET)
+    root.setLevel(before)
+
+
+def test_a_level_is_set_for_one_logger_or_for_all(named):
+    set_level("debug", named.name)
+    assert named.level == logging.DEBUG
+    assert levels()[named.name] == "debug"
+    set_level("error")
+    assert levels()["root"] == "error"
+    set_level("warning", "root")
+    assert levels()["root"] == "warning"
+    assert named.level == logging.DEBUG
+
+
+def test_no_logger_is_made_up():
+    with pytest.raises(KeyError):
+        set_level("debug", "sidecar.nobody.has.this")
+    assert "sidecar.nobody.has.this" not in logging.getLogger().manager.loggerDict

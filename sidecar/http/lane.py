@@ -148,13 +148,14 @@ class HttpLane(Replies):
             data = bytes(held)
             held.clear()
             self._requests(data)
-        if self._state != HEAD or self._client.unsent:
-            return
-        if self._client_ended:
+        state, client = self._state, self._client
+        if state == HEAD and not client.unsent and self._client_ended:
             self._end_client()
-        elif self._client_paused:
-            self._client_paused = False
-            self._client.resume()
+        elif self._client_paused and len(held) <= self._site.settings.head_bytes:
+            app = self._app
+            if not (state == HEAD and client.unsent) and not (state == BODY and app is not None and app.unsent):
+                self._client_paused = False
+                client.resume()
 
     def _requests(self, data: bytes) -> None:
         """Send requests until one waits for its response; the rest is held."""

@@ -48,6 +48,7 @@ class Replies(Exchange):
     def _pass_end(self) -> None:
         """The client will send no more, and the application is told so at the end of the request."""
         self._unclean = True
+        self._replay = b""  # that the application ends now may be its answer to that
         if self._app is not None:
             self._app.end()
         if self._reply in (GONE, ANSWERED):

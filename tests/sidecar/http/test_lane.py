@@ -384,6 +384,21 @@ def test_a_large_body_waits_for_the_application():
     assert bench.app.take().endswith(b"a" * 100 + b"b" * 100 + b"c" * 100)
 
 
+def test_a_large_body_behind_another_request_is_not_forgotten():
+    bench = Bench(head_bytes=1000)
+    client = bench.client()
+    body = b"x" * 5000
+    client.feed(request())
+    post = request(b"/2", method=b"POST", body=body)
+    client.feed(post[:1500])
+    assert client.paused
+    client.feed(post[1500:])
+    bench.app.take()
+    bench.app.feed(OK)
+    assert not client.paused
+    assert bench.app.take() == forwarded(post)
+
+
 def test_a_small_request_does_not_pause_its_client_while_the_application_connects():
     bench = Bench()
     bench.connecting = True
@@ -711,6 +726,21 @@ def test_a_request_is_not_sent_again_after_a_byte_of_a_response():
     assert len(bench.apps) == 1
     assert client.did_end
     assert client.take() == b""
+
+
+def test_a_request_is_not_sent_again_when_its_client_has_ended():
+    bench = Bench()
+    client = bench.client()
+    client.feed(request())
+    serve(bench.app)
+    client.take()
+    client.feed(request())
+    client.finish()
+    assert bench.app.did_end
+    bench.app.finish()
+    assert len(bench.apps) == 1
+    assert client.take() == b""
+    assert client.record.closed
 
 
 @pytest.mark.parametrize("side", ["request", "response"])

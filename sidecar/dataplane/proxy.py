@@ -85,6 +85,16 @@ class DataPlane:
         return self._fabric.connections.count
 
     @property
+    def buffered(self) -> int:
+        """Bytes that are held for receivers that do not read."""
+        return self._settings.buffered_bytes - self._fabric.budget.left
+
+    @property
+    def detection(self) -> Detection:
+        """What was learned of our ports' protocols, and how often in vain."""
+        return self._fabric.detection
+
+    @property
     def outbound_tunnels(self) -> list[Tunnel]:
         """Tunnels that we dialled."""
         return self._pool.tunnels()

@@ -55,12 +55,13 @@ async def test_captured_connections_survive_restarts_of_either_sidecar(mesh: Loc
             await restart(mesh, (FRONT, WEB)[number % 2])
             await load.more(20)
         await load.end()
-    assert await reaches(mesh, FRONT, target)
 
 
 async def test_every_connection_is_counted_once(mesh: LocalMesh) -> None:
     target = "${service:web}:8080"
-    await counted(mesh, EDGE, await Counters.of(mesh, EDGE), connections(0))  # what was before has been reported
+    before = await Counters.of(mesh, EDGE)
+    assert await reaches(mesh, FRONT, target)
+    await counted(mesh, EDGE, before, connections(1))  # with it, all that was before has been reported
     before = await Counters.of(mesh, EDGE)
     async with Load(mesh, FRONT, target, fresh=1, kept=1, reuse=5) as load:
         for name in (WEB, FRONT):

@@ -170,9 +170,10 @@ class Record:
     service: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
-    """One operation that was judged, after its end.
+    """One operation that was judged, after its end. Nobody changes it; frozen, it would take seven times as long to
+    make, which is a good part of what a request costs.
 
     :param record: the connection that carried it
     :param operation: method and templated path, as rules name it

@@ -155,9 +155,12 @@ class Client:
     async def delete(self, path: str, query: Query | None = None) -> Any:
         return await self._call("DELETE", path, query=query)
 
-    async def events(self, path: str, query: Query | None = None) -> AsyncIterator[tuple[str, Any]]:
+    async def events(
+        self, path: str, query: Query | None = None, body: Mapping[str, Any] | None = None
+    ) -> AsyncIterator[tuple[str, Any]]:
         """Server-sent events as ``(event, data)``, until the controller closes the stream.
 
+        :param body: asked for with POST and this, where it is given
         :raises ClientError: as every other call
         """
         import aiohttp
@@ -165,8 +168,14 @@ class Client:
         session = self._open_session()
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
         with self._translated():
-            async with session.get(
-                self._url(path), params=_clean(query), timeout=timeout, allow_redirects=False
+            async with session.request(
+                "GET" if body is None else "POST",
+                self._url(path),
+                params=_clean(query),
+                json=body,
+                timeout=timeout,
+                allow_redirects=False,
+                read_bufsize=1 << 20,
             ) as response:
                 await self._check(response)
                 event = "message"

@@ -239,6 +239,7 @@ class TapService(rpc.TapServicer):
             if hello.WhichOneof("kind") != "hello":
                 raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "kind: the first message must be a hello")
             sidecar = self._desk.join(caller)
+            await context.send_initial_metadata(())  # "you are taken": it may be long until somebody watches
 
             async def command() -> None:
                 while True:

@@ -10,6 +10,7 @@ import typer
 from hedgerow.cli import decide, observe, picture, programs
 from hedgerow.cli.context import Command
 from hedgerow.cli.policy import policy
+from hedgerow.cli.tap import tap
 
 app = typer.Typer(
     name="hedgerow",
@@ -43,6 +44,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     observe.status,
     picture.graph,
     observe.flows,
+    tap,
     observe.why,
     observe.drift,
     observe.audit,

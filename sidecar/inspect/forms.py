@@ -1,7 +1,8 @@
-"""The form in which a request or response is forwarded: one that nobody reads differently. Works on mitmproxy's objects.
+"""The form in which a request or response is forwarded: one that nobody reads differently.
 
 It is checked after everybody who may change it, header rules and addons, has had their say, on exactly what will be
-written. Sources: RFC 9110 sections 5.5, 7.2 and 9.1, RFC 9113 sections 8.2 and 8.3, RFC 9112 section 3.2.
+written. Works on mitmproxy's objects. Sources: RFC 9110 sections 5.5, 7.2 and 9.1, RFC 9113 sections 8.2 and 8.3,
+RFC 9112 section 3.2.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 What is different here:
 
-1. A request's head is read by :mod:`sidecar.http.head`, as in the ``http`` lane; what can not be read in exactly one way
-   is answered with 400 and the connection ends. mitmproxy gets what is left of it.
+1. A request's head is read by :mod:`sidecar.http.head`, as in the ``http`` lane; what can not be read in exactly one
+   way is answered with 400 and the connection ends. mitmproxy gets what is left of it.
 2. Trailers pass, interim responses pass, and a client that has ended its half still gets its answer.
 3. Pipelined requests do not nest: :attr:`Http1Half.again` says that more is to be read, and the lane asks.
 4. Nothing grows: see :attr:`Http1Half.held`, which the lane bounds.
@@ -18,7 +18,7 @@ from typing import Final
 
 import h11
 from mitmproxy import http
-from mitmproxy.net.http import http1
+from mitmproxy.net.http import http1, status_codes
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator
@@ -180,7 +180,8 @@ class Http1Half(Http1Connection):
         except ValueError:  # an addon wrote nonsense
             until_eof = True
         return until_eof or any(
-            http1.connection_close(one.http_version, one.headers) for one in (self.request, self.response)
+            http1.connection_close(one.http_version, one.headers)  # type: ignore[no-untyped-call]  # mitmproxy's
+            for one in (self.request, self.response)
         )
 
     def _next_message(self) -> None:
@@ -194,7 +195,7 @@ class Http1Half(Http1Connection):
         return b"0\r\n%s\r\n" % (bytes(trailers) if trailers else b"")
 
 
-class StrictServer(Http1Half, Http1Server):  # type: ignore[misc]  # mitmproxy narrows stream_id
+class StrictServer(Http1Half, Http1Server):
     """The half that speaks with the client.
 
     :param limit: bytes of a head
@@ -359,7 +360,7 @@ def _trailers(fields: list[tuple[bytes, bytes]]) -> http.Headers:
 
 
 def _interim(event: Interim) -> bytes:
-    reason = http.status_codes.RESPONSES.get(event.status, "").encode()
+    reason = status_codes.RESPONSES.get(event.status, "").encode()
     return b"HTTP/1.1 %d %s\r\n%s\r\n" % (event.status, reason, bytes(event.headers))
 
 

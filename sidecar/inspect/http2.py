@@ -152,8 +152,7 @@ class BoundedHalf(Http2Connection):
             yield from self.grant()
 
     def handle_h2_event(self, event: h2.events.Event) -> CommandGenerator[bool]:
-        kind = type(event)
-        if kind is h2.events.DataReceived:
+        if isinstance(event, h2.events.DataReceived):
             stream_id = event.stream_id
             state = self.streams.get(stream_id)
             if state is StreamState.EXPECTING_HEADERS:

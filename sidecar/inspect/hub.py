@@ -15,6 +15,7 @@ from graph.model import Peer
 from graph.policy import Decision
 from sidecar.dataplane.contracts import Authority
 from sidecar.inspect.settings import InspectSettings
+from sidecar.inspect.taps import Taps
 
 if TYPE_CHECKING:
     from sidecar.inspect.addons import Addons
@@ -35,12 +36,6 @@ class Inspected(Protocol):
         """We are draining: the client is asked to go elsewhere for its next request."""
 
 
-class Watching(Protocol):
-    """The taps, as the hub asks them."""
-
-    def wants(self, port: int) -> bool: ...
-
-
 class Inspection:
     """Implements :class:`sidecar.dataplane.contracts.Taps`.
 
@@ -49,7 +44,7 @@ class Inspection:
     :ivar refused: requests refused by the policy; ``unreadable`` those whose form was refused
     """
 
-    def __init__(self, settings: InspectSettings | None = None, taps: Watching | None = None) -> None:
+    def __init__(self, settings: InspectSettings | None = None, taps: Taps | None = None) -> None:
         self.settings = settings if settings is not None else InspectSettings()
         self.taps = taps
         self.breaches: Counter[str] = Counter()

@@ -1,8 +1,8 @@
 """What is asked of every request and response in the lane, in the order in which it is asked.
 
 A request's head: its form; the policy on its operation; our own headers off and on again; header rules; the user's
-addons; and, if any of those changed it, its form and the policy once more. Whatever was decided, exactly one report goes
-to the flow sink.
+addons; and, if any of those changed it, its form and the policy once more. Whatever was decided, exactly one report
+goes to the flow sink.
 
 What a person sees (taps) and what an addon does never decides that a request passes.
 """
@@ -148,6 +148,9 @@ class Judge:
         added = []
         if self._certificate:
             added.append((b"x-forwarded-client-cert", self._certificate))
+        if stream.upgrade and self._addons is not None and self._addons.wants("websocket_message"):
+            # what is compressed could become any size before an addon sees it
+            forms.without(headers, frozenset({b"sec-websocket-extensions"}))
         request_id = forms.first(headers, b"x-request-id").decode("latin-1")
         traced = bool(forms.first(headers, b"traceparent"))
         if not (request_id and traced):
@@ -259,9 +262,7 @@ class Judge:
             _change(headers, rule.response_remove, rule.response_set)
         if not http2 and self._lane.leaving and response.status_code != 101:
             forms.set_field(headers, b"connection", b"close")
-        if self._addons is not None and not self._addons_on_response(stream, response, ended=ended):
-            return False
-        return True
+        return self._addons is None or self._addons_on_response(stream, response, ended=ended)
 
     def _addons_on_response(self, stream: Stream, response: http.Response, *, ended: bool) -> bool:
         assert self._addons is not None
@@ -296,7 +297,9 @@ class Judge:
             framing, version = forms.framing(response.headers), response.data.http_version
             self._addons.call("response", stream.flow)
             after = stream.flow.response
-            if after is not response:  # it was exchanged as a whole
+            if after is None:  # taken away: then it is what it was
+                after = stream.flow.response = response
+            elif after is not response:  # exchanged as a whole
                 after.data.http_version = version
                 framing = ()
             kept = tuple(field for field in after.headers.fields if field[0].lower() not in forms.FRAMING)
@@ -329,7 +332,7 @@ class Judge:
 
     def failed(self, stream: Stream, why: str) -> None:
         """It ended before its end."""
-        if stream.exchange is not None and stream.exchange is not self._upgraded:
+        if stream.exchange is not None:
             if stream.exchange.grpc and stream.exchange.grpc_status < 0 and stream.exchange.streamed:
                 stream.exchange.grpc_status = INTERNAL if "denied" not in why else 7
             self._report(stream, stream.exchange)
@@ -382,9 +385,6 @@ class Judge:
         if forms.first(stream.flow.request.headers, b"upgrade").lower() == b"websocket":
             stream.flow.websocket = WebSocketData()
         if stream.exchange is not None:
-            watcher = self._watchers.get(stream)
-            if watcher is not None:
-                watcher.upgraded(stream)
             self._report(stream, stream.exchange)
         if self._addons is not None and self._addons.wants("websocket_message") and stream.flow.websocket is not None:
             from sidecar.inspect.websocket import BoundedWebsocket
@@ -438,5 +438,6 @@ def _frame_collected(message: http.Request | http.Response) -> None:
         if "chunked" in headers["transfer-encoding"].lower():
             return
         forms.without(headers, frozenset({b"transfer-encoding"}))
-    if content or forms.first(headers, b"content-length"):
-        forms.set_field(headers, b"content-length", b"%d" % len(content))
+    said, length = forms.first(headers, b"content-length"), b"%d" % len(content)
+    if said != length and (content or said):
+        forms.set_field(headers, b"content-length", length)

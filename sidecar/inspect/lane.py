@@ -26,7 +26,7 @@ from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import Layer
 from mitmproxy.proxy.layers.http import DropStream, SendHttp
-from mitmproxy.proxy.layers.http._base import HttpConnection, ReceiveHttp
+from mitmproxy.proxy.layers.http._base import HttpConnection, HttpEvent, ReceiveHttp
 from mitmproxy.proxy.layers.http._events import ErrorCode, RequestHeaders
 
 from sidecar.dataplane.detect import Kind
@@ -347,33 +347,30 @@ class InspectLane:
         """Give a layer an event and do what it asks, each thing before the layer goes on."""
         generator = layer.handle_event(event) if isinstance(layer, Stream) else layer._handle_event(event)
         for command in generator:
-            kind = type(command)
-            if kind is commands.SendData:
+            if isinstance(command, commands.SendData):
                 self._send(command.connection, command.data)
-            elif kind is ReceiveHttp:
+            elif isinstance(command, ReceiveHttp):
                 self._receive(command.event)
-            elif kind is SendHttp:
+            elif isinstance(command, SendHttp):
                 half = self._halves.get(command.connection)
                 if half is not None:
                     self._pump(half, command.event)
-            elif kind is DropStream:
+            elif isinstance(command, DropStream):
                 self._drop(command.stream_id)
-            elif kind is commands.CloseConnection or kind is commands.CloseTcpConnection:
+            elif isinstance(command, commands.CloseConnection):
                 self._close(command.connection, half=getattr(command, "half_close", False))
-            elif isinstance(command, commands.Log | commands.RequestWakeup):
-                pass
-            else:
-                raise AssertionError(f"unexpected: {kind.__name__}")
+            elif not isinstance(command, commands.Log | commands.RequestWakeup):
+                raise AssertionError(f"unexpected: {type(command).__name__}")
 
-    def _receive(self, event: object) -> None:
-        stream_id = event.stream_id  # type: ignore[attr-defined]  # all events of HTTP have one
+    def _receive(self, event: HttpEvent) -> None:
+        stream_id = event.stream_id
         if isinstance(event, RequestHeaders):
             stream = self._streams[stream_id] = Stream(_fork(self._context), stream_id, self)
             self._pump(stream, event)
             return
         found = self._streams.get(stream_id)
         if found is not None:
-            self._pump(found, event)  # type: ignore[arg-type]  # an event
+            self._pump(found, event)
 
     def _send(self, connection: object, data: bytes) -> None:
         if connection is self._client:
@@ -505,11 +502,11 @@ class InspectLane:
     def _end_streams(self, streams: list[Stream]) -> None:
         for stream in streams:
             for command in stream.abort(ErrorCode.CANCEL, "denied"):
-                if type(command) is SendHttp:
+                if isinstance(command, SendHttp):
                     half = self._halves.get(command.connection)
                     if half is not None:
                         self._pump(half, command.event)
-                elif type(command) is DropStream:
+                elif isinstance(command, DropStream):
                     self._drop(command.stream_id)
 
     def _fail_streams(self, why: str) -> None:
@@ -592,8 +589,8 @@ class InspectLane:
             if self._client_ended and not client.unsent:
                 self._finish("")
             return
-        if self._raw and self._client_ended and self._server_ended and not client.unsent:
-            if server is None or not server.unsent:
+        if self._raw and self._client_ended and self._server_ended:
+            if not client.unsent and (server is None or not server.unsent):
                 self._finish("")
             return
         full = (
@@ -649,10 +646,9 @@ class InspectLane:
                     return
             else:
                 self._held_since = None
-        elif self._hanging() and self._head_since is not None:
-            if now - self._head_since[1] >= self._limits.head_seconds:
-                self._breach(Breach("head-seconds"))
-                return
+        elif self._hanging() and self._head_since and now - self._head_since[1] >= self._limits.head_seconds:
+            self._breach(Breach("head-seconds"))
+            return
         self._watch_clock()
 
     def _count_resets(self, now: float) -> None:

@@ -117,7 +117,7 @@ class InspectSettings:
 
     :param headers: in order; later ones see what earlier ones did
     :param addons: files with mitmproxy addons; with any, every HTTP connection to our application is inspected
-    :param addon_bodies: bytes up to which bodies are collected for addons; larger ones, and by default all, are streamed
+    :param addon_bodies: bytes up to which bodies are collected for addons; larger ones, by default all, are streamed
     :param on_addon_error: see :class:`OnAddonError`
     :param visible: names of headers and JSON keys that a tap may show although they are usually hidden
     :param hidden: names that a tap hides beside the usual ones
@@ -183,7 +183,7 @@ def _limits(value: object) -> Limits:
     fields.finish()
     if given["stream_window"] > given["connection_window"]:
         fields.fail("stream_window", "larger than connection_window", "write at most as much")
-    return Limits(**given)
+    return Limits(**given)  # type: ignore[arg-type]  # _CHECKS has the kinds
 
 
 def _rule(value: object) -> HeaderRule:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mitmproxy import http
 from mitmproxy.http import HTTPFlow
+from mitmproxy.net.http import status_codes
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator
@@ -53,7 +54,7 @@ class Stream(HttpStream):
     :ivar request_tee: sees the request's body as it passes; ``response_tee`` the response's
     """
 
-    mode = HTTPMode.transparent  # type: ignore[assignment]  # mitmproxy looks it up in a layer that we do not have
+    mode = HTTPMode.transparent  # mitmproxy looks it up in a layer that we do not have
 
     def __init__(self, context: Context, stream_id: int, lane: InspectLane) -> None:
         super().__init__(context, stream_id)
@@ -120,17 +121,16 @@ class Stream(HttpStream):
         yield SendHttp(RequestHeaders(self.stream_id, request, event.end_stream), self._server)
         self.client_state = self.state_stream_request_body
 
-    def state_stream_request_body(self, event: RequestData | RequestEndOfMessage) -> Commands:
-        kind = type(event)
-        if kind is RequestData:
+    def state_stream_request_body(self, event: RequestData | RequestTrailers | RequestEndOfMessage) -> Commands:
+        if isinstance(event, RequestData):
             assert self.exchange is not None
-            self.exchange.request_bytes += len(event.data)  # type: ignore[union-attr]  # kind says which
+            self.exchange.request_bytes += len(event.data)
             if self.request_tee is not None:
-                self.request_tee(event.data)  # type: ignore[union-attr]
+                self.request_tee(event.data)
             yield SendHttp(event, self._server)
-        elif kind is RequestTrailers:
-            self.flow.request.trailers = event.trailers  # type: ignore[union-attr]
-            if _unfit(event.trailers):  # type: ignore[union-attr]
+        elif isinstance(event, RequestTrailers):
+            self.flow.request.trailers = event.trailers
+            if _unfit(event.trailers):
                 yield from self.abort(ErrorCode.GENERIC_CLIENT_ERROR, "trailers")
                 return
             yield SendHttp(event, self._server)
@@ -142,9 +142,16 @@ class Stream(HttpStream):
             if self.server_state == self.state_done:
                 yield from self.flow_done()
 
+    def start_request_stream(self) -> Commands:
+        """The body that was being collected for addons became too large."""
+        if self.exchange is not None:
+            self.exchange.streamed = True
+        yield from super().start_request_stream()
+
     def refuse(self, refusal: Refusal, *, ended: bool) -> Commands:
         """Answer in the application's place."""
         response = _response(refusal, self.exchange, self.flow.request)
+        self.flow.response = response
         self._judge.refused(self, response)
         self.client_state = self.state_discard
         self.server_state = self.state_errored
@@ -180,23 +187,21 @@ class Stream(HttpStream):
         self.server_state = self.state_stream_response_body
 
     def state_stream_response_body(self, event: events.Event) -> Commands:
-        kind = type(event)
-        if kind is ResponseData:
+        if isinstance(event, ResponseData):
             assert self.exchange is not None
-            self.exchange.response_bytes += len(event.data)  # type: ignore[attr-defined]  # kind says which
+            self.exchange.response_bytes += len(event.data)
             if self.response_tee is not None:
-                self.response_tee(event.data)  # type: ignore[attr-defined]
-            yield SendHttp(event, self._client)  # type: ignore[arg-type]
-        elif kind is ResponseTrailers:
-            trailers: http.Headers = event.trailers  # type: ignore[attr-defined]
+                self.response_tee(event.data)
+            yield SendHttp(event, self._client)
+        elif isinstance(event, ResponseTrailers):
             assert self.flow.response is not None
-            self.flow.response.trailers = trailers
+            self.flow.response.trailers = event.trailers
             if self.exchange is not None:
-                self.exchange.grpc_status = grpc_status_of(forms.first(trailers, b"grpc-status"))
-            if _unfit(trailers):
+                self.exchange.grpc_status = grpc_status_of(forms.first(event.trailers, b"grpc-status"))
+            if _unfit(event.trailers):
                 yield from self.abort(ErrorCode.RESPONSE_VALIDATION_FAILED, "trailers")
                 return
-            yield SendHttp(event, self._client)  # type: ignore[arg-type]
+            yield SendHttp(event, self._client)
         else:
             self._judge.response_end(self)
             self.server_state = self.state_done
@@ -217,7 +222,7 @@ class Stream(HttpStream):
         if response.status_code == 101:
             self.child_layer = self._lane.upgraded(self)
             if self.child_layer is not None:
-                self._handle_event = self.passthrough  # type: ignore[method-assign]  # as mitmproxy does
+                self._handle_event = self.passthrough  # as mitmproxy does
                 yield from self.child_layer.handle_event(events.Start())
         else:
             yield DropStream(self.stream_id)
@@ -250,7 +255,7 @@ def _response(refusal: Refusal, exchange: Exchange | None, request: http.Request
         exchange.status = status
         if grpc:
             exchange.grpc_status = refusal.grpc_status
-    reason = http.status_codes.RESPONSES.get(status, "").encode()
+    reason = status_codes.RESPONSES.get(status, "").encode()
     version = b"HTTP/2.0" if request.is_http2 else b"HTTP/1.1"
     return http.Response(
         version, status, b"" if request.is_http2 else reason, http.Headers(fields), body, None, 0.0, 0.0

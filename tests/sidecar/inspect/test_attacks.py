@@ -1,4 +1,4 @@
-"""Attacks on HTTP/2 through the whole lane: the attacker is cut off, told so, and counted, and bystanders have their turn."""
+"""Attacks on HTTP/2 through the whole lane: who attacks is cut off, told so and counted; others have their turn."""
 
 from __future__ import annotations
 

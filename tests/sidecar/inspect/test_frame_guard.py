@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,6 +30,11 @@ from tests.sidecar.inspect.http2_ends import frame
 
 LIMITS = Limits()
 MANY = 1 << 20
+
+
+def flood(watched: FrameGuard, make: Callable[[int], bytes], count: int) -> None:
+    for number in range(count):
+        watched.feed(make(number), 0.0, MANY)
 
 
 def guard(**limits) -> FrameGuard:
@@ -107,8 +114,7 @@ ATTACKS = {
 def test_too_many_of_a_kind(kind):
     watched = guard(opens=1_000_000 if kind == "rapid-reset" else LIMITS.opens)
     with pytest.raises(Breach) as breach:
-        for number in range(50_000):
-            watched.feed(ATTACKS[kind](number), 0.0, MANY)
+        flood(watched, ATTACKS[kind], 50_000)
     assert breach.value.kind == kind
     assert breach.value.code == 11
 
@@ -123,24 +129,21 @@ def test_what_is_allowed_per_second_may_go_on_for_ever(kind, limit):
 def test_padding_is_no_data():
     watched = guard()
     with pytest.raises(Breach, match="empty-data"):
-        for _ in range(100):
-            watched.feed(frame(DATA, 8, 1, b"\0"), 0.0, MANY)
+        flood(watched, lambda _: frame(DATA, 8, 1, b"\0"), 100)
 
 
 def test_a_head_of_many_continuations():
     watched = guard()
     watched.feed(frame(HEADERS, 0, 1, b"h"), 0.0, MANY)
     with pytest.raises(Breach, match="continuations"):
-        for _ in range(1000):
-            watched.feed(frame(CONTINUATION, 0, 1), 0.0, MANY)
+        flood(watched, lambda _: frame(CONTINUATION, 0, 1), 1000)
 
 
 def test_a_head_of_many_bytes():
     watched = guard()
     watched.feed(frame(HEADERS, 0, 1, b"h" * 16_384), 0.0, MANY)
     with pytest.raises(Breach, match="head-bytes"):
-        for _ in range(10):
-            watched.feed(frame(CONTINUATION, 0, 1, b"h" * 16_384), 0.0, MANY)
+        flood(watched, lambda _: frame(CONTINUATION, 0, 1, b"h" * 16_384), 10)
 
 
 def test_when_a_head_began_is_known_until_it_is_complete():
@@ -179,9 +182,9 @@ def test_another_preface():
 
 def test_resets_that_we_are_made_to_send_count_as_the_clients_own():
     watched = guard()
+    watched.we_reset(0.0, 2 * LIMITS.resets)
     with pytest.raises(Breach, match="made-you-reset"):
-        for _ in range(10 * LIMITS.resets):
-            watched.we_reset(0.0, 1)
+        watched.we_reset(0.0, 1)
 
 
 def test_an_applications_frames_are_measured_and_not_counted():

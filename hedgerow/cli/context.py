@@ -18,7 +18,8 @@ import typer
 from typer.core import TyperCommand
 
 from graph.errors import InvalidValue
-from graph.model import WorkloadRef
+from graph.model import WorkloadRef, is_host
+from graph.operations import check_operation
 from hedgerow.cli.output import Output, printable
 from hedgerow.client import Access, BadAddress, Client, ClientError, Refused, Unreachable
 
@@ -86,15 +87,18 @@ def whoever(owner: str) -> str:
 
 
 def workload(text: str, field: str) -> str:
-    """Check ``namespace/name``, or the address of something outside, before anything is sent."""
+    """Check ``namespace/name``, or the address or the host name of something outside, before anything is sent."""
     try:
-        return str(WorkloadRef.external(text) if _is_address(text) else WorkloadRef.parse(text, field=field))
+        if _is_address(text):
+            return str(WorkloadRef.external(text))
+        name = text.lower().removesuffix(".")
+        return str(WorkloadRef.external_host(name) if is_host(name) else WorkloadRef.parse(text, field=field))
     except InvalidValue as error:
         fail(f"{field}: {error.problem}", error.remedy, 2)
 
 
 def target(text: str, *, every_port: bool = False) -> tuple[str, int | None]:
-    """Read ``namespace/name:port``, or ``192.0.2.7:443``, ``[2001:db8::7]:443``.
+    """Read ``namespace/name:port``, or ``192.0.2.7:443``, ``[2001:db8::7]:443``, ``api.example.com:443``.
 
     :param every_port: whether ``:all`` may stand for every port; it is returned as None
     """
@@ -106,6 +110,14 @@ def target(text: str, *, every_port: bool = False) -> tuple[str, int | None]:
         every = ", or shop/cart:all for every port" if every_port else ""
         fail(f"to: {text!r} names no port", f"write it as namespace/name:port, such as shop/cart:8080{every}", 2)
     return workload(host, "to"), int(number)
+
+
+def operation(text: str) -> str:
+    """Check an operation such as ``GET /cart/{id}``."""
+    try:
+        return check_operation(text, "--operation")
+    except InvalidValue as error:
+        fail(f"--operation: {error.problem}", error.remedy, 2)
 
 
 def transport(text: str) -> str:

@@ -26,12 +26,18 @@ Source = Annotated[
 Target = Annotated[
     str,
     typer.Argument(
-        metavar="TO:PORT", help="namespace/name:port, or :all for every port.", autocompletion=completion.target
+        metavar="TO:PORT",
+        help="namespace/name:port, or a host's or an address' port; :all for every port.",
+        autocompletion=completion.target,
     ),
 ]
 Lasting = Annotated[
     str,
     typer.Option("--for", metavar="TIME", help="How long: 90s, 30m, 8h, 7d. Without it, until it is revoked."),
+]
+Operations = Annotated[
+    list[str] | None,
+    typer.Option("--operation", metavar="NAME", help="Only this: 'GET /cart/{id}'. May be given several times."),
 ]
 Transport = Annotated[str, typer.Option("--protocol", metavar="NAME", help="TCP, UDP or SCTP.")]
 
@@ -47,38 +53,48 @@ class Direction(StrEnum):
 
 
 def allow(source: Source, destination: Target, reason: Reason, lasting: Lasting = "", owner: Owner = "",
-          protocol: Transport = "TCP", server: Server = "", token_file: TokenFile = None,
+          operation: Operations = None, protocol: Transport = "TCP", server: Server = "", token_file: TokenFile = None,
           output: Format = Output.TABLE) -> None:  # fmt: skip
-    """Allow a connection by hand, for a while."""
-    _override("allow", source, destination, lasting, reason, owner, protocol, server, token_file, output)
+    """Allow a connection, or operations of it, by hand, for a while."""
+    ends = _asked_for(source, destination, protocol, operation or [])
+    _override({"effect": "allow", **ends, **_by_whom(owner, reason, lasting)}, server, token_file, output)
 
 
 def deny(source: Source, destination: Target, reason: Reason, lasting: Lasting = "", owner: Owner = "",
-         protocol: Transport = "TCP", server: Server = "", token_file: TokenFile = None,
+         operation: Operations = None, protocol: Transport = "TCP", server: Server = "", token_file: TokenFile = None,
          output: Format = Output.TABLE) -> None:  # fmt: skip
-    """Deny a connection by hand, and end what is open."""
-    _override("deny", source, destination, lasting, reason, owner, protocol, server, token_file, output)
+    """Deny a connection, or operations of it, by hand, and end what is open."""
+    ends = _asked_for(source, destination, protocol, operation or [])
+    _override({"effect": "deny", **ends, **_by_whom(owner, reason, lasting)}, server, token_file, output)
 
 
-def _override(effect: str, source: str, destination: str, lasting: str, reason: str, owner: str, protocol: str,
-              server: str, token_file: Path | None, output: Output) -> None:  # fmt: skip
+def _asked_for(source: str, destination: str, protocol: str, operations: list[str]) -> dict[str, Any]:
     name, port = context.target(destination, every_port=True)
-    body = {
-        "effect": effect,
+    return {
         "from": context.workload(source, "from"),
         "to": name,
         "port": port,
         "protocol": context.transport(protocol),
+        "operations": [context.operation(operation) for operation in operations],
+    }
+
+
+def _by_whom(owner: str, reason: str, lasting: str) -> dict[str, Any]:
+    return {
         "owner": context.whoever(owner),
         "reason": reason,
         "expires_in": context.seconds(lasting, "--for") if lasting else None,
     }
+
+
+def _override(body: dict[str, Any], server: str, token_file: Path | None, output: Output) -> None:
     answer = context.call(server, token_file, lambda client: client.post("/overrides", body))
 
     def table(result: dict[str, Any]) -> None:
         made = result["override"]
         until = f"ends {ago(made['expires_at'])}" if made["expires_at"] else "has no end"
-        prose(f"{made['id']}: {effect} {_ends(made)}, {until}; {_where(result)}")
+        only = f", only {', '.join(made['operations'])}" if made["operations"] else ""
+        prose(f"{made['id']}: {made['effect']} {_ends(made)}{only}, {until}; {_where(result)}")
 
     show(answer, output, table)
 
@@ -110,13 +126,14 @@ def overrides_list(
                 Column("state", colours={"active": "bold"}),
                 Column("effect", colours=VERDICTS),
                 Column("connection", least=20),
-                Column("ends", spare=1),
-                Column("owner", spare=2),
-                Column("reason", least=20, spare=3),
+                Column("only", least=16, spare=1),
+                Column("ends", spare=2),
+                Column("owner", spare=3),
+                Column("reason", least=20, spare=4),
             ),
             [
-                (each["id"], each["state"], each["effect"], _ends(each), ago(each["expires_at"]), each["owner"],
-                 each["reason"])
+                (each["id"], each["state"], each["effect"], _ends(each), ", ".join(each["operations"]),
+                 ago(each["expires_at"]), each["owner"], each["reason"])
                 for each in answer["overrides"]
             ],
             "There are no overrides.",

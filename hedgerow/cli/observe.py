@@ -67,8 +67,8 @@ def _status(answer: dict[str, Any]) -> None:
                 item["inbound_tls"],
                 "yes" if item["ready_to_enforce"] else "; ".join(item["waiting_for"]) or "no",
             )
-            if item["meshed"]
-            else (item["workload"], item["instances"], "no sidecar", "-", "-", "-")
+            if item["meshed"] and not item["transport"]
+            else (item["workload"], item["instances"], _without(item), "-", "-", "-")
             for item in answer["workloads"]
         ],
         "The inventory holds no workloads.",
@@ -96,6 +96,10 @@ def _status(answer: dict[str, Any]) -> None:
         ],
         "All of them hold what was sent to them." if answer["sidecars"] else "None has connected yet.",
     )
+
+
+def _without(workload: dict[str, Any]) -> str:
+    return "another mesh's" if workload["meshed"] else "no sidecar"
 
 
 def flows(
@@ -150,23 +154,27 @@ def _flow_table(items: list[dict[str, Any]]) -> None:
         (
             Column("last seen"),
             Column("connection", least=46),
-            Column("seen by", spare=1),
+            Column("operation", least=16, spare=1),
+            Column("seen by", spare=2),
             Column("verdict", colours=VERDICTS),
-            Column("why", spare=2),
-            Column("mtls", spare=3),
-            Column("opened", spare=5),
-            Column("bytes", spare=4),
+            Column("why", spare=3),
+            Column("mtls", spare=4),
+            Column("opened", spare=6),
+            Column("requests", spare=7),
+            Column("bytes", spare=5),
         ),
         [
             (
                 ago(flow["last_seen"]),
                 connection(flow["source"], flow["destination"], flow["port"], flow["protocol"]),
+                flow["operation"],
                 flow["reporter"],
                 _verdict(flow),
                 flow["reason"],
                 "yes" if flow["verified"] else "no",
-                flow["connections"],
-                size(flow["bytes_sent"] + flow["bytes_received"]),
+                "" if flow["operation"] else flow["connections"],
+                flow["requests"] if flow["operation"] else "",
+                "" if flow["operation"] else size(flow["bytes_sent"] + flow["bytes_received"]),
             )
             for flow in items
         ],
@@ -179,10 +187,10 @@ def _flow_line(flow: dict[str, Any]) -> str:
     moved = size(flow["bytes_sent"] + flow["bytes_received"])
     proof = "mtls" if flow["verified"] else "no proof"
     ends = connection(flow["source"], flow["destination"], flow["port"], flow["protocol"])
-    return (
-        f"{at} {_verdict(flow):10} {ends}  {flow['reason']}, {proof}, {flow['connections']} opened, {moved}, "
-        f"by {flow['reporter']}"
-    )
+    said = f"{flow['connections']} opened, {moved}"
+    if flow["operation"]:
+        ends, said = f"{ends}  {flow['operation']}", f"{flow['requests']} requests"
+    return f"{at} {_verdict(flow):10} {ends}  {flow['reason']}, {proof}, {said}, by {flow['reporter']}"
 
 
 def why(
@@ -190,20 +198,29 @@ def why(
         str, typer.Argument(metavar="FROM", help="namespace/name, or an address.", autocompletion=completion.workload)
     ],
     destination: Annotated[
-        str, typer.Argument(metavar="TO:PORT", help="namespace/name:port", autocompletion=completion.target)
+        str,
+        typer.Argument(
+            metavar="TO:PORT",
+            help="namespace/name:port, or a host's or an address' port.",
+            autocompletion=completion.target,
+        ),
     ],
+    operation: Annotated[
+        str, typer.Option(metavar="NAME", help="What is asked over it: 'GET /cart/{id}'. Without, its opening.")
+    ] = "",
     protocol: Annotated[str, typer.Option(metavar="NAME", help="TCP, UDP or SCTP.")] = "TCP",
     server: Server = "",
     token_file: TokenFile = None,
     output: Format = Output.TABLE,
 ) -> None:
-    """Explain what becomes of a connection, and which rule decides."""
+    """Explain what becomes of a connection, or of an operation on it, and which rule decides."""
     name, port = context.target(destination)
     query: dict[str, str | int | None] = {
         "from": context.workload(source, "from"),
         "to": name,
         "port": port,
         "protocol": context.transport(protocol),
+        "operation": context.operation(operation) if operation else "",
     }
 
     def table(answer: dict[str, Any]) -> None:
@@ -243,6 +260,13 @@ def drift(server: Server = "", token_file: TokenFile = None, output: Format = Ou
             "Everything observed is allowed.",
         )
         say("")
+        if answer["unexpected_operations"]:
+            print_table(
+                (Column("asked but not allowed", least=20), Column("operation", least=20)),
+                [(each["edge"], each["operation"] or "unknown") for each in answer["unexpected_operations"]],
+                "",
+            )
+            say("")
         print_table(
             (
                 Column("allowed but not observed", least=20),

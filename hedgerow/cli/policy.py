@@ -27,10 +27,11 @@ def _rules(rules: list[dict[str, Any]]) -> None:
             Column("from", least=20),
             Column("to", least=20),
             Column("ports"),
+            Column("only", least=16, spare=1),
             Column("origin"),
-            Column("owner", spare=2),
-            Column("ends", spare=1),
-            Column("evidence", least=20, spare=3),
+            Column("owner", spare=3),
+            Column("ends", spare=2),
+            Column("evidence", least=20, spare=4),
         ),
         [
             (
@@ -38,6 +39,7 @@ def _rules(rules: list[dict[str, Any]]) -> None:
                 end(rule["from"]),
                 end(rule["to"]),
                 _ports(rule),
+                ", ".join(rule["operations"]),
                 rule["origin"],
                 rule["owner"],
                 ago(rule["expires_at"]),
@@ -81,6 +83,8 @@ def policy_show(
             f"{held['workload']}, version {held['version']}: inbound {held['inbound_mode']} ({held['inbound_tls']}), "
             f"outbound {held['outbound_mode']}"
         )
+        if held["protocols"]:
+            say("spoken on its ports: " + ", ".join(f"{port} {name}" for port, name in held["protocols"].items()))
         _rules(held["rules"])
 
     show(answer, output, table)

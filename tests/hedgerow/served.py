@@ -285,13 +285,23 @@ def refused() -> Flow:
     )  # fmt: skip
 
 
+def asked(operation: str = "GET /cart/{id}", requests: int = 7, **changes: Any) -> Flow:
+    """Requests on the first of the learned edges, as its destination counted them."""
+    given = {"connections": 0, "bytes_sent": 0, "bytes_received": 0, "operation": operation, "requests": requests}
+    return flow(FRONT, CART, **(given | changes))
+
+
 def populate(controller: Served) -> dict[str, Member]:
-    """Two learned edges, one that waits for approval, one that was refused; cart's and front's sidecars connected."""
+    """Two learned edges, one of them with operations, one that waits for approval, one that was refused; cart's and
+    front's sidecars connected."""
     members = {
         name: controller.join(workload, name)
         for workload, name in (("shop/front", "front-0"), ("shop/cart", "cart-0"), ("data/redis", "redis-0"))
     }
     members["cart-0"].report(learned(), learned(CART, REDIS, 6379, direction=Direction.OUTBOUND))
+    members["cart-0"].report(
+        asked(), asked("DELETE /cart/{id}", 2, verdict=Verdict.DENY, reason="deny-override"), asked("PUT /cart", 3)
+    )
     members["front-0"].report(learned(direction=Direction.OUTBOUND), from_outside())
     members["redis-0"].report(learned(CART, REDIS, 6379), refused())
     for name in ("front-0", "cart-0"):

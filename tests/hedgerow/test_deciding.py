@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests.hedgerow.served import Ended, Served, populate, served
+from tests.hedgerow.served import asked as requests
 from tests.hedgerow.zygote import Zygote
 
 type Asked = Callable[..., Ended]
@@ -62,6 +63,84 @@ def test_an_override_is_made_listed_explained_and_revoked(controller: Served, as
     again = asked("overrides", "revoke", bare, "--reason", "twice")
     assert again.code == 1
     assert "revoked" in again.err
+
+
+def test_operations_are_allowed_shown_and_explained_one_by_one(controller: Served, asked: Asked) -> None:
+    both = ("--operation", "GET /cart/{id}", "--operation", "HEAD /cart/{id}")
+    made = asked("allow", "shop/front", "data/redis:6379", *both, "--for", "1h", "--reason", "a test")
+    assert (made.code, made.err) == (0, "")
+    (override,) = active(controller)
+    assert override["operations"] == ["GET /cart/{id}", "HEAD /cart/{id}"]
+    assert "shop/front → data/redis:6379, only GET /cart/{id}, HEAD /cart/{id}, ends in" in made.out
+    for words in (("overrides",), ("policy", "show"), ("policy", "show", "data/redis")):
+        assert "GET /cart/{id}, HEAD /cart/{id}" in asked(*words).out, words
+
+    asked("mode", "set", "data/redis", "enforce", "--reason", "a test")
+    whole = asked("why", "shop/front", "data/redis:6379").out
+    assert whole.startswith("allow")
+    assert "judges what is asked one by one" in whole
+    assert asked("why", "shop/front", "data/redis:6379", "--operation", "HEAD /cart/{id}").out.startswith("allow")
+    closed = asked("why", "shop/front", "data/redis:6379", "--operation", "PUT /cart/{id}").out
+    assert closed.startswith("deny")
+    assert "    hedgerow allow shop/front data/redis:6379 --operation 'PUT /cart/{id}' --for 1h --reason …\n" in closed
+    asked("mode", "set", "data/redis", "learn", "--reason", "a test")
+    asked("overrides", "revoke", str(override["id"]), "--reason", "done")
+
+
+@pytest.mark.parametrize(
+    ("operation", "said"),
+    [
+        ("get /cart", "in capitals"),
+        ("GET /cart/42", "{id}"),
+        ("GET /cart/{cart}", "{id}"),
+        ("GET cart", "begin with '/'"),
+    ],
+)
+def test_an_operation_that_is_none_is_not_even_sent(asked: Asked, operation: str, said: str) -> None:
+    for command in ("allow", "deny"):
+        ended = asked(command, "shop/front", "shop/cart:8080", "--operation", operation, "--reason", "x")
+        assert (ended.code, ended.out) == (2, "")
+        assert said in ended.err
+    ended = asked("why", "shop/front", "shop/cart:8080", "--operation", operation)
+    assert ended.code == 2
+
+
+def test_operations_where_nobody_would_judge_them_are_refused(controller: Served, asked: Asked) -> None:
+    for target in ("api.example.com:443", "data/legacy:25"):
+        ended = asked("allow", "shop/front", target, "--operation", "GET /", "--reason", "x")
+        assert (ended.code, ended.out) == (1, "")
+        assert "no sidecar that could judge operations" in ended.err
+    assert active(controller) == []
+
+
+def test_a_host_outside_is_allowed_by_its_name(controller: Served, asked: Asked) -> None:
+    made = asked("allow", "shop/cart", "API.example.com.:443", "--for", "30m", "--reason", "the bank")
+    assert (made.code, made.err) == (0, "")
+    assert "allow shop/cart → api.example.com:443, ends in" in made.out
+    (override,) = active(controller)
+    assert override["to"] == "-/api.example.com"
+    assert "api.example.com" in asked("policy", "show", "shop/cart").out
+    assert asked("why", "shop/cart", "api.example.com:443").out.startswith("allow")
+    exported = asked("policy", "export")
+    assert "does not know names" in exported.err
+    assert "cidr: 0.0.0.0/0" in exported.out
+    inside = asked("allow", "shop/front", "cart.shop.svc:80", "--reason", "x")
+    assert (inside.code, "write shop/cart" in inside.err) == (1, True)
+    source = asked("allow", "api.example.com", "shop/cart:8080", "--reason", "x")
+    assert (source.code, "nobody is called from one" in source.err) == (1, True)
+    asked("overrides", "revoke", str(override["id"]), "--reason", "done")
+
+
+def test_what_was_asked_and_would_be_refused_is_drift(controller: Served, asked: Asked) -> None:
+    member = controller.join("shop/cart", "cart-0")
+    member.report(requests("POST /cart/{id}", 3))
+    asked("deny", "shop/front", "shop/cart:8080", "--operation", "POST /cart/{id}", "--reason", "x")
+    (override,) = active(controller)
+    said = asked("drift").out
+    assert "ASKED BUT NOT ALLOWED" in said
+    assert "POST /cart/{id}" in said
+    asked("overrides", "revoke", str(override["id"]), "--reason", "done")
+    member.close()
 
 
 @pytest.mark.parametrize("form", ["json", "yaml"])

@@ -28,6 +28,14 @@ LOOKING: dict[str, tuple[str, tuple[str, ...]]] = {
         "/why?from=shop/front&to=shop/cart&port=8080",
         ("allow (when everything is enforced: allow too)", "a learned rule allows it"),
     ),
+    "flows --workload shop/cart": (
+        "/flows?limit=50&workload=shop/cart",
+        ("OPERATION", "GET /cart/{id}", "DELETE /cart/{id}", "REQUESTS"),
+    ),
+    "why shop/front api.example.com:443": (
+        "/why?from=shop/front&to=-/api.example.com&port=443",
+        ("allow (when everything is enforced: deny)", "-/api.example.com is outside the inventory"),
+    ),
     "why 192.0.2.7 shop/front:8080": (
         "/why?from=-/192.0.2.7&to=shop/front&port=8080",
         ("allow (when everything is enforced: deny)", "is outside the inventory"),

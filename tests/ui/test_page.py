@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect
 
-from graph.model import Direction, Verdict
+from graph.model import Direction, Verdict, WorkloadRef
 from tests.controller.mesh import CART, FRONT, INVENTORY, LEGACY, flow
-from tests.hedgerow.served import Member, Served, learned, populate, served
+from tests.hedgerow.served import Member, Served, asked, learned, populate, served
 from tests.ui.browser import CORE, PAINTED, STATIC, Tab, built_page
 
 CALL = "shop/front->shop/cart:8080/TCP"
@@ -108,6 +108,73 @@ def test_an_edge_in_the_list_shows_counters_identities_and_rule(live: Tab, contr
     assert "No rule covers this connection." in live.details
     live.page.keyboard.press("Escape")
     expect(live.page.locator("#details")).to_contain_text("Choose a connection")
+    live.check_quiet()
+
+
+def operations(tab: Tab) -> dict[str, list[str]]:
+    rows = tab.page.locator("#details table.operations tbody tr")
+    cells = [row.locator("td").all_inner_texts() for row in rows.all()]
+    return {name: figures for name, *figures in cells}
+
+
+def test_the_panel_of_an_edge_lists_its_operations(live: Tab, controller: Served) -> None:
+    live.choose(CALL, CALLED)
+    shown = operations(live)
+    assert list(shown) == ["DELETE /cart/{id}", "GET /cart/{id}", "PUT /cart"]
+    assert shown["DELETE /cart/{id}"][:2] == ["0", "2"]
+    assert shown["GET /cart/{id}"][:2] == ["7, 7 without a rule", "0"]
+    titles = live.page.locator("#details table.operations th").all_inner_texts()
+    assert titles == ["Operation", "Allowed", "Refused", "Last seen"]
+    refused, zero = (
+        live.page.locator(f"#details tr:has-text('{name}') td:nth-child(3)").evaluate("c => getComputedStyle(c).color")
+        for name in ("DELETE", "GET")
+    )
+    assert refused != zero, "a refusal stands out"
+    live.choose(REFUSED, "shop/front → data/redis:6379")
+    assert operations(live) == {}
+    assert "Operations" not in live.details
+    live.check_quiet()
+
+
+def test_an_operation_that_is_asked_appears_without_a_reload(live: Tab, controller: Served) -> None:
+    live.choose(CALL, CALLED)
+    hostile = "GET /<img/src=x/onerror=window.pwned=1>"
+    cart = controller.join("shop/cart", "cart-0")
+    try:
+        cart.report(asked("PATCH /cart/{id}", 4, pending=Verdict.ALLOW, reason="allow-rule"), asked(hostile, 1))
+        expect(live.page.locator("#details table.operations tbody")).to_contain_text("PATCH /cart/{id}")
+        assert operations(live)["PATCH /cart/{id}"][:2] == ["4", "0"]
+        assert hostile in operations(live)
+        assert live.page.locator("#details img").count() == 0
+        assert live.page.evaluate("window.pwned") is None
+        cart.report(asked("PATCH /cart/{id}", 5, pending=Verdict.ALLOW, reason="allow-rule"))
+        row = live.page.locator("#details tr:has-text('PATCH')")
+        expect(row.locator("td:nth-child(2)")).to_have_text("9")
+        live.check_quiet()
+    finally:
+        cart.close()
+
+
+def test_a_rule_about_operations_says_so(live: Tab, controller: Served) -> None:
+    override = person(controller, "allow", to="data/redis", port=6379, operations=["GET /{id}", "PUT /{id}"])
+    try:
+        live.choose(REFUSED, "shop/front → data/redis:6379")
+        expect(live.page.locator("#details")).to_contain_text("override")
+        assert live.row("Only") == "GET /{id}\nPUT /{id}"
+    finally:
+        revoke(controller, override)
+
+
+def test_a_host_outside_is_shown_by_its_name(live: Tab, controller: Served, front: Member) -> None:
+    host = WorkloadRef.external_host("api.example.com")
+    edge = "shop/front->-/api.example.com:443/TCP"
+    front.report(flow(FRONT, host, 443, direction=Direction.OUTBOUND, verified=False, destination_identity=""))
+    expect(live.item(edge)).to_contain_text("shop/front → api.example.com:443")
+    live.choose(edge, "shop/front → api.example.com:443")
+    assert live.core("$id('n -/api.example.com').data('label')") == "api.example.com\noutside"
+    live.click_drawing("$id('n -/api.example.com').renderedPosition()")
+    expect(live.page.locator("#details h2")).to_have_text("api.example.com")
+    assert live.row("Kind") == "a name outside the inventory"
     live.check_quiet()
 
 

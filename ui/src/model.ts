@@ -8,6 +8,8 @@ export interface GraphNode {
   name: string;
   kind: string;
   meshed: boolean;
+  /** Whose proxy it has when it is meshed: empty for a sidecar, else another mesh's. */
+  transport: string;
   instances: number;
   identity: string;
   inbound_mode: string;
@@ -21,12 +23,22 @@ export interface Rule {
   to: string;
   ports: string[];
   protocol: string;
+  operations: string[];
   effect: string;
   origin: string;
   owner: string;
   reason: string;
   expires_at: number | null;
   evidence: string[];
+}
+
+export interface Operation {
+  operation: string;
+  requests: number;
+  denied: number;
+  would_deny: number;
+  first_seen: number;
+  last_seen: number;
 }
 
 export interface GraphEdge {
@@ -50,6 +62,7 @@ export interface GraphEdge {
   source_identities: string[];
   destination_identities: string[];
   replicas: number;
+  operations: Operation[];
   evidence: string[];
   rule: Rule | null;
 }

@@ -6,7 +6,20 @@ const OUTSIDE = "-/";
 /** Where the controller counts addresses that are too many to be remembered one by one. */
 const OTHERS = "-/0.0.0.0";
 
-/** `namespace/name` as it is; of what lies outside the inventory its bare address. */
+/** Where the controller counts the operations of a connection that are too many to be remembered one by one. */
+const OTHER_OPERATIONS = "other";
+
+/** `GET /cart/{id}`, as rules name it. */
+export function operationName(name: string): string {
+  return name === OTHER_OPERATIONS ? "all others" : name;
+}
+
+/** Whether what lies outside is known by a name; IPv6 addresses have colons, IPv4 addresses no letters. */
+export function isHost(id: string): boolean {
+  return id.startsWith(OUTSIDE) && !id.includes(":") && /[a-z]/.test(id);
+}
+
+/** `namespace/name` as it is; of what lies outside the inventory its bare address or name. */
 export function endName(id: string): string {
   if (id === OTHERS) return "other addresses";
   return id.startsWith(OUTSIDE) ? id.slice(OUTSIDE.length) : id;

@@ -1,8 +1,8 @@
 // The panel beside the graph: what is chosen, and the list of connections. Text is set as text, never as markup.
 
 import type { Chosen } from "./drawing";
-import type { GraphEdge, GraphNode, Rule, State, Verdict } from "./model";
-import { edgeName, endName, spoken } from "./names";
+import type { GraphEdge, GraphNode, Operation, Rule, State, Verdict } from "./model";
+import { edgeName, endName, isHost, operationName, spoken } from "./names";
 import { ago, bytes, share } from "./text";
 
 type Row = [name: string, value: string];
@@ -60,11 +60,38 @@ function ruleRows(rule: Rule, now: number): HTMLElement {
   return rows([
     ["Rule", rule.id],
     ["Effect", rule.effect],
+    ...(rule.operations.length > 0 ? [["Only", rule.operations.join("\n")] as Row] : []),
     ["Origin", rule.origin],
     ["Owner", rule.owner],
     ["Reason", rule.reason],
     ["Expires", expiry(rule.expires_at, now)],
   ]);
+}
+
+/** What was asked over a connection: each operation with how often it was allowed and refused. */
+function operationTable(operations: Operation[], now: number): HTMLElement {
+  const table = element("table", "", "operations");
+  const [head, body] = [element("thead"), element("tbody")];
+  const titles = element("tr");
+  for (const title of ["Operation", "Allowed", "Refused", "Last seen"]) {
+    const cell = element("th", title);
+    cell.setAttribute("scope", "col");
+    titles.append(cell);
+  }
+  head.append(titles);
+  for (const asked of operations) {
+    const row = element("tr");
+    const allowed = asked.would_deny > 0 ? `${asked.requests}, ${asked.would_deny} without a rule` : String(asked.requests);
+    row.append(
+      element("td", operationName(asked.operation)),
+      element("td", allowed, asked.would_deny > 0 ? "would-deny" : ""),
+      element("td", String(asked.denied), asked.denied > 0 ? "deny" : ""),
+      element("td", ago(asked.last_seen, now)),
+    );
+    body.append(row);
+  }
+  table.append(head, body);
+  return table;
 }
 
 function edgeDetails(edge: GraphEdge, now: number): HTMLElement[] {
@@ -85,6 +112,7 @@ function edgeDetails(edge: GraphEdge, now: number): HTMLElement[] {
       ["First seen", ago(edge.first_seen, now)],
       ["Last seen", ago(edge.last_seen, now)],
     ]),
+    ...(edge.operations.length > 0 ? [element("h3", "Operations"), operationTable(edge.operations, now)] : []),
     element("h3", "Identities"),
     rows([
       ["Source", edge.source_identities.join("\n")],
@@ -110,8 +138,8 @@ function nodeDetails(node: GraphNode, state: State): HTMLElement[] {
   return [
     element("h2", endName(node.id)),
     rows([
-      ["Kind", node.external ? "an address outside the inventory" : node.kind],
-      ["Sidecar", node.meshed ? "yes" : "no"],
+      ["Kind", node.external ? `${isHost(node.id) ? "a name" : "an address"} outside the inventory` : node.kind],
+      ["Sidecar", node.transport ? "another mesh's proxy" : node.meshed ? "yes" : "no"],
       ["Instances", node.external ? "" : String(node.instances)],
       ["Inbound", node.inbound_mode],
       ["Outbound", node.outbound_mode],

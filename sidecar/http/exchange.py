@@ -33,6 +33,8 @@ OPEN: Final = 4  #: a body that ends with its connection
 ANSWERED: Final = 5  #: its response is complete, the request is not
 GONE: Final = 6  #: it has ended its direction in the middle, and may still read the request
 
+#: A head that is longer is not kept for comparison with the next one, bytes.
+REPEATED: Final = 4096
 _FOREVER: Final = float("inf")
 
 

@@ -21,7 +21,7 @@ from typing import Final
 import httptools
 
 from sidecar.http.errors import Malformed
-from sidecar.http.operation import UNCLEAR, UPGRADE, WEBSOCKET, is_clean, operation_of
+from sidecar.http.operation import UNCLEAR, UPGRADE, WEBSOCKET, operation_of
 
 #: The length of a chunked body.
 CHUNKED: Final = -1
@@ -65,6 +65,7 @@ _NOT_BY_HOP: Final = re.compile(
     rb"x[-_](?:forwarded|hedgerow|request[-_]id|http[-_]method|method|original|rewrite)[^,]*|host|content[-_][^,]*"
     rb"|transfer[-_]encoding|trace(?:parent|state)|forwarded|authorization|cookie|expect"
 )
+_KEPT: Final = {b"keep-alive"}
 #: Requests that change nothing when they are sent twice (RFC 9110 section 9.2.2).
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
@@ -210,7 +211,7 @@ def read_request(data: bytes, limit: int = 65_536) -> RequestHead | None:
     keep = reuse = minor == b"1"
     if connected:
         tokens = set(_TOKEN_LIST.split(connection.strip(b" \t,")))
-        if any(_NOT_BY_HOP.fullmatch(token) for token in tokens):
+        if tokens != _KEPT and any(_NOT_BY_HOP.fullmatch(token) for token in tokens):
             raise Malformed("connection-option")
         if b"close" in tokens:
             keep = False
@@ -257,7 +258,7 @@ def read_request(data: bytes, limit: int = 65_536) -> RequestHead | None:
         if upgrade:
             name_of_method = WEBSOCKET if upgrade_to.strip(b" \t") == b"websocket" else UPGRADE
         operation = operation_of(name_of_method, target)
-        if target != b"*" and not is_clean(target):
+        if operation.endswith(UNCLEAR):
             unclear = "target"
     return RequestHead(
         raw,

@@ -19,20 +19,16 @@ The way back, from the application to the client, is :mod:`sidecar.http.reply`.
 from __future__ import annotations
 
 import logging
-from typing import Final
 
 from sidecar.dataplane.legs import Leg
 from sidecar.dataplane.serving import LaneContext
 from sidecar.http.chunks import ChunkReader
 from sidecar.http.errors import Malformed
-from sidecar.http.exchange import AWAITED, BODY, DROP, HEAD, OVER, SENT, UPGRADE
+from sidecar.http.exchange import AWAITED, BODY, DROP, HEAD, OVER, REPEATED, SENT, UPGRADE
 from sidecar.http.head import CHUNKED, IDEMPOTENT, RequestHead, read_request, suspicious
 from sidecar.http.reply import Replies
 from sidecar.http.rewrite import answer
 from sidecar.http.site import HttpSite
-
-#: A head that is longer is not kept for comparison with the next one, bytes.
-_REPEATED: Final = 4096
 
 
 class HttpLane(Replies):
@@ -231,10 +227,15 @@ class HttpLane(Replies):
         out = self._prefix + lines
         if end > size:
             out += data[size:end]
-        app = self._attach(whole and head.method in IDEMPOTENT)
-        if app is None:
-            self._fail_client()
-            return b""
+        app = self._app
+        idle = self._began - self._idle_since
+        if app is not None and idle <= self._idle_limit and idle <= site.settings.pool_unsafe_idle and not app.closed:
+            self._reused = True
+        else:
+            app = self._attach(whole and head.method in IDEMPOTENT)
+            if app is None:
+                self._fail_client()
+                return b""
         self._request_bytes = end
         self._reply = AWAITED
         if not whole:
@@ -246,7 +247,7 @@ class HttpLane(Replies):
         app.write(out)
         if not whole and app.unsent:
             self._pause_client()
-        if len(head.raw) > _REPEATED:
+        if len(head.raw) > REPEATED:
             self._last = None
         return data[end:] if end < len(data) else b""
 

@@ -18,6 +18,7 @@ from sidecar.http.exchange import (
     NONE,
     OPEN,
     OVER,
+    REPEATED,
     SENT,
     UPGRADE,
     Exchange,
@@ -107,7 +108,7 @@ class Replies(Exchange):
                 if got is None:
                     self._reply_held = data
                     return
-                self._last_reply = got
+                self._last_reply = got if len(got.raw) <= REPEATED else None
             self._replay = b""
             if got.status >= 200:
                 break
@@ -145,7 +146,10 @@ class Replies(Exchange):
                 self._unclean = True
                 data = data[:left]
             self._tell(raw + data[size:] if raw else data)
-            self._finish()
+            if self._state == BODY:
+                self._finish()
+            else:
+                self._settle(self._site.clock())
         elif length == CHUNKED:
             self._reply = CHUNKS
             chunks = self._reply_chunks = ChunkReader(self._site.settings.head_bytes, response=True)

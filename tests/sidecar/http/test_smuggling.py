@@ -93,7 +93,8 @@ TRICKS = [
 
 PIECES = [
     b"\r\n", b"\n", b"\r", b" ", b"\t", b"\x00", b"\x0b", b"0\r\n\r\n", b"Content-Length: 5\r\n",
-    b"Content-Length: 0\r\n", b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding:", b"chunked", b"Host: y\r\n", b"Connection: close\r\n",
+    b"Content-Length: 0\r\n", b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding:", b"chunked", b"Host: y\r\n",
+    b"Connection: close\r\n",
     b"Upgrade: websocket\r\n", b"Expect: 100-continue\r\n", b"5\r\n", b";", b",", b":", b"_", b"\x80", b"..",
     b"//", b"%2f", ADMIN, b"GET /ok HTTP/1.1\r\n", b"HTTP/1.0", b"1", b"x",
 ]  # fmt: skip

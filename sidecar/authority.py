@@ -6,12 +6,14 @@ The governing rules:
    leaves out rules that can not match.
 2. Before the first snapshot the configured default holds, as a snapshot of version 0 without rules: enforcement, or
    learning where the settings say so. Never a silent allow.
-3. A rule's expiry changes verdicts without any message: at that moment subscribers are told.
+3. A decision is made once for as long as it holds: until a new snapshot, or the next expiry of a rule by the clock.
+4. A rule's expiry changes verdicts without any message: at that moment subscribers are told.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
@@ -25,6 +27,9 @@ log = logging.getLogger(__name__)
 
 #: Ports whose rules are kept apart; beyond that (a port scan) the whole snapshot is searched.
 MAX_INDEXED_PORTS = 256
+
+#: Decisions of each kind that are kept; when there are more (a port scan) all are made anew.
+MAX_DECISIONS = 4096
 
 #: The longest sleep before an expiry is looked at again, seconds: the wall clock may be set meanwhile.
 MAX_TIMER = 60.0
@@ -66,6 +71,9 @@ class PolicyAuthority:
         mode = Mode.LEARN if unsynced is Unsynced.LEARN else Mode.ENFORCE
         self._snapshot = Snapshot(self._workload, identity.trust_domain, 0, mode, mode, InboundTls.PERMISSIVE)
         self._by_port: dict[int, Snapshot] = {}
+        self._openings: dict[tuple[bool, Peer, int], tuple[Decision, bool]] = {}
+        self._operations: dict[tuple[Peer, int, str], Decision] = {}
+        self._holds_until = 0.0  # until then nothing but a new snapshot changes a decision
         self._protocols: dict[int, str] = {}
         self._subscribers: list[Callable[[], None]] = []
         self._timer: Timer | None = None
@@ -84,18 +92,27 @@ class PolicyAuthority:
         return self._snapshot
 
     def outbound(self, destination: Peer, port: int) -> Decision:
-        connection = Connection(Direction.OUTBOUND, self._self, destination, port)
-        return admit(self._for(port), connection, self._clock())[0]
+        return self._admit(Direction.OUTBOUND, destination, port)[0]
 
     def inbound(self, source: Peer, port: int) -> Decision:
-        return admit(self._for(port), Connection(Direction.INBOUND, source, self._self, port), self._clock())[0]
+        return self._admit(Direction.INBOUND, source, port)[0]
 
     def by_operation(self, source: Peer, port: int) -> bool:
-        return admit(self._for(port), Connection(Direction.INBOUND, source, self._self, port), self._clock())[1]
+        return self._admit(Direction.INBOUND, source, port)[1]
 
     def operation(self, source: Peer, port: int, operation: str) -> Decision:
-        connection = Connection(Direction.INBOUND, source, self._self, port, operation=operation)
-        return decide(self._for(port), connection, self._clock())
+        now = self._clock()
+        if now >= self._holds_until:
+            self._forget(now)
+        key = (source, port, operation)
+        decision = self._operations.get(key)
+        if decision is None:
+            connection = Connection(Direction.INBOUND, source, self._self, port, operation=operation)
+            decision = decide(self._for(port), connection, now)
+            if len(self._operations) >= MAX_DECISIONS:
+                self._operations.clear()
+            self._operations[key] = decision
+        return decision
 
     def protocol(self, port: int) -> str:
         return self._protocols.get(port, "")
@@ -107,6 +124,7 @@ class PolicyAuthority:
         """Put a snapshot in force. The caller has verified that it is authentic, ours and not older."""
         self._snapshot = snapshot
         self._by_port = {}
+        self._forget(self._clock())
         self._protocols = dict(snapshot.protocols)
         self._arm()
         self._tell()
@@ -116,6 +134,27 @@ class PolicyAuthority:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _admit(self, direction: Direction, peer: Peer, port: int) -> tuple[Decision, bool]:
+        now = self._clock()
+        if now >= self._holds_until:
+            self._forget(now)
+        key = (direction is Direction.INBOUND, peer, port)
+        answer = self._openings.get(key)
+        if answer is None:
+            ends = (peer, self._self) if direction is Direction.INBOUND else (self._self, peer)
+            answer = admit(self._for(port), Connection(direction, *ends, port), now)
+            if len(self._openings) >= MAX_DECISIONS:
+                self._openings.clear()
+            self._openings[key] = answer
+        return answer
+
+    def _forget(self, now: float) -> None:
+        """Drop decisions that were made under another snapshot, or before a rule expired."""
+        self._openings.clear()
+        self._operations.clear()
+        coming = [rule.expires_at for rule in self._snapshot.rules if rule.expires_at and not rule.expired(now)]
+        self._holds_until = min(coming, default=math.inf)
 
     def _for(self, port: int) -> Snapshot:
         """The snapshot, as far as it can matter to ``port``."""

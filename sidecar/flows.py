@@ -11,7 +11,7 @@ The governing rules:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from graph.errors import InvalidValue
 from graph.flow import Flow
@@ -40,6 +40,15 @@ class FlowKey:
     operation: str
     source_identity: str
     destination_identity: str
+    _hash: int = field(init=False, repr=False, compare=False, default=0)
+
+    def __post_init__(self) -> None:
+        ends = (self.source, self.destination, self.port, self.source_identity, self.destination_identity)
+        judged = (self.verdict, self.pending, self.reason, self.rule_id, self.operation)
+        object.__setattr__(self, "_hash", hash((ends, judged, self.verified, self.direction, self.reporter)))
+
+    def __hash__(self) -> int:
+        return self._hash  # a key is looked up for every request
 
     @classmethod
     def of(cls, flow: Flow) -> FlowKey:
@@ -113,6 +122,7 @@ class FlowTracker:
         self._reporter = reporter
         self._max_flows = max_flows
         self._sums: dict[FlowKey, _Sum] = {}
+        self._keys: dict[tuple[object, ...], tuple[FlowKey, Decision]] = {}
         self._live: dict[int, _Live] = {}
         self._shed = 0
         self._harvested_at = 0.0
@@ -145,10 +155,7 @@ class FlowTracker:
     def request(self, request: Request) -> None:
         """Count one operation. Its time is its end, as far as anybody can tell: the clock is the harvest's."""
         try:
-            key = replace(
-                self._key(request.record, request.decision),
-                operation=request.operation,
-            )
+            key = self._key(request.record, request.decision, request.operation)
         except InvalidValue:
             self._count_shed()
             return
@@ -215,8 +222,25 @@ class FlowTracker:
         live.bytes_received = record.bytes_received
         return True
 
-    def _key(self, record: Record, decision: Decision) -> FlowKey:
-        other = record.source if record.direction is Direction.INBOUND else record.destination
+    def _key(self, record: Record, decision: Decision, operation: str = "") -> FlowKey:
+        source, destination = record.source, record.destination
+        inbound = record.direction is Direction.INBOUND
+        other = source if inbound else destination
+        # everything that the key is made of; a decision by its identity, which the entry keeps from being reused
+        short = (
+            id(decision), operation, inbound, record.port, other.verified,
+            source.workload, source.address, source.host, record.source_identity,
+            destination.workload, destination.address, destination.host, record.destination_identity,
+        )  # fmt: skip
+        known = self._keys.get(short)
+        if known is None:
+            if len(self._keys) >= self._max_flows:
+                self._keys.clear()
+            key = self._new_key(record, decision, operation, verified=other.verified)
+            known = self._keys[short] = (key, decision)
+        return known[0]
+
+    def _new_key(self, record: Record, decision: Decision, operation: str, *, verified: bool) -> FlowKey:
         return FlowKey(
             source=record.source.ref(),
             destination=record.destination.ref(),
@@ -224,12 +248,12 @@ class FlowTracker:
             protocol=Protocol.TCP,
             direction=record.direction,
             reporter=self._reporter,
-            verified=other.verified,
+            verified=verified,
             verdict=decision.verdict,
             pending=decision.pending,
             reason=str(decision.reason),
             rule_id=decision.rule_id,
-            operation="",
+            operation=operation,
             source_identity=record.source_identity,
             destination_identity=record.destination_identity,
         )

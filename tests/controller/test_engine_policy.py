@@ -27,7 +27,18 @@ from controller.learner import EdgeState
 from controller.overrides import OverrideRequest
 from controller.view import Override, OverrideState, View, WorkloadMode
 from graph.flow import EdgeKey
-from graph.model import Connection, Direction, InboundTls, Mode, Peer, Protocol, Selector, Verdict, WorkloadRef
+from graph.model import (
+    Connection,
+    Direction,
+    InboundTls,
+    Mode,
+    Peer,
+    Protocol,
+    Selector,
+    Transport,
+    Verdict,
+    WorkloadRef,
+)
 from graph.policy import admit, decide
 from tests.controller.mesh import (
     CART,
@@ -630,3 +641,21 @@ async def test_what_is_spoken_on_a_port_is_part_of_the_policy(tmp_path: Path, cl
         await engine.set_inventory(edited((", appProtocol: http}]}", "}], opaquePorts: [8080, 9000]}")), "test")
         await engine.tick()
         assert engine.view.snapshots[CART].protocols == ((8080, "tcp"), (9000, "tcp"))
+
+
+async def test_what_another_meshs_workload_is_called_by_is_learned_from_its_callers_alone(
+    tmp_path: Path, clock: Clock
+) -> None:
+    async with running(tmp_path, clock, with_inventory=False) as engine:
+        await engine.set_inventory(edited(("kind: StatefulSet,", "kind: StatefulSet, transport: mtls,")), "test")
+        out = flow(FRONT, REDIS, 6379, direction=Direction.OUTBOUND)
+        await engine.ingest(instance("front-0"), "boot", 1, 0, [out])
+        clock.now += 60
+        await engine.tick()
+        assert engine.view.edges[EdgeKey(FRONT, REDIS, 6379)].state is EdgeState.ACTIVE
+        assert engine.view.nodes[REDIS].transport is Transport.MTLS
+        back = flow(REDIS, FRONT, 8080, source_identity=engine.view.inventory.identity_of(REDIS))
+        await engine.ingest(instance("front-0"), "boot", 2, 0, [back])
+        clock.now += 60
+        await engine.tick()
+        assert engine.view.edges[EdgeKey(REDIS, FRONT, 8080)].state is EdgeState.PROPOSED, "one end alone, an account"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hedgerow.served import COMMAND, Ended, Served, environment, from_outside, learned, served, until
+from tests.hedgerow.served import COMMAND, Ended, Served, asked, environment, from_outside, learned, served, until
 from tests.hedgerow.zygote import Zygote
 
 WRITTEN_WRONG, NO_CONTROLLER, NO_ACCESS, INTERRUPTED, NO_READER = 2, 3, 4, 130, 141
@@ -181,6 +181,21 @@ def test_flows_are_followed_until_ctrl_c(controller: Served, form: str) -> None:
         assert process.stderr.read() == ""
     word = '"source": "-/192.0.2.7"' if form == "json" else "192.0.2.7 → shop/front:8080  learning, no proof"
     assert all(word in line for line in lines), lines
+
+
+def test_what_is_asked_is_followed_with_its_operation(controller: Served) -> None:
+    cart = controller.join("shop/cart", "cart-0")
+    with started(controller, "flows", "-f", "--workload", "shop/cart") as process:
+        assert process.stdout is not None
+        lines: list[str] = []
+        reading = threading.Thread(target=lambda: lines.extend(process.stdout or ()))
+        reading.start()
+        until(lambda: cart.report(asked()) or any("GET /" in line for line in list(lines)), "a request")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == INTERRUPTED
+        reading.join(30)
+    (line, *_) = (line for line in lines if "GET /" in line)
+    assert "shop/front → shop/cart:8080  GET /cart/{id}  learning, mtls, 7 requests, by cart-0" in line
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -92,7 +92,7 @@ class Judge:
         return refusal
 
     def _head_of(self, request: http.Request) -> RequestHead | None:
-        half = self._lane.client_half
+        half = self._lane.layers.client
         return half.head if isinstance(half, StrictServer) else None
 
     def _exchange(self, request: http.Request, head: RequestHead | None) -> Exchange:
@@ -336,6 +336,8 @@ class Judge:
             if stream.exchange.grpc and stream.exchange.grpc_status < 0 and stream.exchange.streamed:
                 stream.exchange.grpc_status = INTERNAL if "denied" not in why else 7
             self._report(stream, stream.exchange)
+        if self._addons is not None:
+            self._addons.call("error", stream.flow)
 
     def over(self, stream: Stream) -> None:
         """Nothing more comes of it."""

@@ -42,13 +42,13 @@ from sidecar.inspect.http1 import NOT_IN_TRAILERS, BadHead
 from sidecar.inspect.http2 import Enough
 
 if TYPE_CHECKING:
-    from sidecar.inspect.lane import InspectLane
+    from sidecar.inspect.layers import Layers
 
 type Commands = CommandGenerator[None]
 
 
 class Stream(HttpStream):
-    """One request. The lane is asked at every turn.
+    """One request. The judge is asked at every turn.
 
     :ivar exchange: what is known of it; None before its head was read
     :ivar request_tee: sees the request's body as it passes; ``response_tee`` the response's
@@ -56,10 +56,10 @@ class Stream(HttpStream):
 
     mode = HTTPMode.transparent  # mitmproxy looks it up in a layer that we do not have
 
-    def __init__(self, context: Context, stream_id: int, lane: InspectLane) -> None:
+    def __init__(self, context: Context, stream_id: int, layers: Layers) -> None:
         super().__init__(context, stream_id)
-        self._lane = lane
-        self._judge = lane.judge
+        self._layers = layers
+        self._judge = layers.judge
         self._client = context.client
         self._server = context.server
         self.exchange: Exchange | None = None
@@ -81,13 +81,13 @@ class Stream(HttpStream):
             if isinstance(command, commands.StartHook):
                 self._hook(command)
             elif isinstance(command, GetHttpConnection):
-                yield from self._lane.reach_application()
+                yield from self._layers.reach_application()
                 reply = (self._server, None)
             elif not isinstance(command, commands.Log):
                 yield command
 
     def _hook(self, hook: commands.StartHook) -> None:
-        """mitmproxy's own states ask; ours call the lane themselves."""
+        """mitmproxy's own states ask; ours call the judge themselves."""
         if isinstance(hook, HttpErrorHook):
             error = self.flow.error
             self._judge.failed(self, error.msg if error is not None else "")
@@ -115,7 +115,7 @@ class Stream(HttpStream):
         if not request.stream:
             self.client_state = self.state_consume_request_body
             return
-        yield from self._lane.reach_application()
+        yield from self._layers.reach_application()
         if self.exchange is not None:
             self.exchange.streamed = True
         yield SendHttp(RequestHeaders(self.stream_id, request, event.end_stream), self._server)
@@ -167,7 +167,7 @@ class Stream(HttpStream):
     def state_discard(self, event: RequestData | RequestTrailers | RequestEndOfMessage) -> Commands:
         """Throw the body of a refused request away."""
         if isinstance(event, RequestData):
-            self._lane.discarded(len(event.data))
+            self._layers.discarded(len(event.data))
         elif isinstance(event, RequestEndOfMessage):
             self.client_state = self.state_done
             yield DropStream(self.stream_id)
@@ -220,7 +220,7 @@ class Stream(HttpStream):
         response = self.flow.response
         assert response is not None
         if response.status_code == 101:
-            self.child_layer = self._lane.upgraded(self)
+            self.child_layer = self._layers.upgraded(self)
             if self.child_layer is not None:
                 self._handle_event = self.passthrough  # as mitmproxy does
                 yield from self.child_layer.handle_event(events.Start())

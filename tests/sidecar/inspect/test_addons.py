@@ -203,7 +203,7 @@ async def test_it_sees_and_changes_messages(addon):
     assert bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload)) == b"ho!"
     for _ in range(50):
         c.application.give(b"\x81\x02hi")
-    stream = w.hub and c.lane.judge._upgraded
+    stream = w.hub and c.lane.layers.judge._upgraded
     assert len(stream.flow.websocket.messages) <= 1
 
 

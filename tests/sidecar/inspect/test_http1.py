@@ -101,7 +101,7 @@ async def test_a_client_that_pipelines_without_reading_is_not_read(world):
             break
         c.client.give(head("GET /a") * 50)
     assert c.client.paused
-    held = len(c.lane._inbox) + c.lane.client_half.held
+    held = len(c.lane._inbox) + c.lane.layers.client.held
     assert held < 4 * 65_536
 
 

@@ -152,12 +152,12 @@ async def test_many_requests_leave_nothing_behind(world):
         pair.request("/a")
         pair.answer(pair.application.events[-2].stream_id)
     assert len(w.flows.requests) == 300
-    assert not c.lane._streams
-    half = c.lane._server_half
+    assert not c.lane.layers.streams
+    half = c.lane.layers.server
     assert not half.our_stream_id
     assert not half.their_stream_id
     assert not half.streams
-    assert not c.lane.client_half.streams
+    assert not c.lane.layers.client.streams
 
 
 async def test_a_new_policy_ends_a_running_call_and_no_other(world):
@@ -292,7 +292,7 @@ async def test_a_receiver_without_window_bounds_what_we_hold(world):
         pair.application.flush()
         pair.turn()
     assert 65_535 <= sent <= 65_535 + 2 * 65_535  # the client's window, and ours twice at most
-    assert c.lane.client_half.holds <= 131_072
+    assert c.lane.layers.client.holds <= 131_072
     received = sum(len(event.data) for event in pair.client.all(h2.events.DataReceived))
     pair.client.granting = True
     pair.client.h2.acknowledge_received_data(received, stream)
@@ -359,4 +359,4 @@ async def test_the_client_can_not_have_us_keep_a_large_header_table(world):
     pair = Pair(c)
     pair.client.leg.give(frame(4, 0, 0, (1).to_bytes(2) + (1 << 30).to_bytes(4)))
     pair.turn()
-    assert c.lane.client_half.h2_conn.encoder.header_table_size <= 4096
+    assert c.lane.layers.client.h2_conn.encoder.header_table_size <= 4096

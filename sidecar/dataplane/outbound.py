@@ -135,6 +135,7 @@ class Outbound:
         peer = destination_peer(destination, endpoint, target)
         record = new_record(Direction.OUTBOUND, source_peer(fabric), peer, endpoint.port)
         record.source_identity = str(fabric.credentials.identity)
+        record.service = destination.service
         connection = fabric.connections.judge(record, end)
         if connection.allowed:
             carry(fabric, sock, connection, endpoint, tunnel)
@@ -215,6 +216,7 @@ class _Attempt:
             peer = destination_peer(destination, endpoint, self._target, host)
             record = new_record(Direction.OUTBOUND, source_peer(self._fabric), peer, endpoint.port)
             record.source_identity = str(self._fabric.credentials.identity)
+            record.service = destination.service
             connection = self._connection = self._fabric.connections.judge(record, self.end)
             if not connection.allowed:
                 self._refuse_client()
@@ -229,6 +231,7 @@ class _Attempt:
         if self._connection is None:  # nothing runs there now
             peer = destination_peer(destination, None, self._target)
             record = new_record(Direction.OUTBOUND, source_peer(self._fabric), peer, self._target.port)
+            record.service = destination.service
             self._connection = self._fabric.connections.judge(record, self.end)
         self._refuse_client()
         if untrusted:

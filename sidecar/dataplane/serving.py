@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import pathlib
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,9 +36,6 @@ from sidecar.dataplane.tunnel import Tunnel
 from sidecar.dataplane.tunnel_leg import TunnelLeg
 
 _log = logging.getLogger(__name__)
-
-#: Until the lane is there; goes with its commit.
-_HTTP = (pathlib.Path(__file__).parents[1] / "http" / "lane.py").exists()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +97,7 @@ def first_byte_wait(fabric: Fabric, port: int) -> float:
 
 def is_http(kind: Kind) -> bool:
     """Whether a lane looks at bytes of ``kind``."""
-    return _HTTP and (kind is Kind.HTTP1 or kind is Kind.HTTP2)
+    return kind is Kind.HTTP1 or kind is Kind.HTTP2
 
 
 class _Nobody:

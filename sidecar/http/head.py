@@ -65,7 +65,6 @@ _NOT_BY_HOP: Final = re.compile(
     rb"x[-_](?:forwarded|hedgerow|request[-_]id|http[-_]method|method|original|rewrite)[^,]*|host|content[-_][^,]*"
     rb"|transfer[-_]encoding|trace(?:parent|state)|forwarded|authorization|cookie|expect"
 )
-_KEPT: Final = {b"keep-alive"}
 #: Requests that change nothing when they are sent twice (RFC 9110 section 9.2.2).
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
@@ -209,9 +208,9 @@ def read_request(data: bytes, limit: int = 65_536) -> RequestHead | None:
 
     kept = raw
     keep = reuse = minor == b"1"
-    if connected:
+    if connected and connection != b"keep-alive":
         tokens = set(_TOKEN_LIST.split(connection.strip(b" \t,")))
-        if tokens != _KEPT and any(_NOT_BY_HOP.fullmatch(token) for token in tokens):
+        if any(_NOT_BY_HOP.fullmatch(token) for token in tokens):
             raise Malformed("connection-option")
         if b"close" in tokens:
             keep = False
@@ -221,6 +220,8 @@ def read_request(data: bytes, limit: int = 65_536) -> RequestHead | None:
                 reuse = False
         elif b"keep-alive" in tokens:
             keep = reuse = True
+    elif connected:
+        keep = reuse = True
     if upgrade:
         if b"h2c" in upgrade_to and upgrade_to.strip(b" \t") == b"h2c":
             kept = _HTTP2.sub(b"", kept)  # Java's client offers it with every first request

@@ -14,12 +14,13 @@ Rules:
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 PLACEHOLDER: Final = "{id}"
 #: The path of every target that is not clean, and of every request that says elsewhere what it wants.
 UNCLEAR: Final = "/{unclear}"
-#: The path of every operation whose name would be longer than :data:`LONGEST`.
+#: The path of every operation whose name would be longer than :data:`LONGEST`, and of every path of more than 2 KiB.
 LONG: Final = "/{long}"
 #: The path under which operations are reported that have no place of their own any more.
 OTHER: Final = "/{other}"
@@ -39,9 +40,12 @@ _ENCODED: Final = (
     rb"|[Ee](?:[1-9A-Fa-f]|0(?=%[ABab]))|[Ff](?:[1-3]|0(?=%[9ABab])|4(?=%8)))"
 )
 #: Segments are never empty, never dots alone, and have no ``;`` (RFC 3986 section 3.3, without parameters).
-_CLEAN: Final = re.compile(
-    rb"(?:/(?!\.+(?:/|\Z))(?:[A-Za-z0-9._~!$&'()*+,=:@-]++|" + _ENCODED + rb")++)*+/?+(?:\?[!-\"$-~]*+)?+"
-)
+_CLEAN: Final = re.compile(rb"(?:/(?!\.+(?:/|\Z))(?:[A-Za-z0-9._~!$&'()*+,=:@-]++|" + _ENCODED + rb")++)*+/?+")
+_QUERY: Final = re.compile(rb"[!-\"$-~]*+")
+#: Bytes of a path that is not looked through any more: what that costs grows with its length.
+_LONG_PATH: Final = 2048
+#: Bytes of a path whose name is kept.
+_SHORT: Final = 256
 
 #: Whether there can be anything to replace.
 _VARIES: Final = re.compile(rb"[0-9%@,=*!$&'()+]|[^/]{65}")
@@ -65,7 +69,8 @@ _SEGMENT: Final = re.compile(
 
 def is_clean(target: bytes) -> bool:
     """Whether everybody understands the path of a request target in the same way."""
-    return _CLEAN.fullmatch(target) is not None
+    path, _, query = target.partition(b"?")
+    return _CLEAN.fullmatch(path) is not None and _QUERY.fullmatch(query) is not None
 
 
 def template(path: bytes) -> bytes:
@@ -82,10 +87,22 @@ def operation_of(method: str, target: bytes) -> str:
     :param target: of the request line, or ``:path``; with or without its query
     :return: such as ``GET /cart/{id}``
     """
-    if target == b"*":
-        return f"{method} *"
-    if not is_clean(target):
+    path, asked, query = target.partition(b"?")
+    if asked and _QUERY.fullmatch(query) is None:
         return method + " " + UNCLEAR
-    path = target.partition(b"?")[0]
+    return _known(method, path) if len(path) <= _SHORT else _name(method, path)
+
+
+def _name(method: str, path: bytes) -> str:
+    if path == b"*":
+        return f"{method} *"
+    if _CLEAN.fullmatch(path) is None:
+        return method + " " + UNCLEAR
+    if len(path) > _LONG_PATH:
+        return method + " " + LONG
     name = f"{method} {template(path).decode('ascii')}"
     return name if len(name) <= LONGEST else method + " " + LONG
+
+
+#: Names are the same always, so those of short paths are kept.
+_known = lru_cache(maxsize=1024)(_name)

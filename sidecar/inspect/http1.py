@@ -39,6 +39,7 @@ from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection, Htt
 
 from sidecar.http.errors import Malformed
 from sidecar.http.head import RequestHead, read_request, suspicious
+from sidecar.inspect.messages import request_of, response_of
 
 _FIELD: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] [1-9][0-9][0-9]( [\t\x20-\x7e\x80-\xff]*)?")
@@ -244,7 +245,7 @@ class StrictServer(Http1Half, Http1Server):
             head = read_request(raw, self._limit)
             if head is None:
                 raise BadHead("header-line")
-            request = http1.read_request_head(head.kept.split(b"\r\n")[:-1])
+            request = request_of(head)
             size = http1.expected_http_body_size(request)
         except (ValueError, Malformed) as error:
             self._refused(str(error) if isinstance(error, BadHead | Malformed) else "header-line")
@@ -317,7 +318,7 @@ class StrictClient(Http1Half, Http1Client):
                 if not _STATUS.fullmatch(lines[0]):
                     raise BadHead("the status line is not version, status, reason")
                 check_fields(lines[1:])
-                response = http1.read_response_head(lines)
+                response = response_of(lines)
                 size = http1.expected_http_body_size(self.request, response)
             except ValueError:
                 yield commands.CloseConnection(self.conn)

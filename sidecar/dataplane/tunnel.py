@@ -7,7 +7,9 @@ that ends badly is reset at both ends. Rules:
 2. The peer is not trusted with our memory: streams, opens, resets, pings, unread bytes and unread control frames are
    bounded, and every breach of the protocol ends the tunnel with GoAway(protocol error).
 3. Only the end that dialled opens streams.
-4. After our GoAway(normal) the peer's streams are still accepted: those that crossed it on the way are no error, and
+4. Records go to OpenSSL one by one, and those that carry nothing (new keys, tickets, empty ones) are limited by rate:
+   given a whole read at once it would work off thousands of key updates before anybody else has a turn.
+5. After our GoAway(normal) the peer's streams are still accepted: those that crossed it on the way are no error, and
    the tunnel ends when the last one does, or with its lease (:mod:`sidecar.dataplane.lease`).
 """
 
@@ -31,8 +33,17 @@ from sidecar.dataplane.term import Term
 from sidecar.dataplane.tls import Channel
 
 _RECORD: Final = 16_384
+_RECORD_HEADER: Final = 5
+#: Bytes of a record with its header: RFC 8446 section 5.2 lets a ciphertext be 256 bytes longer than its text.
+_LONGEST_RECORD: Final = _RECORD_HEADER + _RECORD + 256
+#: Records a second that carry nothing; twice as many at once.
+SILENT_RECORDS: Final = 32
+#: Bytes that OpenSSL itself may have to say (answers to new keys) to a peer that does not read.
+_UNASKED: Final = 65_536
 #: Seconds in which the peer closes its end of a tunnel that was ended in good order.
 _LINGER: Final = 5.0
+#: Bytes that it may go on sending meanwhile.
+_LINGER_BYTES: Final = 1 << 20
 _LAST_ID: Final = (1 << 32) - 3
 
 
@@ -70,15 +81,18 @@ class Tunnel:
         "_closing",
         "_heartbeat",
         "_last_peer_id",
+        "_linger_left",
         "_linger_timer",
         "_next_id",
         "_opens",
         "_owner",
+        "_partial",
         "_reactor",
         "_reader",
         "_ready",
         "_resets",
         "_settings",
+        "_silent",
         "_term",
         "budget",
         "closed",
@@ -115,6 +129,8 @@ class Tunnel:
         self._last_peer_id = 0
         self._opens = Rate(settings.opens_per_second)
         self._resets = Rate(settings.resets_per_second)
+        self._silent = Rate(SILENT_RECORDS)
+        self._partial = b""  # the beginning of a record
         self._ready = not dialled
         self._closing = ""  # why, once the last bytes are on their way
         #: No new streams of ours go here.
@@ -123,6 +139,7 @@ class Tunnel:
         loop = reactor.loop
         self._term = Term(loop, lease, self._lease_ended)
         self._linger_timer: asyncio.TimerHandle | None = None
+        self._linger_left = _LINGER_BYTES
         self._heartbeat = Heartbeat(loop, self.sender, settings, self.abort)
 
     def start(self) -> None:
@@ -131,8 +148,10 @@ class Tunnel:
         if self.dialled:
             # In TLS 1.3 our handshake ends before the peer has judged our certificate; an answer says it did.
             self._heartbeat.ask()
-        if self._channel.incoming.pending:
-            self._receive()
+        early = self._channel.incoming.read()  # came with the end of the handshake
+        if early:
+            self._reactor.received[: len(early)] = early
+            self._receive(len(early))
 
     @property
     def answers(self) -> int:
@@ -181,8 +200,11 @@ class Tunnel:
         if events & OUT and self.sender.blocked:
             self.sender.writable()
         if events & NOT_OUT and not self.closed:
+            reactor = self._reactor
+            partial = self._partial
+            held = len(partial)
             try:
-                size = self.sock.recv_into(self._reactor.received)
+                size = self.sock.recv_into(reactor.received_view[held:] if held else reactor.received)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -191,16 +213,20 @@ class Tunnel:
             if size == 0:
                 self.abort(self._closing or "the peer closed the connection")
                 return
-            if self._closing:
-                return  # there is nothing left that could matter
+            if self._closing:  # there is nothing left that could matter
+                self._linger_left -= size
+                if self._linger_left < 0:
+                    self.abort(self._closing)
+                return
             self._heartbeat.heard = True
-            self._channel.incoming.write(self._reactor.received_view[:size])
-            self._receive()
+            if held:
+                reactor.received[:held] = partial
+            self._receive(held + size)
 
-    def _receive(self) -> None:
-        """Decrypt and read everything that has arrived."""
-        incoming = self._channel.incoming
-        read = self._channel.read
+    def _receive(self, arrived: int) -> None:
+        """Decrypt and read the records in the first ``arrived`` bytes received."""
+        received, received_view = self._reactor.received, self._reactor.received_view
+        write, read = self._channel.incoming.write, self._channel.read
         reader = self._reader
         plain, view = self._reactor.plain, self._reactor.plain_view
         held = reader.held
@@ -208,23 +234,36 @@ class Tunnel:
         if end:
             plain[:end] = held
         ended = False
+        at = 0
         try:
-            try:
-                while incoming.pending:  # small messages end here without an exception
+            while arrived - at >= _RECORD_HEADER:
+                size = _RECORD_HEADER + (received[at + 3] << 8 | received[at + 4])
+                if size > _LONGEST_RECORD:
+                    raise FrameError(f"a TLS record of {size} bytes")
+                if size > arrived - at:
+                    break
+                write(received_view[at : at + size])
+                at += size
+                try:
                     size = read(_RECORD, view[end:])
-                    if size == 0:
-                        ended = True
-                        break
-                    end += size
-                    if PLAIN - end < _RECORD:
-                        reader.feed(plain, view, end)
-                        if reader.closed:
-                            return
-                        held = reader.held
-                        end = len(held)
-                        plain[:end] = held
-            except ssl.SSLWantReadError:
-                pass
+                except ssl.SSLWantReadError:
+                    if not self._silent.take(self._reactor.loop.time()):
+                        raise FrameError(
+                            f"more than {SILENT_RECORDS} TLS records a second that carry nothing"
+                        ) from None
+                    continue
+                if size == 0:
+                    ended = True
+                    break
+                end += size
+                if PLAIN - end < _RECORD:
+                    reader.feed(plain, view, end)
+                    if reader.closed:
+                        return
+                    held = reader.held
+                    end = len(held)
+                    plain[:end] = held
+            self._partial = bytes(received_view[at:arrived]) if at < arrived else b""
             reader.feed(plain, view, end)
         except ssl.SSLError as error:
             self.abort(error.reason.lower().replace("_", " ") if error.reason else str(error))
@@ -235,7 +274,10 @@ class Tunnel:
         if ended:
             self.abort("the peer ended the tunnel")
         elif self._channel.outgoing.pending:  # a key update to answer
-            self.sender.mark()
+            if self.sender.blocked and self._channel.outgoing.pending > _UNASKED:
+                self.abort("the peer does not read")
+            else:
+                self.sender.mark()
 
     def on_data(self, stream_id: int, flags: int, length: int) -> Attached | None:
         if flags & ~frames.FIN:

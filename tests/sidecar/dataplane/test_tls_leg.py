@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import ctypes.util
 import hashlib
 import socket
 import ssl
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from certs.certificate import pem_text
-from certs.keys import key_to_pem
 from graph.model import Direction, Selector, WorkloadRef
 from sidecar.dataplane.tls_leg import SILENT_RECORDS
 from tests.sidecar.dataplane import applications as apps
@@ -32,6 +27,7 @@ from tests.sidecar.dataplane.foreign import (
     enforce,
     free_port,
 )
+from tests.sidecar.dataplane.rekeying import Rekeying
 
 MEGABYTE = 1 << 20
 POLICY = enforce(
@@ -461,64 +457,9 @@ async def test_a_deny_while_we_still_dial_ends_the_attempt(world):
 # New keys, as only OpenSSL itself can make them -----------------------------------------------------------------------
 
 
-def _libssl() -> ctypes.CDLL:
-    """The library that the ssl module uses."""
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        if "libssl" in line:
-            return _declared(ctypes.CDLL(line.split()[-1]))
-    name = ctypes.util.find_library("ssl")
-    assert name, "no libssl: install OpenSSL's shared library"
-    return _declared(ctypes.CDLL(name))
-
-
-def _declared(lib: ctypes.CDLL) -> ctypes.CDLL:
-    for name in ("TLS_client_method", "SSL_CTX_new", "SSL_new"):
-        getattr(lib, name).restype = ctypes.c_void_p
-    lib.SSL_CTX_new.argtypes = lib.SSL_new.argtypes = lib.SSL_free.argtypes = [ctypes.c_void_p]
-    lib.SSL_shutdown.argtypes = [ctypes.c_void_p]
-    lib.SSL_CTX_free.argtypes = lib.SSL_connect.argtypes = lib.SSL_do_handshake.argtypes = [ctypes.c_void_p]
-    lib.SSL_CTX_use_certificate_chain_file.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
-    lib.SSL_CTX_use_PrivateKey_file.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int]
-    lib.SSL_set_fd.argtypes = lib.SSL_key_update.argtypes = [ctypes.c_void_p, ctypes.c_int]
-    lib.SSL_write.argtypes = lib.SSL_read.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int]
-    return lib
-
-
-class Rekeying:
-    """A client that can ask for new keys. It blocks: for a thread."""
-
-    def __init__(self, port: int, own: Contextual, folder: Path) -> None:
-        (folder / "chain").write_text(pem_text(own.chain.chain_der))
-        (folder / "key").write_bytes(key_to_pem(own.key))
-        self._lib = lib = _libssl()
-        self._sock = socket.create_connection((HOST, port), timeout=20)
-        self._sock.settimeout(None)
-        self._context = lib.SSL_CTX_new(lib.TLS_client_method())
-        assert lib.SSL_CTX_use_certificate_chain_file(self._context, bytes(folder / "chain")) == 1
-        assert lib.SSL_CTX_use_PrivateKey_file(self._context, bytes(folder / "key"), 1) == 1
-        self._ssl = lib.SSL_new(self._context)
-        assert lib.SSL_set_fd(self._ssl, self._sock.fileno()) == 1
-        assert lib.SSL_connect(self._ssl) == 1
-
-    def rekey(self, *, asking: bool) -> bool:
-        return self._lib.SSL_key_update(self._ssl, int(asking)) == 1 and self._lib.SSL_do_handshake(self._ssl) == 1
-
-    def write(self, data: bytes) -> bool:
-        return self._lib.SSL_write(self._ssl, data, len(data)) == len(data)
-
-    def read(self) -> bytes:
-        buffer = ctypes.create_string_buffer(1000)
-        size = self._lib.SSL_read(self._ssl, buffer, 1000)
-        return buffer.raw[:size] if size > 0 else b""
-
-    def end(self) -> None:
-        """Say that nothing more will be sent."""
-        assert self._lib.SSL_shutdown(self._ssl) in (0, 1)
-
-    def close(self) -> None:
-        self._lib.SSL_free(self._ssl)
-        self._lib.SSL_CTX_free(self._context)
-        self._sock.close()
+def rekeying(world, folder):
+    own = Contextual(world.authority, FRONT)
+    return asyncio.to_thread(Rekeying, world.inbound, own.chain.chain_der, own.key, folder)
 
 
 def rekey_now_and_then(client: Rekeying) -> None:
@@ -534,7 +475,7 @@ def rekey_now_and_then(client: Rekeying) -> None:
 
 async def test_new_keys_are_taken_and_answered(world, tmp_path):
     await world.start(POLICY, mtls_ports=frozenset({world.inbound}))
-    client = await asyncio.to_thread(Rekeying, world.inbound, Contextual(world.authority, FRONT), tmp_path)
+    client = await rekeying(world, tmp_path)
     await asyncio.to_thread(rekey_now_and_then, client)
     record = await world.ended()
     assert (record.bytes_sent, record.bytes_received) == (5 + 8, 8)
@@ -556,7 +497,7 @@ def rekey_after_the_servers_end(client: Rekeying) -> None:
 async def test_new_keys_after_our_end_are_taken_and_not_answered(world, tmp_path):
     await world.start(POLICY, mtls_ports=frozenset({world.inbound}))
     apps.HALF_DIGESTS.clear()
-    client = await asyncio.to_thread(Rekeying, world.inbound, Contextual(world.authority, FRONT), tmp_path)
+    client = await rekeying(world, tmp_path)
     await asyncio.to_thread(rekey_after_the_servers_end, client)
     record = await world.ended()
     assert (record.bytes_sent, record.bytes_received, record.failed) == (5 + 4, 4, False)
@@ -580,7 +521,7 @@ def rekey_without_end(client: Rekeying, asking: bool) -> int:
 @pytest.mark.parametrize("asking", [False, True])
 async def test_new_keys_without_end_lose_the_connection(world, tmp_path, caplog, asking):
     await world.start(POLICY, mtls_ports=frozenset({world.inbound}))
-    client = await asyncio.to_thread(Rekeying, world.inbound, Contextual(world.authority, FRONT), tmp_path)
+    client = await rekeying(world, tmp_path)
     assert await asyncio.to_thread(rekey_without_end, client, asking) < 100_000
     await world.ended()
     assert f"more than {SILENT_RECORDS} records a second without data" in caplog.text

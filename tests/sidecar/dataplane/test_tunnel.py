@@ -6,11 +6,17 @@ import asyncio
 import contextlib
 import logging
 import socket
+import time
 
 import pytest
 
+from certs.keys import make_csr, new_key
+from certs.spiffe import SpiffeId
 from graph.policy import Reason
 from sidecar.dataplane.complaints import FIRST
+from sidecar.dataplane.tunnel import SILENT_RECORDS
+from tests.sidecar.dataplane.rekeying import Rekeying
+from tests.sidecar.dataplane.stand_ins import ALPN, TRUST_DOMAIN
 from tests.sidecar.dataplane.test_frames import frame
 from tests.sidecar.dataplane.world import ACK, DATA, FIN, GO_AWAY, PING, RST, SYN, UPDATE, WINDOW, opened, ready
 
@@ -502,3 +508,71 @@ async def test_a_hostile_peer_does_not_fill_the_log(world, caplog):
     world.plane.stop()
     assert warnings()[FIRST:]
     assert warnings()[FIRST].startswith(f"{20 - FIRST} more of this kind")
+
+
+# what TLS itself lets a peer ask for
+
+
+def rekey(client: Rekeying, times: int, asking: bool) -> int:
+    """How many new keys were taken before the tunnel was lost."""
+    try:
+        assert client.write(frame(PING, SYN, 0, 99))
+        assert client.read() == frame(PING, ACK, 0, 99)
+        for number in range(times):
+            if not client.rekey(asking=asking):
+                return number
+        if times == 1:
+            assert client.write(frame(PING, SYN, 0, 100))
+            assert client.read() == frame(PING, ACK, 0, 100)
+        return times
+    finally:
+        client.close()
+
+
+async def rekeying(world, tmp_path):
+    await world.start()
+    own = world.authority
+    key = new_key()
+    identity = SpiffeId.for_workload(TRUST_DOMAIN, "shop", "default", "front")
+    chain = own.sign_workload(make_csr(key), identity, time.time(), 3600.0, "front-0")
+    return await asyncio.to_thread(Rekeying, world.inbound, chain.chain_der, key, tmp_path, ALPN)
+
+
+@pytest.mark.parametrize("asking", [False, True])
+async def test_new_keys_now_and_then_are_taken(world, tmp_path, asking):
+    client = await rekeying(world, tmp_path)
+    assert await asyncio.to_thread(rekey, client, 1, asking) == 1
+    assert world.plane.counters.tunnels_broken == 0
+
+
+@pytest.mark.parametrize("asking", [False, True])
+async def test_new_keys_without_end_end_the_tunnel(world, tmp_path, caplog, asking):
+    client = await rekeying(world, tmp_path)
+    assert await asyncio.to_thread(rekey, client, 100_000, asking) < 100_000
+    await world.until(lambda: not world.plane.inbound_tunnels)
+    assert world.plane.counters.tunnels_broken == 1
+    assert f"more than {SILENT_RECORDS} TLS records a second that carry nothing" in caplog.text
+
+
+async def test_a_megabyte_comes_back_over_records_that_are_cut_anywhere(world):
+    await world.start()
+    raw = await world.dial()
+    await opened(raw)
+    raw.send(frame(DATA, 0, 1, 5, b"ECHO\n"))
+    data = bytes(range(256)) * 4096
+    received = bytearray()
+    granted = WINDOW - 5
+    sent = 0
+    while len(received) < len(data):
+        size = min(granted - sent, len(data) - sent, 50_001)
+        if size:
+            raw.send(frame(DATA, 0, 1, size, data[sent : sent + size]))
+            sent += size
+            continue
+        kind, _, _, length, payload = await raw.receive()
+        if kind == UPDATE:
+            granted += length
+        else:
+            received += payload
+            raw.send(frame(UPDATE, 0, 1, length))
+    assert bytes(received) == data

@@ -61,9 +61,11 @@ port_ranges = st.one_of(
 
 
 @st.composite
-def rules(draw: st.DrawFn, ids: st.SearchStrategy[str] | None = None) -> Rule:
-    origin = draw(st.sampled_from(Origin))
-    may_deny = origin in (Origin.OVERRIDE, Origin.STATIC)
+def rules(draw: st.DrawFn, ids: st.SearchStrategy[str] | None = None, effect: Verdict | None = None) -> Rule:
+    """:param effect: what every one has; None draws it"""
+    denying = (Origin.OVERRIDE, Origin.STATIC)
+    origin = draw(st.sampled_from(denying if effect is Verdict.DENY else tuple(Origin)))
+    effects = [effect] if effect is not None else list(Verdict) if origin in denying else [Verdict.ALLOW]
     return Rule(
         id=draw(ids or st.uuids().map(lambda each: f"{origin}/{each}")),
         source=draw(selectors()),
@@ -71,7 +73,7 @@ def rules(draw: st.DrawFn, ids: st.SearchStrategy[str] | None = None) -> Rule:
         ports=tuple(draw(st.lists(port_ranges, max_size=2))),
         protocol=draw(st.sampled_from([Protocol.TCP, Protocol.TCP, Protocol.UDP])),
         operations=tuple(draw(st.lists(OPERATIONS, max_size=2))),
-        effect=draw(st.sampled_from(Verdict)) if may_deny else Verdict.ALLOW,
+        effect=draw(st.sampled_from(effects)),
         origin=origin,
         owner=draw(TEXTS),
         reason=draw(TEXTS),

@@ -19,7 +19,7 @@ from typing import Protocol
 from graph.model import Direction, Peer
 from sidecar.dataplane import clienthello, mtls, sockets
 from sidecar.dataplane.clienthello import ClientHello, Reading
-from sidecar.dataplane.detect import Kind, detect
+from sidecar.dataplane.detect import Kind, detect, unfinished
 from sidecar.dataplane.fabric import Fabric, destination_peer
 from sidecar.dataplane.live import Connection, new_record
 from sidecar.dataplane.reactor import EDGE, IN, RDHUP
@@ -203,8 +203,13 @@ class Arrival:
         """What came in time is half of something."""
         if self._half_hello:
             self.abort("half a client hello")
-        else:
-            self._plaintext(Kind.OTHER)
+            return
+        try:
+            held = self._sock.recv(clienthello.LIMIT, socket.MSG_PEEK) if self._sock is not None else b""
+        except OSError:
+            self.abort("the client is gone")
+            return
+        self._plaintext(unfinished(held))
 
     def _plaintext(self, kind: Kind) -> None:
         sock = self._leave()

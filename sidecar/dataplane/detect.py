@@ -2,7 +2,8 @@
 
 A guess may only choose how closely bytes are looked at, never whether they pass: what a rule by operation does not
 allow is refused whatever it was taken for. So an opaque protocol that looks like HTTP would be broken by a wrong guess
-and nothing opened; that is why a whole request line is wanted before bytes count as HTTP/1.
+and nothing opened; that is why a whole first line is wanted before bytes count as HTTP/1. A line that only a lenient
+server would take for a request counts too: the lane refuses it, where relayed it could carry forged headers past us.
 
 Sources: RFC 9112 section 3 (request line), RFC 9113 section 3.4 (preface), RFC 8446 section 5.1 (TLS records).
 """
@@ -19,8 +20,13 @@ PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 #: A request line that is longer is not waited for, bytes.
 LONGEST_LINE: Final = 8192
 
-_METHOD: Final = re.compile(rb"[A-Z][A-Z_-]{0,23}\Z")
-_LINE: Final = re.compile(rb"[A-Z][A-Z_-]{0,23} [!-\xff]+ HTTP/1\.[0-9]\r?\n")
+#: What lenient servers skip in front of a request.
+_BLANK: Final = re.compile(rb"[\r\n\t ]{0,64}")
+#: A first line that some server would take for a request of HTTP/1.
+_ALMOST: Final = re.compile(rb"[A-Za-z][!-~]{0,31}[\t ]+[^\r\n]*HTTP/[0-9]", re.IGNORECASE)
+#: How such a line can begin. Capitals alone, because others would keep many a protocol waiting for nothing.
+_BEGINS: Final = re.compile(rb"(?:[A-Z][A-Z_-]{0,23}(?:[\t ]+(?:[/*h][^\r]*\r?)?)?)?")
+_BEGUN: Final = re.compile(rb"[\r\n\t ]{0,64}[A-Z][A-Z_-]{0,23}[\t ]+[/*h]")
 _HANDSHAKE: Final = 22
 
 
@@ -46,13 +52,19 @@ def detect(data: bytes) -> Kind:
         return Kind.HTTP2
     if PREFACE.startswith(data):
         return Kind.MORE
-    line, ended, _ = data[:LONGEST_LINE].partition(b"\n")
+    start = _BLANK.match(data)
+    assert start is not None  # it matches nothing, too
+    line, ended, _ = data[start.end() : start.end() + LONGEST_LINE].partition(b"\n")
     if ended:
-        return Kind.HTTP1 if _LINE.fullmatch(line + ended) else Kind.OTHER
-    method, _, target = line.partition(b" ")
-    if not _METHOD.match(method) or (target and target[:1] not in b"/*h"):
+        return Kind.HTTP1 if _ALMOST.match(line) else Kind.OTHER
+    if not _BEGINS.fullmatch(line):
         return Kind.OTHER
     return Kind.MORE if len(data) < LONGEST_LINE else Kind.OTHER
+
+
+def unfinished(data: bytes) -> Kind:
+    """What first bytes count as that were not told apart in time: half a request is for the lane to wait for."""
+    return Kind.HTTP1 if _BEGUN.match(data) else Kind.OTHER
 
 
 #: Values of ``appProtocol`` whose connections are not looked at: they are opaque, or encrypted by the application.

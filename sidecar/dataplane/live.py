@@ -34,7 +34,18 @@ def refusal(reason: Reason) -> Decision:
 class Connection:
     """One connection's entry. Its owner calls :meth:`announce` when it runs and :meth:`finish` when it ended."""
 
-    __slots__ = ("_after", "_announced", "_end", "_idle_timer", "_key", "_quiet", "_register", "_seen", "record")
+    __slots__ = (
+        "_after",
+        "_announced",
+        "_end",
+        "_idle_timer",
+        "_key",
+        "_quiet",
+        "_register",
+        "_seen",
+        "by_operation",
+        "record",
+    )
 
     def __init__(self, register: Connections, key: _Key, record: Record, end: Callable[[], None]) -> None:
         self._register = register
@@ -46,6 +57,8 @@ class Connection:
         self._seen = -1  # what it had carried at the last look
         self._quiet = 0  # looks since then that found nothing more
         self.record = record
+        #: A lane judges its operations one by one. Everything else is one operation that nobody knows.
+        self.by_operation = False
 
     @property
     def allowed(self) -> bool:
@@ -205,8 +218,10 @@ class Connections:
     def check_all(self) -> None:
         """Judge every connection again: end those that are denied now, and note of the others what allows them now."""
         for key, group in list(self._groups.items()):
-            decision = self._ask(key)
+            opening = self._ask(key)
+            unknown = self._ask_unknown(key, opening)
             for connection in list(group):
+                decision = opening if connection.by_operation else unknown
                 if not decision.allowed:
                     connection.end()
                 elif connection.allowed:
@@ -236,6 +251,14 @@ class Connections:
         if direction is Direction.OUTBOUND:
             return self._authority.outbound(peer, port)
         return self._authority.inbound(peer, port)
+
+    def _ask_unknown(self, key: _Key, opening: Decision) -> Decision:
+        """The decision on connections whose bytes are not looked at. An opening that only rules by operation allow is
+        none of theirs."""
+        direction, peer, port = key
+        if direction is Direction.INBOUND and opening.allowed and self._authority.by_operation(peer, port):
+            return self._authority.operation(peer, port, "")
+        return opening
 
 
 def new_record(

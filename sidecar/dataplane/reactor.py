@@ -18,7 +18,7 @@ import logging
 import select
 import socket
 from time import monotonic
-from typing import Protocol
+from typing import Any, Protocol
 
 IN = select.EPOLLIN
 OUT = select.EPOLLOUT
@@ -128,8 +128,9 @@ class Reactor:
         for source in list(self._sources.values()):
             source.abort("the data path stops")
         self._bury()
-        if self._loop is not None:
-            self._loop.remove_reader(self._epoll.fileno())
+        loop: Any = self._loop  # uvloop answers None where asyncio answers a bool, which compiled code would check
+        if loop is not None:
+            loop.remove_reader(self._epoll.fileno())
             self._loop = None
         self._epoll.close()
 

@@ -22,7 +22,7 @@ from typing import Final
 
 from graph.model import Peer
 from sidecar.dataplane import sockets
-from sidecar.dataplane.detect import CLIENT_FIRST, OPAQUE, Kind, detect
+from sidecar.dataplane.detect import CLIENT_FIRST, OPAQUE, Kind, detect, unfinished
 from sidecar.dataplane.fabric import Fabric
 from sidecar.dataplane.frames import WINDOW, WINDOW_LIMIT, FrameError
 from sidecar.dataplane.leg_relay import LegRelay
@@ -116,6 +116,7 @@ def enter_lane(context: LaneContext, kind: Kind, client: Leg) -> None:
     """Give ``client`` the lane that looks at bytes of ``kind``, HTTP of some version, and report the opening."""
     # imported on first use: a pod may never see HTTP
     fabric, port = context.fabric, context.port
+    context.connection.by_operation = True
     context.connection.record.protocol = kind.value
     fabric.detection.spoke(port)
     if fabric.taps.wants(port) or (kind is Kind.HTTP2 and context.by_operation):
@@ -135,6 +136,7 @@ def enter_lane(context: LaneContext, kind: Kind, client: Leg) -> None:
 
 def opaque_allowed(fabric: Fabric, connection: Connection, port: int, kind: Kind) -> bool:
     """Whether bytes that are no operation may reach the application. If not, the refusal is reported."""
+    connection.by_operation = False
     connection.record.protocol = kind.value if kind is not Kind.MORE else Kind.OTHER.value
     authority = fabric.authority
     source = connection.record.source
@@ -230,6 +232,7 @@ class _Undecided:
         self._fin = False
         self._successor: Stream | TunnelLeg | None = None
         self.queued = False
+        connection.by_operation = True  # until its first bytes say what it is
         connection.owned_by(self._reset)
         tunnel.attach(stream_id, self)
         wait = first_byte_wait(fabric, port)
@@ -304,7 +307,7 @@ class _Undecided:
         self._become(Kind.OTHER)
 
     def _unclear(self) -> None:
-        self._become(Kind.OTHER)
+        self._become(unfinished(bytes(self._held)))
 
     def _become(self, kind: Kind) -> None:
         timer, self._timer = self._timer, None
@@ -412,6 +415,7 @@ class _Waiting:
         self._client = client
         self._held = bytearray()
         client.lane = self
+        context.connection.by_operation = True  # until its first bytes say what it is
         context.connection.owned_by(self._reset)
         fabric = context.fabric
         wait = first_byte_wait(fabric, context.port)
@@ -427,7 +431,7 @@ class _Waiting:
             self._timer.cancel()
             fabric = self._context.fabric
             timeout = fabric.settings.handshake_timeout
-            self._timer = fabric.reactor.loop.call_later(timeout, self._become, Kind.OTHER)
+            self._timer = fabric.reactor.loop.call_later(timeout, self._unclear)
 
     def ended(self, leg: Leg) -> None:
         self._become(Kind.OTHER)
@@ -439,6 +443,9 @@ class _Waiting:
     def lost(self, leg: Leg, why: str) -> None:
         self._timer.cancel()
         self._context.connection.finish(failed=True)
+
+    def _unclear(self) -> None:
+        self._become(unfinished(bytes(self._held)))
 
     def _silent(self) -> None:
         self._context.fabric.detection.timed_out(self._context.port)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.dataplane.detect import LONGEST_LINE, PREFACE, Detection, Kind, detect
+from sidecar.dataplane.detect import LONGEST_LINE, PREFACE, Detection, Kind, detect, unfinished
 
 
 def hello() -> bytes:
@@ -39,18 +39,23 @@ def hello() -> bytes:
         (b"\x16\x03", Kind.MORE),
         (b"\x16\x01", Kind.OTHER),
         (b"\x16\x04\x01", Kind.OTHER),
-        (b"get / HTTP/1.1\r\n", Kind.OTHER),
+        (b"get / HTTP/1.1\r\n", Kind.HTTP1),  # for the lane to refuse: a lenient server would take it
+        (b"GET  / HTTP/1.1\r\n", Kind.HTTP1),
+        (b"GET / a HTTP/1.1\r\n", Kind.HTTP1),
+        (b"GET / HTTP/2.0\r\n", Kind.HTTP1),
+        (b"\r\nGET / HTTP/1.1\r\n", Kind.HTTP1),
+        (b" GET / HTTP/1.1\r\n", Kind.HTTP1),
+        (b"GET\t/\tHTTP/1.1\n", Kind.HTTP1),
+        (b"\r\n", Kind.MORE),
         (b"GET /\r\n", Kind.OTHER),  # HTTP/0.9
-        (b"GET / HTTP/2.0\r\n", Kind.OTHER),
-        (b"GET  / HTTP/1.1\r\n", Kind.OTHER),
-        (b"GET / a HTTP/1.1\r\n", Kind.OTHER),
         (b"PING\r\n", Kind.OTHER),
+        (b"hello", Kind.OTHER),
+        (b"get", Kind.OTHER),
         (b"GET key\r\n", Kind.OTHER),
         (b"*1\r\n$4\r\nPING\r\n", Kind.OTHER),
         (b"EHLO front\r\n", Kind.OTHER),
         (b"SSH-2.0-OpenSSH_9\r\n", Kind.OTHER),
         (b"\x00\x00\x00\x08\x04\xd2\x16\x2f", Kind.OTHER),  # PostgreSQL's SSLRequest
-        (b"\r\nGET / HTTP/1.1\r\n", Kind.OTHER),
         (b"GET /" + b"a" * LONGEST_LINE, Kind.OTHER),
     ],
 )
@@ -83,3 +88,17 @@ def test_a_port_whose_clients_wait_again_and_again_is_one_whose_server_speaks_fi
     seen.spoke(25)
     assert not seen.server_first(25)
     assert seen.timeouts == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"GET /", Kind.HTTP1),
+        (b"\r\nPOST /x HTT", Kind.HTTP1),
+        (b"PING", Kind.OTHER),
+        (b"GET ", Kind.OTHER),
+        (b"\x16", Kind.OTHER),
+    ],
+)
+def test_half_a_request_is_left_to_the_lane(data: bytes, kind: Kind) -> None:
+    assert unfinished(data) is kind

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -46,6 +47,11 @@ class Calls:
             writer.write(data)
             await writer.drain()
         writer.close()
+
+
+async def suppressed(work) -> None:
+    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        await work
 
 
 async def test_an_opaque_port_is_not_waited_for(world):
@@ -124,6 +130,38 @@ async def test_a_reset_before_any_byte_leaves_nothing(world):
     assert calls.count == 0
     assert world.plane.live_connections == 0
     assert not world.plane.inbound_tunnels[0].streams
+
+
+async def test_opaque_connections_end_when_operations_are_judged_from_now_on(world):
+    await world.start(Calls(), opaque_ports=frozenset({world.inbound}))
+    raw = await world.dial()
+    raw.send(frame(UPDATE, SYN, 1, 0))
+    assert await raw.receive() == (UPDATE, ACK, 1, 0, b"")
+    world.policy.apply(by_operation(world, "GET /"))
+    assert await raw.receive() == (UPDATE, RST, 1, 0, b"")
+    await world.until(lambda: world.plane.live_connections == 0)
+
+
+async def test_requests_go_on_when_operations_are_judged_from_now_on(world):
+    async def serve(reader, writer):
+        while await reader.readuntil(b"\r\n\r\n"):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    def respond(reader, writer):
+        return suppressed(serve(reader, writer))
+
+    await world.start(respond)
+    raw = await world.dial()
+    text = b"GET / HTTP/1.1\r\nHost: cart\r\n\r\n"
+    raw.send(frame(DATA, SYN, 1, len(text), text))
+    assert await raw.receive() == (UPDATE, ACK, 1, 0, b"")
+    assert (await raw.receive())[4].startswith(b"HTTP/1.1 200 ")
+    world.policy.apply(by_operation(world, "GET /"))
+    raw.send(frame(DATA, 0, 1, len(text), text))
+    assert (await raw.receive())[4].startswith(b"HTTP/1.1 200 ")
+    world.policy.apply(by_operation(world, "POST /"))
+    raw.send(frame(DATA, 0, 1, len(text), text))
+    assert (await raw.receive())[4].startswith(b"HTTP/1.1 403 ")
 
 
 @pytest.mark.parametrize("first", [b"PING\r\n", b"\x16\x03\x01", b"GET key\r\n"])

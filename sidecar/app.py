@@ -210,7 +210,10 @@ class _Mesh:
             if settings.dns_proxy
             else None
         )
-        observer.also_tell(self._tracker)
+        if settings.telemetry:
+            observer.also_tell(self._tracker)
+        else:
+            log.warning("telemetry is off: the controller sees no connection of ours and learns nothing from them")
         self._data_plane = DataPlane(
             data_plane_settings(settings),
             self._authority,
@@ -269,8 +272,9 @@ class _Mesh:
         self._begin("certificates", lambda: self._agent.run(self._credentials))
         self._begin("policy", lambda: self._link.keep("policy", self._policy.session))
         self._begin("directory", lambda: self._link.keep("directory", self._directory.session, self._directory.lost))
-        self._begin("telemetry", lambda: self._link.keep("telemetry", self._telemetry.session))
-        self._begin("reports", self._telemetry.run)
+        if self._settings.telemetry:
+            self._begin("telemetry", lambda: self._link.keep("telemetry", self._telemetry.session))
+            self._begin("reports", self._telemetry.run)
         self._begin("upkeep", self._directory.upkeep)
 
     async def drain(self, life: Life) -> None:
@@ -360,14 +364,17 @@ class _Mesh:
             "dns": self._dns.stats() if self._dns is not None else None,
             "unbound_claims": self._data_plane.unbound_claims,
             "directory": {"addresses": self._directory.entries, "connected": self._directory.connected},
-            "flows": {
-                "connected": self._telemetry.connected,
-                "live": self._tracker.live,
-                "records": self._tracker.total_records,
-                "shed": self._tracker.total_shed + self._telemetry.outbox.total_shed,
-                "waiting": self._waiting(),
-                "acknowledged": self._telemetry.outbox.acknowledged,
-            },
+            "flows": self._flow_stats() if self._settings.telemetry else None,
+        }
+
+    def _flow_stats(self) -> dict[str, object]:
+        return {
+            "connected": self._telemetry.connected,
+            "live": self._tracker.live,
+            "records": self._tracker.total_records,
+            "shed": self._tracker.total_shed + self._telemetry.outbox.total_shed,
+            "waiting": self._waiting(),
+            "acknowledged": self._telemetry.outbox.acknowledged,
         }
 
 

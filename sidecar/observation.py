@@ -106,6 +106,11 @@ def read_access_log(value: object) -> str:
     return "off" if value is False else word("off", "errors", "all")(value)
 
 
+def read_telemetry(value: object) -> bool:
+    """``on`` or ``off``, which YAML reads as true and false where they stand bare."""
+    return value if isinstance(value, bool) else word("on", "off")(value) == "on"
+
+
 def read_metrics(value: object) -> MetricSettings:
     label = matching(_LABEL, "letters, digits, '-', '_' and '.', 63 at most", may_be_empty=True)
     fields = Fields(value, unfit, noun="setting")

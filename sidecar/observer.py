@@ -80,7 +80,8 @@ class Observer:
         self.inside: Inside | None = None
         labels = settings.metrics
         self._istio = IstioMetrics(Labels(labels.app, labels.version, labels.cluster), labels.series)
-        self._flows = Fanout(self._istio)
+        self._telemetry = settings.telemetry
+        self._flows = Fanout(self._istio) if self._telemetry else Fanout()
         self._access_log = AccessLog(LogWriter(), listen=self._access_log_switched)
         self._access_log.mode = Mode(settings.access_log)
         address = settings.addresses[0]
@@ -163,6 +164,7 @@ class Observer:
     # the inside
 
     def _views(self, settings: Settings) -> dict[str, View]:
+        counted: dict[str, View] = {"/connections": lambda: views.connections(self._istio.live(), time.time())}
         return {
             "/config": lambda: views.config(settings),
             "/certs": lambda: views.certificates(self._seen().credentials),
@@ -170,7 +172,7 @@ class Observer:
             "/tunnels": lambda: views.tunnels(
                 self._seen().data_plane.outbound_tunnels, self._seen().data_plane.inbound_tunnels
             ),
-            "/connections": lambda: views.connections(self._istio.live(), time.time()),
+            **(counted if self._telemetry else {}),
             "/stats": self._all_stats,
             "/memory": views.memory,
         }
@@ -205,17 +207,22 @@ class Observer:
         return stats
 
     def _register(self, registry: Registry, version: str) -> own.LoopLag:
-        registry.add(self._istio, *NAMES)
         lag = own.register(registry, self._all_stats, version)
-        refused = "Connections that were refused, by direction and reason"
-        registry.read("hedgerow_connections_refused_total", refused, lambda: self._istio.refused, "direction", "reason")
-        refused = "Requests that were refused, by reason"
-        registry.read("hedgerow_requests_refused_total", refused, lambda: self._istio.refused_requests, "reason")
-        would = "Connections and requests that were allowed and that mode enforce would refuse"
-        registry.read("hedgerow_would_refuse_total", would, lambda: self._istio.would_refuse)
+        if self._telemetry:
+            self._register_traffic(registry)
         probes = "Probes of the application, by result"
         results = ("container", "kind", "result")
         registry.read("hedgerow_probes_total", probes, lambda: self._prober.results, *results)
         merges = "Scrapes of the application's own metrics, by result"
         registry.read("hedgerow_merged_scrapes_total", merges, lambda: self._page.merges, "result")
         return lag
+
+    def _register_traffic(self, registry: Registry) -> None:
+        """What is known of connections and requests alone."""
+        registry.add(self._istio, *NAMES)
+        refused = "Connections that were refused, by direction and reason"
+        registry.read("hedgerow_connections_refused_total", refused, lambda: self._istio.refused, "direction", "reason")
+        refused = "Requests that were refused, by reason"
+        registry.read("hedgerow_requests_refused_total", refused, lambda: self._istio.refused_requests, "reason")
+        would = "Connections and requests that were allowed and that mode enforce would refuse"
+        registry.read("hedgerow_would_refuse_total", would, lambda: self._istio.would_refuse)

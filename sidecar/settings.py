@@ -51,6 +51,7 @@ from sidecar.observation import (
     read_merge,
     read_metrics,
     read_probes,
+    read_telemetry,
 )
 
 #: A settings file is a page of text; more than this is a mistake.
@@ -139,6 +140,7 @@ class Settings:
     :param exclude_inbound_ports: TCP ports of the application that are reached past its sidecar
     :param udp: what becomes of protocols that are not captured
     :param dns: how the application's questions to DNS are handled
+    :param telemetry: whether connections and requests are counted, for reports to the controller and for metrics
     :param report_interval: seconds between two reports of flows
     :param drain_seconds: how long open connections may go on after SIGTERM
     :param opaque_ports: ports of the application whose bytes are not looked at; they take the place of the defaults
@@ -170,6 +172,7 @@ class Settings:
     udp: Udp = Udp.ALLOW
     dns: Dns = field(default_factory=Dns)
     explicit: Explicit = Explicit()
+    telemetry: bool = True
     report_interval: float = 1.0
     drain_seconds: float = 5.0
     opaque_ports: frozenset[int] = OPAQUE_PORTS
@@ -234,6 +237,7 @@ class Settings:
             udp=fields.take("udp", choice(*Udp), Udp.ALLOW),
             dns=fields.take("dns", read_dns, Dns()),
             explicit=fields.take("explicit", _explicit, Explicit()),
+            telemetry=fields.take("telemetry", read_telemetry, True),
             report_interval=fields.take("report_interval", seconds(0.05, 300), 1.0),
             drain_seconds=fields.take("drain_seconds", seconds(0, 3600), 5.0),
             opaque_ports=frozenset(fields.take("opaque_ports", items(integer(1, 65535)), tuple(OPAQUE_PORTS))),

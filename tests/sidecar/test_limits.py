@@ -147,6 +147,8 @@ def test_the_page_gives_the_default_of_each_setting():
             assert [int(number) for number in written.split(",")] == sorted(default), name
         elif isinstance(default, tuple) and not isinstance(default, Address):
             assert written == f"`[{', '.join(default)}]`", name
+        elif isinstance(default, bool):
+            assert written == ("`on`" if default else "`off`"), name
         elif isinstance(default, int | float):
             assert float(written.split()[0]) == default, name
         else:

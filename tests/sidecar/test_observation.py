@@ -79,6 +79,12 @@ def test_off_is_a_word_that_yaml_reads_as_false(written, read):
     assert parse(access_log=written).access_log == read
 
 
+@pytest.mark.parametrize(("written", "read"), [("on", True), (True, True), ("off", False), (False, False)])
+def test_so_is_telemetrys(written, read):
+    assert parse(telemetry=written).telemetry is read
+    assert parse().telemetry is True
+
+
 HTTP = {"container": "web", "kind": "livez", "http": {"port": 80}}
 
 
@@ -91,6 +97,8 @@ HTTP = {"container": "web", "kind": "livez", "http": {"port": 80}}
         ({"stats_listen": "0.0.0.0:15021"}, "taken by ready_listen"),
         ({"access_log": True}, "access_log: "),
         ({"access_log": "some"}, "access_log: "),
+        ({"telemetry": "of"}, "telemetry: .* use one of: on, off"),
+        ({"telemetry": 0}, "telemetry: "),
         ({"metrics": {"apps": "x"}}, "metrics.apps: unknown setting; did you mean 'app'"),
         ({"metrics": {"app": "a b"}}, "metrics.app: "),
         ({"metrics": {"series": 0}}, "metrics.series: "),

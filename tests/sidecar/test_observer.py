@@ -119,6 +119,34 @@ async def test_both_ends_count_what_passed_in_istios_words(controller, tmp_path)
         assert one(families["istio_tcp_connections_opened"], response_flags="DENY") == 1
 
 
+async def test_with_telemetry_off_traffic_passes_and_nothing_is_told_of_it(controller, tmp_path):
+    async with mesh_of(controller, tmp_path, telemetry="off") as (mesh, front, _):
+        assert await ask(mesh.entrance) == b"hello"
+        controller.push(snapshot(2), WORKLOAD)
+        await until(lambda: any(ack.version == 2 for w in controller.watchers for ack in w.acks))
+        assert await ask(mesh.entrance) == b""  # the rules hold
+
+        # the other end reports both, and had as much time for it
+        await until(lambda: sum(flow.connections for flow in controller.flows) == 2)
+        assert await mesh.cart.terminate() == 0
+        assert {flow.reporter for flow in controller.flows} == {"front-1"}
+        assert "telemetry is off" in mesh.cart.log.read_text()
+        assert "telemetry is off" not in mesh.front.log.read_text()
+        assert "istio_tcp_connections_opened" in await front.metrics()
+
+
+async def test_with_telemetry_off_there_are_no_metrics_of_traffic(controller, tmp_path):
+    async with mesh_of(controller, tmp_path, telemetry=False) as (mesh, _, cart):
+        assert await ask(mesh.entrance) == b"hello"
+        families = await cart.metrics()
+        assert not [name for name in families if name.startswith(("istio_tcp", "istio_requests", "hedgerow_flow"))]
+        assert "hedgerow_connections_refused" not in families
+        assert one(families["hedgerow_ready"]) == one(families["hedgerow_policy_connected"]) == 1
+        assert (await cart.page("/connections"))[0] == 404
+        assert (await cart.shown("/stats"))["flows"] is None
+        assert (await cart.shown("/config"))["telemetry"] is False
+
+
 async def test_every_page_of_the_inside(controller, tmp_path):
     async with mesh_of(controller, tmp_path) as (mesh, front, cart):
         reader, writer = await asyncio.open_connection("127.0.0.1", mesh.entrance)

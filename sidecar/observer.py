@@ -200,6 +200,7 @@ class Observer:
                 "outbound": sum(len(tunnel.streams) for tunnel in data_plane.outbound_tunnels),
                 "inbound": sum(len(tunnel.streams) for tunnel in data_plane.inbound_tunnels),
             }
+            stats["buffered"] = data_plane.buffered
             remaining = self.inside.credentials.not_after - time.time()
             certificate = stats.get("certificate")
             known = certificate if isinstance(certificate, dict) else {}

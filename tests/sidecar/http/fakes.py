@@ -222,6 +222,7 @@ class Bench:
         record.destination_identity = CART_ID if source.verified else ""
         connection = self.fabric.connections.judge(record, lambda connection: connection.finish())
         assert connection.allowed
+        connection.by_operation = True  # as whoever chooses the lane says
         connection.announce()
         return SimpleNamespace(
             fabric=self.fabric,

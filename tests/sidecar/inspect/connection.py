@@ -182,6 +182,7 @@ class Inspected:
         self.record = record
         self.connection = world.connections.judge(record, lambda _: None)
         assert self.connection.allowed, record.decision
+        self.connection.by_operation = True  # as whoever chooses the lane says
         self.client = Memory()
         self.server: Memory | None = None
         self.dials = 0

@@ -173,10 +173,13 @@ def test_a_state_directory_belongs_to_one_instance(controller: Served, tmp_path:
     assert contents(first.folder) == before
 
 
-def test_a_second_sidecar_on_one_state_directory_is_refused(controller: Served, tmp_path: Path) -> None:
+def test_another_instance_on_the_state_directory_of_one_that_runs_is_refused(
+    controller: Served, tmp_path: Path
+) -> None:
+    """The same instance would take over from it."""
     first = Sidecar(controller, tmp_path / "first")
     with first.running():
-        other = Sidecar(controller, tmp_path / "other", state_dir=str(first.state_dir))
+        other = Sidecar(controller, tmp_path / "other", instance="cart-1", state_dir=str(first.state_dir))
         before = contents(first.state_dir)
         check(Case("second", [str(first.state_dir), "in use"], 1), start("sidecar", other.config))
         assert contents(first.state_dir) == before

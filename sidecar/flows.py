@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Protocol as Interface
 
 from graph.errors import InvalidValue
 from graph.flow import Flow
@@ -109,6 +110,31 @@ class _Live:
     bytes_received: int = 0
     counted: bool = False
     failed: bool = False
+
+
+class FlowSource(Interface):
+    """Has flows to report."""
+
+    @property
+    def live(self) -> int:
+        """How many connections are open."""
+
+    @property
+    def total_records(self) -> int:
+        """Connections that were heard of since the start."""
+
+    @property
+    def total_shed(self) -> int:
+        """Connections whose accounts were dropped since the start."""
+
+    def harvest(self, now: float) -> list[Flow]:
+        """Take what was added since the last harvest.
+
+        :param now: seconds since the epoch
+        """
+
+    def take_shed(self) -> int:
+        """How many connections' accounts were dropped since the last call."""
 
 
 class FlowTracker:

@@ -21,7 +21,7 @@ from graph.wire.codec import flow_to_message
 from sidecar.authority import PolicyAuthority
 from sidecar.channel import Session, converse
 from sidecar.errors import ControllerRefused, ControllerUnavailable
-from sidecar.flows import FlowTracker
+from sidecar.flows import FlowSource
 from sidecar.outbox import Batch, Outbox
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class TelemetryClient:
 
     def __init__(
         self,
-        tracker: FlowTracker,
+        tracker: FlowSource,
         authority: PolicyAuthority,
         boot_id: str,
         interval: float,

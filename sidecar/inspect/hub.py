@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
+from weakref import WeakValueDictionary
 
 from graph.model import Peer
 from graph.policy import Decision
@@ -18,6 +19,7 @@ from sidecar.inspect.settings import InspectSettings
 from sidecar.inspect.taps import Taps
 
 if TYPE_CHECKING:
+    from sidecar.dataplane.fabric import Fabric
     from sidecar.inspect.addons import Addons
 
 _log = logging.getLogger(__name__)
@@ -56,6 +58,19 @@ class Inspection:
         self._authority: Authority | None = None
         self._addons: Addons | None = None
 
+    @classmethod
+    def of(cls, fabric: Fabric) -> Inspection:
+        """What the data plane was given; where that was nothing, one of its own with the defaults."""
+        given = fabric.taps
+        if isinstance(given, Inspection):
+            return given
+        authority = fabric.authority
+        found = _DEFAULTS.get(id(authority))
+        if found is None or found._authority is not authority:
+            found = _DEFAULTS[id(authority)] = cls()
+            found._serve(authority)
+        return found
+
     def wants(self, port: int) -> bool:
         return self.settings.wants(port) or (self.taps is not None and self.taps.wants(port))
 
@@ -79,9 +94,13 @@ class Inspection:
     def enter(self, lane: Inspected, authority: Authority) -> None:
         """A connection begins."""
         if self._authority is None:
-            self._authority = authority
-            authority.subscribe(self._changed)
+            self._serve(authority)
+        assert self._authority is authority, "one data plane's verdicts are not another's"
         self._lanes.add(lane)
+
+    def _serve(self, authority: Authority) -> None:
+        self._authority = authority
+        authority.subscribe(self._changed)  # which also keeps us alive for as long
 
     def left(self, lane: Inspected) -> None:
         """A connection is over."""
@@ -113,3 +132,6 @@ class Inspection:
                 what(lane)
             except Exception:
                 _log.exception("a fault in the inspect lane; please report it")
+
+
+_DEFAULTS: WeakValueDictionary[int, Inspection] = WeakValueDictionary()

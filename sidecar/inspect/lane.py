@@ -44,8 +44,6 @@ _INBOX: Final = 65_536
 #: Bytes not taken by the client before it is not read any more: it would only ask for more.
 _UNSENT: Final = 65_536
 
-_UNUSED: Final = Inspection()
-
 
 class InspectLane:
     """One connection to our application.
@@ -60,8 +58,7 @@ class InspectLane:
         fabric = context.fabric
         self._connection = context.connection
         self.record = context.connection.record
-        hub = fabric.taps
-        self.hub: Inspection = hub if isinstance(hub, Inspection) else _UNUSED
+        self.hub = Inspection.of(fabric)
         self._limits = limits = self.hub.settings.limits
         self._client = client
         self._server: Leg | None = None

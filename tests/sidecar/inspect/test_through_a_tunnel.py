@@ -1,0 +1,237 @@
+"""gRPC behind a real tunnel: observed in the ``http`` lane, enforced by method in the ``inspect`` lane."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+import grpc
+import grpc.aio
+import pytest
+
+from certs.ca import CertificateAuthority
+from graph.tap import TapSpec
+from sidecar.inspect.hub import Inspection
+from sidecar.inspect.settings import InspectSettings
+from sidecar.inspect.taps import Ended, Taps
+from tests.sidecar.dataplane.stand_ins import TRUST_DOMAIN
+from tests.sidecar.dataplane.two_pods import CART_ID, FRONT_ID, HOST, TwoPods
+
+MIB = 1 << 20
+SAY, COUNT, SUM, TALK = (f"/shop.Cart/{name}" for name in ("Say", "Count", "Sum", "Talk"))
+ALL = tuple(f"POST {path}" for path in (SAY, COUNT, SUM, TALK))
+OPTIONS = [("grpc.max_receive_message_length", 64 * MIB), ("grpc.use_local_subchannel_pool", 1)]
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return CertificateAuthority.create(TRUST_DOMAIN, time.time())
+
+
+@pytest.fixture
+async def pods(authority):
+    async with contextlib.AsyncExitStack() as stack:
+        yield TwoPods(authority, stack)
+
+
+class Cart:
+    """A gRPC server with one method of each kind; messages are bytes. ``seen`` is what metadata it was given."""
+
+    def __init__(self):
+        self.seen = []
+        self.calls = []
+        self.ended = []
+
+    async def start(self, pods):
+        handlers = {
+            "Say": grpc.unary_unary_rpc_method_handler(self.say),
+            "Count": grpc.unary_stream_rpc_method_handler(self.count),
+            "Sum": grpc.stream_unary_rpc_method_handler(self.sum),
+            "Talk": grpc.stream_stream_rpc_method_handler(self.talk),
+        }
+        server = grpc.aio.server(options=OPTIONS)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("shop.Cart", handlers),))
+        assert server.add_insecure_port(f"{HOST}:{pods.application}") == pods.application
+        await server.start()
+        pods.stack.push_async_callback(server.stop, None)
+        return self
+
+    def note(self, name, context):
+        self.calls.append(name)
+        self.seen.append(context.invocation_metadata())
+
+    async def say(self, request, context):
+        self.note("Say", context)
+        if request == b"fail":
+            await context.abort(grpc.StatusCode.NOT_FOUND, "there is none")
+        return request[::-1]
+
+    async def count(self, request, context):
+        self.note("Count", context)
+        for _ in range(int(request)):
+            yield b"z" * 100_000
+
+    async def sum(self, requests, context):
+        self.note("Sum", context)
+        return b"%d" % sum([len(message) async for message in requests])
+
+    async def talk(self, requests, context):
+        self.note("Talk", context)
+        try:
+            async for message in requests:
+                yield message[::-1]
+        finally:
+            self.ended.append("Talk")
+
+
+@pytest.fixture
+async def cart(pods):
+    return await Cart().start(pods)
+
+
+class Client:
+    def __init__(self, pods, port):
+        channel = self.channel = grpc.aio.insecure_channel(f"{HOST}:{port}", options=OPTIONS)
+        pods.stack.push_async_callback(channel.close, None)
+        self.say, self.count = channel.unary_unary(SAY), channel.unary_stream(COUNT)
+        self.sum, self.talk = channel.stream_unary(SUM), channel.stream_stream(TALK)
+
+
+async def every_kind(client):
+    """One call of each kind; every byte is checked."""
+
+    async def many():
+        for _ in range(30):
+            yield b"q" * 100_000
+
+    assert await client.say(b"abc") == b"cba"
+    assert await client.say(b"x" * 3 * MIB) == b"x" * 3 * MIB
+    assert [len(message) async for message in client.count(b"50")] == [100_000] * 50
+    assert await client.sum(many()) == b"3000000"
+    talk = client.talk()
+    for text in (b"one", b"two", b"t" * 300_000):
+        await talk.write(text)
+        assert await talk.read() == text[::-1]
+    await talk.done_writing()
+    assert await talk.read() is grpc.aio.EOF
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await client.say(b"fail")
+    assert failed.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def told(pods):
+    return [(request.operation, request.protocol, request.grpc_status) for request in pods.flows.requests]
+
+
+EVERY_KIND = sorted([
+    (ALL[0], "grpc", 0), (ALL[0], "grpc", 0), (ALL[1], "grpc", 0), (ALL[2], "grpc", 0), (ALL[3], "grpc", 0),
+    (ALL[0], "grpc", 5),
+])  # fmt: skip
+
+
+@pytest.mark.parametrize("plain", [False, True])
+async def test_calls_of_every_kind_are_observed(pods, cart, plain):
+    await pods.start()
+    if plain:
+        pods.allow_everybody()
+    async with asyncio.timeout(60):
+        await every_kind(Client(pods, pods.inbound if plain else pods.door))
+    await pods.until(lambda: len(pods.flows.requests) == 6)
+    assert sorted(told(pods)) == EVERY_KIND
+    assert {record.protocol for record in pods.flows.opened_records} == {"grpc"}
+
+
+async def test_calls_of_every_kind_are_judged_by_their_method(pods, cart):
+    await pods.start(*ALL)
+    async with asyncio.timeout(60):
+        await every_kind(Client(pods, pods.door))
+    await pods.until(lambda: len(pods.flows.requests) == 6)
+    assert sorted(told(pods)) == EVERY_KIND
+    for metadata in cart.seen:
+        (line,) = [value for name, value in metadata if name == "x-forwarded-client-cert"]
+        assert line.startswith(f"By={CART_ID};")
+        assert line.endswith(f";URI={FRONT_ID}")
+
+
+async def test_a_method_that_is_not_allowed_is_refused_and_the_others_go_on(pods, cart):
+    await pods.start(ALL[0], ALL[3])
+    client = Client(pods, pods.door)
+
+    async def many():
+        for _ in range(100):
+            yield b"q" * 100_000
+
+    async with asyncio.timeout(60):
+        talk = client.talk()
+        await talk.write(b"before")
+        assert await talk.read() == b"erofeb"
+        for _ in range(3):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await client.sum(many())
+            assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                async for _ in client.count(b"5"):
+                    pass
+            assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+            assert await client.say(b"abc") == b"cba"
+        await talk.write(b"after")
+        assert await talk.read() == b"retfa"
+        await talk.done_writing()
+    assert set(cart.calls) == {"Say", "Talk"}
+    await pods.until(lambda: len(pods.flows.requests) == 10)
+    denied = [request for request in pods.flows.requests if not request.decision.allowed]
+    assert sorted({request.operation for request in denied}) == [ALL[1], ALL[2]]
+    assert {request.grpc_status for request in denied} == {7}
+
+
+async def test_a_policy_that_changes_ends_what_it_denies_in_the_middle_and_nothing_else(pods, cart):
+    await pods.start(*ALL)
+    client = Client(pods, pods.door)
+    async with asyncio.timeout(60):
+        talk, running = client.talk(), client.sum()
+        await talk.write(b"one")
+        assert await talk.read() == b"eno"
+        await running.write(b"1234")
+        await pods.until(lambda: sorted(cart.calls) == ["Sum", "Talk"])
+        pods.allow(ALL[0], ALL[2])
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await talk.read()
+        assert ended.value.code() is grpc.StatusCode.CANCELLED
+        await pods.until(lambda: cart.ended == ["Talk"])
+        await running.write(b"5678")
+        await running.done_writing()
+        assert await running == b"8"
+        assert await client.say(b"abc") == b"cba"
+    assert len(pods.flows.opened_records) == 1, "the connection is the same"
+
+
+async def test_rules_by_operation_that_come_later_end_what_was_only_observed_and_the_next_connection_is_judged(
+    pods, cart
+):
+    await pods.start()
+    client = Client(pods, pods.door)
+    async with asyncio.timeout(60):
+        talk = client.talk()
+        await talk.write(b"one")
+        assert await talk.read() == b"eno"
+        pods.allow(*ALL)
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await talk.read()
+        assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert await client.say(b"abc", wait_for_ready=True) == b"cba"
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await client.channel.unary_unary("/shop.Cart/Other")(b"")
+        assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_watching_begins_with_the_next_connection_and_shows_calls(pods, cart):
+    taps = Taps(asyncio.get_running_loop())
+    pods.stack.callback(taps.stop_all)
+    await pods.start(taps=Inspection(InspectSettings(), taps))
+    taps.start(TapSpec("t", 60, count=1))
+    async with asyncio.timeout(60):
+        assert await Client(pods, pods.door).say(b"abc") == b"cba"
+        shown = await taps.next()
+        assert (shown.operation, shown.protocol, shown.grpc_status, shown.source) == (ALL[0], "grpc", 0, "shop/front")
+        assert await taps.next() == Ended("t")

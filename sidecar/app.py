@@ -31,6 +31,9 @@ from sidecar.directory import DirectoryClient
 from sidecar.dns.service import DnsService
 from sidecar.errors import ConfigError, StateBusy
 from sidecar.flows import FlowTracker
+from sidecar.inspect.hub import Inspection
+from sidecar.inspect.tap_client import TapClient
+from sidecar.inspect.taps import Taps
 from sidecar.life import Life
 from sidecar.mesh import Mesh, Parts
 from sidecar.observer import Inside, Observer
@@ -127,8 +130,18 @@ class Sidecar:
         else:
             log.warning("telemetry is off: the controller sees no connection of ours and learns nothing from them")
         names = dns.names if dns is not None else None
+        taps = Taps(asyncio.get_running_loop())
+        inspection = Inspection(settings.inspect, taps)
+        if settings.inspect.addons:
+            _ = inspection.addons  # a fault of theirs is to be known now, and not at the first request
         data_plane = DataPlane(
-            data_plane_settings(settings), authority, directory, credentials, observer.flows, names=names
+            data_plane_settings(settings),
+            authority,
+            directory,
+            credentials,
+            observer.flows,
+            inspection,
+            names=names,
         )
         observer.inside = Inside(credentials, authority, data_plane)
         return Mesh(
@@ -142,8 +155,9 @@ class Sidecar:
                 directory=directory,
                 flows=tracker,
                 telemetry=TelemetryClient(tracker, authority, self._boot_id, settings.report_interval, clock),
+                tap=TapClient(taps, self._boot_id),
                 dns=dns,
-                path=InProcess(data_plane),
+                path=InProcess(data_plane, inspection),
                 random=self._random,
             )
         )

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from sidecar.dataplane.proxy import DataPlane
 from sidecar.dataplane.sockets import Address, Inherited
+from sidecar.inspect.hub import Inspection
 
 
 class DataPath(Protocol):
@@ -42,8 +43,9 @@ class DataPath(Protocol):
 class InProcess:
     """Implements :class:`DataPath` by one data plane on this event loop."""
 
-    def __init__(self, data_plane: DataPlane) -> None:
+    def __init__(self, data_plane: DataPlane, inspection: Inspection) -> None:
         self._data_plane = data_plane
+        self._inspection = inspection
 
     @property
     def listeners(self) -> list[tuple[Address, socket.socket]]:
@@ -56,6 +58,7 @@ class InProcess:
         await self._data_plane.start()
 
     async def drain(self, deadline: float, *, replaced: bool) -> None:
+        self._inspection.drain()
         await self._data_plane.drain(deadline, replaced=replaced)
 
     async def stop(self) -> None:

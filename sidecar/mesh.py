@@ -25,6 +25,7 @@ from sidecar.directory import DirectoryClient
 from sidecar.dns.service import DnsService
 from sidecar.errors import CannotListen, ConfigError
 from sidecar.flows import FlowSource
+from sidecar.inspect.tap_client import TapClient
 from sidecar.life import Life
 from sidecar.policy_client import PolicyClient
 from sidecar.settings import Settings
@@ -40,6 +41,7 @@ FLUSH_SECONDS = 3.0
 class Parts:
     """What a mesh is made of.
 
+    :param tap: shows requests to people, when the controller asks
     :param flows: what connections did, as ``telemetry`` reports it
     :param dns: None when the application's questions do not go through us
     """
@@ -53,6 +55,7 @@ class Parts:
     directory: DirectoryClient
     flows: FlowSource
     telemetry: TelemetryClient
+    tap: TapClient
     dns: DnsService | None
     path: DataPath
     random: Random
@@ -113,6 +116,7 @@ class Mesh:
         if parts.settings.telemetry:
             self._begin("telemetry", lambda: parts.link.keep("telemetry", parts.telemetry.session))
             self._begin("reports", parts.telemetry.run)
+        self._begin("taps", lambda: parts.link.keep("taps", parts.tap.session))
         self._begin("upkeep", parts.directory.upkeep)
 
     async def drain(self, life: Life) -> None:

@@ -42,6 +42,7 @@ from sidecar.dns.settings import Dns, read_dns
 from sidecar.errors import ConfigError
 from sidecar.http.settings import DEFAULTS as HTTP_DEFAULTS
 from sidecar.http.settings import HttpSettings
+from sidecar.inspect.settings import InspectSettings, read_inspect
 from sidecar.limits import read_http, read_limits
 from sidecar.observation import (
     MergedMetrics,
@@ -147,6 +148,7 @@ class Settings:
     :param mtls_ports: ports of the application where every TLS client is another mesh's proxy
     :param mtls_alpn: ALPN protocols that are offered to other meshes' servers
     :param http: what bounds the lane that reads HTTP
+    :param inspect: what is done to connections that are inspected, and which are
     :param limits: what bounds the data path, as far as it differs from
         :class:`~sidecar.dataplane.settings.DataPlaneSettings`
     """
@@ -179,6 +181,7 @@ class Settings:
     mtls_ports: frozenset[int] = frozenset()
     mtls_alpn: tuple[str, ...] = ("istio",)
     http: HttpSettings = HTTP_DEFAULTS
+    inspect: InspectSettings = InspectSettings()
     limits: Mapping[str, int | float] = field(default_factory=dict)
     log_level: str = "info"
     admin_listen: Address | None = None
@@ -244,6 +247,7 @@ class Settings:
             mtls_ports=frozenset(fields.take("mtls_ports", items(integer(1, 65535)), ())),
             mtls_alpn=fields.take("mtls_alpn", items(matching(_ALPN, "1 to 255 visible ASCII characters")), ("istio",)),
             http=fields.take("http", read_http, HTTP_DEFAULTS),
+            inspect=fields.take("inspect", read_inspect, InspectSettings()),
             limits=fields.take("limits", read_limits, {}),
             log_level=fields.take("log_level", word("debug", "info", "warning", "error"), "info"),
             admin_listen=fields.take("admin_listen", optional(_loopback), ADMIN_LISTEN if redirect else None),

@@ -113,7 +113,7 @@ def fits(pattern: str, operation: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class InspectSettings:
-    """The ``inspect:`` and ``headers:`` sections of ``sidecar.yaml``.
+    """The ``inspect:`` section of ``sidecar.yaml``.
 
     :param headers: in order; later ones see what earlier ones did
     :param addons: files with mitmproxy addons; with any, every HTTP connection to our application is inspected
@@ -136,16 +136,16 @@ class InspectSettings:
         return bool(self.addons) or any(not rule.ports or port in rule.ports for rule in self.headers)
 
 
-def read_inspect(value: object, headers: object = None) -> InspectSettings:
-    """Read both sections, either of which may be absent (None).
+def read_inspect(value: object) -> InspectSettings:
+    """Read the section.
 
     :raises Unfit: naming the setting, what is wrong with it and what to write instead
     """
-    fields = Fields({} if value is None else value, unfit, noun="setting")
+    fields = Fields(value, unfit, noun="setting")
     limits = fields.take("limits", _limits, Limits())
     settings = InspectSettings(
         limits=limits,
-        headers=() if headers is None else items(_rule, at_most=256)(headers),
+        headers=fields.take("headers", items(_rule, at_most=256), ()),
         addons=fields.take("addons", items(_file, at_most=32), ()),
         addon_bodies=fields.take("addon_bodies", integer(0, 64 * _MIB), 0),
         on_addon_error=fields.take("on_addon_error", choice(*OnAddonError), OnAddonError.REFUSE),

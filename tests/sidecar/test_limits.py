@@ -13,6 +13,7 @@ from sidecar.dataplane.settings import DataPlaneSettings
 from sidecar.dns.settings import Dns
 from sidecar.errors import ConfigError
 from sidecar.http.settings import HttpSettings
+from sidecar.inspect.settings import InspectSettings
 from sidecar.limits import CHECKS, HTTP_CHECKS
 from sidecar.observation import MetricSettings
 from sidecar.settings import Address, Explicit, Settings
@@ -106,7 +107,13 @@ def rows() -> dict[str, str]:
 
 
 #: Sections of which every setting stands on the page.
-SECTIONS = {"dns": Dns, "metrics": MetricSettings, "explicit": Explicit, "http": HttpSettings}
+SECTIONS = {
+    "dns": Dns,
+    "metrics": MetricSettings,
+    "explicit": Explicit,
+    "http": HttpSettings,
+    "inspect": InspectSettings,
+}
 
 
 def defaults() -> dict[str, object]:
@@ -114,7 +121,11 @@ def defaults() -> dict[str, object]:
     found: dict[str, object] = {}
     for one in dataclasses.fields(Settings):
         if one.name in SECTIONS:
-            found |= {f"{one.name}.{part.name}": part.default for part in dataclasses.fields(SECTIONS[one.name])}
+            parts = {f"{one.name}.{part.name}": part.default for part in dataclasses.fields(SECTIONS[one.name])}
+            inner = parts.pop("inspect.limits", None)
+            if inner is not None:
+                parts |= {f"inspect.limits.{name}": value for name, value in dataclasses.asdict(inner).items()}
+            found |= parts
         elif one.name != "limits":
             found[one.name] = one.default
     return found

@@ -24,7 +24,7 @@ def head(path: str) -> bytes:
 
 
 async def test_headers_are_set_and_removed_by_operation(world):
-    hub = Inspection(read_inspect(None, RULES))
+    hub = Inspection(read_inspect({"headers": RULES}))
     w = world(rule(), hub=hub)
     c = w.connect()
     c.client.give(head("/cart/17"))
@@ -43,7 +43,7 @@ async def test_headers_are_set_and_removed_by_operation(world):
 
 
 def test_a_port_with_rules_is_inspected():
-    settings = read_inspect(None, [{"ports": [8080], "request": {"remove": ["x"]}}])
+    settings = read_inspect({"headers": [{"ports": [8080], "request": {"remove": ["x"]}}]})
     assert settings.wants(8080)
     assert not settings.wants(9090)
 
@@ -63,27 +63,27 @@ def test_everything_can_be_written():
     assert settings.on_addon_error is OnAddonError.PASS
     assert settings.visible == {"x-session-id"}
     assert settings.wants(1)
-    assert read_inspect(None) == InspectSettings()
+    assert read_inspect({}) == InspectSettings()
 
 
 @pytest.mark.parametrize(
-    ("value", "headers", "name"),
+    ("value", "name"),
     [
-        ({"limit": {}}, None, "limit"),
-        ({"limits": {"resets": 0}}, None, "resets"),
-        ({"limits": {"stream_window": 1 << 24}}, None, "stream_window"),
-        ({"addons": ["addon.py"]}, None, "addons"),
-        ({"on_addon_error": "ignore"}, None, "on_addon_error"),
-        (None, [{"request": {"set": {"Host": "x"}}}], "set"),
-        (None, [{"request": {"set": {"content-length": "1"}}}], "set"),
-        (None, [{"request": {"set": {"x": "a\r\nb: c"}}}], "set"),
-        (None, [{"request": {"remove": ["x-forwarded-client-cert"]}}], "remove"),
-        (None, [{"request": {"remove": ["a b"]}}], "remove"),
-        (None, [{"operations": ["GET /"]}], "request"),
-        (None, [{"request": {}, "reponse": {}}], "reponse"),
+        ({"limit": {}}, "limit"),
+        ({"limits": {"resets": 0}}, "resets"),
+        ({"limits": {"stream_window": 1 << 24}}, "stream_window"),
+        ({"addons": ["addon.py"]}, "addons"),
+        ({"on_addon_error": "ignore"}, "on_addon_error"),
+        ({"headers": [{"request": {"set": {"Host": "x"}}}]}, "set"),
+        ({"headers": [{"request": {"set": {"content-length": "1"}}}]}, "set"),
+        ({"headers": [{"request": {"set": {"x": "a\r\nb: c"}}}]}, "set"),
+        ({"headers": [{"request": {"remove": ["x-forwarded-client-cert"]}}]}, "remove"),
+        ({"headers": [{"request": {"remove": ["a b"]}}]}, "remove"),
+        ({"headers": [{"operations": ["GET /"]}]}, "request"),
+        ({"headers": [{"request": {}, "reponse": {}}]}, "reponse"),
     ],
 )
-def test_what_is_not_understood_is_refused(value, headers, name):
+def test_what_is_not_understood_is_refused(value, name):
     with pytest.raises(Unfit) as refusal:
-        read_inspect(value, headers)
+        read_inspect(value)
     assert name in str(refusal.value.inner) + str(refusal.value.problem)

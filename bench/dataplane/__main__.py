@@ -1,6 +1,6 @@
 """``python -m bench.dataplane``: the benchmark of issue 4. Needs root, and what ``.ci/system-packages bench`` installs.
 
-    python -m bench.dataplane [--short] [--rounds N] [--only NAME…] [--out FILE]
+    python -m bench.dataplane [--short] [--rounds N] [--only NAME…] [--out FILE] [--bare-peers]
     python -m bench.dataplane --profile stream-32
 
 Writes ``bench/results/dataplane.json`` and prints the same as a table. A target that is not met is reported, and is no
@@ -43,6 +43,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=MEASURES, metavar="NAME", help=", ".join(MEASURES))
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--seed", type=int, default=time.time_ns() & 0xFFFF, help="of the order of slices")
+    parser.add_argument("--bare-peers", action="store_true", help="spare the peers the cost of capture, which ours has")
     parser.add_argument("--profile", choices=LOADS, metavar="LOAD", help="where our pair spends its time under a load")
     options = parser.parse_args()
     if options.rounds is not None and options.rounds < 1:
@@ -78,6 +79,7 @@ def _run(options: argparse.Namespace) -> int:
         bulk_bytes=(256 << 20) if options.short else (1 << 30),
         memory_rounds=1 if options.short else min(3, rounds),
         seed=options.seed,
+        capture=not options.bare_peers,
         rounds_end=began + _SHORT_ROUNDS_END if options.short else math.inf,
     )
 
@@ -93,7 +95,7 @@ def _run(options: argparse.Namespace) -> int:
         for measure in measures
     ]
     machine = _machine() | {"seed": options.seed, "short": options.short, "seconds": round(time.monotonic() - began)}
-    found = document(_commit(), machine, taken.rounds, rows)
+    found = document(_commit(), machine, taken.rounds, rows, capture=not options.bare_peers)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     print(table(found))

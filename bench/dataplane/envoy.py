@@ -16,12 +16,13 @@ from bench.dataplane.identity import GROUP, Identities, Svid
 from bench.dataplane.launch import BenchFailed, Program, until
 from bench.dataplane.load import PATH
 from bench.dataplane.measures import ENVOY_CONNECT, ENVOY_HTTP, ENVOY_TCP, Lane
-from bench.dataplane.network import GRPC_PORT, IMPOSTOR_ADDRESS, STREAM_PORT, Bed, Namespace
+from bench.dataplane.network import GRPC_PORT, IMPOSTOR_ADDRESS, STREAM_PORT, Bed, Namespace, Place
 from bench.dataplane.pairs import Pair
 
 type Json = dict[str, Any]
 
 _API = "type.googleapis.com/envoy"
+_ANY = "0.0.0.0"
 #: Envoy's own limits would end a load before its speed does.
 _PLENTY = {"thresholds": [dict.fromkeys(("max_connections", "max_pending_requests", "max_requests"), 100000)]}
 
@@ -48,19 +49,19 @@ def pair(kind: str, bed: Bed, identities: Identities, folder: Path, base: int) -
     client = program(f"{kind}-client-{base}", bed.client, *ends[0], folder)
     server = program(f"{kind}-server-{base}", bed.server, *ends[1], folder)
     for namespace, port, one in ((bed.client, front, client), (bed.server, tls, server)):
-        address = ("127.0.0.1" if one is client else bed.server.address, port)
+        address = ("127.0.0.1", port)
         until(lambda namespace=namespace, address=address: namespace.accepts(address), f"{one.name} to listen", one)
     lanes = (Lane.HTTP, Lane.STREAM) if kind == ENVOY_HTTP else (Lane.STREAM,)
-    fronts = dict.fromkeys(lanes, ("127.0.0.1", front))
+    fronts = dict.fromkeys(lanes, bed.front(front))
     if kind == ENVOY_HTTP:
-        fronts[Lane.GRPC] = ("127.0.0.1", 20_200 + base)
+        fronts[Lane.GRPC] = bed.front(20_200 + base)
     return Pair(
         kind,
         bed,
         fronts,
         (client,),
         (server,),
-        tls=(bed.server.address, tls),
+        tls=bed.end(tls),
         alpn=("h2",) if kind == ENVOY_CONNECT else (),
         impostor=("127.0.0.1", impostor),
         denied=frozenset({Lane.HTTP}) if kind == ENVOY_HTTP else frozenset(),
@@ -78,8 +79,8 @@ def _tcp(bed: Bed, who: Identities, base: int) -> _Ends:
         [front(20_000 + base, "server"), front(20_100 + base, "impostor")],
         _across(bed, base, who, ()),
     )
-    served = _listener(21_000 + base, bed.server.address, [_tcp_proxy("app")], _downstream_tls(who, ()))
-    return client, ([served], [_cluster("app", "127.0.0.1", STREAM_PORT)])
+    served = _listener(21_000 + base, _ANY, [_tcp_proxy("app")], _downstream_tls(who, ()))
+    return client, ([served], [_cluster("app", ("127.0.0.1", STREAM_PORT))])
 
 
 def _connect(bed: Bed, who: Identities, base: int) -> _Ends:
@@ -101,8 +102,8 @@ def _connect(bed: Bed, who: Identities, base: int) -> _Ends:
         http2_protocol_options={"allow_connect": True},
         upgrade_configs=[_upgrade("CONNECT")],
     )
-    served = _listener(21_000 + base, bed.server.address, [manager], _downstream_tls(who, ("h2",)))
-    return client, ([served], [_cluster("app", "127.0.0.1", STREAM_PORT)])
+    served = _listener(21_000 + base, _ANY, [manager], _downstream_tls(who, ("h2",)))
+    return client, ([served], [_cluster("app", ("127.0.0.1", STREAM_PORT))])
 
 
 def _http(bed: Bed, who: Identities, base: int) -> _Ends:
@@ -114,29 +115,27 @@ def _http(bed: Bed, who: Identities, base: int) -> _Ends:
         ],
         [
             *_across(bed, base, who, ()),
-            _cluster("calls", bed.server.address, 21_200 + base, _upstream_tls(who, ("h2",)), http2=True),
+            _cluster("calls", bed.end(21_200 + base), _upstream_tls(who, ("h2",)), http2=True),
         ],
     )
     tls = _downstream_tls(who, ())
     calls = _listener(
         21_200 + base,
-        bed.server.address,
+        _ANY,
         [_http_manager(_to("calls"), codec_type="HTTP2")],
         _downstream_tls(who, ("h2",)),
     )
-    requests = _listener(21_000 + base, bed.server.address, [_http_manager(_to("app"), [_rbac(who.client)])], tls)
-    return client, (
-        [requests, calls],
-        [_cluster("app", "127.0.0.1", STREAM_PORT), _cluster("calls", "127.0.0.1", GRPC_PORT, http2=True)],
-    )
+    requests = _listener(21_000 + base, _ANY, [_http_manager(_to("app"), [_rbac(who.client)])], tls)
+    behind = [_cluster("app", ("127.0.0.1", STREAM_PORT)), _cluster("calls", ("127.0.0.1", GRPC_PORT), http2=True)]
+    return client, ([requests, calls], behind)
 
 
 def _across(bed: Bed, base: int, who: Identities, alpn: tuple[str, ...], *, http2: bool = False) -> list[Json]:
     """The clusters of a client's end: the server's end, and the impostor."""
     tls = _upstream_tls(who, alpn)
     return [
-        _cluster("server", bed.server.address, 21_000 + base, tls, http2=http2),
-        _cluster("impostor", IMPOSTOR_ADDRESS, 8443, tls, http2=http2),
+        _cluster("server", bed.end(21_000 + base), tls, http2=http2),
+        _cluster("impostor", (IMPOSTOR_ADDRESS, 8443), tls, http2=http2),
     ]
 
 
@@ -167,8 +166,8 @@ def _listener(port: int, host: str, filters: list[Json], tls: Json | None = None
     }
 
 
-def _cluster(name: str, host: str, port: int, tls: Json | None = None, *, http2: bool = False) -> Json:
-    endpoint = {"lb_endpoints": [{"endpoint": {"address": _address(host, port)}}]}
+def _cluster(name: str, at: Place, tls: Json | None = None, *, http2: bool = False) -> Json:
+    endpoint = {"lb_endpoints": [{"endpoint": {"address": _address(*at)}}]}
     cluster: Json = {
         "name": name,
         "type": "STATIC",

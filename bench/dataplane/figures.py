@@ -115,10 +115,21 @@ def _head(measure: Measure) -> dict[str, Any]:
     return {"name": measure.name, "unit": measure.unit, "better": str(measure.better)}
 
 
-def document(commit: str, machine: Mapping[str, Any], rounds: int, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The whole document; the noise floor is the widest of the rows' own."""
+def document(
+    commit: str, machine: Mapping[str, Any], rounds: int, rows: Sequence[Mapping[str, Any]], *, capture: bool
+) -> dict[str, Any]:
+    """The whole document; the noise floor is the widest of the rows' own.
+
+    :param capture: whether peers were captured as ours are
+    """
     floors = [each["noise"] for each in rows if "noise" in each]
-    found: dict[str, Any] = {"commit": commit, "machine": dict(machine), "rounds": rounds, "measures": list(rows)}
+    found: dict[str, Any] = {
+        "commit": commit,
+        "machine": dict(machine),
+        "capture": "equal" if capture else "ours-only",
+        "rounds": rounds,
+        "measures": list(rows),
+    }
     if floors:
         found["noise"] = {"min": min(each["min"] for each in floors), "max": max(each["max"] for each in floors)}
     return found

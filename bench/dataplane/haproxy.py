@@ -34,7 +34,7 @@ defaults
 _CLIENT = """
 listen front
   bind 127.0.0.1:{front} backlog 4096
-  server server {host}:{tls} ssl verify required ca-file {roots} crt {mine} {alpn}
+  server server {host}:{port} ssl verify required ca-file {roots} crt {mine} {alpn}
 listen impostor
   bind 127.0.0.1:{impostor}
   server impostor {impostor_host}:8443 ssl verify required ca-file {roots} crt {mine} {alpn}
@@ -42,7 +42,7 @@ listen impostor
 
 _SERVER = """
 listen tls
-  bind {host}:{tls} backlog 4096 ssl crt {mine} ca-file {roots} verify required
+  bind 0.0.0.0:{tls} backlog 4096 ssl crt {mine} ca-file {roots} verify required
   {rule}
   server app 127.0.0.1:{app}
 """
@@ -57,26 +57,24 @@ def program(name: str, namespace: Namespace, config: str, folder: Path) -> Progr
 def pair(kind: str, bed: Bed, identities: Identities, folder: Path, base: int) -> Pair:
     """A pair of one kind; its ports are ``base`` + 20,000 (front), 20,100 (to the impostor) and 21,000 (TLS)."""
     http = kind == HAPROXY_HTTP
-    tls = (bed.server.address, 21_000 + base)
     client = client_end(f"{kind}-client", bed, identities, folder, base, http=http)
     config = _common(http=http) + _SERVER.format(
-        host=bed.server.address,
-        tls=tls[1],
+        tls=21_000 + base,
         mine=identities.server.both,
         roots=identities.roots,
         rule=f"http-request deny unless METH_GET {{ path {PATH} }}" if http else "",
         app=STREAM_PORT,
     )
     server = program(f"{kind}-server", bed.server, config, folder)
-    until(lambda: bed.server.accepts(tls), f"{server.name} to listen", server)
+    until(lambda: bed.server.accepts(("127.0.0.1", 21_000 + base)), f"{server.name} to listen", server)
     assert kind in (HAPROXY_TCP, HAPROXY_HTTP)
     return Pair(
         kind,
         bed,
-        dict.fromkeys((Lane.HTTP, Lane.STREAM) if http else (Lane.STREAM,), ("127.0.0.1", 20_000 + base)),
+        dict.fromkeys((Lane.HTTP, Lane.STREAM) if http else (Lane.STREAM,), bed.front(20_000 + base)),
         (client,),
         (server,),
-        tls=tls,
+        tls=bed.end(21_000 + base),
         impostor=("127.0.0.1", 20_100 + base),
         denied=frozenset({Lane.HTTP}) if http else frozenset(),
     )
@@ -89,11 +87,12 @@ def client_end(
 
     :param alpn: what it offers
     """
+    host, port = bed.end(21_000 + base)
     config = _common(http=http) + _CLIENT.format(
         front=20_000 + base,
         impostor=20_100 + base,
-        host=bed.server.address,
-        tls=21_000 + base,
+        host=host,
+        port=port,
         impostor_host=IMPOSTOR_ADDRESS,
         roots=identities.roots,
         mine=identities.client.both,

@@ -12,8 +12,10 @@ from enum import StrEnum
 OURS = "hedgerow"
 #: The same pair in a second slice of the same round: how far apart two equal things come out.
 AGAIN = "hedgerow-again"
-#: Our pair with reporting off.
+#: Our pair with telemetry off.
 QUIET = "hedgerow-quiet"
+#: Our pair that inspects. It is one of its own, because an engine that was loaded stays in its process.
+INSPECTING = "hedgerow-inspecting"
 #: No proxy at all: what client, server and kernel can do.
 DIRECT = "direct"
 ENVOY_TCP = "envoy-tcp"

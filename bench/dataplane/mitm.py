@@ -30,25 +30,28 @@ def pair(bed: Bed, identities: Identities, folder: Path, base: int) -> Pair:
     if binary is None:
         raise BenchFailed("mitmdump is not installed; install hedgerow[sidecar] into this environment")
     behind = _nginx(bed, identities, folder / "mitm-nginx")
-    tls = (bed.server.address, 21_000 + base)
-    mode = f"reverse:https://127.0.0.1:{_BEHIND}@{tls[0]}:{tls[1]}"
+    mode = f"reverse:https://127.0.0.1:{_BEHIND}@0.0.0.0:{21_000 + base}"
     settings = ("flow_detail=0", "termlog_verbosity=error", "ssl_insecure=true", f"confdir={folder / 'mitm'}")
     options = [word for setting in settings for word in ("--set", setting)]
     server = Program(
         f"{MITMDUMP}-server",
         [*bed.server.enter(), binary, "--mode", mode, *options, "-s", str(Path(__file__).with_name("mitm_rules.py"))],
         folder / f"{MITMDUMP}-server.log",
-        {"BENCH_CHAIN": str(identities.server.both), "BENCH_ROOTS": str(identities.roots)},
+        {
+            "BENCH_CHAIN": str(identities.server.both),
+            "BENCH_ROOTS": str(identities.roots),
+            "BENCH_CLIENT": identities.client.identity,
+        },
     )
     client = haproxy.client_end(f"{MITMDUMP}-client", bed, identities, folder, base, alpn="h2")
-    until(lambda: bed.server.accepts(tls), "mitmdump to listen", server, seconds=60)
+    until(lambda: bed.server.accepts(("127.0.0.1", 21_000 + base)), "mitmdump to listen", server, seconds=60)
     return Pair(
         MITMDUMP,
         bed,
-        {Lane.INSPECT: ("127.0.0.1", 20_000 + base)},
+        {Lane.INSPECT: bed.front(20_000 + base)},
         (client,),
         (server,),
-        tls=tls,
+        tls=bed.end(21_000 + base),
         alpn=("h2",),
         impostor=("127.0.0.1", 20_100 + base),
         denied=frozenset({Lane.INSPECT}),

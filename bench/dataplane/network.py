@@ -1,8 +1,11 @@
 """Beds: two network namespaces each, a client's and a server's, joined by a cable (veth) of their own.
 
 Every bed is made the same way and has the same nginx behind it; what differs is the proxies in between. Peers share
-one bed, where they listen on declared ports. Ours have beds of their own, because their capture takes all of a
-namespace's connections (and makes the kernel track them, which is part of what capture costs).
+one bed; ours have beds of their own, because their capture takes all of a namespace's connections.
+
+Capture makes the kernel track every connection of a namespace and rewrite addresses in every packet of a captured one.
+The peers' bed is captured as well, by rules of its own: what a load sends to a port of the server that belongs to a
+pair is led to that pair's client end, and what arrives at another of its ports to its server end.
 
 A second cable leads from each namespace to the switch, where the controller is; no measured byte crosses it.
 """
@@ -19,6 +22,9 @@ from pathlib import Path
 from bench.dataplane.launch import Program, run, until
 from bench.dataplane.load import BULK_PATH, DENIED_PATH, GRPC_PATH, PATH
 
+#: Host and port.
+type Place = tuple[str, int]
+
 CONTROLLER_ADDRESS = "10.90.0.1"
 IMPOSTOR_ADDRESS = "10.90.0.2"
 _SWITCH = "bench0"
@@ -29,6 +35,11 @@ GRPC_PORT = 8081
 HTTP_PORT = 8082
 INSPECT_PORT = 8083
 FORBIDDEN_PORT = 8084
+
+#: Where peers listen: the clients' ends on loopback, the servers' ends on all addresses.
+FRONTS, ENDS = range(20_000, 20_300), range(21_000, 21_300)
+#: A captured port is so much more than that of the listener it leads to.
+CAPTURED = 10_000
 
 BODY_BYTES = 1024
 
@@ -104,17 +115,20 @@ class Bed:
     """Two joined namespaces.
 
     :param number: 1 to 250, unique in a run
+    :param captured: peers' connections are led to them by :func:`capture_rules`
     """
 
     number: int
     client: Namespace
     server: Namespace
+    captured: bool = False
 
     @classmethod
-    def make(cls, name: str, number: int) -> Bed:
-        """Make both, with their cables."""
+    def make(cls, name: str, number: int, *, captured: bool = False) -> Bed:
+        """Make both, with their cables and, if ``captured``, their rules."""
         net = f"10.91.{number}"
-        bed = cls(number, Namespace(f"{name}-client", f"{net}.1"), Namespace(f"{name}-server", f"{net}.2"))
+        ends = (Namespace(f"{name}-client", f"{net}.1"), Namespace(f"{name}-server", f"{net}.2"))
+        bed = cls(number, *ends, captured)
         _ip(
             *(f"netns add {one.name}" for one in (bed.client, bed.server)),
             f"link add eth0 netns {bed.client.name} type veth peer name eth0 netns {bed.server.name}",
@@ -135,12 +149,39 @@ class Bed:
             one.inside(lambda: _set(_KERNEL))
         # so that a check can reach the server's end past the client's
         _ip(f"route add {bed.server.address}/32 via 10.90.{number}.2")
+        if captured:
+            for one in (bed.client, bed.server):
+                run([*one.enter(), "nft", "-f", "-"], stdin=capture_rules())
+            bed.track_briefly()
         return bed
+
+    def front(self, port: int) -> Place:
+        """Where a load goes, for the client's end that listens on ``port`` of loopback."""
+        return (self.server.address, port + CAPTURED) if self.captured else ("127.0.0.1", port)
+
+    def end(self, port: int) -> Place:
+        """Where a client's end goes, for the server's end that listens on ``port``."""
+        return (self.server.address, port + CAPTURED if self.captured else port)
 
     def track_briefly(self) -> None:
         """After capture is in force: connections that ended are forgotten soon."""
         for one in (self.client, self.server):
             one.inside(lambda: _set(_TRACKING))
+
+
+def capture_rules() -> str:
+    """The input of ``nft -f -`` that captures what is for peers: the hooks of our own capture (``sidecar.capture``).
+
+    One look-up for each new connection, where ours has a few rules; the rest of what capture costs is the same.
+    """
+
+    def chain(hook: str, listeners: range) -> str:
+        taken = f"{listeners[0] + CAPTURED}-{listeners[-1] + CAPTURED}"
+        to = ", ".join(f"{port + CAPTURED} : {port}" for port in listeners)
+        kind = f"type nat hook {hook} priority -100; policy accept;"
+        return f"chain {hook} {{ {kind}\ntcp dport {taken} redirect to :tcp dport map {{ {to} }}\n}}\n"
+
+    return f"table inet bench {{\n{chain('output', FRONTS)}{chain('prerouting', ENDS)}}}\n"
 
 
 def make_switch() -> None:

@@ -39,13 +39,15 @@ from certs.ca import CertificateAuthority
 from certs.ca_files import load_authority
 from hedgerow.local import views
 from sidecar.dataplane.settings import ALPN
-from sidecar.settings import Settings
 
 PORTS = {Lane.STREAM: STREAM_PORT, Lane.GRPC: GRPC_PORT, Lane.HTTP: HTTP_PORT, Lane.INSPECT: INSPECT_PORT}
 IMPOSTOR_PORT = 8443
 _APP_PROTOCOLS = {Lane.STREAM: "tcp", Lane.GRPC: "grpc", Lane.HTTP: "http", Lane.INSPECT: "kubernetes.io/h2c"}
-#: Lanes whose rule names an operation.
-_BY_OPERATION = {Lane.HTTP: f"GET {PATH}", Lane.INSPECT: f"GET {PATH}"}
+#: Seconds in which what was asked has to be reported: sidecars do so every second.
+_SEEN = 10.0
+#: The settings that turn telemetry off.
+SILENCE = {"telemetry": "off"}
+_REASON = "x-hedgerow-reason"
 _UID = 1337
 _WEB = "127.0.0.1:8080"
 _API = f"http://{_WEB}/api/v1"
@@ -199,7 +201,7 @@ class Mesh:
             "state_dir": str(state),
             "addresses": [at.address],
             "uid": _UID,
-            **({"opaque_ports": [STREAM_PORT]} if has_setting("opaque_ports") else {}),
+            "opaque_ports": [STREAM_PORT],
             **settings,
         }
         config = folder / "sidecar.yaml"
@@ -225,18 +227,6 @@ class Mesh:
         return self.folder / f"{name}-{workload}" / "state" / "profile.json"
 
 
-def has_setting(name: str) -> bool:
-    """Whether ``sidecar.yaml`` knows a setting."""
-    return name in Settings.__dataclass_fields__
-
-
-def silence() -> dict[str, Any] | str:
-    """The settings that turn reporting off, or why there are none."""
-    if has_setting("telemetry"):
-        return {"telemetry": False}
-    return "sidecar.yaml has no setting that turns reporting off (looked for: telemetry)"
-
-
 def prove(mesh: Mesh, pair: Pair) -> None:
     """Policy and telemetry are on: what no rule allows gets no answer, and both ends report what passed.
 
@@ -248,52 +238,116 @@ def prove(mesh: Mesh, pair: Pair) -> None:
 
     def both() -> bool:
         reporters = {flow["reporter"] for flow in mesh.reported(STREAM_PORT) if flow["verdict"] == "allow"}
-        return {f"{workload}-{pair.bed.number}" for workload in ("client", "server")} <= reporters
+        return _instances(pair).keys() <= reporters
 
     until(both, f"both ends of {pair.name} to report", mesh.controller, *pair.programs)
+
+
+def prove_silent(mesh: Mesh, pair: Pair) -> None:
+    """Nothing that passed through ``pair`` was reported, or is kept for a report.
+
+    :raises BenchFailed: when it is otherwise
+    """
+    names = _instances(pair)
+    told = {flow["reporter"] for flow in mesh.reported(STREAM_PORT)} & set(names)
+    kept = [name for name, at in names.items() if json.loads(_page(at, "/stats"))["flows"] is not None]
+    if told or kept:
+        raise BenchFailed(f"{pair.name}: telemetry is off, and {', '.join(sorted({*told, *kept}))} reports")
 
 
 def why_not(mesh: Mesh, lane: Lane, pair: Pair) -> str:
     """Why ``lane`` does not do yet what is measured of it; empty when it does.
 
-    It asks for it and looks: a rule with an operation has to be taken, let that operation through and refuse another.
+    It asks for it and looks: a rule with an operation has to be taken, let that operation through and refuse another
+    with a reason; both have to be reported by name; and the inspection engine has to be where it is wanted alone.
     """
     _, port = pair.fronts[lane]
     if lane is Lane.STREAM:
         return ""
     if lane is Lane.GRPC:
-        fetch(pair, lane, GRPC_PATH, post=True)
-        return "" if _observed(mesh, port) else "the sidecars do not observe gRPC: no flow with an operation came"
+        # the rule is about the port, so calls are observed beside their bytes, which is all that Envoy does with them
+        status = fetch(pair, lane, GRPC_PATH, post=True)
+        if status != 200:
+            return f"a call gave status {status}, not 200"
+        return _unseen(mesh, pair, port, {(f"POST {GRPC_PATH}", "allow")}) or _wrong_engine(pair, lane)
+    rule = f"GET {PATH}"
     try:
-        mesh.allow("server", port, _BY_OPERATION[lane])
+        mesh.allow("server", port, rule)
     except Refused as refusal:
         return f"the web API takes no rule with operations ({refusal})"
-    allowed, denied = fetch(pair, lane, PATH), fetch(pair, lane, DENIED_PATH)
+    (allowed, _), (denied, reason) = ask(pair, lane, PATH), ask(pair, lane, DENIED_PATH)
     if (allowed, denied) != (200, 403):
-        rule = _BY_OPERATION[lane]
         return f"with a rule for {rule}, it gave {allowed} and GET {DENIED_PATH} {denied}, and not 200 and 403"
-    return ""
+    if not reason:
+        return f"the refusal of GET {DENIED_PATH} has no {_REASON}, so that it is not known whose it is"
+    wanted = {(rule, "allow"), (f"GET {DENIED_PATH}", "deny")}
+    return _unseen(mesh, pair, port, wanted) or _wrong_engine(pair, lane)
 
 
-def fetch(pair: Pair, lane: Lane, path: str, *, post: bool = False, front: tuple[str, int] | None = None) -> int:
-    """The status of one request through a pair; 0 when no answer came."""
+def ask(
+    pair: Pair, lane: Lane, path: str, *, post: bool = False, front: tuple[str, int] | None = None
+) -> tuple[int, str]:
+    """The status of one request through a pair, and the reason that a sidecar of ours gave for refusing it.
+
+    :returns: status 0 when no answer came
+    """
     host, port = front or pair.fronts[lane]
-    argv = [*pair.bed.client.enter(), "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "10"]
+    argv = [*pair.bed.client.enter(), "curl", "-s", "-o", "/dev/null", "--max-time", "10"]
+    argv += ["-w", f"%{{http_code}} %header{{{_REASON}}}"]
     if lane in (Lane.GRPC, Lane.INSPECT):
         argv.append("--http2-prior-knowledge")
     if post:
         argv += ["-H", "content-type: application/grpc", "-H", "te: trailers", "--data-binary", "message"]
     # a refusal is an answer here, whatever curl thinks of it
     said = run(["sh", "-c", '"$@" || true', "curl", *argv, f"http://{host}:{port}{path}"])
-    return int(said or 0)
+    status, _, reason = said.partition(" ")
+    return int(status or 0), reason
 
 
-def _observed(mesh: Mesh, port: int) -> bool:
+def fetch(pair: Pair, lane: Lane, path: str, *, post: bool = False, front: tuple[str, int] | None = None) -> int:
+    """The status of one request through a pair; 0 when no answer came."""
+    return ask(pair, lane, path, post=post, front=front)[0]
+
+
+def _instances(pair: Pair) -> dict[str, Namespace]:
+    """Our replicas in a pair's bed, and where they are."""
+    ends = (("client", pair.bed.client), ("server", pair.bed.server))
+    return {f"{workload}-{pair.bed.number}": at for workload, at in ends}
+
+
+def _unseen(mesh: Mesh, pair: Pair, port: int, wanted: set[tuple[str, str]]) -> str:
+    """Which of these operations and verdicts the server's sidecar has not reported; empty when it has all."""
+    reporter = f"server-{pair.bed.number}"
+
+    def missing() -> set[tuple[str, str]]:
+        flows = [flow for flow in mesh.reported(port) if flow["reporter"] == reporter and flow["requests"] > 0]
+        return wanted - {(flow["operation"], flow["verdict"]) for flow in flows}
+
     try:
-        until(lambda: any(flow.get("operation") for flow in mesh.reported(port)), "an operation", seconds=5)
+        until(lambda: not missing(), "operations", *pair.programs, seconds=_SEEN)
     except BenchFailed:
-        return False
-    return True
+        text = ", ".join(f"{operation} ({verdict})" for operation, verdict in sorted(missing()))
+        return f"the server's sidecar has not reported within {_SEEN:g} s: {text}"
+    return ""
+
+
+def _wrong_engine(pair: Pair, lane: Lane) -> str:
+    """Whether the server's sidecar has loaded mitmproxy where it was to do without, or the other way round."""
+    loaded = json.loads(_page(pair.bed.server, "/memory"))["inspect_loaded"]
+    if loaded is (lane is Lane.INSPECT):
+        return ""
+    return f"the server's sidecar has {'loaded' if loaded else 'not loaded'} the inspection engine for this load"
+
+
+def _page(at: Namespace, path: str) -> bytes:
+    """A page of a sidecar's administration."""
+    with at.connect(("127.0.0.1", 15000), 5.0) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        with connection.makefile("rb") as answer:
+            head, _, body = answer.read().partition(b"\r\n\r\n")
+    if not head.startswith(b"HTTP/1.1 200 "):
+        raise BenchFailed(f"the sidecar in {at.name} answered for {path}: {head.decode(errors='replace')[:200]}")
+    return body
 
 
 def _controller_ready() -> bool:

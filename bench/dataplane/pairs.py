@@ -7,17 +7,14 @@ from dataclasses import dataclass
 
 from bench.dataplane.launch import Program
 from bench.dataplane.measures import Lane
-from bench.dataplane.network import Bed
-
-#: A client's end of something: host and port.
-type Front = tuple[str, int]
+from bench.dataplane.network import Bed, Place
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
     """What a load is sent through.
 
-    :param fronts: where a load of a lane connects to, in the bed's client namespace
+    :param fronts: where a load of a lane connects to, from the bed's client namespace
     :param client: the programs of the client's end, ``server`` those of the other
     :param tls: where the server's end takes mutual TLS; None without any
     :param alpn: what a client offers there
@@ -28,12 +25,12 @@ class Pair:
 
     name: str
     bed: Bed
-    fronts: Mapping[Lane, Front]
+    fronts: Mapping[Lane, Place]
     client: tuple[Program, ...] = ()
     server: tuple[Program, ...] = ()
-    tls: Front | None = None
+    tls: Place | None = None
     alpn: tuple[str, ...] = ()
-    impostor: Front | None = None
+    impostor: Place | None = None
     denied: frozenset[Lane] = frozenset()
     beside: tuple[Program, ...] = ()
 

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 from bench.dataplane.launch import BenchFailed
-from bench.dataplane.measures import OURS, Load
+from bench.dataplane.measures import Load
 from bench.dataplane.ours import why_not
-from bench.dataplane.session import Plan, Session
+from bench.dataplane.session import Plan, Session, of_ours
 
 _SECONDS = 8.0
 _TOP = 25
@@ -26,7 +26,8 @@ def profile(load: Load, short: bool) -> str:
     seconds = _SECONDS / 2 if short else _SECONDS
     plan = Plan(1, seconds, (256 << 20) if short else (1 << 30), 0, 0)
     with Session(plan, lambda text: print(text, file=sys.stderr, flush=True)) as session:
-        pair = session.start(OURS, profile=True)
+        whose = of_ours(load.lane)
+        pair = session.start(whose, profile=True)
         if reason := why_not(session.mesh, load.lane, pair):
             raise BenchFailed(f"{load.name} can not be profiled: {reason}")
         session.slice(load, pair, 1.0)  # unsampled: tunnels, caches, grown windows
@@ -34,7 +35,7 @@ def profile(load: Load, short: bool) -> str:
             os.kill(program.pid, signal.SIGUSR2)
         figures = session.slice(load, pair)
         pair.stop()
-        name = f"{OURS}-{pair.bed.number}"
+        name = f"{whose}-{pair.bed.number}"
         texts = [f"{load.name}: " + ", ".join(f"{key} {value:,.6g}" for key, value in figures.items()) + " (sampled)"]
         for workload in ("client", "server"):
             path = session.mesh.profile_of(name, workload)

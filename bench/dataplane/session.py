@@ -29,6 +29,7 @@ from bench.dataplane.measures import (
     ENVOY_TCP,
     HAPROXY_HTTP,
     HAPROXY_TCP,
+    INSPECTING,
     MITMDUMP,
     OURS,
     QUIET,
@@ -38,13 +39,15 @@ from bench.dataplane.measures import (
     loads_of,
 )
 from bench.dataplane.network import GRPC_PORT, STREAM_PORT, Bed, make_switch, start_nginx
-from bench.dataplane.ours import Mesh, prove, silence, why_not
+from bench.dataplane.ours import SILENCE, Mesh, prove, prove_silent, why_not
 from bench.dataplane.pairs import Pair
 from hedgerow.local.sandbox import STATE
 from sidecar.__main__ import ALLOCATOR
 
 KNOCKS = 10_000
-#: The first of a pair's ports, see the modules of the peers.
+#: Our pairs and the beds that they have to themselves.
+_OWN_BEDS = {OURS: "ours", QUIET: "quiet", INSPECTING: "inspecting"}
+#: What is added to each of a pair's first ports, see the modules of the peers.
 _BASES = {ENVOY_TCP: 1, ENVOY_CONNECT: 2, ENVOY_HTTP: 3, HAPROXY_TCP: 4, HAPROXY_HTTP: 5, MITMDUMP: 6}
 _FRESH_BASE = 50
 _DESCRIPTORS = 65_536
@@ -57,6 +60,7 @@ class Plan:
     :param seconds: of one slice
     :param bulk_bytes: of one download
     :param memory_rounds: how often fresh processes are started for the memory rows
+    :param capture: whether peers are captured, as ours always are
     :param seed: of the order of slices
     :param rounds_end: the moment, of ``time.monotonic``, by which the last round is to be over; one that would not be
         is not begun, except for the first
@@ -67,6 +71,7 @@ class Plan:
     bulk_bytes: int
     memory_rounds: int
     seed: int
+    capture: bool = True
     rounds_end: float = math.inf
 
 
@@ -118,8 +123,9 @@ class Session:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(_DESCRIPTORS, most), most))
         make_switch()
-        for number, name in enumerate(("peers", "ours", "quiet", "fresh"), 1):
-            self._beds[name] = bed = Bed.make(name, number)
+        for number, name in enumerate(("peers", *_OWN_BEDS.values(), "fresh"), 1):
+            captured = name == "peers" and self._plan.capture
+            self._beds[name] = bed = Bed.make(name, number, captured=captured)
             server = start_nginx(bed, self.folder / f"nginx-{name}", self._plan.bulk_bytes)
             self._servers[name] = server
             self._stack.callback(server.stop)
@@ -127,7 +133,7 @@ class Session:
         message.write_bytes(b"\0\0\0\0\x05hello")
         self._grpc_message = str(message)
         environment = {"OPENSSL_CONF": str(openssl_config(self.folder)), **ALLOCATOR}
-        own = [self._beds[name] for name in ("ours", "quiet", "fresh")]
+        own = [self._beds[name] for name in (*_OWN_BEDS.values(), "fresh")]
         self.mesh = Mesh(self.folder / "mesh", own, environment)
         self._stack.callback(self.mesh.close)
         self.mesh.enforce()
@@ -141,23 +147,20 @@ class Session:
     def start(self, name: str, *, profile: bool = False) -> Pair:
         """Start a pair and check it; it lives until the session ends."""
         if name not in self.pairs:
-            pair = self._make(name, self._beds["peers"], _BASES.get(name, 0), profile=profile)
+            bed = self._beds[_OWN_BEDS.get(name, "peers")]
+            pair = self._make(name, bed, _BASES.get(name, 0), profile=profile)
             self.pairs[name] = pair
             self._stack.callback(pair.stop)
         return self.pairs[name]
 
     def _make(self, name: str, bed: Bed, base: int, *, profile: bool = False) -> Pair:
         """Start a pair in a bed, its first connection under the eyes of the checks."""
-        if name == OURS:
-            bed = self._beds["ours"] if bed is self._beds["peers"] else bed
-        elif name == QUIET:
-            bed = self._beds["quiet"]
         wire = checks.Wire(bed)
         try:
             pair = self._started(name, bed, base, profile)
             try:
                 # what the other lanes of ours can do is asked when they are wanted
-                lanes = [Lane.STREAM] if name in (OURS, QUIET) else list(pair.fronts)
+                lanes = [Lane.STREAM] if name in _OWN_BEDS else list(pair.fronts)
                 checks.check(pair, lanes, self.identities, self._impostor)
                 if pair.tls is not None:
                     checks.check_wire(pair, wire.take())
@@ -170,12 +173,9 @@ class Session:
         return pair
 
     def _started(self, name: str, bed: Bed, base: int, profile: bool) -> Pair:
-        if name == OURS:
-            return self.mesh.pair(f"{name}-{bed.number}", bed, profile=profile)
-        if name == QUIET:
-            settings = silence()
-            assert not isinstance(settings, str), "asked for before"
-            return self.mesh.pair(name, bed, settings=settings)
+        if name in _OWN_BEDS:
+            settings = SILENCE if name == QUIET else {}
+            return self.mesh.pair(f"{name}-{bed.number}", bed, settings=settings, profile=profile)
         if name == DIRECT:
             port = (bed.server.address, STREAM_PORT)
             calls = (bed.server.address, GRPC_PORT)
@@ -195,20 +195,16 @@ class Session:
         """
         taken = Taken()
         todo: list[tuple[Load, str]] = []
-        ours = self.start(OURS)
-        prove(self.mesh, ours)
-        reasons = {lane: why_not(self.mesh, lane, ours) for lane in {load.lane for load, _ in loads_of(measures)}}
-        quiet = silence()
+        reasons: dict[Lane, str] = {}
         for load, names in loads_of(measures):
+            if load.lane not in reasons:
+                reasons[load.lane] = self._ask(load.lane)
             if reasons[load.lane]:
                 mine = [measure.name for measure in measures if measure.load == load.name]
                 taken.skipped |= dict.fromkeys(mine, reasons[load.lane])
                 continue
-            if QUIET in names and isinstance(quiet, str):
-                taken.skipped |= {one.name: quiet for one in measures if QUIET in one.requirements[0].against}
-                names = tuple(name for name in names if name != QUIET)
             for name in names:
-                self.start(OURS if name == AGAIN else name)
+                self.start(of_ours(load.lane) if name in (OURS, AGAIN) else name)
             todo += [(load, name) for name in names]
         self._warm(todo)
         begun, longest = time.monotonic(), 0.0
@@ -218,23 +214,37 @@ class Session:
                 break
             self._random.shuffle(todo)
             for load, name in todo:
-                taken.add(load.name, name, self.slice(load, self.pairs[OURS if name == AGAIN else name]))
+                taken.add(load.name, name, self.slice(load, self._pair(load, name)))
             for program in (self.mesh.controller, *self._servers.values()):
                 program.check()
             taken.rounds += 1
             now = time.monotonic()
             begun, longest = now, max(longest, now - begun)
             self._say(f"round {taken.rounds} of {self._plan.rounds}")
+        if QUIET in self.pairs:
+            prove_silent(self.mesh, self.pairs[QUIET])
         if any(not measure.load for measure in measures):
             for _ in range(self._plan.memory_rounds):
                 self._memory(taken)
         return taken
 
+    def _ask(self, lane: Lane) -> str:
+        """Have our pair for ``lane``, with policy and telemetry on, and ask it why it can not do what is measured."""
+        name = of_ours(lane)
+        new = name not in self.pairs
+        ours = self.start(name)
+        if new:
+            prove(self.mesh, ours)
+        return why_not(self.mesh, lane, ours)
+
+    def _pair(self, load: Load, name: str) -> Pair:
+        return self.pairs[of_ours(load.lane) if name in (OURS, AGAIN) else name]
+
     def _warm(self, todo: Iterable[tuple[Load, str]]) -> None:
         """One slice of each, unmeasured: tunnels, pools, caches, grown windows."""
         for load, name in todo:
             if name != AGAIN:
-                self.slice(load, self.pairs[name])
+                self.slice(load, self._pair(load, name))
 
     def slice(self, load: Load, pair: Pair, seconds: float | None = None) -> dict[str, float]:
         """One slice of a load through a pair.
@@ -273,3 +283,8 @@ class Session:
             finally:
                 pair.stop()
         self._say("memory of fresh processes taken")
+
+
+def of_ours(lane: Lane) -> str:
+    """Which of our pairs a lane is measured with."""
+    return INSPECTING if lane is Lane.INSPECT else OURS

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
+import socket
 from typing import Any
 
 from certs.ca import CertificateAuthority
@@ -22,11 +24,21 @@ from sidecar.dataplane.sockets import Address
 from sidecar.http.settings import HttpSettings
 from tests.sidecar.dataplane.applications import until
 from tests.sidecar.dataplane.stand_ins import TRUST_DOMAIN, FlowList, HeldDirectory, HeldPolicy, credentials
-from tests.sidecar.dataplane.world import free_port
 
 HOST = "127.0.0.1"
 FRONT, CART = WorkloadRef("shop", "front"), WorkloadRef("shop", "cart")
 FRONT_ID, CART_ID = (str(SpiffeId.for_workload(TRUST_DOMAIN, "shop", "default", name)) for name in ("front", "cart"))
+
+
+def ports(count: int) -> list[int]:
+    """Ports that nobody listens on, below those that the kernel gives to clients, so that none takes them meanwhile."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randrange(10_000, 32_768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((HOST, port))
+            found.append(port)
+    return found
 
 
 class TwoPods:
@@ -37,7 +49,7 @@ class TwoPods:
 
     def __init__(self, authority: CertificateAuthority, stack: contextlib.AsyncExitStack) -> None:
         self._authority, self.stack = authority, stack
-        self.door, self.inbound, self.application = free_port(), free_port(), free_port()
+        self.door, self.inbound, self.application = ports(3)
         self.flows = FlowList()
         self._version = 1
 

@@ -1,25 +1,55 @@
-"""Where our sidecars spend their processor time under one load, as text for people."""
+"""Where our sidecars spend their processor time under one load, as text for people.
+
+Two looks, each at a slice of its own. ``perf`` tells which library, or the kernel, and which of its functions; the
+sampler that runs inside tells which line of ours. What the processor does for others meanwhile is in neither.
+"""
 
 from __future__ import annotations
 
 import json
 import linecache
 import os
+import re
+import shutil
 import signal
+import subprocess
 import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bench.dataplane.launch import BenchFailed
+from bench.dataplane.launch import GRACE, BenchFailed, Program, run
 from bench.dataplane.measures import Load
 from bench.dataplane.ours import why_not
+from bench.dataplane.pairs import Pair
 from bench.dataplane.session import Plan, Session, of_ours
 
 _SECONDS = 8.0
 _TOP = 25
+#: Samples a second of processor time; not in step with the kernel's timers.
+_RATE = 997
+#: By the first that is part of a library's path.
+_LIBRARIES = {
+    "[kernel": "kernel",
+    "[vdso]": "kernel",
+    "libpython": "interpreter",
+    "bin/python": "interpreter",
+    "libcrypto": "TLS",
+    "libssl": "TLS",
+    "/_ssl.": "TLS (Python's module)",
+    "/lib-dynload/": "Python's modules",
+    "/uvloop/": "uvloop",
+    "/cygrpc.": "gRPC",
+    "/httptools/": "httptools",
+    "/libc.so": "libc",
+}
+
+#: Samples by library and function.
+type Symbols = Mapping[tuple[str, str], int]
 
 
 def profile(load: Load, short: bool) -> str:
-    """Run our pair alone under ``load``, sampled.
+    """Run our pair alone under ``load``, looked at.
 
     :raises BenchFailed: when the load's lane is not there yet
     """
@@ -31,18 +61,90 @@ def profile(load: Load, short: bool) -> str:
         if reason := why_not(session.mesh, load.lane, pair):
             raise BenchFailed(f"{load.name} can not be profiled: {reason}")
         session.slice(load, pair, 1.0)  # unsampled: tunnels, caches, grown windows
+        texts = [_by_library(session, load, pair)]
         for program in pair.programs:
             os.kill(program.pid, signal.SIGUSR2)
         figures = session.slice(load, pair)
         pair.stop()
         name = f"{whose}-{pair.bed.number}"
-        texts = [f"{load.name}: " + ", ".join(f"{key} {value:,.6g}" for key, value in figures.items()) + " (sampled)"]
+        texts.append(f"\n== by line\n{_said(load, figures)}")
         for workload in ("client", "server"):
             path = session.mesh.profile_of(name, workload)
             if not path.exists():
                 raise BenchFailed(f"the {workload}'s sidecar left no profile at its end")
-            texts.append(f"\n== the {workload}'s sidecar\n{render(path)}")
+            texts.append(f"\n-- the {workload}'s sidecar\n{render(path)}")
     return "\n".join(texts)
+
+
+def _said(load: Load, figures: Mapping[str, float]) -> str:
+    return f"{load.name}: " + ", ".join(f"{key} {value:,.6g}" for key, value in figures.items()) + " (sampled)"
+
+
+# --- libraries
+
+
+def _by_library(session: Session, load: Load, pair: Pair) -> str:
+    if shutil.which("perf") is None:
+        return "== by library: not known, perf is not installed"
+    records = [(program, session.folder / f"{program.name}.perf") for program in pair.programs]
+    watching = [_watch(program, path) for program, path in records]
+    before = [program.cpu() for program in pair.programs]
+    try:
+        figures = session.slice(load, pair)
+    finally:
+        spent = [program.cpu() - one for program, one in zip(pair.programs, before, strict=True)]
+        for perf in watching:
+            perf.send_signal(signal.SIGINT)
+            perf.wait(GRACE)
+    texts = [f"== by library\n{_said(load, figures)}"]
+    for (program, path), cpu in zip(records, spent, strict=True):
+        script = run(["perf", "script", "-i", str(path), "-F", "ip,sym,dso"], seconds=120)
+        texts.append(f"\n-- {program.name}\n{render_symbols(symbols(script), cpu / figures['requests'] * 1e6)}")
+    return "\n".join(texts)
+
+
+def _watch(program: Program, path: Path) -> subprocess.Popen[bytes]:
+    argv = ["perf", "record", "-q", "-F", str(_RATE), "-e", "cpu-clock", "-o", str(path), "-p", str(program.pid)]
+    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def symbols(script: str) -> Symbols:
+    """Count what ``perf script -F ip,sym,dso`` says: an address, a function and (its library) on each line."""
+    found: Counter[tuple[str, str]] = Counter()
+    for line in script.splitlines():
+        told = re.match(r"\s*[0-9a-f]+ (.*) \(([^()]*(?:\([^()]*\))?)\)\s*$", line)
+        if told is not None:
+            found[library(told[2]), told[1]] += 1
+    return found
+
+
+def library(path: str) -> str:
+    """What a shared object is to us."""
+    return next((known for part, known in _LIBRARIES.items() if part in path), path.rpartition("/")[2])
+
+
+def render_symbols(found: Symbols, micros: float, top: int = _TOP) -> str:
+    """Libraries and functions by their own time.
+
+    :param micros: of processor time for a request; shares are given as their part of it
+    """
+    total = sum(found.values()) or 1
+    libraries: Counter[str] = Counter()
+    for (where, _), count in found.items():
+        libraries[where] += count
+    lines = [f"{total} samples, {micros:.3g} µs of processor time a request", "", "  own     µs  library"]
+    lines += [
+        f"{count / total:5.1%}  {count / total * micros:5.2f}  {where}"
+        for where, count in libraries.most_common()
+        if count * 500 >= total
+    ]
+    lines += ["", "  own     µs  function"]
+    ranked: Sequence[tuple[tuple[str, str], int]] = sorted(found.items(), key=lambda each: -each[1])[:top]
+    lines += [f"{n / total:5.1%}  {n / total * micros:5.2f}  {where}: {name}" for (where, name), n in ranked]
+    return "\n".join(lines)
+
+
+# --- lines
 
 
 def render(path: Path, top: int = _TOP) -> str:

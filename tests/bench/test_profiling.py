@@ -1,4 +1,4 @@
-"""The sampler finds where processor time goes, and its file reads as a table."""
+"""The sampler and perf find where processor time goes, and what they write reads as a table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-from bench.dataplane.profiling import render
+import pytest
+
+from bench.dataplane.profiling import library, render, render_symbols, symbols
 from bench.dataplane.sampler import Sampler
 
 
@@ -49,3 +51,48 @@ def test_a_function_counts_once_a_sample_however_often_it_is_on_the_stack() -> N
     recurse(5)
     assert set(sampler.within.values()) == {1}
     assert sampler.lines.total() == 1
+
+
+SCRIPT = """\
+    ffffffff8110c3d0 finish_task_switch.isra.0 ([kernel.kallsyms])
+        7f1c2a1b3c4d _PyEval_EvalFrameDefault (/opt/python/lib/libpython3.12.so.1.0)
+        7f1c2a1b3c99 _PyEval_EvalFrameDefault (/opt/python/lib/libpython3.12.so.1.0)
+        7f1c2a000000 [unknown] (/usr/lib/x86_64-linux-gnu/libcrypto.so.3)
+        7f1c2a000001 operator()(int) const (/opt/lib/some.so (deleted))
+
+a line that is none
+"""
+
+
+def test_perfs_samples_are_counted_by_library_and_function() -> None:
+    assert symbols(SCRIPT) == {
+        ("kernel", "finish_task_switch.isra.0"): 1,
+        ("interpreter", "_PyEval_EvalFrameDefault"): 2,
+        ("TLS", "[unknown]"): 1,
+        ("some.so (deleted)", "operator()(int) const"): 1,
+    }
+
+
+def test_shares_are_told_as_processor_time_of_a_request() -> None:
+    lines = render_symbols(symbols(SCRIPT), 10.0, top=1).splitlines()
+    assert lines[0] == "5 samples, 10 µs of processor time a request"
+    assert "40.0%   4.00  interpreter" in lines
+    assert "20.0%   2.00  TLS" in lines
+    assert [line for line in lines if ": " in line] == ["40.0%   4.00  interpreter: _PyEval_EvalFrameDefault"]
+
+
+@pytest.mark.parametrize(
+    ("path", "known"),
+    [
+        ("/opt/lib/python3.12/lib-dynload/_ssl.cpython-312-x86_64-linux-gnu.so", "TLS (Python's module)"),
+        ("/opt/lib/python3.12/lib-dynload/select.cpython-312-x86_64-linux-gnu.so", "Python's modules"),
+        ("/opt/lib/python3.12/site-packages/uvloop/loop.cpython-312-x86_64-linux-gnu.so", "uvloop"),
+        ("/opt/lib/python3.12/site-packages/grpc/_cython/cygrpc.cpython-312-x86_64-linux-gnu.so", "gRPC"),
+        ("/opt/lib/python3.12/site-packages/google/_upb/_message.abi3.so", "_message.abi3.so"),
+        ("/usr/bin/python3.12", "interpreter"),
+        ("/lib/x86_64-linux-gnu/libc.so.6", "libc"),
+        ("[vdso]", "kernel"),
+    ],
+)
+def test_libraries_are_told_by_their_names(path: str, known: str) -> None:
+    assert library(path) == known

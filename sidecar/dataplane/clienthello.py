@@ -100,7 +100,8 @@ def read(data: bytes) -> ClientHello | Reading:
             return Reading.OTHER
         if len(message) >= 4:
             expected = 4 + int.from_bytes(message[1:4])
-            if expected > LIMIT or len(message) > expected:
+            to_come = max(0, at + 5 + size - len(data))  # of this record: all of it belongs to the message
+            if expected > LIMIT or len(message) + to_come > expected:
                 return Reading.OTHER  # nothing may follow a ClientHello before the server answers
             if len(message) == expected:
                 break

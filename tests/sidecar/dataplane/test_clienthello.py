@@ -219,3 +219,11 @@ def test_a_damaged_hello_never_raises_and_never_offers_what_was_not_there():
         assert isinstance(reading, Reading | ClientHello)
         if isinstance(reading, ClientHello) and b"hedgerow/1" in reading.alpn:
             assert b"hedgerow/1" in damaged
+
+
+def test_a_record_that_promises_more_than_the_hello_is_none_however_it_is_cut():
+    """Found by fuzzing: the hello was complete before its record was, and counted until the next byte came."""
+    longer = HELLO[:3] + (len(HELLO) - 5 + 100).to_bytes(2) + HELLO[5:]
+    for end in range(9, len(longer) + 1):
+        assert read(longer[:end]) is Reading.OTHER
+    assert read(longer + bytes(100)) is Reading.OTHER

@@ -2,10 +2,10 @@
 
 The governing rules:
 
-1. Verify, then parse: not a byte of a snapshot is read before its signature was checked against the trust bundle.
-2. Only forward: a snapshot that is older than the one in force is refused, and so is another one of the same version.
-3. To disk, then in force, then acknowledged, so that no restart falls back behind what the controller was told.
-4. A bad snapshot changes nothing: it is refused with the reason and the last good one stays.
+1. What may be put in force is said by :mod:`sidecar.snapshots`.
+2. To disk, then in force, then acknowledged, so that no restart falls back behind what the controller was told. In
+   force means everywhere: where other processes judge by it too, each of them has verified it before any applies it.
+3. A bad snapshot changes nothing: it is refused with the reason and the last good one stays.
 """
 
 from __future__ import annotations
@@ -13,63 +13,46 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from typing import Protocol
 
 from google.protobuf.message import DecodeError as ProtobufDecodeError
 
-from certs.errors import CertError
-from certs.signing import verify_payload
-from graph.errors import DecodeError
-from graph.model import Snapshot
 from graph.wire import hedgerow_pb2 as pb
 from graph.wire import hedgerow_pb2_grpc as rpc
-from graph.wire.codec import decode_snapshot
 from sidecar.authority import PolicyAuthority
 from sidecar.channel import Session, converse
 from sidecar.credentials import CredentialStore
 from sidecar.errors import SnapshotRejected, StateError
+from sidecar.snapshots import read_snapshot
 from sidecar.state import SNAPSHOT, StateDirectory
 
 log = logging.getLogger(__name__)
 
-MAX_SIGNER_CHAIN = 5
 MAX_ERROR = 500
 #: Seconds between two looks at what our successor stores.
 FOLLOW_INTERVAL = 0.2
 
 
-def read_snapshot(signed: pb.SignedSnapshot, credentials: CredentialStore, held: Snapshot, now: float) -> Snapshot:
-    """Turn what was pushed, or lay on the disk, into a snapshot that may be put in force.
+class Followers(Protocol):
+    """Others that judge by the same snapshot; :class:`sidecar.workers.supervisor.Workers` has some."""
 
-    :param held: the snapshot in force, of which workload, trust domain and version are compared
-    :param now: seconds since the epoch
-    :raises SnapshotRejected: saying which rule is broken
-    """
-    payload = signed.payload
-    if len(signed.signer_chain_der) > MAX_SIGNER_CHAIN:
-        raise SnapshotRejected(f"signer: {len(signed.signer_chain_der)} certificates, {MAX_SIGNER_CHAIN} at most")
-    try:
-        verify_payload(payload, signed.signature, tuple(signed.signer_chain_der), credentials.svid.bundle, now)
-    except CertError as error:
-        raise SnapshotRejected(f"signature: {error}") from None
-    try:
-        snapshot = decode_snapshot(payload)
-    except DecodeError as error:
-        raise SnapshotRejected(str(error)) from None
-    if snapshot.workload != held.workload:
-        raise SnapshotRejected(f"workload: it is for {snapshot.workload} and this is {held.workload}")
-    if snapshot.trust_domain != held.trust_domain:
-        raise SnapshotRejected(f"trust_domain: it is for {snapshot.trust_domain!r} and this is {held.trust_domain!r}")
-    if snapshot.version < held.version:
-        raise SnapshotRejected(f"version: {snapshot.version} is older than {held.version}, which is in force")
-    if snapshot.version == held.version and replace(snapshot, issued_at=held.issued_at) != held:
-        raise SnapshotRejected(f"version: {snapshot.version} is in force and says something else")
-    return snapshot
+    def hold(self, signed: bytes) -> None:
+        """Have it put in force; it was read from the disk."""
+
+    async def prepare(self, signed: bytes) -> None:
+        """Have it verified everywhere.
+
+        :raises SnapshotRejected: when anybody refuses it; it is in force nowhere then
+        """
+
+    async def commit(self) -> None:
+        """Have what was prepared put in force; it is, everywhere, when this returns."""
 
 
 class PolicyClient:
     """Watches the policy of our workload.
 
+    :param followers: are given what is put in force here
     :param boot_id: names this run of the sidecar
     :param software: our version, for people
     :param clock: seconds since the epoch
@@ -83,8 +66,10 @@ class PolicyClient:
         boot_id: str,
         software: str,
         clock: Callable[[], float],
+        followers: Followers | None = None,
     ) -> None:
         self._authority = authority
+        self._followers = followers
         self._credentials = credentials
         self._state = state
         self._boot_id = boot_id
@@ -106,6 +91,8 @@ class PolicyClient:
             log.error("the stored policy snapshot is not used: %s", error)
             return False
         self._authority.apply(snapshot)
+        if self._followers is not None:
+            self._followers.hold(data)
         log.info("stored policy version %d of %s in force", snapshot.version, snapshot.workload)
         return True
 
@@ -146,17 +133,22 @@ class PolicyClient:
         signed = push.snapshot
         try:
             snapshot = read_snapshot(signed, self._credentials, self._authority.snapshot, self._clock())
+            data = signed.SerializeToString()
+            if self._followers is not None:
+                await self._followers.prepare(data)
         except SnapshotRejected as error:
             self.last_rejection = str(error)
             log.error("policy version %d stays in force, a pushed one is refused: %s", self._authority.version, error)
             nack = pb.PolicyNack(nonce=push.nonce, version=self._authority.version, error=str(error)[:MAX_ERROR])
             return pb.PolicyRequest(nack=nack)
         try:
-            await asyncio.to_thread(self._state.write_checked, SNAPSHOT, signed.SerializeToString())
+            await asyncio.to_thread(self._state.write_checked, SNAPSHOT, data)
         except StateError as error:
             # a full disk must not keep a new deny out; only a restart without the controller would fall back
             log.error("policy version %d is in force and will not survive a restart: %s", snapshot.version, error)
         self._authority.apply(snapshot)
+        if self._followers is not None:
+            await self._followers.commit()
         self.last_rejection = ""
         log.info("policy version %d of %s in force, %d rules", snapshot.version, snapshot.workload, len(snapshot.rules))
         return pb.PolicyRequest(ack=pb.PolicyAck(nonce=push.nonce, version=snapshot.version))

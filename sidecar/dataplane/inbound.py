@@ -15,13 +15,14 @@ import logging
 import socket
 import time
 from collections import Counter
+from collections.abc import Callable
 
 from graph.model import Direction, Peer
 from graph.policy import Reason
 from sidecar.dataplane import sockets, tls
 from sidecar.dataplane.arrival import Arrival
 from sidecar.dataplane.fabric import Acceptor, Fabric, destination_peer, peer_of
-from sidecar.dataplane.lease import Lease, Leases
+from sidecar.dataplane.lease import Lease, Leases, Proof
 from sidecar.dataplane.live import Connection, new_record, refusal, report_refused
 from sidecar.dataplane.serving import serve_stream
 from sidecar.dataplane.sockets import Address
@@ -36,10 +37,11 @@ _INFO, _WARNING = logging.INFO, logging.WARNING
 class Inbound:
     """Takes connections of others from its listeners."""
 
-    __slots__ = ("_acceptors", "_arriving", "_draining", "_fabric", "_leases", "_tunnels", "_tunnels_from")
+    __slots__ = ("_acceptors", "_arriving", "_draining", "_fabric", "_leases", "_proved", "_tunnels", "_tunnels_from")
 
-    def __init__(self, fabric: Fabric) -> None:
+    def __init__(self, fabric: Fabric, proved: Callable[[Proof], None] | None = None) -> None:
         self._fabric = fabric
+        self._proved = proved
         self._acceptors: list[Acceptor] = []
         self._arriving: dict[Arrival, None] = {}  # sniffed, or in a handshake; the longest waiting first
         self._tunnels: set[_Accepted] = set()
@@ -48,7 +50,7 @@ class Inbound:
         self._draining = False
         fabric.credentials.subscribe(self._renewed)
 
-    def listen(self, listener: socket.socket, declared: tuple[int, Address] | None = None) -> None:
+    def listen(self, listener: socket.socket, declared: tuple[int, Address] | None = None) -> Acceptor:
         """Take connections from ``listener``.
 
         :param declared: the port that policy speaks of, and the application behind it; None: capture knows both
@@ -57,7 +59,9 @@ class Inbound:
         def accepted(sock: socket.socket) -> None:
             self._accepted(sock, declared)
 
-        self._acceptors.append(Acceptor(self._fabric, listener, accepted))
+        acceptor = Acceptor(self._fabric, listener, accepted)
+        self._acceptors.append(acceptor)
+        return acceptor
 
     @property
     def tunnels(self) -> list[Tunnel]:
@@ -163,9 +167,15 @@ class Inbound:
             dialled=False,
         )
         self._leases.enter(owner.tunnel, time.time())
+        if self._proved is not None:
+            self._proved(proof)
         owner.tunnel.start()
         if self._draining:
             owner.tunnel.leave()
+
+    def proved_elsewhere(self, proof: Proof) -> None:
+        """A peer has made a handshake with another process of ours."""
+        self._leases.heard(proof, time.time())
 
     def refuse_untrusted(self, source: str, port: int, why: str) -> None:
         """Report a peer that did not prove who it is; its connection is closed already."""

@@ -29,6 +29,11 @@ PROVE_AT: Final = (0.7, 0.85)
 SHORTEST_WAIT: Final = 0.05
 LONGEST_WAIT: Final = 30.0
 
+#: Seconds between two handshakes of a pair that count as made at the same time: as long as one may take.
+AT_ONCE: Final = 10.0
+#: Pairs whose last handshake elsewhere is remembered for that.
+MOST_HEARD: Final = 1024
+
 type Pair = tuple[SpiffeId, str, SpiffeId, str, str]
 
 
@@ -117,10 +122,11 @@ class Holder(Protocol):
 class Leases:
     """The live tunnels of each pair, so that a handshake finds the earlier ones that it speaks for."""
 
-    __slots__ = ("_groups",)
+    __slots__ = ("_groups", "_heard")
 
     def __init__(self) -> None:
         self._groups: dict[Pair, _Group] = {}
+        self._heard: dict[Pair, tuple[Proof, float]] = {}
 
     def enter(self, holder: Holder, now: float) -> None:
         """The handshake of ``holder`` is complete: extend what is there of its pair already."""
@@ -133,6 +139,23 @@ class Leases:
             group = self._groups[pair] = _Group()
         group.extend(proof, now)
         group.add(holder)
+        late, at = self._heard.get(pair, (proof, now))
+        if now - at <= AT_ONCE:
+            group.extend(late, now)
+
+    def heard(self, proof: Proof, now: float) -> None:
+        """Another process of ours has seen a handshake: extend what is here of its pair, or will be in a moment, whose
+        own handshake was on its way at the same time."""
+        pair = proof.pair
+        if pair is None:
+            return
+        self._heard.pop(pair, None)
+        while len(self._heard) >= MOST_HEARD:
+            del self._heard[next(iter(self._heard))]
+        self._heard[pair] = (proof, now)
+        group = self._groups.get(pair)
+        if group is not None:
+            group.extend(proof, now)
 
     def leave(self, holder: Holder) -> None:
         """The tunnel is gone. Calling it again changes nothing."""

@@ -55,7 +55,7 @@ class Outbound:
         self._acceptors: list[Acceptor] = []
         self._waiting: set[_Attempt] = set()
 
-    def listen(self, listener: socket.socket, declared: Address | None = None) -> None:
+    def listen(self, listener: socket.socket, declared: Address | None = None) -> Acceptor:
         """Take connections from ``listener``.
 
         :param declared: where they are meant to go; None: capture knows
@@ -64,7 +64,9 @@ class Outbound:
         def accepted(sock: socket.socket) -> None:
             self._accepted(sock, declared)
 
-        self._acceptors.append(Acceptor(self._fabric, listener, accepted))
+        acceptor = Acceptor(self._fabric, listener, accepted)
+        self._acceptors.append(acceptor)
+        return acceptor
 
     @property
     def waiting(self) -> int:

@@ -18,9 +18,10 @@ from sidecar.dataplane.balance import Balancer
 from sidecar.dataplane.complaints import Complaints
 from sidecar.dataplane.contracts import Authority, Credentials, Directory, FlowSink, Names, NoNames, NoTaps, Taps
 from sidecar.dataplane.detect import Detection
-from sidecar.dataplane.fabric import Fabric
-from sidecar.dataplane.guards import Counters, Guards
+from sidecar.dataplane.fabric import Acceptor, Fabric
+from sidecar.dataplane.guards import Counters, Guards, Measured
 from sidecar.dataplane.inbound import Inbound
+from sidecar.dataplane.lease import Proof
 from sidecar.dataplane.live import Connections
 from sidecar.dataplane.outbound import Outbound
 from sidecar.dataplane.pool import Pool
@@ -34,12 +35,16 @@ _log = logging.getLogger("sidecar.dataplane")
 #: Seconds between two looks whether peers have let go of their tunnels.
 _DRAIN_LOOK = 0.02
 
+type _Taker = Callable[[socket.socket], Acceptor]
+
 
 class DataPlane:
     """Carries the connections of one pod.
 
     :param authority: judges them; ``directory`` knows who is where; ``credentials`` prove who we are; ``flows`` hears
         of each; ``taps`` knows what a person watches, ``names`` what DNS calls addresses outside the mesh
+    :param gauge: measures our memory; made of the settings when None
+    :param proved: hears of every tunnel's handshake with a peer that came to us, for other processes of this sidecar
     """
 
     def __init__(
@@ -51,10 +56,12 @@ class DataPlane:
         flows: FlowSink,
         taps: Taps | None = None,
         names: Names | None = None,
+        gauge: Measured | None = None,
+        proved: Callable[[Proof], None] | None = None,
     ) -> None:
         self._settings = settings
         reactor, chance = Reactor(), random.Random()  # noqa: S311 - no secret
-        self._guards = guards = Guards(settings)
+        self._guards = guards = Guards(settings, gauge)
         self._fabric = Fabric(
             reactor=reactor,
             settings=settings,
@@ -75,9 +82,10 @@ class DataPlane:
         )
         self._pool = Pool(self._fabric)
         self._outbound = Outbound(self._fabric, self._pool)
-        self._inbound = Inbound(self._fabric)
+        self._inbound = Inbound(self._fabric, proved)
         self._started = False
-        self._opened: list[tuple[Address, socket.socket, Callable[[socket.socket], None]]] = []
+        self._takers = self._takers_of(settings)
+        self._opened: list[tuple[Address, socket.socket, _Taker]] = []
 
     @property
     def live_connections(self) -> int:
@@ -130,27 +138,39 @@ class DataPlane:
         :param inherited: of the process before us; those that are wanted are taken out
         :raises ConfigError: when an address can not be listened on; nothing is listened on then
         """
-        settings = self._settings
-        takers: list[tuple[Address, Callable[[socket.socket], None]]] = [
-            *((address, self._outbound.listen) for address in settings.outbound_listen),
-            *(
-                (pair.listen, partial(self._outbound.listen, declared=pair.destination))
-                for pair in settings.explicit_outbound
-            ),
-            *((address, self._inbound.listen) for address in settings.inbound_listen),
-            *(
-                (pair.listen, partial(self._inbound.listen, declared=(pair.listen.port, pair.application)))
-                for pair in settings.explicit_inbound
-            ),
-        ]
         try:
-            for address, take in takers:
-                held = inherited.take(address) if inherited is not None else None
-                sock = held or sockets.listener(address, mark=settings.mark)
-                self._opened.append((address, sock, take))
+            for address, take in self._takers:
+                held = inherited.take_all(address) if inherited is not None else []
+                for sock in held or [sockets.listener(address, mark=self._settings.mark)]:
+                    self._opened.append((address, sock, take))
         except BaseException:
             self._close_listeners()
             raise
+
+    def adopt(self, address: Address, sock: socket.socket) -> Callable[[], None]:
+        """Take connections from one more socket that listens on an address of the settings.
+
+        :returns: what closes it again, without ending a connection
+        :raises KeyError: when ``address`` is none of the settings
+        """
+        return dict(self._takers)[address](sock).close
+
+    def proved_elsewhere(self, proof: Proof) -> None:
+        """A peer has made a tunnel's handshake with another process of this sidecar: it proves the same to us."""
+        self._inbound.proved_elsewhere(proof)
+
+    def _takers_of(self, settings: DataPlaneSettings) -> list[tuple[Address, _Taker]]:
+        """Who takes connections from which address, in the order in which they are listened on."""
+        inbound, outbound = self._inbound.listen, self._outbound.listen
+        return [
+            *((address, outbound) for address in settings.outbound_listen),
+            *((pair.listen, partial(outbound, declared=pair.destination)) for pair in settings.explicit_outbound),
+            *((address, inbound) for address in settings.inbound_listen),
+            *(
+                (pair.listen, partial(inbound, declared=(pair.listen.port, pair.application)))
+                for pair in settings.explicit_inbound
+            ),
+        ]
 
     async def start(self) -> None:
         """Carry; listen, where :meth:`listen` was not called before.

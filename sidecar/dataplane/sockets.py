@@ -28,6 +28,9 @@ BACKLOG = 4096
 #: Results of a non-blocking connect that are no failure.
 CONNECTING = (0, errno.EINPROGRESS)
 
+#: Errors of a connection that was there, and was then reset. A connection that is refused has others.
+RESET = (errno.ECONNRESET, errno.EPIPE)
+
 
 class Address(NamedTuple):
     """An IP address and a port."""
@@ -65,32 +68,54 @@ class Address(NamedTuple):
 class Inherited:
     """Listening sockets that another process gave us, until somebody takes them.
 
-    :param listeners: by the address of the settings that each was opened for
+    :param listeners: by the address of the settings that each was opened for; of one address there can be several
+        (:func:`share_port`)
     """
 
     def __init__(self, listeners: Iterable[tuple[Address, socket.socket]] = ()) -> None:
-        self._listeners = dict(listeners)
+        self._listeners: dict[Address, list[socket.socket]] = {}
+        for address, sock in listeners:
+            self._listeners.setdefault(address, []).append(sock)
 
     def take(self, address: Address) -> socket.socket | None:
-        """The socket that listens on ``address``, which is the caller's from here on; None when there is none."""
-        return self._listeners.pop(address, None)
+        """A socket that listens on ``address``, which is the caller's from here on; None when there is none left."""
+        held = self._listeners.get(address)
+        return held.pop(0) if held else None
+
+    def take_all(self, address: Address) -> list[socket.socket]:
+        """Every socket that listens on ``address``; they are the caller's from here on."""
+        return self._listeners.pop(address, [])
 
     def close(self) -> None:
         """Close what nobody took."""
-        for sock in self._listeners.values():
-            sock.close()
+        for held in self._listeners.values():
+            for sock in held:
+                sock.close()
         self._listeners.clear()
 
 
-def listener(address: Address, *, backlog: int = BACKLOG, mark: int = 0) -> socket.socket:
+def share_port(sock: socket.socket) -> None:
+    """Let further sockets of this user listen where ``sock``, which is bound, does: the kernel deals the connections.
+
+    Set after the first socket is bound, and not before: so that one does find out that another program has the port.
+
+    :raises OSError: when the kernel knows no such thing
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+
+
+def listener(address: Address, *, backlog: int = BACKLOG, mark: int = 0, shared: bool = False) -> socket.socket:
     """Listen on ``address``. Accepted sockets inherit TCP_NODELAY.
 
+    :param shared: beside others of ours for which :func:`share_port` was called
     :raises CannotListen: saying why
     """
     sock = socket.socket(address.family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if shared:
+            share_port(sock)
         if address.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if mark:
@@ -167,5 +192,6 @@ def refuse(sock: socket.socket) -> None:
 
 
 def connect_error(sock: socket.socket) -> int:
-    """The result of a connection attempt that has ended; 0 when it succeeded."""
+    """The result of a connection attempt that has ended; 0 when it succeeded, one of :data:`RESET` when it did, and the
+    connection has been reset since: what came on it before can still be read."""
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from sidecar.http.errors import Malformed
-from sidecar.http.hpack import Header, HeaderReader
+from sidecar.http.hpack import Check, Header, HeaderReader, anything
 from sidecar.http.settings import HttpSettings
 
 #: What a client sends first (RFC 9113 section 3.4).
@@ -34,6 +34,11 @@ type OnData = Callable[[int, int, bool], None]
 type OnReset = Callable[[int], None]
 
 
+def goaway(last_stream: int, code: int = 0, why: bytes = b"") -> bytes:
+    """A GOAWAY frame (RFC 9113 section 6.8)."""
+    return b"%b\x07\0\0\0\0\0%b%b%b" % ((8 + len(why)).to_bytes(3), last_stream.to_bytes(4), code.to_bytes(4), why)
+
+
 class FrameReader:
     """Reads one direction of one connection.
 
@@ -41,6 +46,9 @@ class FrameReader:
     :param data: called with a stream, bytes of it and whether the sender ends it with them
     :param reset: called with a stream that the sender gives up
     :param preface: the direction begins with :data:`PREFACE`
+    :param check: raises what is wrong with a block of headers, of trailers, or of a promise
+    :ivar boundary: how many of the bytes that were fed last are in front of the last place where a frame of another
+        could stand; -1: there is none
     """
 
     __slots__ = (
@@ -57,13 +65,21 @@ class FrameReader:
         "_silent",
         "_skip",
         "_stream",
+        "boundary",
     )
 
     def __init__(
-        self, settings: HttpSettings, headers: OnHeaders, data: OnData, reset: OnReset, *, preface: bool
+        self,
+        settings: HttpSettings,
+        headers: OnHeaders,
+        data: OnData,
+        reset: OnReset,
+        *,
+        preface: bool,
+        check: Check = anything,
     ) -> None:
         self._settings = settings
-        self._reader = HeaderReader(settings.h2_headers_bytes, settings.h2_table_bytes)
+        self._reader = HeaderReader(settings.h2_headers_bytes, settings.h2_table_bytes, check)
         self._headers = headers
         self._data = data
         self._reset = reset
@@ -75,15 +91,23 @@ class FrameReader:
         self._end = False  # it ends its stream
         self._silent = False  # it is a promise, and tells of nothing
         self._continuations = 0
+        self.boundary = -1
+
+    @property
+    def between_frames(self) -> bool:
+        """Whether a frame of another could stand behind what was fed."""
+        return not (self._skip or self._held or self._stream or self._preface)
 
     def feed(self, data: memoryview) -> None:
         """:raises Malformed: when it can not be read, or passes a bound; nothing more can be read then"""
         size = len(data)
         if size <= self._skip:
             self._skip -= size
+            self.boundary = -1 if self._skip or self._stream else size
             return
         at = self._skip
         self._skip = 0
+        before = at - len(self._held)  # what is not in the piece, less what of it came before
         piece = self._held + bytes(data[at:]) if self._held else bytes(data[at:])
         self._held = b""
         at, size = 0, len(piece)
@@ -92,11 +116,13 @@ class FrameReader:
                 if not PREFACE.startswith(piece):
                     raise Malformed("h2-preface")
                 self._held = piece
+                self.boundary = -1
                 return
             if not piece.startswith(PREFACE):
                 raise Malformed("h2-preface")
             self._preface = False
             at = len(PREFACE)
+        boundary = -1 if self._stream else at
         while size - at >= _HEADER:
             length = piece[at] << 16 | piece[at + 1] << 8 | piece[at + 2]
             kind, flags = piece[at + 3], piece[at + 4]
@@ -114,6 +140,9 @@ class FrameReader:
                 stream = int.from_bytes(piece[at + 5 : body]) & 0x7FFFFFFF
                 self._data(stream, length, flags & _END_STREAM != 0)
             at = body + length
+            if at <= size and not self._stream:
+                boundary = at
+        self.boundary = before + boundary if boundary >= 0 else -1
         if at > size:
             self._skip = at - size
         elif at < size:

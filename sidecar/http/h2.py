@@ -1,16 +1,25 @@
-"""HTTP/2 and gRPC, observed: bytes are passed on as they are, and read beside that.
+"""HTTP/2 and gRPC, observed: bytes are passed on as they are, after they were read.
 
 Rules:
 
-1. No verdict depends on what is read here. Where operations have to be judged, another lane takes the connection; when
-   such rules come into force later, this connection is judged as one whose operations are not known.
-2. What can not be read, or passes a bound, ends the observation of its connection, is counted, and costs no byte.
-3. For the same reason nothing is stripped or set: an application must not believe ``x-forwarded-client-cert`` of HTTP/2
-   connections unless their operations are judged.
+1. What the client sends is read before it is passed on, and a head of which the last byte was not passed on is none to
+   the application. So no request reaches it with a header that only we may set (``x-forwarded-client-cert``,
+   ``x-hedgerow-*``), nor with a field that could smuggle one into HTTP/1: its connection is reset, which is counted and
+   said. Nothing can be taken out of a head here, because every later head builds on its bytes; connections in the
+   ``inspect`` lane have such headers stripped instead.
+2. The same becomes of a client whose bytes can not be read, or whose heads pass a bound: what is not read can not be
+   vouched for.
+3. What the application sends is only observed. What can not be read of it, or is too much to be kept in mind, ends the
+   observation, is counted, and costs no byte.
+4. No other verdict depends on what is read. Where operations have to be judged, another lane takes the connection; when
+   such rules come into force later, this connection is judged as one whose operation is not known.
+5. While we drain, the client is asked to go elsewhere (RFC 9113 section 6.8) at the next place between two frames; the
+   connection ends when its last request does.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Final
 
@@ -19,16 +28,26 @@ from sidecar.dataplane.leg_relay import LegRelay
 from sidecar.dataplane.legs import Leg
 from sidecar.dataplane.serving import NOBODY, LaneContext
 from sidecar.http.errors import Malformed
-from sidecar.http.frames import FrameReader
+from sidecar.http.frames import FrameReader, goaway
+from sidecar.http.head import is_ours
 from sidecar.http.hpack import Header
 from sidecar.http.operation import LONGEST, operation_of
 from sidecar.http.site import HttpSite
 
 _METHOD: Final = re.compile(r"[A-Z][A-Z0-9_-]{0,31}")
+#: Stands for a method that is none; rules can not name it, and HTTP/2 has another way to say that a head is wrong.
+_NO_METHOD: Final = "UNCLEAR"
 #: gRPC's ``/package.Service/Method`` is never a template.
 _CALL: Final = re.compile(rb"/[A-Za-z0-9_.]+/[A-Za-z0-9_]+")
+#: A name of RFC 9113 section 8.2.1, or of a pseudo-header; and what no value may hold.
+_NAME: Final = re.compile(rb":?[!#$%&'*+.^_`|~0-9a-z-]+")
+_NO_VALUE: Final = re.compile(rb"[\0\r\n]")
+#: The highest number that a stream can have: a GOAWAY that names it turns no request away.
+_ANY_STREAM: Final = 0x7FFFFFFF
 #: Calls whose names one connection keeps.
 _KNOWN_NAMES: Final = 64
+#: When somebody is asked to go who is not asked yet.
+_NOT_YET: Final = float("inf")
 #: Characters of what is only reported.
 _LONGEST_TEXT: Final = 256
 
@@ -38,6 +57,20 @@ def grpc_operation(path: bytes) -> str:
     if _CALL.fullmatch(path) is not None and len(path) < LONGEST - 5:
         return "POST " + path.decode("ascii")
     return operation_of("POST", path)
+
+
+def check_fields(headers: tuple[Header, ...]) -> None:
+    """Refuse a head, or trailers, of a client that must not reach the application.
+
+    :raises Malformed: saying why
+    """
+    for name, value in headers:
+        if not _NAME.fullmatch(name):
+            raise Malformed("h2-field-name")
+        if name[:1] == b"x" and is_ours(name):
+            raise Malformed("h2-forged-header")
+        if _NO_VALUE.search(value):
+            raise Malformed("h2-field-value")
 
 
 class _Call:
@@ -72,23 +105,35 @@ class _Call:
 class H2Lane(LegRelay):
     """The lane of ``client`` and of one connection of the application."""
 
-    __slots__ = ("_calls", "_from_client", "_from_server", "_last", "_names", "_port", "_site", "_under")
+    __slots__ = (
+        "_asked_to_go",
+        "_calls",
+        "_from_client",
+        "_from_server",
+        "_last",
+        "_names",
+        "_port",
+        "_site",
+        "_under",
+    )
 
     def __init__(self, context: LaneContext, client: Leg, site: HttpSite | None = None) -> None:
         self._site = site = site if site is not None else HttpSite.of(context.fabric)
         self._under = context.connection
         self._port = context.port
-        self._calls: dict[int, _Call] = {}
+        self._calls: dict[int, _Call] | None = {}  # None: it is not known what runs
         self._last = 0
         self._names: dict[bytes, str] = {}
+        self._asked_to_go: float | None = None  # since when the client is; infinite: not yet, but it is to be
         settings = site.settings
-        self._from_client: FrameReader | None = FrameReader(
-            settings, self._asked, self._request_data, self._given_up, preface=True
+        self._from_client = FrameReader(
+            settings, self._asked, self._request_data, self._given_up, preface=True, check=check_fields
         )
         self._from_server: FrameReader | None = FrameReader(
             settings, self._answered, self._response_data, self._given_up, preface=False
         )
         context.connection.record.protocol = "http2"
+        context.connection.by_operation = False
         server = context.dial(NOBODY)
         if server is None:
             client.reset()
@@ -98,13 +143,28 @@ class H2Lane(LegRelay):
         site.watch(self)
 
     def received(self, leg: Leg, data: memoryview) -> None:
+        if leg is not self._client:
+            self._from_application(data)
+            return
+        try:
+            self._from_client.feed(data)
+        except Malformed as error:
+            self._refuse(error.reason)
+            return
         super().received(leg, data)
-        reader = self._from_client if leg is self._client else self._from_server
+
+    def _from_application(self, data: memoryview) -> None:
+        reader = self._from_server
         if reader is not None:
             try:
                 reader.feed(data)
             except Malformed as error:
-                self._stop(error.reason)
+                self._stop_observing(error.reason)
+            else:
+                if self._asked_to_go == _NOT_YET:
+                    data = self._ask_within(data, reader.boundary)
+        if data:
+            super().received(self._server, data)
 
     def lost(self, leg: Leg, why: str) -> None:
         super().lost(leg, why)
@@ -114,15 +174,47 @@ class H2Lane(LegRelay):
         super().reset()
         self._farewell()
 
+    def _refuse(self, reason: str) -> None:
+        """The client sent what must not reach the application."""
+        site, record = self._site, self._under.record
+        site.malformed[reason] += 1
+        text = "reset an HTTP/2 connection of %s to port %d: %s"
+        who = record.source_identity or record.source.address
+        site.fabric.complaints.say(logging.WARNING, text, who, self._port, reason)
+        self.reset()
+
+    # draining
+
     def sweep(self, now: float) -> None:
-        """Only to be forgotten when it is over."""
+        """Forget what is over; ask the client to go when we drain, and let it go when it has nothing more to do."""
         if self._under.record.closed:
             self._farewell()
+            return
+        if self._asked_to_go is None:
+            reader = self._from_server
+            if self._site.fabric.draining and reader is not None:
+                self._asked_to_go = _NOT_YET
+                if reader.between_frames and self._under.record.bytes_received:  # its SETTINGS come first
+                    self._ask_to_go()
+        elif now >= self._asked_to_go + self._site.settings.sweep and self._calls is not None and not self._calls:
+            self._client.end()
+            self._server.end()
+
+    def _ask_within(self, data: memoryview, boundary: int) -> memoryview:
+        """Ask the client at that place in what the application sends, if it is one; answers with what is behind it."""
+        if boundary < 0 or not boundary + self._under.record.bytes_received:
+            return data
+        if boundary:
+            super().received(self._server, data[:boundary])
+        self._ask_to_go()
+        return data[boundary:]
+
+    def _ask_to_go(self) -> None:
+        self._asked_to_go = self._site.clock()
+        self._client.write(goaway(_ANY_STREAM))
 
     def judge_again(self) -> None:
-        verdicts = self._site.verdicts(self._under.record.source, self._port)
-        if verdicts.by_operation and not verdicts.of("").allowed:
-            self.reset()
+        """Not here: the register of connections judges it as one whose operation is not known."""
 
     # what is seen
 
@@ -131,8 +223,11 @@ class H2Lane(LegRelay):
         if stream <= self._last:
             return
         self._last = stream
+        if self._calls is None:
+            return
         if len(self._calls) >= self._site.settings.h2_streams:
-            raise Malformed("h2-streams")
+            self._stop_observing("h2-streams")
+            return
         call = self._calls[stream] = _Call(self._site.clock())
         path = b""
         for name, value in headers:
@@ -150,13 +245,13 @@ class H2Lane(LegRelay):
                 call.grpc = True
                 self._under.record.protocol = "grpc"
         if not _METHOD.fullmatch(call.method):
-            raise Malformed("h2-method")
+            call.method = _NO_METHOD
         call.path = _text(path.partition(b"?")[0])
         call.name = self._name(call, path)
 
     def _answered(self, stream: int, headers: tuple[Header, ...], end: bool) -> None:
         """A response's head, or its trailers."""
-        call = self._calls.get(stream)
+        call = self._call(stream)
         if call is None:
             return
         for name, value in headers:
@@ -169,12 +264,12 @@ class H2Lane(LegRelay):
             self._report(stream, call)
 
     def _request_data(self, stream: int, size: int, end: bool) -> None:
-        call = self._calls.get(stream)
+        call = self._call(stream)
         if call is not None:
             call.sent += size
 
     def _response_data(self, stream: int, size: int, end: bool) -> None:
-        call = self._calls.get(stream)
+        call = self._call(stream)
         if call is not None:
             call.received += size
             if end:
@@ -182,24 +277,28 @@ class H2Lane(LegRelay):
 
     def _given_up(self, stream: int) -> None:
         """One of the two ends has reset the stream."""
-        call = self._calls.get(stream)
+        call = self._call(stream)
         if call is not None:
             self._report(stream, call)
 
-    def _stop(self, reason: str) -> None:
-        """Look no more."""
-        self._from_client = self._from_server = None
-        self._calls.clear()
+    def _call(self, stream: int) -> _Call | None:
+        return self._calls.get(stream) if self._calls is not None else None
+
+    def _stop_observing(self, reason: str) -> None:
+        """Keep nothing in mind any more; what the client sends is still read."""
+        self._from_server = None
+        self._calls = None
         self._site.unobserved[reason] += 1
 
     def _farewell(self) -> None:
         """The connection is over, and what was under way on it."""
         self._site.forget(self)
-        self._from_client = self._from_server = None
-        for stream, call in list(self._calls.items()):
+        self._from_server = None
+        for stream, call in list(self._calls.items()) if self._calls else ():
             self._report(stream, call)
 
     def _report(self, stream: int, call: _Call) -> None:
+        assert self._calls is not None
         del self._calls[stream]
         record = self._under.record
         self._site.fabric.connections.flows.request(

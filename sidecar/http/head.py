@@ -41,12 +41,22 @@ _KNOWN: Final = re.compile(
 )
 
 
+#: Headers that only we may set.
+_OUR_NAMES: Final = rb"x[-_]forwarded[-_]client[-_]cert|x[-_]hedgerow[-_][^:]*"
+_OUR_NAME: Final = re.compile(_OUR_NAMES, re.IGNORECASE)
+
+
+def is_ours(name: bytes) -> bool:
+    """Whether only we may set a header of this name, or of one that many frameworks take for the same."""
+    return _OUR_NAME.fullmatch(name) is not None
+
+
 def _lines(names: bytes) -> re.Pattern[bytes]:
     """Matches whole header lines; replaced by nothing they are gone."""
     return re.compile(rb"(?i:\n(?:" + names + rb")):[^\r]*\r(?=\n)")
 
 
-_OURS: Final = _lines(rb"x[-_]forwarded[-_]client[-_]cert|x[-_]hedgerow[-_][^:]*")
+_OURS: Final = _lines(_OUR_NAMES)
 _CONNECTION: Final = _lines(rb"connection")
 _HTTP2: Final = _lines(rb"upgrade|http2[-_]settings|connection")
 _TRACE: Final = _lines(rb"traceparent|tracestate")

@@ -1,12 +1,14 @@
 """Header blocks of HTTP/2, read and never written (RFC 7541). Pure.
 
-Only observation depends on it, so what it does not like ends the observation of a connection and nothing else.
-Everything is bounded: the block by who reads frames, what it decompresses to and the table here.
+What is read is what the receiver reads, or nothing is: numbers, codes and tables have one meaning, and an index counts
+from the newest entry, so that a receiver with another limit for its table finds the same entry or none. Everything is
+bounded: the block by who reads frames, what it decompresses to and the table here.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Final
 
@@ -14,6 +16,7 @@ from sidecar.http.errors import Malformed
 
 #: One header's name and value.
 type Header = tuple[bytes, bytes]
+type Check = Callable[[tuple[Header, ...]], None]
 
 #: What a table may hold before anything else was agreed (RFC 9113 section 6.5.2).
 _FIRST_TABLE: Final = 4096
@@ -119,16 +122,22 @@ def _huffman() -> _Huffman:
     return _Huffman()
 
 
+def anything(headers: tuple[Header, ...]) -> None:
+    """Checks nothing."""
+
+
 class HeaderReader:
     """Reads the blocks of one direction of one connection, in order and without leaving one out.
 
     :param headers_bytes: that one block may decompress to, counted as entries of the table are
     :param table_bytes: that the table may hold, whatever the two ends agree on
+    :param check: is shown every block that is not known yet, and raises what is wrong with it
     """
 
-    __slots__ = ("_headers_bytes", "_known", "_most", "_size", "_table", "_table_bytes")
+    __slots__ = ("_check", "_headers_bytes", "_known", "_most", "_size", "_table", "_table_bytes")
 
-    def __init__(self, headers_bytes: int, table_bytes: int) -> None:
+    def __init__(self, headers_bytes: int, table_bytes: int, check: Check = anything) -> None:
+        self._check = check
         self._headers_bytes = headers_bytes
         self._table_bytes = table_bytes
         self._table: deque[Header] = deque()  # the newest first
@@ -145,6 +154,7 @@ class HeaderReader:
         if known is not None:
             return known
         headers, changed = self._read(block)
+        self._check(headers)
         if changed:
             self._known.clear()
         elif len(block) <= _KNOWN_LENGTH:

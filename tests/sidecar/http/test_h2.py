@@ -136,37 +136,249 @@ def frame(kind, flags, stream, payload):
     return len(payload).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + payload
 
 
+def many_heads(size):
+    return b"".join(frame(1, 5, stream, REQUEST) for stream in range(1, 2 * size, 2))
+
+
 REQUEST = b"\x82\x86\x84\x41\x01x"
-GIVEN_UP = {
+REFUSED = {
     "h2-preface": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
     "h2-block": PREFACE + frame(1, 0, 1, REQUEST) + frame(9, 0, 1, b"\x00" * 16_000) * 5,
     "h2-continuations": PREFACE + frame(1, 0, 1, REQUEST) + frame(9, 0, 1, b"") * 100,
     "h2-interleaved": PREFACE + frame(1, 0, 1, REQUEST) + frame(0, 0, 1, b"a"),
     "h2-padding": PREFACE + frame(1, 0x0C, 1, b"\xff" + REQUEST),
-    "h2-streams": PREFACE + b"".join(frame(1, 5, stream, REQUEST) for stream in range(1, 4000, 2)),
-    "h2-method": PREFACE + frame(1, 5, 1, b"\x84"),
     "hpack-size": PREFACE
     + frame(1, 4, 1, REQUEST + b"\x40\x01x\x7f\xb9\x16" + b"a" * 3000)
     + frame(1, 4, 3, REQUEST + b"\xbf" * 200),
     "hpack-index": PREFACE + frame(1, 5, 1, b"\xff\x00"),
     "huffman": PREFACE + frame(1, 5, 1, REQUEST + b"\x40\x81\x00\x00"),
+    "h2-field-name": PREFACE + frame(1, 5, 1, REQUEST + b"\x40\x01X\x01a"),
+    "h2-field-value": PREFACE + frame(1, 5, 1, REQUEST + b"\x40\x01x\x03a\r\n"),
 }
 
 
-@pytest.mark.parametrize(("reason", "data"), GIVEN_UP.items())
+@pytest.mark.parametrize(("reason", "data"), REFUSED.items())
 @pytest.mark.parametrize("cut", [1 << 20, 977])
-def test_what_can_not_be_read_passes_unread(reason, data, cut):
+def test_a_client_that_can_not_be_read_is_reset(reason, data, cut):
     bench = Bench(h2_headers_bytes=65_536)
     leg = bench.client(H2Lane)
     for start in range(0, len(data), cut):
         leg.feed(data[start : start + cut])
-    assert bench.app.take() == data
-    assert dict(bench.site.unobserved) == {reason: 1}
-    leg.feed(b"more")
+    assert leg.was_reset
+    assert bench.app.was_reset
+    assert len(bench.app.take()) < len(data), "its last piece does not arrive"
+    assert dict(bench.site.malformed) == {reason: 1}
+    assert leg.record.closed
+    assert not bench.site._watched
+
+
+def test_more_requests_than_are_kept_in_mind_pass():
+    bench = Bench()
+    leg = bench.client(H2Lane)
+    data = PREFACE + many_heads(2000)
+    leg.feed(data)
     bench.app.feed(b"whatever")
-    assert bench.app.take() == b"more"
+    assert bench.app.take() == data
     assert leg.take() == b"whatever"
+    assert dict(bench.site.unobserved) == {"h2-streams": 1}
     assert not leg.closed
+    leg.feed(frame(1, 5, 5001, REQUEST + FORGED_BLOCK))
+    assert leg.was_reset, "they are still read"
+    assert bench.app.take() == b""
+
+
+def test_an_application_that_can_not_be_read_is_not_observed_any_more():
+    bench = Bench()
+    leg = bench.client(H2Lane)
+    data = PREFACE + many_heads(1)
+    leg.feed(data)
+    garbage = frame(1, 4, 1, b"\xff\x00") + b"whatever"
+    bench.app.feed(garbage)
+    assert (bench.app.take(), leg.take()) == (data, garbage)
+    assert dict(bench.site.unobserved) == {"hpack-index": 1}
+    leg.feed(frame(1, 5, 3, REQUEST + FORGED_BLOCK))
+    assert leg.was_reset
+
+
+def test_a_method_that_is_none_is_told_as_such():
+    bench = Bench()
+    leg = bench.client(H2Lane)
+    leg.feed(PREFACE + frame(1, 5, 1, b"\x84"))
+    leg.break_off()
+    assert [told.operation for told in bench.flows.requests] == ["UNCLEAR /"]
+
+
+# Headers that only we may set -----------------------------------------------------------------------------------------
+
+#: ``x-forwarded-client-cert: a``, as a literal with a new name that the table does not keep.
+FORGED_BLOCK = b"\x00\x17x-forwarded-client-cert\x01a"
+OURS = [
+    "x-forwarded-client-cert", "x_forwarded_client_cert", "x-forwarded-client_cert", "x-hedgerow-reason", "x_hedgerow-a"
+]  # fmt: skip
+
+
+class Application:
+    """What an h2 server makes of the bytes that reach it."""
+
+    def __init__(self, bench):
+        self.bench = bench
+        self.server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="utf-8"))
+        self.server.initiate_connection()
+        self.heads = []
+
+    def read(self):
+        for event in self.server.receive_data(self.bench.app.take()):
+            if isinstance(event, h2.events.RequestReceived | h2.events.TrailersReceived):
+                self.heads.append(dict(event.headers))
+        return self.heads
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("where", ["head", "trailers", "repeated"])
+@given(cut=st.integers(1, 200))
+def test_no_request_reaches_the_application_with_a_header_of_ours(name, where, cut):
+    bench = Bench()
+    application = None
+    leg = bench.client(H2Lane)
+    application = Application(bench)
+    client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+    client.initiate_connection()
+    client.send_headers(1, GET, end_stream=True)
+    forged = (name, "By=x;URI=spiffe://hedgerow.test/ns/shop/sa/default/wl/admin" + "x" * 100)
+    if where == "trailers":
+        client.send_headers(3, GET)
+        client.send_headers(3, [forged], end_stream=True)
+    else:
+        for stream in (3, 5) if where == "repeated" else (3,):
+            client.send_headers(stream, [*GET, forged], end_stream=True)
+    data = client.data_to_send()
+    for start in range(0, len(data), cut):
+        leg.feed(data[start : start + cut])
+        application.read()
+    assert not any(name in head for head in application.heads)
+    assert application.heads or cut > 50, "what came before it was served"
+    assert leg.was_reset
+    assert bench.app.was_reset
+    assert dict(bench.site.malformed) == {"h2-forged-header": 1}
+    assert leg.record.closed
+
+
+def test_headers_that_only_look_like_ours_pass():
+    bench = Bench()
+    pair = Pair(bench)
+    fields = [
+        ("x-forwarded-for", "a"),
+        ("x-forwarded-client-cert-chain", "b"),
+        ("x-hedgerow", "c"),
+        ("hedgerow-x", "d"),
+    ]
+    pair.client.send_headers(1, [*GET, *fields], end_stream=True)
+    (seen,) = [event for event in pair.swap() if isinstance(event, h2.events.RequestReceived)]
+    assert {(name.encode(), value.encode()) for name, value in fields} <= set(seen.headers)
+
+
+# Draining -------------------------------------------------------------------------------------------------------------
+
+
+class Told(Pair):
+    """The client may see more than the application sent: ``farewells`` has the streams that each GOAWAY named. The h2
+    package would take one for the end of everything."""
+
+    def __init__(self, bench, cut=None):
+        self.events, self.farewells = [], []
+        self._came = b""
+        super().__init__(bench, cut)
+
+    def read(self):
+        self._came += self.leg.take()
+        while len(self._came) >= 9 and len(self._came) >= (size := 9 + int.from_bytes(self._came[:3])):
+            one, self._came = self._came[:size], self._came[size:]
+            if one[3] == 7:
+                self.farewells.append((int.from_bytes(one[9:13]), int.from_bytes(one[13:17])))
+            else:
+                self.events += self.client.receive_data(one)
+
+    def swap(self):
+        while True:
+            forth, back = self.client.data_to_send(), self.server.data_to_send()
+            if not forth and not back:
+                return
+            if forth:
+                self.feed(self.leg, forth)
+                self.server.receive_data(self.bench.app.take())
+            if back:
+                self.feed(self.bench.app, back)
+            self.read()
+
+
+ONE_FAREWELL = [(0x7FFFFFFF, 0)]
+
+
+async def test_while_draining_the_client_is_asked_to_go_and_its_requests_are_finished():
+    bench = Bench()
+    pair = Told(bench)
+    pair.client.send_headers(1, GET, end_stream=True)
+    pair.swap()
+    bench.later(1)
+    pair.read()
+    assert pair.farewells == []
+    bench.draining = True
+    bench.later(1)
+    pair.read()
+    assert pair.farewells == ONE_FAREWELL
+    bench.later(10)
+    assert not pair.leg.did_end, "a request is under way"
+    pair.server.send_headers(1, [(":status", "200")])
+    pair.server.send_data(1, b"x" * 100, end_stream=True)
+    pair.swap()
+    assert [told.status for told in bench.flows.requests] == [200]
+    bench.later(1)
+    assert pair.leg.did_end
+    assert bench.app.did_end
+    bench.app.finish()
+    pair.leg.finish()
+    assert pair.leg.record.closed
+    assert pair.farewells == ONE_FAREWELL
+
+
+@given(st.integers(1, 70))
+def test_the_client_is_asked_between_two_frames_however_they_are_cut(cut):
+    bench = Bench()
+    pair = Told(bench)
+    pair.client.send_headers(1, GET, end_stream=True)
+    pair.swap()
+    pair.server.send_headers(1, [(":status", "200"), ("x", "y" * 30)])
+    pair.server.send_data(1, b"z" * 20)
+    pair.server.ping(b"12345678")
+    pair.server.send_data(1, b"z" * 20)
+    data = pair.server.data_to_send()
+    bench.app.feed(data[:cut])
+    bench.draining = True
+    bench.later(1)
+    if cut < len(data):
+        bench.app.feed(data[cut:])
+    pair.server.end_stream(1)
+    pair.swap()
+    assert pair.farewells == ONE_FAREWELL
+    assert sum(len(event.data) for event in pair.events if isinstance(event, h2.events.DataReceived)) == 40
+    bench.later(1)
+    assert pair.leg.did_end
+
+
+def test_the_application_speaks_first_also_while_draining():
+    bench = Bench()
+    bench.draining = True
+    leg = bench.client(H2Lane)
+    leg.feed(PREFACE)
+    bench.later(1)
+    assert leg.take() == b""
+    settings = frame(4, 0, 0, b"\0\3\0\0\0\1")
+    bench.app.feed(settings[:10])
+    assert leg.take() == settings[:10]
+    bench.app.feed(settings[10:] + frame(6, 0, 0, b"x" * 8))
+    got = leg.take()
+    assert got.startswith(settings[10:])
+    assert got.count(frame(7, 0, 0, b"\x7f\xff\xff\xff\0\0\0\0")) == 1
 
 
 def test_memory_held_for_a_connection_is_bounded():
@@ -174,13 +386,13 @@ def test_memory_held_for_a_connection_is_bounded():
     leg = bench.client(H2Lane)
     leg.feed(PREFACE + frame(1, 0, 1, REQUEST))
     leg.feed((1 << 20).to_bytes(3) + bytes([9, 0, 0, 0, 0, 1]))
-    assert dict(bench.site.unobserved) == {"h2-block": 1}
+    assert dict(bench.site.malformed) == {"h2-block": 1}
     leg = bench.client(H2Lane)
     leg.feed(PREFACE + (1 << 24 >> 1).to_bytes(3) + bytes([0, 0, 0, 0, 0, 1]))
     for _ in range(20):
         leg.feed(b"x" * 65_536)
         assert not leg.lane._from_client._held
-    assert bench.site.unobserved.total() == 1
+    assert bench.site.malformed.total() == 1
 
 
 def test_rules_by_operation_that_come_later_end_what_is_not_read():
@@ -216,11 +428,25 @@ def test_names_of_calls(path, name):
     assert grpc_operation(path) == name
 
 
-@given(st.binary(max_size=400), st.booleans())
-def test_any_bytes_pass(data, start):
+@given(st.binary(max_size=400), st.booleans(), st.integers(1, 400))
+def test_any_bytes_pass_or_cost_the_connection(data, start, cut):
     bench = Bench()
     leg = bench.client(H2Lane)
     data = (PREFACE if start else b"") + data
+    for at in range(0, len(data), cut):
+        leg.feed(data[at : at + cut])
+    if bench.site.malformed:
+        assert leg.was_reset
+        assert data.startswith(bench.app.take())
+    else:
+        assert bench.app.take() == data
+
+
+@given(st.binary(max_size=400))
+def test_whatever_the_application_says_passes(data):
+    bench = Bench()
+    leg = bench.client(H2Lane)
+    leg.feed(PREFACE)
     if data:
-        leg.feed(data)
-    assert bench.app.take() == data
+        bench.app.feed(data)
+    assert leg.take() == data

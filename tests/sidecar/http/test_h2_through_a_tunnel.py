@@ -1,0 +1,155 @@
+"""HTTP/2 behind a real tunnel and without one: who may say who the client is, and what happens while we drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+import time
+
+import h2.config
+import h2.connection
+import h2.events
+import pytest
+
+from certs.ca import CertificateAuthority
+from sidecar.http.settings import HttpSettings
+from tests.sidecar.dataplane.stand_ins import TRUST_DOMAIN
+from tests.sidecar.dataplane.two_pods import TwoPods
+
+GET = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "cart")]
+FORGED = ("x-forwarded-client-cert", "By=a;URI=spiffe://hedgerow.test/ns/shop/sa/default/wl/admin")
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return CertificateAuthority.create(TRUST_DOMAIN, time.time())
+
+
+@pytest.fixture
+async def pods(authority):
+    async with contextlib.AsyncExitStack() as stack:
+        yield TwoPods(authority, stack)
+
+
+class Application:
+    """Answers every request with its body; ``heads`` is what it was asked."""
+
+    def __init__(self):
+        self.heads = []
+        self.hold = asyncio.Event()
+        self.hold.set()
+
+    async def __call__(self, reader, writer):
+        end = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="utf-8"))
+        end.initiate_connection()
+        with contextlib.suppress(ConnectionError):
+            writer.write(end.data_to_send())
+            while data := await reader.read(65_536):
+                for event in end.receive_data(data):
+                    if isinstance(event, h2.events.RequestReceived | h2.events.TrailersReceived):
+                        self.heads.append(dict(event.headers))
+                    if isinstance(event, h2.events.StreamEnded):
+                        await self.hold.wait()
+                        end.send_headers(event.stream_id, [(":status", "200")])
+                        end.send_data(event.stream_id, b"answer", end_stream=True)
+                writer.write(end.data_to_send())
+        writer.close()
+
+
+class Client:
+    """An h2 client that reads frames itself where that package would stop: behind a GOAWAY."""
+
+    def __init__(self, reader, writer):
+        self.reader, self.writer = reader, writer
+        self.end = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+        self.end.initiate_connection()
+        self.farewells = []
+        self.flush()
+
+    def flush(self):
+        self.writer.write(self.end.data_to_send())
+
+    def ask(self, *fields, trailers=None):
+        stream = self.end.get_next_available_stream_id()
+        self.end.send_headers(stream, [*GET, *fields], end_stream=trailers is None)
+        if trailers is not None:
+            self.end.send_headers(stream, trailers, end_stream=True)
+        self.flush()
+        return stream
+
+    async def until(self, stream):
+        """Until that stream's answer is complete; the body."""
+        body = b""
+        while True:
+            for event in await self.frame():
+                if isinstance(event, h2.events.DataReceived) and event.stream_id == stream:
+                    body += event.data
+                if isinstance(event, h2.events.StreamEnded) and event.stream_id == stream:
+                    return body
+
+    async def ended(self):
+        """Until the connection is over, which raises how."""
+        while True:
+            await self.frame()
+
+    async def frame(self):
+        head = await self.reader.readexactly(9)
+        payload = await self.reader.readexactly(int.from_bytes(head[:3]))
+        if head[3] == 7:
+            self.farewells.append(struct.unpack("!II", payload[:8]))
+            return []
+        events = self.end.receive_data(head + payload)
+        self.flush()
+        return events
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("where", ["head", "trailers"])
+async def test_a_client_can_not_say_who_it_is(pods, plain, where):
+    application = Application()
+    await pods.serve(application)
+    await pods.start()
+    if plain:
+        pods.allow_everybody()
+    client = Client(*await (pods.connect_plainly() if plain else pods.connect()))
+    async with asyncio.timeout(20):
+        assert await client.until(client.ask(("x-forwarded-for", "me"))) == b"answer"
+        if where == "head":
+            client.ask(FORGED)
+        else:
+            client.ask(trailers=[FORGED])
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await client.ended()
+    await pods.until(lambda: pods.cart.live_connections == 0)
+    assert application.heads[0]["x-forwarded-for"] == "me"
+    assert not any(FORGED[0] in head for head in application.heads)
+    (record,) = pods.flows.closed_records
+    assert record.protocol == "http2"
+
+
+@pytest.mark.parametrize("operations", [(), ("GET /",)])
+async def test_while_draining_requests_are_finished_and_their_connection_ends(pods, operations):
+    application = Application()
+    await pods.serve(application)
+    await pods.start(*operations, http=HttpSettings(sweep=0.05))
+    client = Client(*await pods.connect())
+    async with asyncio.timeout(20):
+        assert await client.until(client.ask()) == b"answer"
+        application.hold.clear()
+        stream = client.ask()
+        await pods.until(lambda: len(application.heads) == 2)
+        draining = asyncio.create_task(pods.cart.drain(20))
+        while not client.farewells:
+            await client.frame()
+        assert client.farewells == [(0x7FFFFFFF, 0)]
+        crossed = client.ask()  # sent before the client knew
+        application.hold.set()
+        assert await client.until(stream) == b"answer"
+        assert await client.until(crossed) == b"answer"
+        with pytest.raises(asyncio.IncompleteReadError):
+            await client.ended()
+        client.writer.close()
+        await draining
+    assert [request.status for request in pods.flows.requests] == [200, 200, 200]
+    assert not any(record.failed for record in pods.flows.closed_records)

@@ -151,6 +151,8 @@ class Record:
     :param failed: it was allowed but never reached the application
     :param closed: no counter will change any more
     :param protocol: what was recognised on it: ``tcp``, ``tls``, ``http``, ``http2``, ``grpc``; empty: not looked for
+    :param source_certificate: SHA-256 of the certificate that proved the source when its tunnel or connection began,
+        hexadecimal; empty: none did, or it was proved elsewhere
     :param service: the service that our application asked for, as :attr:`graph.directory.Destination.service` names it
     """
 
@@ -168,6 +170,7 @@ class Record:
     closed: bool = False
     protocol: str = ""
     service: str = ""
+    source_certificate: str = ""
 
 
 @dataclass(slots=True)

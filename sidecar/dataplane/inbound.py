@@ -152,8 +152,7 @@ class Inbound:
             fabric.guards.counters.tunnels_refused += 1
             fabric.reactor.close(sock)
             return
-        identity = proof.peer.spiffe_id
-        owner = _Accepted(self, fabric, port, application, peer_of(identity, source, True), str(identity))
+        owner = _Accepted(self, fabric, port, application, proof)
         self._tunnels.add(owner)
         self._tunnels_from[source] += 1
         owner.tunnel = Tunnel(
@@ -197,17 +196,16 @@ class Inbound:
 class _Accepted:
     """The owner of one tunnel that a peer dialled."""
 
-    __slots__ = ("_application", "_fabric", "_identity", "_inbound", "_port", "_source", "tunnel")
+    __slots__ = ("_application", "_certificate", "_fabric", "_identity", "_inbound", "_port", "_source", "tunnel")
 
-    def __init__(
-        self, inbound: Inbound, fabric: Fabric, port: int, application: Address, source: Peer, identity: str
-    ) -> None:
+    def __init__(self, inbound: Inbound, fabric: Fabric, port: int, application: Address, proof: Proof) -> None:
         self._inbound = inbound
         self._fabric = fabric
         self._port = port
         self._application = application
-        self._source = source
-        self._identity = identity
+        self._source = peer_of(proof.peer.spiffe_id, proof.place, True)
+        self._identity = str(proof.peer.spiffe_id)
+        self._certificate = proof.peer.certificate
         self.tunnel: Tunnel | None = None
 
     @property
@@ -226,6 +224,7 @@ class _Accepted:
         fabric = self._fabric
         record = new_record(Direction.INBOUND, self._source, destination_peer(fabric, verified=True), self._port)
         record.source_identity = self._identity
+        record.source_certificate = self._certificate
         record.destination_identity = str(fabric.credentials.identity)
 
         def end(connection: Connection) -> None:

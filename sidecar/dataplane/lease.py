@@ -43,11 +43,13 @@ class Shown:
 
     :param instance: the replica that it was signed for; empty when it names none
     :param not_after: when it ends
+    :param certificate: SHA-256 of it, hexadecimal, where it is the peer's
     """
 
     spiffe_id: SpiffeId
     instance: str
     not_after: float
+    certificate: str = ""
 
 
 @dataclass(frozen=True, slots=True)

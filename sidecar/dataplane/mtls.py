@@ -91,6 +91,7 @@ def serve_proxy(
     peer = peer_of(identity, source, True)
     record = new_record(Direction.INBOUND, peer, destination_peer(fabric, verified=True), port)
     record.source_identity = str(identity)
+    record.source_certificate = proof.peer.certificate
     record.destination_identity = str(fabric.credentials.identity)
 
     def end(connection: Connection) -> None:

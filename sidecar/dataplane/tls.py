@@ -7,6 +7,7 @@ from or written to a peer's streams before :func:`identify` has accepted it.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import socket
 import ssl
 from collections.abc import Callable, Collection
@@ -96,7 +97,7 @@ def identify(
     try:
         spiffe_id = credentials.verify_connection(session)
         not_after = read_certificate(leaf, "the peer's certificate").not_valid_after_utc.timestamp()
-        peer = Shown(spiffe_id, instance_of(leaf), not_after)
+        peer = Shown(spiffe_id, instance_of(leaf), not_after, hashlib.sha256(leaf).hexdigest())
     except CertError as error:
         raise PeerRefused(str(error)) from error
     if not spiffe_id.namespace:

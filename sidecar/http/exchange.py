@@ -94,7 +94,7 @@ class Exchange:
         self._pool = site.pool(context.application)
         self._verdicts = site.verdicts(record.source, context.port)
         theirs = record.source_identity if record.source.verified else ""
-        self._certificate = certificate_line(record.destination_identity, theirs)
+        self._certificate = certificate_line(record.destination_identity, theirs, record.source_certificate)
         record.protocol = "http"
         self._state = HEAD
         self._held = bytearray()  # came from the client and is not read yet

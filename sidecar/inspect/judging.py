@@ -420,8 +420,9 @@ def _clear(request: http.Request, operation: str) -> bool:
 
 
 def _certificate(lane: InspectLane) -> bytes:
-    theirs = lane.record.source_identity
-    line = certificate_line(str(lane.context.fabric.credentials.identity), theirs)
+    record = lane.record
+    ours = str(lane.context.fabric.credentials.identity)
+    line = certificate_line(ours, record.source_identity, record.source_certificate)
     return line.partition(b": ")[2].removesuffix(b"\r\n")
 
 

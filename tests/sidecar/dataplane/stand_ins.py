@@ -110,6 +110,7 @@ class HeldCredentials:
         not_after: float,
     ) -> None:
         self.identity = identity
+        self.leaf = chain_der[0]
         self.instance = instance_of(chain_der[0])
         self.not_after = not_after
         self._bundle = bundle

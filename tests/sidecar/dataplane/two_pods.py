@@ -56,7 +56,6 @@ class TwoPods:
     async def start(self, *operations: str, taps: Taps | None = None, http: HttpSettings | None = None) -> TwoPods:
         """Start both, with a policy as :meth:`allow` makes it."""
         settings = {"http": http} if http is not None else {}
-        self.cart_credentials = credentials(self._authority, "shop", "cart")
         self.front_credentials = credentials(self._authority, "shop", "front")
         self.policy = HeldPolicy(self._snapshot(operations))
         door = ExplicitOutbound(Address(HOST, self.door), Address("192.0.2.1", 80))
@@ -65,7 +64,7 @@ class TwoPods:
             DataPlaneSettings(outbound_listen=(), inbound_listen=(), explicit_inbound=(entry,), **settings),
             self.policy,
             HeldDirectory(),
-            self.cart_credentials,
+            credentials(self._authority, "shop", "cart"),
             self.flows,
             taps=taps,
         )

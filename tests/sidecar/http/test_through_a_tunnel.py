@@ -242,7 +242,7 @@ async def test_the_application_learns_who_the_client_is_and_nobody_else_may_say(
         assert response.status == 200
     (seen,) = shop.headers
     (line,) = seen.getall("x-forwarded-client-cert")
-    assert line.startswith(f"By={CART_ID};")
-    assert line.endswith(f";URI={FRONT_ID}")
+    leaf = hashlib.sha256(pods.front_credentials.leaf).hexdigest()
+    assert line == f"By={CART_ID};Hash={leaf};URI={FRONT_ID}"
     assert "x_forwarded_client_cert" not in seen
     assert "x-hedgerow-reason" not in seen

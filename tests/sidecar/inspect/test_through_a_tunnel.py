@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import time
 
 import grpc
@@ -150,8 +151,8 @@ async def test_calls_of_every_kind_are_judged_by_their_method(pods, cart):
     assert sorted(told(pods)) == EVERY_KIND
     for metadata in cart.seen:
         (line,) = [value for name, value in metadata if name == "x-forwarded-client-cert"]
-        assert line.startswith(f"By={CART_ID};")
-        assert line.endswith(f";URI={FRONT_ID}")
+        leaf = hashlib.sha256(pods.front_credentials.leaf).hexdigest()
+        assert line == f"By={CART_ID};Hash={leaf};URI={FRONT_ID}"
 
 
 async def test_a_method_that_is_not_allowed_is_refused_and_the_others_go_on(pods, cart):

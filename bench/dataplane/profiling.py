@@ -44,6 +44,9 @@ _LIBRARIES = {
     "/libc.so": "libc",
 }
 
+_FRAME = re.compile(r"\s*[0-9a-f]+ (.*) \(([^()]*(?:\([^()]*\))?)\)\s*")
+_CALL = re.compile(r"__x64_sys_(\w+)")
+
 #: Samples by library and function.
 type Symbols = Mapping[tuple[str, str], int]
 
@@ -104,17 +107,26 @@ def _by_library(session: Session, load: Load, pair: Pair) -> str:
 
 
 def _watch(program: Program, path: Path) -> subprocess.Popen[bytes]:
-    argv = ["perf", "record", "-q", "-F", str(_RATE), "-e", "cpu-clock", "-o", str(path), "-p", str(program.pid)]
+    argv = ["perf", "record", "-q", "-F", str(_RATE), "-e", "cpu-clock", "-g", "-o", str(path), "-p", str(program.pid)]
     return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def symbols(script: str) -> Symbols:
-    """Count what ``perf script -F ip,sym,dso`` says: an address, a function and (its library) on each line."""
+    """Count what ``perf script -F ip,sym,dso`` says of samples with their callers.
+
+    Each sample is a paragraph, the innermost function first, and each of its lines an address, a function and (its
+    library). What the kernel did is told apart by the system call that it did it for.
+    """
     found: Counter[tuple[str, str]] = Counter()
-    for line in script.splitlines():
-        told = re.match(r"\s*[0-9a-f]+ (.*) \(([^()]*(?:\([^()]*\))?)\)\s*$", line)
-        if told is not None:
-            found[library(told[2]), told[1]] += 1
+    for paragraph in re.split(r"\n\s*\n", script):
+        frames = [told for line in paragraph.splitlines() if (told := _FRAME.fullmatch(line)) is not None]
+        if not frames:
+            continue
+        where = library(frames[0][2])
+        if where == "kernel":
+            called = (_CALL.match(frame[1]) for frame in frames)
+            where += f" ({next((call[1] for call in called if call is not None), 'no system call')})"
+        found[where, frames[0][1]] += 1
     return found
 
 

@@ -55,10 +55,21 @@ def test_a_function_counts_once_a_sample_however_often_it_is_on_the_stack() -> N
 
 SCRIPT = """\
     ffffffff8110c3d0 finish_task_switch.isra.0 ([kernel.kallsyms])
+    ffffffff81ab0000 __x64_sys_sendto ([kernel.kallsyms])
+    ffffffff81ab0001 do_syscall_64 ([kernel.kallsyms])
+        7f1c2a1b3c4d __libc_send (/lib/x86_64-linux-gnu/libc.so.6)
+
         7f1c2a1b3c4d _PyEval_EvalFrameDefault (/opt/python/lib/libpython3.12.so.1.0)
+        7f1c2a1b3c99 PyObject_Vectorcall (/opt/python/lib/libpython3.12.so.1.0)
+
         7f1c2a1b3c99 _PyEval_EvalFrameDefault (/opt/python/lib/libpython3.12.so.1.0)
+
         7f1c2a000000 [unknown] (/usr/lib/x86_64-linux-gnu/libcrypto.so.3)
+
         7f1c2a000001 operator()(int) const (/opt/lib/some.so (deleted))
+
+    ffffffff8110c3d1 irqentry_exit ([kernel.kallsyms])
+        7f1c2a1b3c4d _PyEval_EvalFrameDefault (/opt/python/lib/libpython3.12.so.1.0)
 
 a line that is none
 """
@@ -66,7 +77,8 @@ a line that is none
 
 def test_perfs_samples_are_counted_by_library_and_function() -> None:
     assert symbols(SCRIPT) == {
-        ("kernel", "finish_task_switch.isra.0"): 1,
+        ("kernel (sendto)", "finish_task_switch.isra.0"): 1,
+        ("kernel (no system call)", "irqentry_exit"): 1,
         ("interpreter", "_PyEval_EvalFrameDefault"): 2,
         ("TLS", "[unknown]"): 1,
         ("some.so (deleted)", "operator()(int) const"): 1,
@@ -74,11 +86,11 @@ def test_perfs_samples_are_counted_by_library_and_function() -> None:
 
 
 def test_shares_are_told_as_processor_time_of_a_request() -> None:
-    lines = render_symbols(symbols(SCRIPT), 10.0, top=1).splitlines()
-    assert lines[0] == "5 samples, 10 µs of processor time a request"
-    assert "40.0%   4.00  interpreter" in lines
-    assert "20.0%   2.00  TLS" in lines
-    assert [line for line in lines if ": " in line] == ["40.0%   4.00  interpreter: _PyEval_EvalFrameDefault"]
+    lines = render_symbols(symbols(SCRIPT), 12.0, top=1).splitlines()
+    assert lines[0] == "6 samples, 12 µs of processor time a request"
+    assert "33.3%   4.00  interpreter" in lines
+    assert "16.7%   2.00  TLS" in lines
+    assert [line for line in lines if ": " in line] == ["33.3%   4.00  interpreter: _PyEval_EvalFrameDefault"]
 
 
 @pytest.mark.parametrize(

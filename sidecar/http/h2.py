@@ -140,7 +140,7 @@ class H2Lane(LegRelay):
             context.connection.finish(failed=True)
             return
         super().__init__(context.connection, client, server)
-        site.watch(self)
+        site.watch(self, context.port)
 
     def received(self, leg: Leg, data: memoryview) -> None:
         if leg is not self._client:
@@ -192,7 +192,7 @@ class H2Lane(LegRelay):
             return
         if self._asked_to_go is None:
             reader = self._from_server
-            if self._site.fabric.draining and reader is not None:
+            if self._site.unwelcome(self._port) and reader is not None:
                 self._asked_to_go = _NOT_YET
                 if reader.between_frames and self._under.record.bytes_received:  # its SETTINGS come first
                     self._ask_to_go()

@@ -45,7 +45,7 @@ class HttpLane(Replies):
         self._prefix = b""
         client.lane = self
         context.connection.owned_by(self.reset)
-        self._site.watch(self)
+        self._site.watch(self, context.port)
 
     # from the legs
 
@@ -132,7 +132,7 @@ class HttpLane(Replies):
             elif now - self._idle_since >= settings.attached_idle:
                 if self._app is not None and not self._bound:
                     self._release()
-                if self._site.fabric.draining:
+                if self._site.unwelcome(self._port):
                     self._end_client()
 
     # requests
@@ -306,7 +306,7 @@ class HttpLane(Replies):
         size = len(head.raw)
         body = head.length
         close = body == CHUNKED or body > site.settings.refused_body or head.expect or not head.keep
-        close = close or site.fabric.draining
+        close = close or site.unwelcome(self._port)
         peer = self._record.source
         who = str(peer.workload) if peer.workload is not None else peer.address
         text = f"{head.operation} is not allowed for {who} on port {self._port} ({reason})"

@@ -129,7 +129,7 @@ class Replies(Exchange):
             self._unclean = True
         size = len(got.raw)
         raw = b""
-        if got.keep and (not head.keep or self._site.fabric.draining):
+        if got.keep and (not head.keep or self._site.unwelcome(self._port)):
             self._closing = True
             raw = with_close(got.raw)
         length = got.length

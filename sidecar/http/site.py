@@ -92,6 +92,8 @@ class HttpSite:
         self._pools: dict[Address, Pool] = {}
         self._verdicts: dict[tuple[Peer, int], Verdicts] = {}
         self._names: dict[int, set[str]] = {}
+        self._ports: set[int] = set()
+        self._tapped: frozenset[int] = frozenset()
         self._timer: asyncio.TimerHandle | None = None
         fabric.authority.subscribe(self._changed)
 
@@ -146,14 +148,23 @@ class HttpSite:
             pool = self._pools[application] = Pool(self.settings.pool_connections)
         return pool
 
-    def watch(self, watched: Watched) -> None:
-        """Look at it until :meth:`forget`."""
+    def watch(self, watched: Watched, port: int) -> None:
+        """Look at it until :meth:`forget`.
+
+        :param port: the application's, that its client has called
+        """
         self._watched.add(watched)
+        self._ports.add(port)
         if self._timer is None:
             self._arm()
 
     def forget(self, watched: Watched) -> None:
         self._watched.discard(watched)
+
+    def unwelcome(self, port: int) -> bool:
+        """Whether clients of ``port`` are to come again on another connection: we drain, or a person wants to see their
+        requests, which only new connections are looked into for."""
+        return port in self._tapped or self.fabric.draining
 
     def part(self, leg: Leg) -> None:
         """Let an application's connection end in good order, and by itself."""
@@ -175,6 +186,7 @@ class HttpSite:
 
     def sweep(self, now: float) -> None:
         """End what has taken too long."""
+        self._tapped = frozenset(port for port in self._ports if self.fabric.taps.wants(port))
         for watched in list(self._watched):
             watched.sweep(now)
         for leg in [leg for leg, until in self._parting.items() if leg.closed or now >= until]:

@@ -24,7 +24,7 @@ class UpgradedRelay(LegRelay):
         self._under = connection
         self._port = port
         self._operation = operation
-        site.watch(self)
+        site.watch(self, port)
 
     def sweep(self, now: float) -> None:
         """Only to be forgotten when it is over; how long it may be idle is the connection's matter."""

@@ -186,6 +186,7 @@ class Bench:
         self.loop = Loop()
         self.now = 1000.0
         self.draining = False
+        self.tapped = set()
         self.refuse_dials = False
         self.connecting = False
         self.apps = []
@@ -199,6 +200,7 @@ class Bench:
             authority = self.policy
             reactor = SimpleNamespace(loop=self.loop)
             settings = SimpleNamespace()
+            taps = SimpleNamespace(wants=lambda port: port in bench.tapped)
 
             @property
             def draining(self):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from graph.model import Mode
 from sidecar.http.frames import PREFACE
 from sidecar.http.h2 import H2Lane, grpc_operation
-from tests.sidecar.http.fakes import Bench, allow
+from tests.sidecar.http.fakes import PORT, Bench, allow
 
 CALL = [
     (":method", "POST"), (":scheme", "http"), (":path", "/shop.Cart/Add17"), (":authority", "cart"),
@@ -314,7 +314,8 @@ class Told(Pair):
 ONE_FAREWELL = [(0x7FFFFFFF, 0)]
 
 
-async def test_while_draining_the_client_is_asked_to_go_and_its_requests_are_finished():
+@pytest.mark.parametrize("watched", [False, True])
+async def test_while_draining_or_to_be_watched_the_client_is_asked_to_go_and_its_requests_are_finished(watched):
     bench = Bench()
     pair = Told(bench)
     pair.client.send_headers(1, GET, end_stream=True)
@@ -322,7 +323,8 @@ async def test_while_draining_the_client_is_asked_to_go_and_its_requests_are_fin
     bench.later(1)
     pair.read()
     assert pair.farewells == []
-    bench.draining = True
+    bench.draining = not watched
+    bench.tapped = {PORT} if watched else set()
     bench.later(1)
     pair.read()
     assert pair.farewells == ONE_FAREWELL

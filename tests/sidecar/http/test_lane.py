@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from graph.model import Mode, Origin, Peer, Verdict
 from graph.policy import Reason
-from tests.sidecar.http.fakes import CART_ID, FRONT_ID, Bench, allow
+from tests.sidecar.http.fakes import CART_ID, FRONT_ID, PORT, Bench, allow
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 XFCC = f"x-forwarded-client-cert: By={CART_ID};URI={FRONT_ID}\r\n".encode()
@@ -572,6 +572,23 @@ def test_draining_asks_the_client_to_go_elsewhere():
         b"HTTP/1.1 200 OK\r\nConnection: Keep-Alive\r\nKeep-Alive: timeout=5\r\nContent-Length: 2\r\n\r\nok"
     )
     assert client.take() == b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nconnection: close\r\n\r\nok"
+    assert client.did_end
+    bench.later(3)
+    assert quiet.did_end
+
+
+def test_who_is_to_be_watched_is_asked_to_come_again():
+    bench = Bench()
+    client, quiet = bench.client(), bench.client()
+    for leg in (client, quiet):
+        leg.feed(request())
+        serve(bench.apps[-1])
+        leg.take()
+    bench.tapped.add(PORT)
+    bench.later(1)
+    client.feed(request())
+    serve(bench.apps[0])
+    assert b"connection: close\r\n" in client.take()
     assert client.did_end
     bench.later(3)
     assert quiet.did_end

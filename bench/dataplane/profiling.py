@@ -25,7 +25,7 @@ from bench.dataplane.pairs import Pair
 from bench.dataplane.session import Plan, Session, of_ours
 
 _SECONDS = 8.0
-_TOP = 25
+_TOP = 40
 #: Samples a second of processor time; not in step with the kernel's timers.
 _RATE = 997
 #: By the first that is part of a library's path.
@@ -160,7 +160,7 @@ def render_symbols(found: Symbols, micros: float, top: int = _TOP) -> str:
 
 
 def render(path: Path, top: int = _TOP) -> str:
-    """A sampler's file as two tables: lines by their own time, functions by the time within them."""
+    """A sampler's file as tables: lines and functions by their own time, functions by the time within them."""
     found = json.loads(path.read_text())
     total = sum(each[0] for each in found["lines"]) or 1
     lines = [f"{total} samples, one every {found['interval'] * 1000:g} ms of processor time", "", "  own  line"]
@@ -170,10 +170,13 @@ def render(path: Path, top: int = _TOP) -> str:
     own: dict[tuple[str, str], int] = {}
     for count, file, _, function in found["lines"]:
         own[file, function] = own.get((file, function), 0) + count
-    lines += ["", "  own   with what it calls  function"]
-    ranked = sorted(found["within"], key=lambda each: -own.get((each[1], each[2]), 0))
-    for count, file, function in ranked[:top]:
-        lines.append(f"{own.get((file, function), 0) / total:5.1%}  {count / total:5.1%}  {_short(file)} {function}")
+    by_own = sorted(found["within"], key=lambda each: -own.get((each[1], each[2]), 0))
+    by_all = sorted(found["within"], key=lambda each: -each[0])
+    for ranked in (by_own, by_all):
+        lines += ["", "  own   with what it calls  function"]
+        for count, file, function in ranked[:top]:
+            mine = own.get((file, function), 0)
+            lines.append(f"{mine / total:5.1%}  {count / total:5.1%}  {_short(file)} {function}")
     return "\n".join(lines)
 
 

@@ -14,11 +14,13 @@ Rules:
    nothing any more.
 4. A leg whose two directions have ended (:meth:`Leg.end` was called and everything sent, and :meth:`Lane.ended` was
    told) is closed by itself.
+5. A closed leg has let go of its lane (:data:`NOBODY`), so that what a connection took is free at its end, and not when
+   the collector of cycles comes round to it.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 
 class Leg(Protocol):
@@ -70,3 +72,15 @@ class Lane(Protocol):
 
     def lost(self, leg: Leg, why: str) -> None:
         """The other end reset the connection, could not be reached, or a limit ended it. The leg is closed."""
+
+
+class _Nobody:
+    """Stands where a lane will be in a moment, or was; nothing is told to it."""
+
+    def received(self, leg: Leg, data: memoryview) -> None: ...
+    def ended(self, leg: Leg) -> None: ...
+    def drained(self, leg: Leg) -> None: ...
+    def lost(self, leg: Leg, why: str) -> None: ...
+
+
+NOBODY: Final[Lane] = _Nobody()

@@ -1,6 +1,7 @@
 """A plain TCP connection passed on as it is: backpressure, half-close, resets and counters.
 
-What one side does not take is not read from the other: at most one read per direction is held.
+What one side does not take is not read from the other: at most one read per direction is held. What a side said before
+it reset its connection is passed on before the reset is: a server that refuses an upload answers first.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from sidecar.dataplane.live import Connection
 from sidecar.dataplane.reactor import EDGE, ERROR, GONE, HUP, IN, NOT_OUT, OUT, RDHUP, Reactor
 
 _READ: Final = 131_072
+_NOTHING: Final = memoryview(b"")
 
 
 class Relay:
@@ -57,8 +59,13 @@ class Relay:
 
     def connected(self, sock: socket.socket) -> bool:
         """Whether the server has answered by now; resets the relay when it refused."""
-        if sockets.connect_error(sock):
-            self.reset()
+        if number := sockets.connect_error(sock):
+            if number in sockets.RESET:
+                self.connecting = False
+                self._stop_timer()
+                self._server.break_off()
+            else:
+                self.reset()
             return False
         try:
             sock.getpeername()
@@ -103,6 +110,8 @@ class Relay:
                 end.sock = None
                 end.pending = None
                 self.budget.drop(end)
+                end.other = _NOWHERE
+        self._client = self._server = _NOWHERE  # no cycle is left for the collector
         self._connection.finish(failed=failed)
 
     def _stop_timer(self) -> None:
@@ -114,18 +123,33 @@ class Relay:
 class _End:
     """One of the two sockets, as the reactor's source. ``pending`` waits to be written to it."""
 
-    __slots__ = ("_eof", "_hup", "_is_client", "_readable", "_relay", "_shut", "other", "pending", "queued", "sock")
+    __slots__ = (
+        "_broken",
+        "_eof",
+        "_hup",
+        "_is_client",
+        "_readable",
+        "_relay",
+        "_shut",
+        "other",
+        "pending",
+        "queued",
+        "sock",
+    )
 
     other: _End
+    _relay: Relay
 
-    def __init__(self, relay: Relay, sock: socket.socket, *, is_client: bool) -> None:
-        self._relay = relay
-        self.sock: socket.socket | None = sock
+    def __init__(self, relay: Relay | None, sock: socket.socket | None, *, is_client: bool) -> None:
+        if relay is not None:
+            self._relay = relay
+        self.sock = sock
         self._is_client = is_client
         self._readable = False
         self._hup = False
         self._eof = False  # it will send no more
         self._shut = False  # we told it that we send no more
+        self._broken = False  # it takes nothing any more
         self.pending: memoryview | None = None
         self.queued = False
 
@@ -164,11 +188,16 @@ class _End:
             size = sock.recv_into(buffer, _READ)
         except BlockingIOError:
             self._readable = False
+            if self._broken:
+                relay.reset()
             return
         except OSError:
             relay.reset()
             return
         if size == 0:
+            if self._broken:
+                relay.reset()
+                return
             self._eof = True
             self._readable = False
             other.end_of_input()
@@ -178,7 +207,7 @@ class _End:
         except BlockingIOError:
             taken = 0
         except OSError:
-            relay.reset()
+            other.break_off()
             return
         relay.count(self._is_client, taken)
         if taken < size:
@@ -196,6 +225,19 @@ class _End:
         else:
             self._relay.reset()
 
+    def break_off(self) -> None:
+        """Its other end has reset the connection: it takes nothing, but what it said before is passed on first."""
+        relay = self._relay
+        if self._eof or self.other._broken:
+            relay.reset()
+        elif not self._broken:
+            self._broken = True
+            relay.budget.drop(self)
+            self.pending = _NOTHING  # so that the other is not read
+            self._readable = self._hup = True
+            if not self.queued:
+                relay.again(self)
+
     def end_of_input(self) -> None:
         """The other side has ended and everything it sent is written: end this direction."""
         assert self.sock is not None
@@ -206,22 +248,28 @@ class _End:
         try:
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:
-            self._relay.reset()
+            self.break_off()
         else:
             self._relay.half_closed()
 
     def _drain(self) -> None:
         assert self.sock is not None
         assert self.pending is not None
+        if self._broken:
+            return
         try:
             taken = self.sock.send(self.pending)
         except BlockingIOError:
             return
         except OSError:
-            self._relay.reset()
+            self.break_off()
             return
         self._relay.count(not self._is_client, taken)
         self._relay.budget.release(self, taken)
         self.pending = self.pending[taken:] if taken < len(self.pending) else None
         if self.pending is None and not self.other.queued:
             self.other.pump()
+
+
+#: The other end of one that is closed: there is nothing there, and so nobody asks it for its relay.
+_NOWHERE: Final = _End(None, None, is_client=False)

@@ -18,7 +18,6 @@ import logging
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
 from graph.model import Peer
 from sidecar.dataplane import sockets
@@ -26,6 +25,7 @@ from sidecar.dataplane.detect import CLIENT_FIRST, OPAQUE, Kind, detect, unfinis
 from sidecar.dataplane.fabric import Fabric
 from sidecar.dataplane.frames import WINDOW, WINDOW_LIMIT, FrameError
 from sidecar.dataplane.leg_relay import LegRelay
+from sidecar.dataplane.legs import NOBODY as NOBODY
 from sidecar.dataplane.legs import Lane, Leg
 from sidecar.dataplane.live import Connection
 from sidecar.dataplane.relay import Relay
@@ -98,18 +98,6 @@ def first_byte_wait(fabric: Fabric, port: int) -> float:
 def is_http(kind: Kind) -> bool:
     """Whether a lane looks at bytes of ``kind``."""
     return kind is Kind.HTTP1 or kind is Kind.HTTP2
-
-
-class _Nobody:
-    """Stands where a lane will be in a moment; nothing is told to it."""
-
-    def received(self, leg: Leg, data: memoryview) -> None: ...
-    def ended(self, leg: Leg) -> None: ...
-    def drained(self, leg: Leg) -> None: ...
-    def lost(self, leg: Leg, why: str) -> None: ...
-
-
-NOBODY: Final[Lane] = _Nobody()
 
 
 def enter_lane(context: LaneContext, kind: Kind, client: Leg) -> None:

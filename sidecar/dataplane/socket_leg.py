@@ -1,6 +1,7 @@
 """A plain socket as a leg of a lane: a client that speaks without TLS, or the application.
 
-The socket is edge-triggered and registered once. Rules are those of :mod:`sidecar.dataplane.legs`.
+The socket is edge-triggered and registered once. Rules are those of :mod:`sidecar.dataplane.legs`. What the other end
+said before it reset the connection is told before the reset is: a server that refuses an upload answers first.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import errno
 import socket
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import Final
 
 from sidecar.dataplane import sockets
 from sidecar.dataplane.carrier import Budget
-from sidecar.dataplane.legs import Lane
+from sidecar.dataplane.legs import NOBODY, Lane
+from sidecar.dataplane.portion import adapted
 from sidecar.dataplane.reactor import EDGE, ERROR, GONE, HUP, IN, NOT_OUT, OUT, RDHUP, Reactor
 
 _READ: Final = 65_536
@@ -30,6 +33,7 @@ class SocketLeg:
     """
 
     __slots__ = (
+        "_broken",
         "_budget",
         "_connected",
         "_connecting",
@@ -38,6 +42,7 @@ class SocketLeg:
         "_held",
         "_hup",
         "_paused",
+        "_portion",
         "_reactor",
         "_readable",
         "_shut",
@@ -71,9 +76,11 @@ class SocketLeg:
         self._readable = False
         self._hup = False  # a short read does not mean that the socket is empty: the end is behind it
         self._paused = False
+        self._portion = _READ >> 2  # until it is known what a read costs
         self._eof = False  # the other end will send no more
         self._ended = False  # we will send no more after what is held
         self._shut = False  # the kernel knows
+        self._broken = ""  # why nothing more can be sent, not even the end
         self.queued = False
         events = IN | OUT | RDHUP | EDGE
         if registered:
@@ -105,7 +112,7 @@ class SocketLeg:
         except BlockingIOError:
             taken = 0
         except OSError as error:
-            self._fail_soon(error.strerror or str(error))
+            self._break_off(error.strerror or str(error))
             return
         if taken < len(data):
             self._hold(bytes(memoryview(data)[taken:]))
@@ -156,25 +163,32 @@ class SocketLeg:
         sock = self._sock
         if sock is None or self._paused or not self._readable or self._connecting:
             return
-        view = self._reactor.received_view
+        view, portion = self._reactor.received_view, self._portion
         try:
-            size = sock.recv_into(view, _READ)
+            size = sock.recv_into(view, portion)
         except BlockingIOError:
             self._readable = False
+            if self._broken:
+                self._fail(self._broken)
             return
         except OSError as error:
             self._fail(error.strerror or str(error))
             return
         if size == 0:
+            if self._broken:
+                self._fail(self._broken)
+                return
             self._readable = False
             self._eof = True
             self.lane.ended(self)
             if self._shut:
                 self._close()
             return
-        if size < _READ and not self._hup:
+        if size < portion and not self._hup:
             self._readable = False  # a short read: empty; an edge will follow
+        began = monotonic()
         self.lane.received(self, view[:size])
+        self._portion = adapted(portion, monotonic() - began, _READ)
         if self._readable and not self._paused and not self.queued and self._sock is not None:
             self._reactor.pump_again(self)
 
@@ -183,7 +197,12 @@ class SocketLeg:
 
     def _is_connected(self, sock: socket.socket) -> bool:
         if number := sockets.connect_error(sock):
-            self._fail(errno.errorcode.get(number, str(number)))
+            why = errno.errorcode.get(number, str(number))
+            if number in sockets.RESET:
+                self._is_reached()
+                self._break_off(why)
+            else:
+                self._fail(why)
             return False
         try:
             sock.getpeername()
@@ -191,14 +210,17 @@ class SocketLeg:
             if error.errno != errno.ENOTCONN:
                 self._fail(error.strerror or str(error))
             return False
+        self._is_reached()
+        if self._held or self._ended:
+            self._drain()
+        return self._sock is not None
+
+    def _is_reached(self) -> None:
         self._connecting = False
         self._stop_timer()
         if self._connected is not None:
             self._connected()
             self._connected = None
-        if self._held or self._ended:
-            self._drain()
-        return self._sock is not None
 
     def _hold(self, data: bytes) -> None:
         if not self._budget.hold(self, len(data)):
@@ -211,6 +233,8 @@ class SocketLeg:
         """Give the kernel what it did not take before."""
         sock, held = self._sock, self._held
         assert sock is not None
+        if self._broken:
+            return
         waited = bool(held)
         try:
             while held:
@@ -225,7 +249,7 @@ class SocketLeg:
         except BlockingIOError:
             return
         except OSError as error:
-            self._fail(error.strerror or str(error))
+            self._break_off(error.strerror or str(error))
             return
         if waited:
             self.lane.drained(self)
@@ -244,20 +268,40 @@ class SocketLeg:
         try:
             sock.shutdown(socket.SHUT_WR)
         except OSError as error:
-            self._fail_soon(error.strerror or str(error))
+            self._break_off(error.strerror or str(error))
 
     # ending
 
+    def _break_off(self, why: str) -> None:
+        """The other end has reset the connection: it takes nothing, but what it said before is told first. Nothing is
+        told within the call of the lane that noticed it."""
+        if self._eof:
+            self._fail_soon(why)
+            return
+        self._send_nothing(why)
+        self._readable = self._hup = True
+        if not self.queued and not self._paused:
+            self._reactor.pump_again(self)
+
     def _fail_soon(self, why: str) -> None:
         """Fail outside the call of the lane that noticed it."""
-        self._ended = True
+        self._send_nothing(why)
         self._reactor.loop.call_soon(self._fail, why)
+
+    def _send_nothing(self, why: str) -> None:
+        """What was not taken is lost, so that an end behind the rest would be taken for the end of all."""
+        self._broken = why
+        self._ended = self._shut = True
+        self._budget.drop(self)
+        self.unsent = 0
+        self._held.clear()
 
     def _fail(self, why: str) -> None:
         if self._sock is not None:
+            lane = self.lane
             sockets.reset(self._sock)
             self._close()
-            self.lane.lost(self, why)
+            lane.lost(self, why)
 
     def _close(self) -> None:
         sock, self._sock = self._sock, None
@@ -269,6 +313,7 @@ class SocketLeg:
         self._budget.drop(self)
         self.unsent = 0
         self._held.clear()
+        self.lane = NOBODY
         self._reactor.close(sock)
 
     def _stop_timer(self) -> None:

@@ -2,7 +2,8 @@
 
 The local socket is edge-triggered and registered once. Windows start at 256 KiB and double to 1 MiB while the local
 side keeps up; bytes are granted only after the kernel took them, so that a slow reader slows the sender and nobody
-else, and never holds more than its window.
+else, and never holds more than its window. What the local side said before it reset its connection is passed on before
+the reset is: a server that refuses an upload answers first.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Stream:
 
     __slots__ = (
         "_acked",
+        "_broken",
         "_carrier",
         "_connecting",
         "_connection",
@@ -98,6 +100,7 @@ class Stream:
         self._hup = False  # a short read does not mean that the socket is empty: the end is behind it
         self._eof = False  # the local side will send no more; FIN is sent
         self._fin = False  # the peer will send no more
+        self._broken = False  # the local side takes nothing any more
         self.queued = False  # somebody will pump us
         connection.owned_by(self.reset)
         carrier.attach(stream_id, self)
@@ -125,8 +128,12 @@ class Stream:
     def _connected(self) -> bool:
         """Whether the application has accepted us."""
         assert self._sock is not None
-        if sockets.connect_error(self._sock):
-            self.reset()
+        if number := sockets.connect_error(self._sock):
+            if number in sockets.RESET:
+                self._reached()
+                self._break_off()
+            else:
+                self.reset()
             return False
         try:
             self._sock.getpeername()
@@ -135,14 +142,17 @@ class Stream:
                 return False
             self.reset()
             return False
+        self._reached()
+        if self._queue or self._fin:
+            self._drain()
+        return self._sock is not None
+
+    def _reached(self) -> None:
         self._connecting = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._sender.control(_ACK, self._id, 0)
-        if self._queue or self._fin:
-            self._drain()
-        return self._sock is not None
 
     def begin(self) -> None:
         """Try to read at once: a client that speaks first has mostly spoken already."""
@@ -183,6 +193,8 @@ class Stream:
                 self._readable = False
                 if not position:
                     sender.give_back()
+                if self._broken:
+                    self.reset()
                 return
             except OSError:
                 self.reset()
@@ -207,6 +219,9 @@ class Stream:
                 return
 
     def _local_end(self) -> None:
+        if self._broken:
+            self.reset()
+            return
         self._readable = False
         self._eof = True
         self._sender.control(_FIN, self._id, 0)
@@ -239,7 +254,7 @@ class Stream:
         except BlockingIOError:
             taken = 0
         except OSError:
-            self.reset()
+            self._break_off()
             return
         self._count(taken)
         if taken < size:
@@ -306,7 +321,7 @@ class Stream:
         except BlockingIOError:
             pass
         except OSError:
-            self.reset()
+            self._break_off()
             return
         if self._taken >= self._receive_window >> 1:
             self._grant()
@@ -342,9 +357,22 @@ class Stream:
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError:
-            self.reset()
+            self._break_off()
         else:
             self._connection.half_closed(self._reactor.loop)
+
+    def _break_off(self) -> None:
+        """The local side has reset its connection: it takes nothing, but what it said before is passed on first."""
+        if self._eof:
+            self.reset()
+        elif not self._broken:
+            self._broken = True
+            self._carrier.budget.drop(self)
+            self._queue.clear()
+            self._send = _over
+            self._readable = self._hup = True
+            if not self.queued:
+                self.pump()
 
     def reset(self) -> None:
         """End the stream at both ends at once."""

@@ -12,7 +12,7 @@ from typing import Final
 from sidecar.dataplane import frames
 from sidecar.dataplane.carrier import Carrier
 from sidecar.dataplane.frames import FrameError
-from sidecar.dataplane.legs import Lane
+from sidecar.dataplane.legs import NOBODY, Lane
 from sidecar.dataplane.reactor import Reactor
 from sidecar.dataplane.sending import SEND_BUFFER
 from sidecar.dataplane.stream import MAX_WINDOW
@@ -40,6 +40,7 @@ class TunnelLeg:
         "_ended",
         "_eof",
         "_fin_sent",
+        "_flushing",
         "_held",
         "_id",
         "_paused",
@@ -74,6 +75,7 @@ class TunnelLeg:
         self._ended = False  # we will send no more after what is held
         self._fin_sent = False
         self._closed = False
+        self._flushing = False  # within a call of the lane, perhaps
         self.queued = False
         carrier.attach(stream_id, self)
 
@@ -104,7 +106,7 @@ class TunnelLeg:
             return
         view = memoryview(data)
         done = self._put(view, size)
-        if done < size:
+        if done < size and not self._closed:
             self._hold(memoryview(bytes(view[done:])), size - done)
 
     def end(self) -> None:
@@ -185,8 +187,9 @@ class TunnelLeg:
 
     def reset_by_peer(self) -> None:
         if not self._closed:
+            lane = self.lane
             self._close()
-            self.lane.lost(self, "the client reset the connection")
+            lane.lost(self, "the client reset the connection")
 
     def pump(self) -> None:
         """There is room to send again, or the lane has resumed."""
@@ -233,7 +236,9 @@ class TunnelLeg:
             position = sender.position
             room = _ROOM - position
             if room < _LEAST_ROOM:
+                self._flushing = True
                 sender.flush()
+                self._flushing = False
                 if sender.closed:
                     return done
                 if sender.blocked:
@@ -259,6 +264,7 @@ class TunnelLeg:
     def _hold(self, data: memoryview, size: int) -> None:
         if not self._carrier.budget.hold(self, size):
             self._ended = True
+            self._let_go()  # an end behind the rest would be taken for the end of all
             self._reactor.loop.call_soon(self._fail, "too much is held for receivers that do not read")
             return
         self.unsent += size
@@ -270,6 +276,8 @@ class TunnelLeg:
             data = held[0]
             size = len(data)
             done = self._put(data, size)
+            if self._closed:
+                return
             self.unsent -= done
             self._carrier.budget.release(self, done)
             if done < size:
@@ -293,16 +301,24 @@ class TunnelLeg:
 
     def _fail(self, why: str) -> None:
         if not self._closed:
+            lane = self.lane
             self._sender.control(_RST, self._id, 0)
             self._close()
-            self.lane.lost(self, why)
+            if self._flushing:
+                self._reactor.loop.call_soon(lane.lost, self, why)
+            else:
+                lane.lost(self, why)
 
     def _close(self) -> None:
         self._closed = True
-        budget = self._carrier.budget
-        budget.drop(self)
-        budget.left += sum(map(len, self._unread))
+        self._let_go()
+        self._carrier.budget.left += sum(map(len, self._unread))
+        self._unread.clear()
+        self.lane = NOBODY
+        self._carrier.detach(self._id)
+
+    def _let_go(self) -> None:
+        """What was not sent is lost."""
+        self._carrier.budget.drop(self)
         self.unsent = 0
         self._held.clear()
-        self._unread.clear()
-        self._carrier.detach(self._id)

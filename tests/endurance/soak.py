@@ -143,6 +143,11 @@ class Report:
     errors: list[str]
     courses: tuple[Course, ...]
 
+    def write(self, path: Path) -> None:
+        """Write it as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.document(), indent=1))
+
     def document(self) -> dict[str, Any]:
         """For JSON, with the trends of every number."""
         made = asdict(self)
@@ -269,21 +274,29 @@ async def _close(mesh: LocalMesh) -> None:
 
 
 async def _quiet(mesh: LocalMesh) -> dict[str, Sample]:
-    """Every sidecar once it has let go of all that ended: two looks at which nothing changed, and nothing is open."""
-    found: dict[str, Sample] = {}
-    for name in (FRONT, WEB, STORE):
-        last: list[tuple[int, ...]] = []
+    """Every sidecar, once it has let go of all that ended."""
+    return {name: await _settled(mesh, name) for name in (FRONT, WEB, STORE)}
 
-        async def settled(pod: Pod = mesh.pod(name), last: list[tuple[int, ...]] = last) -> bool:
-            found[pod.name] = now = await sample(pod, time.monotonic())
-            last.append((now.descriptors, now.tasks, now.threads))
-            idle = not (now.connections or now.streams or now.buffered or now.flows_waiting)
-            if not idle or last[-2:-1] != last[-1:]:
-                await asyncio.sleep(1.0)
-                return False
-            return True
 
-        await mesh.wait_for(settled, f"{name} to be quiet", SETTLE)
+async def _settled(mesh: LocalMesh, name: str) -> Sample:
+    """The second of two looks between which nothing changed, at a time when nothing is open."""
+    before: Sample | None = None
+
+    async def settled() -> Sample | None:
+        nonlocal before
+        last, before = before, await sample(mesh.pod(name), time.monotonic())
+        same = last is not None and (last.descriptors, last.tasks, last.threads) == (
+            before.descriptors,
+            before.tasks,
+            before.threads,
+        )
+        if same and not (before.connections or before.streams or before.buffered or before.flows_waiting):
+            return before
+        await asyncio.sleep(1.0)  # the two looks are apart
+        return None
+
+    found = await mesh.wait_for(settled, f"{name} to be quiet", SETTLE)
+    assert found is not None
     return found
 
 

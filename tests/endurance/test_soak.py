@@ -1,8 +1,8 @@
 """Sidecars under half load for a while: memory, descriptors, tasks and threads do not grow, and nothing fails.
 
 ``HEDGEROW_SOAK_SECONDS`` says how long, 600 by ``make soak``. A soak of ten minutes judges the slope of memory itself.
-In a short one a single piece that the allocator takes from the kernel outweighs any leak per hour, so there its bound is
-what a few such pieces make; what leaks with every connection or request passes that within seconds.
+In a short one a single piece that the allocator takes from the kernel outweighs any leak per hour, so there its bound
+is what a few such pieces make; what leaks with every connection or request passes that within seconds.
 """
 
 from __future__ import annotations
@@ -42,9 +42,7 @@ async def test_nothing_grows_under_half_load(tmp_path):
     warm_up = min(120.0, SECONDS / 3)
     # in a run of the whole suite the machine is not ours
     report = await soak(SECONDS, warm_up=warm_up, interval=max(0.5, SECONDS / 200), most=1e9 if LONG else 250)
-    written = Path(WRITTEN or tmp_path / "soak.json")
-    written.parent.mkdir(parents=True, exist_ok=True)
-    written.write_text(json.dumps(report.document(), indent=1))
+    report.write(Path(WRITTEN or tmp_path / "soak.json"))
     print(json.dumps({course["pod"]: course["an_hour"] for course in report.document()["courses"]}))
 
     assert not any(report.failed.values()), f"{report.failed}: {report.errors}"

@@ -1,8 +1,8 @@
 """Calls every method of grpc_server.py over one channel, checks each answer and prints how much was said.
 
-python grpc_client.py HOST PORT [--once]
+python grpc_client.py HOST PORT [--once | --on]
 
-``--once`` makes the unary call alone.
+``--once`` makes the unary call alone; ``--on`` makes it again and again over the one channel, until SIGTERM.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import queue
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 
 import grpc
@@ -26,6 +28,9 @@ def main() -> None:
         name = os.urandom(16)
         reverse = channel.unary_unary("/tests.Kinds/Reverse")
         assert reverse(name, timeout=DEADLINE) == name[::-1]
+        if "--on" in options:
+            go_on(reverse)
+            return
         if options:
             print("answered")
             return
@@ -46,6 +51,17 @@ def main() -> None:
             }
         )
     )
+
+
+def go_on(reverse: grpc.UnaryUnaryMultiCallable) -> None:
+    ended = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    number = 0
+    while not ended.wait(0.05):
+        number += 1
+        text = b"%08d" % number
+        assert reverse(text, timeout=DEADLINE) == text[::-1]
+    print(f"{number} calls, all answered", flush=True)
 
 
 def converse(channel: grpc.Channel) -> int:

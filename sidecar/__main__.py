@@ -7,6 +7,7 @@ Exit codes: 0 after an orderly end, 1 when it could not begin or go on, 2 when i
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import ipaddress
 import os
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from sidecar.errors import ConfigError, SidecarError
-from sidecar.settings import Address, Capture, Settings, Udp
+from sidecar.settings import MAX_WORKERS, Address, Capture, Settings, Udp
 
 if TYPE_CHECKING:
     from sidecar.capture import CaptureRules
@@ -40,12 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(given: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="sidecar", description="The in-pod proxy of Hedgerow.")
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="sidecar.yaml")
+    text = f"processes that carry connections, 1 to {MAX_WORKERS}; instead of what the file says"
+    parser.add_argument("--workers", type=int, metavar="N", help=text)
     options = parser.parse_args(given)
     if any(name not in os.environ for name in ALLOCATOR):
         _begin_again_with(ALLOCATOR)
     protect_memory()
     raise_descriptor_limit()
     settings = Settings.load(options.config)
+    if options.workers is not None:
+        settings = with_workers(settings, options.workers)
     # gRPC's core writes to standard error by itself; what matters of it comes back as exceptions
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
@@ -62,6 +67,16 @@ def _run(given: list[str]) -> int:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(app.run(settings))
     return 0
+
+
+def with_workers(settings: Settings, workers: int) -> Settings:
+    """The settings with another number of workers.
+
+    :raises ConfigError: when there can not be so many
+    """
+    if not 1 <= workers <= MAX_WORKERS:
+        raise ConfigError(f"--workers: {workers} is out of range; write a number from 1 to {MAX_WORKERS}")
+    return dataclasses.replace(settings, workers=workers)
 
 
 def _capture(given: list[str]) -> int:

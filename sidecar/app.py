@@ -16,6 +16,7 @@ import socket
 import time
 import uuid
 from collections.abc import Awaitable
+from dataclasses import dataclass
 from importlib import metadata
 from random import Random
 
@@ -24,13 +25,14 @@ from sidecar.authority import PolicyAuthority
 from sidecar.certificate_agent import CertificateAgent
 from sidecar.channel import ControllerLink
 from sidecar.credentials import CredentialStore
-from sidecar.data_path import InProcess
+from sidecar.data_path import DataPath, InProcess
+from sidecar.dataplane.contracts import Names
 from sidecar.dataplane.proxy import DataPlane
 from sidecar.dataplane.sockets import Address
 from sidecar.directory import DirectoryClient
 from sidecar.dns.service import DnsService
 from sidecar.errors import ConfigError, StateBusy
-from sidecar.flows import FlowTracker
+from sidecar.flows import FlowSource, FlowTracker
 from sidecar.inspect.hub import Inspection
 from sidecar.inspect.tap_client import TapClient
 from sidecar.inspect.taps import Taps
@@ -38,7 +40,7 @@ from sidecar.life import Life
 from sidecar.mesh import Mesh, Parts
 from sidecar.observer import Inside, Observer
 from sidecar.path_settings import data_plane_settings, socket_address
-from sidecar.policy_client import PolicyClient
+from sidecar.policy_client import Followers, PolicyClient
 from sidecar.readiness import ReadinessServer
 from sidecar.settings import Capture, Settings
 from sidecar.state import StateDirectory
@@ -46,6 +48,16 @@ from sidecar.takeover import Offer, Takeover, take_over
 from sidecar.telemetry import TelemetryClient
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Carried:
+    """What carries connections, and what comes with it."""
+
+    path: DataPath
+    flows: FlowSource
+    taps: Taps
+    followers: Followers | None
 
 
 class Sidecar:
@@ -112,7 +124,7 @@ class Sidecar:
 
     def _join(self, state: StateDirectory, agent: CertificateAgent, credentials: CredentialStore) -> Mesh:
         """Make what needs a certificate."""
-        settings, observer, clock = self._settings, self.observer, self._clock
+        settings, clock = self._settings, self._clock
         call_later = asyncio.get_running_loop().call_later
         authority = PolicyAuthority(credentials.identity, settings.unsynced, settings.addresses, clock, call_later)
         directory = DirectoryClient(authority.workload, settings.instance, settings.addresses, state, time.monotonic)
@@ -124,12 +136,37 @@ class Sidecar:
         dns = None
         if settings.dns_proxy:
             dns = DnsService(settings.dns, settings.addresses, settings.mark or 0, state, may_ask, clock)
+        if not settings.telemetry:
+            log.warning("telemetry is off: the controller sees no connection of ours and learns nothing from them")
+        names = dns.names if dns is not None else None
+        carry = self._carry if settings.workers == 1 else self._have_carried
+        carried = carry(credentials, authority, directory, names)
+        return Mesh(
+            Parts(
+                settings=settings,
+                agent=agent,
+                credentials=credentials,
+                authority=authority,
+                link=ControllerLink(settings.controller, credentials, self._random),
+                policy=PolicyClient(authority, credentials, state, self._boot_id, software(), clock, carried.followers),
+                directory=directory,
+                flows=carried.flows,
+                telemetry=TelemetryClient(carried.flows, authority, self._boot_id, settings.report_interval, clock),
+                tap=TapClient(carried.taps, self._boot_id),
+                dns=dns,
+                path=carried.path,
+                random=self._random,
+            )
+        )
+
+    def _carry(
+        self, credentials: CredentialStore, authority: PolicyAuthority, directory: DirectoryClient, names: Names | None
+    ) -> _Carried:
+        """Make what carries connections in this process."""
+        settings, observer = self._settings, self.observer
         tracker = FlowTracker(settings.instance)
         if settings.telemetry:
             observer.also_tell(tracker)
-        else:
-            log.warning("telemetry is off: the controller sees no connection of ours and learns nothing from them")
-        names = dns.names if dns is not None else None
         taps = Taps(asyncio.get_running_loop())
         inspection = Inspection(settings.inspect, taps)
         if settings.inspect.addons:
@@ -144,23 +181,27 @@ class Sidecar:
             names=names,
         )
         observer.inside = Inside(credentials, authority, data_plane)
-        return Mesh(
-            Parts(
-                settings=settings,
-                agent=agent,
-                credentials=credentials,
-                authority=authority,
-                link=ControllerLink(settings.controller, credentials, self._random),
-                policy=PolicyClient(authority, credentials, state, self._boot_id, software(), clock),
-                directory=directory,
-                flows=tracker,
-                telemetry=TelemetryClient(tracker, authority, self._boot_id, settings.report_interval, clock),
-                tap=TapClient(taps, self._boot_id),
-                dns=dns,
-                path=InProcess(data_plane, inspection),
-                random=self._random,
-            )
-        )
+        return _Carried(InProcess(data_plane, inspection), tracker, taps, None)
+
+    def _have_carried(
+        self, credentials: CredentialStore, authority: PolicyAuthority, directory: DirectoryClient, names: Names | None
+    ) -> _Carried:
+        """Make what has connections carried by processes of their own."""
+        from sidecar.workers.figures import Figures
+        from sidecar.workers.harvests import Harvests
+        from sidecar.workers.questions import Questions
+        from sidecar.workers.relayed_taps import RelayedTaps
+        from sidecar.workers.supervisor import Workers
+
+        settings, observer = self._settings, self.observer
+        questions = Questions(directory, names, frozenset(settings.addresses))
+        directory.subscribe(questions.changed)
+        harvests = Harvests()
+        figures = Figures(observer.metrics, observer.access_log_mode)
+        taps = RelayedTaps(asyncio.get_running_loop())
+        workers = Workers(settings, credentials, questions, harvests, figures, taps, self._random)
+        observer.inside = Inside(credentials, authority, None, workers)
+        return _Carried(workers, harvests, taps, workers)
 
     def _listeners(self) -> list[tuple[Address, socket.socket]]:
         listeners = self._mesh.listeners if self._mesh is not None else []

@@ -75,6 +75,11 @@ def carrying(data_plane: DataPlane) -> dict[str, object]:
     """What one data plane carries now, and what its limits have cost."""
     return {
         "tunnels": {"outbound": len(data_plane.outbound_tunnels), "inbound": len(data_plane.inbound_tunnels)},
+        "streams": {
+            "outbound": sum(len(tunnel.streams) for tunnel in data_plane.outbound_tunnels),
+            "inbound": sum(len(tunnel.streams) for tunnel in data_plane.inbound_tunnels),
+        },
+        "buffered": data_plane.buffered,
         "connections": data_plane.live_connections,
         "detection": {"timeouts": data_plane.detection.timeouts},
         "limits": {"shedding": data_plane.shedding, **dataclasses.asdict(data_plane.counters)},

@@ -108,6 +108,7 @@ class DirectoryClient:
         self._never_connected = True
         self._away = False
         self._changed = asyncio.Event()
+        self._told: list[Callable[[str, int, Destination | None], None]] = []
 
     @property
     def connected(self) -> bool:
@@ -148,6 +149,10 @@ class DirectoryClient:
             if entry.answer.cancelled():  # it was let go, we were not cancelled
                 raise Unresolved(f"{address}:{port}: too many addresses are in use") from None
             raise
+
+    def subscribe(self, told: Callable[[str, int, Destination | None], None]) -> None:
+        """Have ``told`` called with every address, port and answer that is new, and None when it is watched no more."""
+        self._told.append(told)
 
     # The stream ------------------------------------------------------------------------------------------------------
 
@@ -225,6 +230,11 @@ class DirectoryClient:
             entry.answer = asyncio.get_running_loop().create_future()
         entry.answer.set_result(destination)
         self._waiting.discard(key)
+        self._tell(key, destination)
+
+    def _tell(self, key: Key, destination: Destination | None) -> None:
+        for told in self._told:
+            told(*key, destination)
 
     def _watch(self, key: Key) -> _Entry:
         stored = self._stored.get(key) if self._away else None
@@ -254,6 +264,7 @@ class DirectoryClient:
         self._waiting.discard(key)
         if not entry.answer.done():
             entry.answer.cancel()
+        self._tell(key, None)
         self._changed.set()
         if self._requests is not None:
             self._requests.put_nowait(_request(key, remove=True))

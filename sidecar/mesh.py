@@ -93,11 +93,13 @@ class Mesh:
             if parts.dns is not None:
                 parts.dns.listen()
         except CannotListen as error:
+            await parts.path.stop()
             parts.authority.close()
             at = (error.host, error.port)
             fields = [name for name, address in parts.settings.listeners() if (address.host, address.port) == at]
             raise ConfigError(": ".join([*fields[:1], str(error)])) from None
         except BaseException:
+            await parts.path.stop()
             parts.authority.close()
             raise
 

@@ -57,6 +57,8 @@ from sidecar.observation import (
 
 #: A settings file is a page of text; more than this is a mistake.
 MAX_FILE_BYTES = 256 * 1024
+#: Processes of one sidecar.
+MAX_WORKERS = 16
 #: A client says no more protocols than this in one hello.
 MAX_ALPN = 16
 
@@ -144,6 +146,7 @@ class Settings:
     :param telemetry: whether connections and requests are counted, for reports to the controller and for metrics
     :param report_interval: seconds between two reports of flows
     :param drain_seconds: how long open connections may go on after SIGTERM
+    :param workers: processes that carry connections; with 1 it is this very process, and there is no other
     :param opaque_ports: ports of the application whose bytes are not looked at; they take the place of the defaults
     :param mtls_ports: ports of the application where every TLS client is another mesh's proxy
     :param mtls_alpn: ALPN protocols that are offered to other meshes' servers
@@ -177,6 +180,7 @@ class Settings:
     telemetry: bool = True
     report_interval: float = 1.0
     drain_seconds: float = 5.0
+    workers: int = 1
     opaque_ports: frozenset[int] = OPAQUE_PORTS
     mtls_ports: frozenset[int] = frozenset()
     mtls_alpn: tuple[str, ...] = ("istio",)
@@ -243,6 +247,7 @@ class Settings:
             telemetry=fields.take("telemetry", read_telemetry, True),
             report_interval=fields.take("report_interval", seconds(0.05, 300), 1.0),
             drain_seconds=fields.take("drain_seconds", seconds(0, 3600), 5.0),
+            workers=fields.take("workers", integer(1, MAX_WORKERS), 1),
             opaque_ports=frozenset(fields.take("opaque_ports", items(integer(1, 65535)), tuple(OPAQUE_PORTS))),
             mtls_ports=frozenset(fields.take("mtls_ports", items(integer(1, 65535)), ())),
             mtls_alpn=fields.take("mtls_alpn", items(matching(_ALPN, "1 to 255 visible ASCII characters")), ("istio",)),

@@ -49,12 +49,18 @@ def controller(config: Config) -> None:
     raise typer.Exit(_load("controller.__main__", "controller").main(["--config", str(config)]))
 
 
-def sidecar(config: Config) -> None:
+def sidecar(
+    config: Config,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", help="Processes that carry connections; 1 to 16.")
+    ] = None,
+) -> None:
     """Run a sidecar.
 
     It runs as a user of its own; `hedgerow capture` is the step before, which needs rights that it has not.
     """
-    raise typer.Exit(_load("sidecar.__main__", "sidecar").main(["--config", str(config)]))
+    given = ["--config", str(config), *(["--workers", str(workers)] if workers is not None else [])]
+    raise typer.Exit(_load("sidecar.__main__", "sidecar").main(given))
 
 
 def capture(

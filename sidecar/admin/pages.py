@@ -12,7 +12,7 @@ Rules:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Final
 
@@ -50,9 +50,12 @@ class NotYet(Exception):
 class AdminPages:
     """Answers every request to the administration port.
 
-    :param views: what the pages show that only show something, by path; may raise :class:`NotYet`
+    :param views: what the pages show that only show something, by path; may raise :class:`NotYet`, and may have to be
+        awaited
     :param missing: as for :func:`sidecar.readiness.readiness`
     :param quit: begins the orderly end
+    :param relogged: is told the level and the name of a logger that was changed; ``access_logged`` the mode of the
+        access log: other processes of this sidecar log too
     """
 
     def __init__(
@@ -61,11 +64,15 @@ class AdminPages:
         missing: Callable[[], list[str]],
         access_log: AccessLog,
         quit: Callable[[], None],
+        relogged: Callable[[str, str], None] = lambda level, logger: None,
+        access_logged: Callable[[str], None] = lambda mode: None,
     ) -> None:
         self._views = views
         self._missing = missing
         self._access_log = access_log
         self._quit = quit
+        self._relogged = relogged
+        self._access_logged = access_logged
         self._sampler = Sampler()
 
     async def answer(self, request: Request) -> Answer:
@@ -77,7 +84,8 @@ class AdminPages:
             self._reading(request)
             request.parameters()
             try:
-                return document(view())
+                shown = view()
+                return document(await shown if isinstance(shown, Awaitable) else shown)
             except NotYet:
                 raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "\n".join(self._missing()) or "not yet") from None
         match request.path:
@@ -118,6 +126,7 @@ class AdminPages:
                 logs.set_level(given["level"], given.get("logger", ""))
             except KeyError:
                 raise Refused(HTTPStatus.NOT_FOUND, "logger: none of that name; sidecar is the one of all") from None
+            self._relogged(given["level"], given.get("logger", ""))
             log.info("log level of %s is %s now", given.get("logger") or "all", given["level"])
         elif given:
             raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, "a change takes POST")
@@ -130,6 +139,7 @@ class AdminPages:
                 self._access_log.mode = Mode(given.get("mode", ""))
             except ValueError:
                 raise Refused(HTTPStatus.BAD_REQUEST, f"mode: write one of {', '.join(Mode)}") from None
+            self._access_logged(self._access_log.mode.value)
             log.info("access log: %s", self._access_log.mode)
         elif given:
             raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, "a change takes POST")

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from graph.model import EXTERNAL_NAMESPACE, Direction, Verdict
 from sidecar.access_log import connection_flags
@@ -196,6 +196,20 @@ class IstioMetrics:
     @property
     def folded(self) -> int:
         return self._requests.folded + self._tcp.folded
+
+    def request_cells(self) -> list[tuple[_Tuple, _Requests]]:
+        """What was counted of requests, by key; likewise :meth:`tcp_cells`. For :mod:`sidecar.metrics.sums`."""
+        return self._requests.items()
+
+    def tcp_cells(self) -> list[tuple[_Tuple, _Tcp]]:
+        return self._tcp.items()
+
+    def request_cell(self, key: tuple[object, ...]) -> _Requests:
+        """Where a key's requests are counted, which :meth:`request_cells` of another process has named."""
+        return self._requests.get(cast(_Tuple, key))
+
+    def tcp_cell(self, key: tuple[object, ...]) -> _Tcp:
+        return self._tcp.get(cast(_Tuple, key))
 
     def live(self) -> list[Record]:
         """The connections that are open now."""

@@ -1,0 +1,60 @@
+"""The contents of frames that have a form of their own: certificates with their key, proofs."""
+
+from __future__ import annotations
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from google.protobuf.message import DecodeError as ProtobufDecodeError
+
+from certs.bundle import TrustBundle
+from certs.errors import CertError
+from certs.keys import key_from_pem, key_to_pem
+from graph.wire import hedgerow_pb2 as pb
+from sidecar.credentials import Svid, check_svid
+from sidecar.dataplane.lease import Proof
+from sidecar.workers import values
+from sidecar.workers.frames import Broken, Frame
+
+
+def svid_blobs(svid: Svid) -> tuple[bytes, bytes]:
+    """A certificate with its key: for the socket pair to a worker, and for nothing else."""
+    bundle = svid.bundle
+    answer = pb.SignResponse(
+        chain_der=svid.chain_der,
+        bundle=pb.TrustBundle(
+            trust_domain=bundle.trust_domain, sequence=bundle.sequence, roots_der=list(bundle.roots_der)
+        ),
+        spiffe_id=str(svid.identity),
+        instance=svid.instance,
+        workload=str(svid.workload),
+    )
+    return key_to_pem(svid.key), answer.SerializeToString()
+
+
+def read_svid(frame: Frame, trust_domain: str, now: float) -> Svid:
+    """The certificate of an SVID frame, checked as if it came from anywhere.
+
+    :param now: seconds since the epoch
+    :raises Broken: when it is none that may be used
+    """
+    if len(frame.blobs) != 2:
+        raise Broken(f"SVID: {len(frame.blobs)} blobs")
+    try:
+        key: ec.EllipticCurvePrivateKey = key_from_pem(frame.blobs[0])
+        answer = pb.SignResponse.FromString(frame.blobs[1])
+        bundle = TrustBundle(answer.bundle.trust_domain, tuple(answer.bundle.roots_der), answer.bundle.sequence)
+        return check_svid(tuple(answer.chain_der), key, bundle, trust_domain, now)
+    except (CertError, ProtobufDecodeError) as error:
+        raise Broken(f"SVID: {error}") from None
+
+
+def proof_head(proof: Proof) -> dict[str, object]:
+    """The head of PROOF and PROVED."""
+    return {"proof": values.encode(proof)}
+
+
+def read_proof(frame: Frame) -> Proof:
+    """:raises Broken: when there is none"""
+    try:
+        return values.decode(Proof, frame.head.get("proof"))
+    except values.Misfit as error:
+        raise Broken(f"{frame.kind.name}: {error}") from None

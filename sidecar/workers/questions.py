@@ -1,0 +1,191 @@
+"""Answers what workers ask: who is where, and under which names.
+
+The governing rules:
+
+1. What a worker holds is what the directory says now: it is registered first, then asked for, so that no change is
+   missed; the answer that it gets is the one that holds when it is sent.
+2. Names go with every answer about an address outside the mesh, and such an answer is for one connection
+   (:mod:`sidecar.workers.remote`).
+3. What a worker uses is given back when it dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections import Counter
+from collections.abc import Hashable
+from typing import Final, Protocol
+
+from graph.directory import Destination
+from graph.errors import InvalidValue
+from graph.wire.codec import destination_to_message
+from sidecar.dataplane.contracts import Directory, Names
+from sidecar.errors import Unresolved
+from sidecar.workers.frames import Broken, Frame, Kind, place, words
+from sidecar.workers.remote import MAX_WAITING, Send
+
+#: Names that one worker's connections use, which are told apart.
+_MOST_NAMES: Final = 65_536
+
+type Key = tuple[str, int]
+
+
+class Asker(Hashable, Protocol):
+    """A worker, as far as it asks."""
+
+    @property
+    def send(self) -> Send: ...
+
+
+class _Open:
+    """What one worker has asked and uses."""
+
+    __slots__ = ("names", "tasks")
+
+    def __init__(self) -> None:
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.names: Counter[tuple[str, str]] = Counter()
+
+
+class Questions:
+    """Of all workers.
+
+    :param own: our own addresses, which the directory answers without watching anything
+    :param names: None when the application's questions to DNS do not go through us
+    """
+
+    def __init__(self, directory: Directory, names: Names | None, own: frozenset[str]) -> None:
+        self._directory = directory
+        self._names = names
+        self._own = own
+        self._open: dict[Asker, _Open] = {}
+        self._watching: dict[Key, dict[Asker, None]] = {}
+
+    def began(self, worker: Asker) -> None:
+        """A worker may ask from now on."""
+        self._open[worker] = _Open()
+
+    def ended(self, worker: Asker) -> None:
+        """A worker is gone. Calling it again changes nothing."""
+        held = self._open.pop(worker, None)
+        if held is None:
+            return
+        for task in held.tasks:
+            task.cancel()
+        for key in [key for key, watching in self._watching.items() if worker in watching]:
+            self._unwatch(key, worker)
+        if self._names is not None:
+            for (address, host), uses in held.names.items():
+                for _ in range(uses):
+                    self._names.ended(address, host)
+
+    def ask(self, worker: Asker, frame: Frame) -> None:
+        """RESOLVE.
+
+        :raises Broken: when it is none, or the worker asks for more at once than it may
+        """
+        address, port = place(frame)
+        tasks = self._open[worker].tasks
+        if len(tasks) > MAX_WAITING:
+            raise Broken("RESOLVE: too much is asked at once")
+        task = asyncio.ensure_future(self._answer(worker, address, port))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    def used(self, frame: Frame) -> None:
+        """USED: the directory is to keep these.
+
+        :raises Broken: when it is none
+        """
+        keys = frame.head.get("keys")
+        if not isinstance(keys, list):
+            raise Broken("USED: keys are no list")
+        for key in keys:
+            match key:
+                case [str(address), int(port)]:
+                    self._directory.cached(address, port)
+                case _:
+                    raise Broken("USED: no address")
+
+    def named(self, worker: Asker, frame: Frame) -> None:
+        """NAME: a connection to a name begins or ends.
+
+        :raises Broken: when it is none
+        """
+        name = (words(frame, "address", 64), words(frame, "host", 255))
+        used = self._open[worker].names
+        if self._names is None:
+            raise Broken("NAME: there are none")
+        if frame.head.get("uses") == 1:
+            if len(used) >= _MOST_NAMES and name not in used:
+                raise Broken("NAME: too many")
+            used[name] += 1
+            self._names.began(*name)
+        elif frame.head.get("uses") == -1 and used[name] > 0:
+            used[name] -= 1
+            if not used[name]:
+                del used[name]
+            self._names.ended(*name)
+        else:
+            raise Broken("NAME: ends what did not begin")
+
+    def changed(self, address: str, port: int, destination: Destination | None) -> None:
+        """The directory says something else from now on, or watches it no more."""
+        watching = self._watching.get((address, port))
+        if watching is None:
+            return
+        if destination is None:
+            del self._watching[(address, port)]
+        data = _encoded(destination) if destination is not None else None
+        for worker in tuple(watching):
+            if data is None:
+                worker.send(Kind.FORGET, {"address": address, "port": port})
+            else:
+                worker.send(Kind.CHANGED, {}, (data,))
+
+    async def _answer(self, worker: Asker, address: str, port: int) -> None:
+        key = (_canonical(address), port)
+        watch = key[0] == address and address not in self._own
+        if watch:
+            self._watching.setdefault(key, {})[worker] = None
+        head: dict[str, object] = {"address": address, "port": port, "error": ""}
+        try:
+            destination = await self._directory.resolve(address, port)
+        except Unresolved as error:
+            if watch:
+                self._unwatch(key, worker)
+            worker.send(Kind.ANSWER, {**head, "error": str(error)[:500] or "not resolved"})
+            return
+        held = self._directory.cached(*key)
+        data = _encoded(held or destination)
+        if data is None:
+            worker.send(Kind.ANSWER, {**head, "error": "the answer can not be passed on"})
+            return
+        outside = destination.workload is None and self._names is not None
+        keep = held is not None and key[0] == address and not outside
+        if watch and not keep:
+            self._unwatch(key, worker)
+        names = list(self._names.bound(address)) if outside and self._names is not None else []
+        worker.send(Kind.ANSWER, {**head, "names": names, "keep": keep}, (data,))
+
+    def _unwatch(self, key: Key, worker: Asker) -> None:
+        watching = self._watching.get(key)
+        if watching is not None:
+            watching.pop(worker, None)
+            if not watching:
+                del self._watching[key]
+
+
+def _canonical(address: str) -> str:
+    try:
+        return str(ipaddress.ip_address(address))
+    except ValueError:
+        return ""  # the directory refuses it
+
+
+def _encoded(destination: Destination) -> bytes | None:
+    try:
+        return destination_to_message(destination).SerializeToString()
+    except InvalidValue:
+        return None

@@ -33,6 +33,9 @@ type OnHeaders = Callable[[int, tuple[Header, ...], bool], None]
 type OnData = Callable[[int, int, bool], None]
 type OnReset = Callable[[int], None]
 
+#: The highest number that a stream can have: a GOAWAY that names it turns no request away.
+ANY_STREAM: Final = 0x7FFFFFFF
+
 
 def goaway(last_stream: int, code: int = 0, why: bytes = b"") -> bytes:
     """A GOAWAY frame (RFC 9113 section 6.8)."""

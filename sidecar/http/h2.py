@@ -28,35 +28,22 @@ from sidecar.dataplane.leg_relay import LegRelay
 from sidecar.dataplane.legs import Leg
 from sidecar.dataplane.serving import NOBODY, LaneContext
 from sidecar.http.errors import Malformed
-from sidecar.http.frames import FrameReader, goaway
+from sidecar.http.frames import ANY_STREAM, FrameReader, goaway
 from sidecar.http.head import is_ours
 from sidecar.http.hpack import Header
-from sidecar.http.operation import LONGEST, operation_of
+from sidecar.http.operation import operation_of
 from sidecar.http.site import HttpSite
 
 _METHOD: Final = re.compile(r"[A-Z][A-Z0-9_-]{0,31}")
 #: Stands for a method that is none; rules can not name it, and HTTP/2 has another way to say that a head is wrong.
 _NO_METHOD: Final = "UNCLEAR"
-#: gRPC's ``/package.Service/Method`` is never a template.
-_CALL: Final = re.compile(rb"/[A-Za-z0-9_.]+/[A-Za-z0-9_]+")
 #: A name of RFC 9113 section 8.2.1, or of a pseudo-header; and what no value may hold.
 _NAME: Final = re.compile(rb":?[!#$%&'*+.^_`|~0-9a-z-]+")
 _NO_VALUE: Final = re.compile(rb"[\0\r\n]")
-#: The highest number that a stream can have: a GOAWAY that names it turns no request away.
-_ANY_STREAM: Final = 0x7FFFFFFF
-#: Calls whose names one connection keeps.
-_KNOWN_NAMES: Final = 64
 #: When somebody is asked to go who is not asked yet.
 _NOT_YET: Final = float("inf")
 #: Characters of what is only reported.
 _LONGEST_TEXT: Final = 256
-
-
-def grpc_operation(path: bytes) -> str:
-    """The operation of a gRPC call, ``POST /package.Service/Method`` as it is; other paths as everywhere."""
-    if _CALL.fullmatch(path) is not None and len(path) < LONGEST - 5:
-        return "POST " + path.decode("ascii")
-    return operation_of("POST", path)
 
 
 def check_fields(headers: tuple[Header, ...]) -> None:
@@ -111,7 +98,6 @@ class H2Lane(LegRelay):
         "_from_client",
         "_from_server",
         "_last",
-        "_names",
         "_port",
         "_site",
         "_under",
@@ -123,7 +109,6 @@ class H2Lane(LegRelay):
         self._port = context.port
         self._calls: dict[int, _Call] | None = {}  # None: it is not known what runs
         self._last = 0
-        self._names: dict[bytes, str] = {}
         self._asked_to_go: float | None = None  # since when the client is; infinite: not yet, but it is to be
         settings = site.settings
         self._from_client = FrameReader(
@@ -211,7 +196,7 @@ class H2Lane(LegRelay):
 
     def _ask_to_go(self) -> None:
         self._asked_to_go = self._site.clock()
-        self._client.write(goaway(_ANY_STREAM))
+        self._client.write(goaway(ANY_STREAM))
 
     def judge_again(self) -> None:
         """Not here: the register of connections judges it as one whose operation is not known."""
@@ -247,7 +232,7 @@ class H2Lane(LegRelay):
         if not _METHOD.fullmatch(call.method):
             call.method = _NO_METHOD
         call.path = _text(path.partition(b"?")[0])
-        call.name = self._name(call, path)
+        call.name = operation_of(call.method, path)
 
     def _answered(self, stream: int, headers: tuple[Header, ...], end: bool) -> None:
         """A response's head, or its trailers."""
@@ -319,19 +304,6 @@ class H2Lane(LegRelay):
                 call.request_id,
             )
         )
-
-    def _name(self, call: _Call, path: bytes) -> str:
-        """The operation; kept for the few calls that a connection repeats."""
-        if not call.grpc:
-            return operation_of(call.method, path)
-        name = self._names.get(path)
-        if name is None:
-            name = grpc_operation(path)
-            if len(path) <= _LONGEST_TEXT:
-                if len(self._names) >= _KNOWN_NAMES:
-                    self._names.clear()
-                self._names[path] = name
-        return name
 
 
 def _text(value: bytes) -> str:

@@ -51,6 +51,16 @@ def is_ours(name: bytes) -> bool:
     return _OUR_NAME.fullmatch(name) is not None
 
 
+_OVERRIDE: Final = re.compile(
+    rb"x[-_](?:http[-_]method(?:[-_]override)?|method[-_]override|original[-_]url|rewrite[-_]url)", re.IGNORECASE
+)
+
+
+def is_override(name: bytes) -> bool:
+    """Whether some frameworks take a header of this name for the request's method or path."""
+    return _OVERRIDE.fullmatch(name) is not None
+
+
 def _lines(names: bytes) -> re.Pattern[bytes]:
     """Matches whole header lines; replaced by nothing they are gone."""
     return re.compile(rb"(?i:\n(?:" + names + rb")):[^\r]*\r(?=\n)")

@@ -6,7 +6,8 @@ Rules:
    *reported* is bounded elsewhere (:mod:`sidecar.http.site`).
 2. A segment that looks like an identifier is ``{id}``: numbers, dates, UUIDs, hashes, long tokens, a word and a number
    (``order-1234``), what is percent-encoded or holds an address (``a@b.example``). Only whole segments are, because
-   people write whole segments into rules. ``v2``, ``oauth2`` and ``index.html`` stay.
+   people write whole segments into rules. ``v2``, ``oauth2`` and ``index.html`` stay, and so does all of what looks
+   like a gRPC call, ``POST /shop.Cart/AddItem1234``, whatever the request says of itself.
 3. The query is no part of it.
 4. A path that two readers could understand differently has no name that a rule could have: :data:`UNCLEAR`.
 """
@@ -47,6 +48,8 @@ _LONG_PATH: Final = 2048
 #: Bytes of a path whose name is kept.
 _SHORT: Final = 256
 
+#: gRPC's ``/package.Service/Method``, as everybody writes these names.
+_CALL: Final = re.compile(rb"/(?:[A-Za-z_][A-Za-z0-9_]*\.)+[A-Z][A-Za-z0-9_]*/[A-Z][A-Za-z0-9_]*")
 #: Whether there can be anything to replace.
 _VARIES: Final = re.compile(rb"[0-9%@,=*!$&'()+]|[^/]{65}")
 _NUMBER = rb"[+-]?[0-9]+(?:[.,:_-][0-9]+)*"
@@ -100,7 +103,8 @@ def _name(method: str, path: bytes) -> str:
         return method + " " + UNCLEAR
     if len(path) > _LONG_PATH:
         return method + " " + LONG
-    name = f"{method} {template(path).decode('ascii')}"
+    kept = path if method == "POST" and _CALL.fullmatch(path) is not None else template(path)
+    name = f"{method} {kept.decode('ascii')}"
     return name if len(name) <= LONGEST else method + " " + LONG
 
 

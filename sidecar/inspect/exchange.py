@@ -46,12 +46,15 @@ class Exchange:
     def grpc(self) -> bool:
         return self.protocol == "grpc"
 
-    def report(self, record: Record, now: float) -> Request:
-        """The account of it, once."""
+    def report(self, record: Record, name: str, now: float) -> Request:
+        """The account of it, once.
+
+        :param name: under which the operation is reported: of too many, not all have their own
+        """
         self.done = True
         return Request(
             record,
-            self.operation,
+            name,
             self.decision,
             self.protocol,
             self.status,

@@ -12,6 +12,7 @@ from typing import Final
 
 from mitmproxy import http
 
+from sidecar.http.head import is_ours
 from sidecar.inspect.http1 import BadHead
 
 _METHOD: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
@@ -33,8 +34,6 @@ FRAMING: Final = (
     b"transfer-encoding",
     b"upgrade",
 )
-#: Ours: whoever else sets them is ignored.
-OURS: Final = frozenset({b"x-forwarded-client-cert", b"x-hedgerow-reason", b"x-hedgerow-source"})
 _HOP_BY_HOP: Final = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"})
 
 type Fields = tuple[tuple[bytes, bytes], ...]
@@ -88,6 +87,19 @@ def without(headers: http.Headers, names: frozenset[bytes]) -> None:
     """Remove fields by their names in lower case."""
     fields = headers.fields
     kept = tuple(field for field in fields if field[0].lower() not in names)
+    if len(kept) != len(fields):
+        headers.fields = kept
+
+
+def ours(headers: http.Headers) -> Fields:
+    """The fields that only we may set; whoever else sets them is ignored."""
+    return tuple(field for field in headers.fields if field[0][:1] in b"xX" and is_ours(field[0]))
+
+
+def without_ours(headers: http.Headers) -> None:
+    """Remove the fields that only we may set."""
+    fields = headers.fields
+    kept = tuple(field for field in fields if field[0][:1] not in b"xX" or not is_ours(field[0]))
     if len(kept) != len(fields):
         headers.fields = kept
 

@@ -63,12 +63,6 @@ class GoAway:
     code: int
 
 
-def goaway(last_stream: int, code: int, why: bytes = b"") -> bytes:
-    """A GOAWAY frame (RFC 9113 section 6.8)."""
-    payload = last_stream.to_bytes(4) + code.to_bytes(4) + why
-    return len(payload).to_bytes(3) + bytes((GOAWAY, 0)) + bytes(4) + payload
-
-
 class FrameGuard:
     """Watches one direction of one connection.
 

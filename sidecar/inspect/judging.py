@@ -9,9 +9,8 @@ What a person sees (taps) and what an addon does never decides that a request pa
 
 from __future__ import annotations
 
-import logging
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from mitmproxy import http
 from mitmproxy.net.http.validate import validate_headers
@@ -19,50 +18,27 @@ from mitmproxy.proxy.layer import Layer
 from mitmproxy.websocket import WebSocketData
 
 from sidecar.http.head import RequestHead
-from sidecar.http.operation import UNCLEAR, is_clean, operation_of
-from sidecar.http.rewrite import Identifiers, certificate_line
 from sidecar.inspect import forms
+from sidecar.inspect.admission import UNCLEAR_REQUEST, Admission, change, is_clear, overridden
 from sidecar.inspect.exchange import ADDON_FAILED, INTERNAL, UNREADABLE, Exchange, Refusal, grpc_status_of
-from sidecar.inspect.http1 import BadHead, StrictServer
+from sidecar.inspect.http1 import BadHead
 from sidecar.inspect.hub import Inspection
-from sidecar.inspect.settings import HeaderRule, OnAddonError
+from sidecar.inspect.settings import OnAddonError
 from sidecar.inspect.stream import Stream
 
 if TYPE_CHECKING:
-    from sidecar.inspect.lane import InspectLane
+    from sidecar.inspect.connection import InspectedConnection
     from sidecar.inspect.watching import Watcher
-
-_log = logging.getLogger(__name__)
-
-_GRPC: Final = b"application/grpc"
-#: Headers by which some frameworks take another method or path than the request line's.
-_OVERRIDES: Final = frozenset(
-    f"x{a}{name}".replace("-", a).encode()
-    for a in "-_"
-    for name in ("http-method", "http-method-override", "method-override", "original-url", "rewrite-url")
-)
-#: What a request that is no operation is answered with where rules by operation hold.
-UNCLEAR_REQUEST: Final = Refusal(403, "unclear-request")
-_IDENTIFIERS: Final = Identifiers("00")
+    from sidecar.inspect.websocket_tap import MessageWatcher
 
 
-class Judge:
+class Judge(Admission):
     """Of one connection."""
 
-    def __init__(self, lane: InspectLane, hub: Inspection) -> None:
-        self._lane = lane
-        self._hub = hub
-        self._settings = hub.settings
-        self._record = record = lane.record
-        self._port = lane.context.port
-        self._source = record.source
-        self._by_operation = lane.context.by_operation
-        self._rules = tuple(rule for rule in hub.settings.headers if not rule.ports or self._port in rule.ports)
-        self._addons = hub.addons
-        self._certificate = _certificate(lane) if record.source.verified else b""
-        self._applied: dict[Stream, tuple[HeaderRule, ...]] = {}
+    def __init__(self, lane: InspectedConnection, hub: Inspection) -> None:
+        super().__init__(lane, hub)
         self._watchers: dict[Stream, Watcher] = {}
-        self._upgraded: Stream | None = None
+        self._messages: MessageWatcher | None = None
 
     @property
     def collecting(self) -> str | None:
@@ -91,84 +67,6 @@ class Judge:
         exchange.request_bytes += forms.size_of(request.headers) + len(request.data.path) + len(request.data.method)
         return refusal
 
-    def _head_of(self, request: http.Request) -> RequestHead | None:
-        half = self._lane.layers.client
-        return half.head if isinstance(half, StrictServer) else None
-
-    def _exchange(self, request: http.Request, head: RequestHead | None) -> Exchange:
-        data = request.data
-        method = data.method.decode("latin-1")
-        path = data.path.partition(b"?")[0].decode("latin-1")
-        headers = request.headers
-        grpc = head is None and forms.first(headers, b"content-type").startswith(_GRPC)
-        host = data.authority or forms.first(headers, b"host")
-        return Exchange(
-            self._operation(request, head),
-            self._record.decision,
-            "grpc" if grpc else "http" if head is not None else "http2",
-            monotonic(),
-            method,
-            path,
-            host.decode("latin-1"),
-            forms.first(headers, b"user-agent").decode("latin-1"),
-        )
-
-    def _operation(self, request: http.Request, head: RequestHead | None) -> str:
-        if head is not None:
-            return head.operation
-        method, path = request.data.method.decode("latin-1"), request.data.path
-        if any(name.lower() in _OVERRIDES for name, _ in request.headers.fields):
-            return f"{method} {UNCLEAR}"
-        return operation_of(method, path)
-
-    def _verdict(self, request: http.Request, head: RequestHead | None, exchange: Exchange) -> Refusal | None:
-        try:
-            forms.check_request(request, http2=head is None)
-        except BadHead as error:
-            self.unreadable(str(error))
-            return UNREADABLE
-        decision = exchange.decision = self._hub.judge(self._source, self._port, exchange.operation)
-        self._hub_protocol(exchange)
-        if not decision.allowed:
-            return Refusal.of(decision)
-        if self._by_operation:
-            clean = head.unclear == "" if head is not None else _clear(request, exchange.operation)
-            if not clean:
-                return UNCLEAR_REQUEST
-        return None
-
-    def _hub_protocol(self, exchange: Exchange) -> None:
-        if self._record.protocol != exchange.protocol:
-            self._record.protocol = exchange.protocol
-
-    def _prepare(self, stream: Stream, request: http.Request, exchange: Exchange) -> None:
-        """Our own headers, then the header rules."""
-        headers = request.headers
-        forms.without(headers, forms.OURS)
-        added = []
-        if self._certificate:
-            added.append((b"x-forwarded-client-cert", self._certificate))
-        if stream.upgrade and self._addons is not None and self._addons.wants("websocket_message"):
-            # what is compressed could become any size before an addon sees it
-            forms.without(headers, frozenset({b"sec-websocket-extensions"}))
-        request_id = forms.first(headers, b"x-request-id").decode("latin-1")
-        traced = bool(forms.first(headers, b"traceparent"))
-        if not (request_id and traced):
-            for line in _IDENTIFIERS.lines(traced, request_id).split(b"\r\n"):
-                name, colon, value = line.partition(b": ")
-                if colon:
-                    added.append((name, value))
-            request_id = request_id or _IDENTIFIERS.last
-        exchange.request_id = request_id
-        if added:
-            headers.fields = (*headers.fields, *added)
-        if self._rules:
-            rules = tuple(rule for rule in self._rules if rule.speaks_of(exchange.operation, self._port))
-            if rules:
-                self._applied[stream] = rules
-                for rule in rules:
-                    _change(headers, rule.request_remove, rule.request_set)
-
     # --- addons
 
     def _ask_addons(self, stream: Stream, hook: str, *, ended: bool) -> Refusal | None:
@@ -178,15 +76,15 @@ class Judge:
         assert exchange is not None
         request = flow.request
         framing = forms.framing(request.headers)
-        ours = tuple(field for field in request.headers.fields if field[0].lower() in forms.OURS)
+        ours = forms.ours(request.headers)
         version, authority, scheme = request.data.http_version, request.data.authority, request.data.scheme
         if not self._addons.call(hook, flow) and self._settings.on_addon_error is OnAddonError.REFUSE:
             return ADDON_FAILED
         collected = hook == "request" and request.data.content is not None
         request.stream = not (collected or (hook == "requestheaders" and self._collects and not ended))
         # what frames the message, where it goes and what we vouch for is not theirs to change
-        fixed = frozenset(forms.FRAMING) | forms.OURS
-        kept = tuple(field for field in request.headers.fields if field[0].lower() not in fixed)
+        forms.without_ours(request.headers)
+        kept = tuple(field for field in request.headers.fields if field[0].lower() not in forms.FRAMING)
         request.headers.fields = (*framing, *kept, *ours)
         request.data.http_version, request.data.authority, request.data.scheme = version, authority, scheme
         if collected:
@@ -215,8 +113,7 @@ class Judge:
         decision = exchange.decision = self._hub.judge(self._source, self._port, exchange.operation)
         if not decision.allowed:
             return Refusal.of(decision)
-        overridden = any(name.lower() in _OVERRIDES for name, _ in request.headers.fields)
-        if self._by_operation and (overridden or not _clear(request, exchange.operation)):
+        if self._by_operation and (overridden(request) or not is_clear(request, exchange.operation)):
             return UNCLEAR_REQUEST
         return None
 
@@ -259,7 +156,7 @@ class Judge:
         headers = response.headers
         forms.without(headers, frozenset({b"x-hedgerow-reason"}))
         for rule in self._applied.pop(stream, ()):
-            _change(headers, rule.response_remove, rule.response_set)
+            change(headers, rule.response_remove, rule.response_set)
         if not http2 and self._lane.leaving and response.status_code != 101:
             forms.set_field(headers, b"connection", b"close")
         return self._addons is None or self._addons_on_response(stream, response, ended=ended)
@@ -349,60 +246,48 @@ class Judge:
         if exchange.done:
             return
         now = monotonic()
-        self._lane.context.fabric.connections.flows.request(exchange.report(self._record, now))
+        name = self._lane.site.name(self._port, exchange.operation)
+        self._lane.context.fabric.connections.flows.request(exchange.report(self._record, name, now))
         watcher = self._watchers.pop(stream, None)
         if watcher is not None:
             watcher.over(stream, exchange, now)
 
-    def unreadable(self, why: str) -> None:
-        """A head whose form was refused."""
-        self._hub.unreadable += 1
-        source = self._record.source_identity or self._record.source.address
-        text = "a request of %s to port %d was refused for its form: %s"
-        self._lane.context.fabric.complaints.say(logging.WARNING, text, source, self._port, why)
-
-    def denied_now(self, streams: list[Stream]) -> list[Stream]:
-        """Which of the running requests the policy in force denies."""
-        self._by_operation = self._lane.context.by_operation
-        denied = []
-        for stream in streams:
-            exchange = stream.exchange
-            if exchange is None or exchange.done:
-                continue
-            decision = self._hub.judge(self._source, self._port, exchange.operation)
-            if not decision.allowed:
-                exchange.decision = decision
-                denied.append(stream)
-        if self._upgraded is not None and self._upgraded.exchange is not None and not denied:
-            operation = self._upgraded.exchange.operation
-            if not self._hub.judge(self._source, self._port, operation).allowed:
-                denied.append(self._upgraded)
-        return denied
-
     # --- behind 101, and watching
 
     def upgraded(self, stream: Stream) -> Layer | None:
-        """What reads the bytes behind 101; None: nobody."""
+        """What reads the bytes behind 101 on their way; None: nobody."""
         self._upgraded = stream
-        if forms.first(stream.flow.request.headers, b"upgrade").lower() == b"websocket":
+        websocket = forms.first(stream.flow.request.headers, b"upgrade").lower() == b"websocket"
+        if websocket:
             stream.flow.websocket = WebSocketData()
         if stream.exchange is not None:
             self._report(stream, stream.exchange)
-        if self._addons is not None and self._addons.wants("websocket_message") and stream.flow.websocket is not None:
+            if websocket and self._hub.taps is not None:
+                from sidecar.inspect.websocket_tap import MessageWatcher
+
+                self._messages = MessageWatcher(self._hub.taps, self._lane, stream.exchange, stream.flow)
+        if self._addons is not None and self._addons.wants("websocket_message") and websocket:
             from sidecar.inspect.websocket import BoundedWebsocket
 
             return BoundedWebsocket(stream.context, stream.flow, self._websocket_message)
         return None
 
+    def handed_on(self) -> tuple[str, MessageWatcher | None]:
+        """The connection goes on without us: under which operation, and who watches its messages."""
+        assert self._upgraded is not None
+        assert self._upgraded.exchange is not None
+        return self._upgraded.exchange.operation, self._messages
+
     def _websocket_message(self, flow: http.HTTPFlow) -> bool:
         assert self._addons is not None
+        assert flow.websocket is not None
+        message = flow.websocket.messages[-1]
+        if self._messages is not None:
+            self._messages.whole(message.content, from_client=message.from_client, is_text=message.is_text)
         return self._addons.call("websocket_message", flow) or self._settings.on_addon_error is OnAddonError.PASS
 
     def websocket_hook(self, stream: Stream, hook: Any) -> None:
         """mitmproxy tells that a WebSocket begins or ends; messages are :meth:`_websocket_message`'s."""
-
-    def watch(self, from_client: bool, data: memoryview) -> None:
-        """Bytes pass behind 101."""
 
     def _watch_request(self, stream: Stream) -> None:
         taps = self._hub.taps
@@ -413,24 +298,6 @@ class Judge:
         watcher = watch(taps, self._lane, stream)
         if watcher is not None:
             self._watchers[stream] = watcher
-
-
-def _clear(request: http.Request, operation: str) -> bool:
-    return not operation.endswith(UNCLEAR) and (request.data.path == b"*" or is_clean(request.data.path))
-
-
-def _certificate(lane: InspectLane) -> bytes:
-    record = lane.record
-    ours = str(lane.context.fabric.credentials.identity)
-    line = certificate_line(ours, record.source_identity, record.source_certificate)
-    return line.partition(b": ")[2].removesuffix(b"\r\n")
-
-
-def _change(headers: http.Headers, removed: frozenset[bytes], given: tuple[tuple[bytes, bytes], ...]) -> None:
-    if removed:
-        forms.without(headers, removed)
-    for name, value in given:
-        forms.set_field(headers, name, value)
 
 
 def _frame_collected(message: http.Request | http.Response) -> None:

@@ -12,7 +12,7 @@ from sidecar.inspect.stream import Stream
 from sidecar.inspect.taps import Tap, Taps
 
 if TYPE_CHECKING:
-    from sidecar.inspect.lane import InspectLane
+    from sidecar.inspect.connection import InspectedConnection
 
 #: What an event costs beside its fields and bodies, bytes.
 _OVERHEAD: Final = 1024
@@ -40,7 +40,7 @@ class Watcher:
 
     __slots__ = ("_at", "_fields", "_lane", "_path", "_redactor", "_request", "_response", "_taps", "_watching")
 
-    def __init__(self, taps: Taps, watching: tuple[Tap, ...], lane: InspectLane, stream: Stream) -> None:
+    def __init__(self, taps: Taps, watching: tuple[Tap, ...], lane: InspectedConnection, stream: Stream) -> None:
         self._taps = taps
         self._watching = watching
         self._lane = lane
@@ -107,7 +107,7 @@ class Watcher:
         return shown, size
 
 
-def watch(taps: Taps, lane: InspectLane, stream: Stream) -> Watcher | None:
+def watch(taps: Taps, lane: InspectedConnection, stream: Stream) -> Watcher | None:
     """A watcher for a request that somebody watches; None when nobody does."""
     exchange = stream.exchange
     assert exchange is not None
@@ -115,7 +115,7 @@ def watch(taps: Taps, lane: InspectLane, stream: Stream) -> Watcher | None:
     return Watcher(taps, watching, lane, stream) if watching else None
 
 
-def redactor_of(lane: InspectLane) -> Redactor:
+def redactor_of(lane: InspectedConnection) -> Redactor:
     """What this sidecar's settings hide."""
     settings = lane.hub.settings
     return Redactor(settings.visible, settings.hidden)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from graph.model import Mode
 from sidecar.http.frames import PREFACE
-from sidecar.http.h2 import H2Lane, grpc_operation
+from sidecar.http.h2 import H2Lane
 from tests.sidecar.http.fakes import PORT, Bench, allow
 
 CALL = [
@@ -415,19 +415,6 @@ def test_an_application_that_can_not_be_called():
     leg = bench.client(H2Lane)
     assert leg.was_reset
     assert leg.record.failed
-
-
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [
-        (b"/a.b.C/Method1234", "POST /a.b.C/Method1234"),
-        (b"/a/../b", "POST /{unclear}"),
-        (b"/a/b/1234", "POST /a/b/{id}"),
-        (b"/" + b"a" * 300 + b"/" + b"b" * 300, "POST /{id}/{id}"),
-    ],
-)
-def test_names_of_calls(path, name):
-    assert grpc_operation(path) == name
 
 
 @given(st.binary(max_size=400), st.booleans(), st.integers(1, 400))

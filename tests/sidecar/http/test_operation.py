@@ -72,3 +72,21 @@ def test_a_clean_path_has_a_name_that_a_rule_can_have(path):
 @given(st.binary(max_size=60))
 def test_any_bytes_have_a_name(path):
     operation_of("GET", b"/" + path)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        (b"/a.b.C/Method1234", "/a.b.C/Method1234"),
+        (b"/shop.Cart1000/Add", "/shop.Cart1000/Add"),
+        (b"/shop.v1beta1.Cart/Add2000000", "/shop.v1beta1.Cart/Add2000000"),
+        (b"/index.php/item1234", "/index.php/{id}"),
+        (b"/a.b.C/Method1234/x", "/a.b.C/{id}/x"),
+        (b"/1.2.C/Method1234", "/{id}/{id}"),
+        (b"/Cart/Add1234", "/Cart/{id}"),
+        (b"/a.b.C/" + b"X" * 600, "/{long}"),
+    ],
+)
+def test_what_looks_like_a_call_is_no_template(path, name):
+    assert operation_of("POST", path) == f"POST {name}"
+    assert "Method1234" not in operation_of("GET", path)

@@ -152,6 +152,7 @@ class World:
             complaints=Complaints(logging.getLogger("tests.inspect"), self.loop.call_later),
             reactor=SimpleNamespace(loop=self.loop),
             taps=self.hub,
+            settings=SimpleNamespace(),
             draining=False,
         )
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sidecar.http.frames import goaway
 from sidecar.inspect.frame_guard import (
     CONTINUATION,
     DATA,
@@ -22,7 +23,6 @@ from sidecar.inspect.frame_guard import (
     WINDOW_UPDATE,
     Breach,
     FrameGuard,
-    goaway,
 )
 from sidecar.inspect.rates import Rate
 from sidecar.inspect.settings import Limits

@@ -7,7 +7,7 @@ import h2.exceptions
 import pytest
 
 from graph.model import Verdict
-from tests.sidecar.inspect.connection import FRONT_IDENTITY, Kind, inspection, rule, until
+from tests.sidecar.inspect.connection import FRONT_IDENTITY, IDENTITY, Kind, inspection, rule, until
 from tests.sidecar.inspect.http2_ends import GRPC, Pair, frame
 
 GET = "GET /cart/{id}"
@@ -205,7 +205,35 @@ async def test_draining_sends_goaway(world):
     w.hub.drain()
     pair.turn()
     (said,) = pair.client.all(h2.events.ConnectionTerminated)
-    assert (said.error_code, said.last_stream_id) == (0, 1)
+    assert (said.error_code, said.last_stream_id) == (0, 2**31 - 1), "it turns nothing away that is on its way"
+    w.hub.drain()
+    pair.turn()
+    assert len(pair.client.all(h2.events.ConnectionTerminated)) == 1
+
+
+@pytest.mark.parametrize("name", ["x-forwarded-client-cert", "x_forwarded_client-cert", "x-hedgerow-a", "x_hedgerow_b"])
+async def test_a_client_can_not_say_who_it_is(world, name):
+    w = world(rule())
+    pair = Pair(w.connect(Kind.HTTP2))
+    pair.request("/a", fields=[(name, "URI=spiffe://example.org/ns/shop/sa/default/wl/admin"), ("x-mine", "stays")])
+    (seen,) = pair.application.all(h2.events.RequestReceived)
+    assert ("x-mine", "stays") in seen.headers
+    assert not any("admin" in value for _, value in seen.headers)
+    certificates = [value for field, value in seen.headers if field == "x-forwarded-client-cert"]
+    assert certificates == [f"By={IDENTITY};URI={FRONT_IDENTITY}"]
+
+
+async def test_operations_are_reported_by_so_many_names_and_judged_by_all(world):
+    paths = ["/" + "".join("abcdefghij"[int(digit)] for digit in str(number)) for number in range(399)]
+    w = world(rule(*(f"GET {path}" for path in paths)))
+    pair = Pair(w.connect(Kind.HTTP2))
+    for path in paths:
+        pair.request(path)
+        pair.answer(pair.application.all(h2.events.RequestReceived)[-1].stream_id)
+    assert [one.status for one in w.flows.requests] == [200] * 399
+    names = {one.operation for one in w.flows.requests}
+    assert len(names) == 201
+    assert "GET /{other}" in names
 
 
 async def test_the_application_closes(world):

@@ -231,3 +231,108 @@ def test_a_controller_that_asks_for_too_much(changes):
 def test_a_spec_names_what_is_wrong():
     with pytest.raises(InvalidValue, match=r"tap\.for"):
         TapSpec("t", 4000)
+
+
+# messages of WebSockets
+
+CHAT = (
+    b"GET /chat?token=hunter2 HTTP/1.1\r\nHost: cart\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+SWITCHED = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
+)
+
+
+def message(payload: bytes, kind: int = 1, *, last: bool = True, mask: bytes = b"", flags: int = 0) -> bytes:
+    size = len(payload)
+    length = (
+        bytes([size]) if size < 126 else b"\x7e" + size.to_bytes(2) if size < 65_536 else b"\x7f" + size.to_bytes(8)
+    )
+    if mask:
+        length = bytes([length[0] | 0x80]) + length[1:]
+        payload = bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))
+    return bytes([(0x80 if last else 0) | flags | kind]) + length + mask + payload
+
+
+@pytest.fixture
+async def chat(tapped, taps):
+    """An open WebSocket whose messages are shown with bodies; what was shown of its opening is forgotten."""
+    taps.start(TapSpec("t", 60, bodies=True))
+    _, c = tapped(rule("WEBSOCKET /chat"))
+    c.client.give(CHAT)
+    c.application.give(SWITCHED)
+    assert [event.operation for event in seen(taps)] == ["WEBSOCKET /chat"]
+    taps._events.clear()
+    c.client.read()
+    c.application.read()
+    return c
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 5])
+async def test_messages_are_shown_as_they_pass_and_redacted(chat, taps, size):
+    asked = message(b'{"password": "hunter2", "item": 1}', mask=b"\x01\x99\xfe\x00")
+    pieces = message(b"token=hu", last=False) + message(b"", kind=9) + message(b"nter2 and more", kind=0)
+    chat.client.give(asked, size)
+    chat.application.give(pieces, size)
+    assert chat.application.read() == asked
+    assert chat.client.read() == pieces
+    first, second = seen(taps)
+    assert (first.protocol, first.method, first.path, first.status) == (
+        "websocket", "WEBSOCKET", "/chat?token=[redacted]", 101,
+    )  # fmt: skip
+    assert json.loads(first.request.body) == {"password": "[redacted]", "item": 1}
+    assert (first.request.size, first.response) == (34, None)
+    assert second.response.body == b"token=[redacted] and more"
+    assert (second.response.size, second.request.size) == (22, 0)
+    for event in (first, second):
+        assert shown_from_message(shown_to_message(event)) == event
+
+
+async def test_binary_and_compressed_messages_are_withheld(chat, taps):
+    chat.client.give(message(b"\x08\x01hunter2", kind=2, mask=b"abcd"))
+    chat.client.give(message(b"hunter2", mask=b"abcd", flags=0x40))
+    binary, compressed = seen(taps)
+    assert (binary.request.body, binary.request.withheld, binary.request.size) == (b"", "not text", 9)
+    assert (compressed.request.body, compressed.request.withheld) == (b"", "compressed")
+
+
+async def test_of_a_large_message_only_the_beginning_is_kept(chat, taps):
+    whole = message(b"x" * 300_000, mask=b"abcd")
+    chat.client.give(whole, 10_000)
+    assert chat.application.read() == whole
+    (shown,) = seen(taps)
+    assert shown.request.body == b"x" * 8192
+    assert (shown.request.size, shown.request.withheld) == (300_000, "shortened")
+    chat.client.give(message(b'{"a": "' + b"x" * 300_000 + b'"}', mask=b"abcd"))
+    assert seen(taps)[-1].request.withheld == "larger than what is looked at"
+
+
+async def test_without_bodies_sizes_are_shown(chat, taps):
+    taps.start(TapSpec("t", 60))
+    chat.client.give(message(b"hunter2", mask=b"abcd"))
+    (shown,) = seen(taps)
+    assert (shown.request.size, shown.request.body, shown.request.withheld) == (7, b"", "")
+
+
+@pytest.mark.parametrize(
+    "nonsense", [b"\x83\x00", b"\xb1\x01a", b"\x80\x00", b"\x09\x00", b"\x89\x7e\x00\x80", b"\x81\xff" + b"\xff" * 12]
+)
+async def test_what_is_no_frame_passes_and_nothing_is_shown_any_more(chat, taps, nonsense):
+    chat.client.give(nonsense + message(b"hello"))
+    assert chat.application.read() == nonsense + message(b"hello")
+    assert not seen(taps)
+
+
+async def test_messages_are_shown_to_a_tap_that_began_later(tapped, taps):
+    taps.start(TapSpec("t", 60, count=1))
+    _, c = tapped(rule("WEBSOCKET /chat"))
+    c.client.give(CHAT)
+    c.application.give(SWITCHED)
+    assert taps.running == 0
+    c.application.give(message(b"x" * 70_000)[:-5])
+    taps.start(TapSpec("later", 60, bodies=True, body_bytes=10))
+    c.application.give(b"xxxxx" + message(b"hello"))
+    later = [event for event in seen(taps) if isinstance(event, Shown) and event.tap == "later"]
+    assert [(event.response.size, event.response.body) for event in later] == [(70_000, b""), (5, b"hello")]

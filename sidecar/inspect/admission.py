@@ -1,0 +1,175 @@
+"""What is decided of a request by its head: its form, its operation, the policy's verdict, and how the head goes on.
+
+The order in which it is asked, and who is asked beside, is :mod:`sidecar.inspect.judging`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from mitmproxy import http
+
+from sidecar.http.head import RequestHead, is_override
+from sidecar.http.operation import UNCLEAR, is_clean, operation_of
+from sidecar.http.rewrite import certificate_line
+from sidecar.inspect import forms
+from sidecar.inspect.exchange import UNREADABLE, Exchange, Refusal
+from sidecar.inspect.http1 import BadHead, StrictServer
+from sidecar.inspect.hub import Inspection
+from sidecar.inspect.settings import HeaderRule
+from sidecar.inspect.stream import Stream
+
+if TYPE_CHECKING:
+    from sidecar.inspect.connection import InspectedConnection
+
+_GRPC: Final = b"application/grpc"
+#: What a request that is no operation is answered with where rules by operation hold.
+UNCLEAR_REQUEST: Final = Refusal(403, "unclear-request")
+
+
+class Admission:
+    """Of one connection."""
+
+    def __init__(self, lane: InspectedConnection, hub: Inspection) -> None:
+        self._lane = lane
+        self._hub = hub
+        self._settings = hub.settings
+        self._record = record = lane.record
+        self._port = lane.context.port
+        self._source = record.source
+        self._by_operation = lane.context.by_operation
+        self._rules = tuple(rule for rule in hub.settings.headers if not rule.ports or self._port in rule.ports)
+        self._addons = hub.addons
+        self._certificate = _certificate(lane) if record.source.verified else b""
+        self._applied: dict[Stream, tuple[HeaderRule, ...]] = {}
+        self._upgraded: Stream | None = None
+
+    def _head_of(self, request: http.Request) -> RequestHead | None:
+        half = self._lane.layers.client
+        return half.head if isinstance(half, StrictServer) else None
+
+    def _exchange(self, request: http.Request, head: RequestHead | None) -> Exchange:
+        data = request.data
+        method = data.method.decode("latin-1")
+        path = data.path.partition(b"?")[0].decode("latin-1")
+        headers = request.headers
+        grpc = head is None and forms.first(headers, b"content-type").startswith(_GRPC)
+        host = data.authority or forms.first(headers, b"host")
+        return Exchange(
+            self._operation(request, head),
+            self._record.decision,
+            "grpc" if grpc else "http" if head is not None else "http2",
+            monotonic(),
+            method,
+            path,
+            host.decode("latin-1"),
+            forms.first(headers, b"user-agent").decode("latin-1"),
+        )
+
+    def _operation(self, request: http.Request, head: RequestHead | None) -> str:
+        if head is not None:
+            return head.operation
+        method, path = request.data.method.decode("latin-1"), request.data.path
+        if overridden(request):
+            return f"{method} {UNCLEAR}"
+        return operation_of(method, path)
+
+    def _verdict(self, request: http.Request, head: RequestHead | None, exchange: Exchange) -> Refusal | None:
+        try:
+            forms.check_request(request, http2=head is None)
+        except BadHead as error:
+            self.unreadable(str(error))
+            return UNREADABLE
+        decision = exchange.decision = self._hub.judge(self._source, self._port, exchange.operation)
+        self._hub_protocol(exchange)
+        if not decision.allowed:
+            return Refusal.of(decision)
+        if self._by_operation:
+            clean = head.unclear == "" if head is not None else is_clear(request, exchange.operation)
+            if not clean:
+                return UNCLEAR_REQUEST
+        return None
+
+    def _hub_protocol(self, exchange: Exchange) -> None:
+        if self._record.protocol != exchange.protocol:
+            self._record.protocol = exchange.protocol
+
+    def _prepare(self, stream: Stream, request: http.Request, exchange: Exchange) -> None:
+        """Our own headers, then the header rules."""
+        headers = request.headers
+        forms.without_ours(headers)
+        added = []
+        if self._certificate:
+            added.append((b"x-forwarded-client-cert", self._certificate))
+        if stream.upgrade and self._addons is not None and self._addons.wants("websocket_message"):
+            # what is compressed could become any size before an addon sees it
+            forms.without(headers, frozenset({b"sec-websocket-extensions"}))
+        request_id = forms.first(headers, b"x-request-id").decode("latin-1")
+        traced = bool(forms.first(headers, b"traceparent"))
+        if not (request_id and traced):
+            for line in self._lane.site.identifiers.lines(traced, request_id).split(b"\r\n"):
+                name, colon, value = line.partition(b": ")
+                if colon:
+                    added.append((name, value))
+            request_id = request_id or self._lane.site.identifiers.last
+        exchange.request_id = request_id
+        if added:
+            headers.fields = (*headers.fields, *added)
+        if self._rules:
+            rules = tuple(rule for rule in self._rules if rule.speaks_of(exchange.operation, self._port))
+            if rules:
+                self._applied[stream] = rules
+                for rule in rules:
+                    change(headers, rule.request_remove, rule.request_set)
+
+    def denied_now(self, streams: list[Stream]) -> list[Stream]:
+        """Which of the running requests the policy in force denies."""
+        self._by_operation = self._lane.context.by_operation
+        denied = []
+        for stream in streams:
+            exchange = stream.exchange
+            if exchange is None or exchange.done:
+                continue
+            decision = self._hub.judge(self._source, self._port, exchange.operation)
+            if not decision.allowed:
+                exchange.decision = decision
+                denied.append(stream)
+        if self._upgraded is not None and self._upgraded.exchange is not None and not denied:
+            operation = self._upgraded.exchange.operation
+            if not self._hub.judge(self._source, self._port, operation).allowed:
+                denied.append(self._upgraded)
+        return denied
+
+    def unreadable(self, why: str) -> None:
+        """A head whose form was refused."""
+        self._hub.unreadable += 1
+        source = self._record.source_identity or self._record.source.address
+        text = "a request of %s to port %d was refused for its form: %s"
+        self._lane.context.fabric.complaints.say(logging.WARNING, text, source, self._port, why)
+
+
+def overridden(request: http.Request) -> bool:
+    """Whether a header names another method or path than the request line, as some frameworks read them."""
+    return any(name[:1] in b"xX" and is_override(name) for name, _ in request.headers.fields)
+
+
+def is_clear(request: http.Request, operation: str) -> bool:
+    """Whether nobody can see another operation in it."""
+    return not operation.endswith(UNCLEAR) and (request.data.path == b"*" or is_clean(request.data.path))
+
+
+def _certificate(lane: InspectedConnection) -> bytes:
+    record = lane.record
+    ours = str(lane.context.fabric.credentials.identity)
+    line = certificate_line(ours, record.source_identity, record.source_certificate)
+    return line.partition(b": ")[2].removesuffix(b"\r\n")
+
+
+def change(headers: http.Headers, removed: frozenset[bytes], given: tuple[tuple[bytes, bytes], ...]) -> None:
+    """Do what a header rule says."""
+    if removed:
+        forms.without(headers, removed)
+    for name, value in given:
+        forms.set_field(headers, name, value)

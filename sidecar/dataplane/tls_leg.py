@@ -18,6 +18,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import Final
 
 from sidecar.dataplane import sockets
@@ -25,6 +26,7 @@ from sidecar.dataplane.carrier import Budget
 from sidecar.dataplane.frames import Rate
 from sidecar.dataplane.lease import Lease
 from sidecar.dataplane.legs import Lane
+from sidecar.dataplane.portion import adapted
 from sidecar.dataplane.reactor import EDGE, ERROR, GONE, HUP, IN, NOT_OUT, OUT, RDHUP, Reactor
 from sidecar.dataplane.term import Term
 from sidecar.dataplane.tls import Channel
@@ -60,6 +62,7 @@ class TlsLeg:
         "_hup",
         "_partial",
         "_paused",
+        "_portion",
         "_primed",
         "_reactor",
         "_readable",
@@ -99,6 +102,7 @@ class TlsLeg:
         self._readable = False
         self._hup = False  # a short read does not mean that the socket is empty: the end is behind it
         self._paused = False
+        self._portion = _READ >> 2  # until it is known what a read costs
         self._eof = False  # the peer has sent its close_notify
         self._ended = False  # we have written ours
         self._shut = False  # the kernel has all of it
@@ -186,7 +190,7 @@ class TlsLeg:
             return
         else:
             try:
-                size = sock.recv_into(self._reactor.received_view[held:], _READ)
+                size = sock.recv_into(self._reactor.received_view[held:], self._portion)
             except BlockingIOError:
                 self._readable = False
                 return
@@ -196,9 +200,11 @@ class TlsLeg:
             if size == 0:
                 self._truncated()
                 return
-            if size < _READ and not self._hup:
+            if size < self._portion and not self._hup:
                 self._readable = False  # a short read: empty; an edge will follow
+        began = monotonic()
         self._decrypt(held + size)
+        self._portion = adapted(self._portion, monotonic() - began, _READ)
         if self._readable and not self._paused and not self._eof and not self.queued and self._sock is not None:
             self._reactor.pump_again(self)
 

@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+from time import monotonic
 from typing import Final, Protocol
 
 from sidecar.dataplane import frames
@@ -26,7 +27,8 @@ from sidecar.dataplane.carrier import Attached, Budget
 from sidecar.dataplane.frames import FrameError, FrameReader, Rate
 from sidecar.dataplane.heartbeat import Heartbeat
 from sidecar.dataplane.lease import Lease
-from sidecar.dataplane.reactor import IN, NOT_OUT, OUT, PLAIN, Reactor
+from sidecar.dataplane.portion import adapted
+from sidecar.dataplane.reactor import IN, NOT_OUT, OUT, PLAIN, RECEIVE, Reactor
 from sidecar.dataplane.sending import Sender
 from sidecar.dataplane.settings import DataPlaneSettings
 from sidecar.dataplane.term import Term
@@ -36,6 +38,8 @@ _RECORD: Final = 16_384
 _RECORD_HEADER: Final = 5
 #: Bytes of a record with its header: RFC 8446 section 5.2 lets a ciphertext be 256 bytes longer than its text.
 _LONGEST_RECORD: Final = _RECORD_HEADER + _RECORD + 256
+#: One read, bytes: behind the beginning of a record there is room for so much.
+_READ: Final = RECEIVE - _LONGEST_RECORD
 #: Records a second that carry nothing; twice as many at once.
 SILENT_RECORDS: Final = 32
 #: Bytes that OpenSSL itself may have to say (answers to new keys) to a peer that does not read.
@@ -87,6 +91,7 @@ class Tunnel:
         "_opens",
         "_owner",
         "_partial",
+        "_portion",
         "_reactor",
         "_reader",
         "_ready",
@@ -131,6 +136,7 @@ class Tunnel:
         self._resets = Rate(settings.resets_per_second)
         self._silent = Rate(SILENT_RECORDS)
         self._partial = b""  # the beginning of a record
+        self._portion = _READ >> 2  # until it is known what a read costs
         self._ready = not dialled
         self._closing = ""  # why, once the last bytes are on their way
         #: No new streams of ours go here.
@@ -204,7 +210,7 @@ class Tunnel:
             partial = self._partial
             held = len(partial)
             try:
-                size = self.sock.recv_into(reactor.received_view[held:] if held else reactor.received)
+                size = self.sock.recv_into(reactor.received_view[held:], self._portion)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -221,7 +227,9 @@ class Tunnel:
             self._heartbeat.heard = True
             if held:
                 reactor.received[:held] = partial
+            began = monotonic()
             self._receive(held + size)
+            self._portion = adapted(self._portion, monotonic() - began, _READ)
 
     def _receive(self, arrived: int) -> None:
         """Decrypt and read the records in the first ``arrived`` bytes received."""

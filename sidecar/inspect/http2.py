@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import h2.config
 import h2.connection
@@ -47,6 +47,12 @@ class Enough(HttpEvent):
 
 
 class _Encoder(hpack.Encoder):
+    """Packs no text: hpack's code for that takes a time that grows with the square of the length, so that a head of
+    64 KiB, which may come as often as it likes, would stop everybody for a tenth of a second."""
+
+    def encode(self, headers: Any, huffman: bool = True) -> bytes:
+        return super().encode(headers, huffman=False)
+
     @property
     def header_table_size(self) -> int:
         return int(self.header_table.maxsize)

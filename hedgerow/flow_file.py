@@ -14,6 +14,10 @@ from typing import Any, BinaryIO, Final
 
 #: The version of the format.
 VERSION: Final = 21
+#: Kinds of WebSocket messages (RFC 6455 section 11.8).
+_TEXT: Final = 1
+_BINARY: Final = 2
+_NOTHING: Final[Mapping[str, Any]] = {"headers": (), "trailers": (), "body": "", "withheld": ""}
 
 
 def dumps(value: object) -> bytes:
@@ -63,11 +67,15 @@ class FlowFile:
 def flow_of(shown: Mapping[str, Any]) -> dict[str, Any]:
     """A request as mitmproxy's ``HTTPFlow.get_state()`` would have it."""
     at, ended = float(shown["at"]), float(shown["at"]) + float(shown["seconds"])
-    version = b"HTTP/1.1" if shown["protocol"] == "http" else b"HTTP/2.0"
+    websocket = shown["protocol"] == "websocket"
+    version = b"HTTP/1.1" if shown["protocol"] == "http" or websocket else b"HTTP/2.0"
     refused = shown["verdict"] != "allow"
     words = [shown["operation"], shown["from"], shown["instance"], f"{shown['verdict']}: {shown['reason']}"]
     request, response = shown["request"], shown["response"]
-    for name, message in (("request", request), ("response", response)):
+    messages = _messages(request, response, at) if websocket else None
+    if messages is not None:  # one message; the request that opened the connection is a flow of its own
+        request = response = _NOTHING
+    for name, message in (("request", shown["request"]), ("response", shown["response"])):
         if message is not None and message["withheld"]:
             words.append(f"body of the {name}: {message['withheld']}")
     return {
@@ -110,7 +118,21 @@ def flow_of(shown: Mapping[str, Any]) -> dict[str, Any]:
             "status_code": int(shown["status"]),
             "reason": b"",
         },
-        "websocket": None,
+        "websocket": messages,
+    }
+
+
+def _messages(asked: Mapping[str, Any], answered: Mapping[str, Any] | None, at: float) -> dict[str, Any]:
+    """One message of a WebSocket, as mitmproxy's ``WebSocketData`` would have it."""
+    message = asked if answered is None else answered
+    content = base64.b64decode(message["body"])
+    kind = _BINARY if message["withheld"] == "not text" else _TEXT
+    return {
+        "messages": [[kind, answered is None, content, at, False, False]],
+        "closed_by_client": None,
+        "close_code": None,
+        "close_reason": None,
+        "timestamp_end": None,
     }
 
 

@@ -42,7 +42,7 @@ async def test_a_client_that_keeps_its_connection_is_seen_and_none_of_its_reques
     async with Load(mesh, "shop/client-0", f"web:{WEB}", fresh=0, kept=1) as load:
         shown = await watch(mesh, "shop/web")
         assert len(shown) == SHOWN
-        assert all(one["source"] == "shop/client" for one in shown), shown
+        assert all(one["from"] == "shop/client" for one in shown), shown
         assert len({one["operation"] for one in shown}) == 1, shown
         await load.end()
     audit = (await mesh.api.get("/audit"))["entries"]

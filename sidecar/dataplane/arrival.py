@@ -107,7 +107,7 @@ class Arrival:
             self._shake_hands(reading)
         elif isinstance(reading, ClientHello):
             self._plaintext(Kind.TLS)
-        elif is_opaque(self._fabric, Peer(address=self._source), self._port):
+        elif is_opaque(self._fabric, Peer(address=self._source), self._port, silent=False):
             self._plaintext(Kind.OTHER)
         elif (kind := detect(data)) is not Kind.MORE or events & RDHUP:
             self._plaintext(kind)
@@ -196,8 +196,7 @@ class Arrival:
 
     def _silent(self) -> None:
         """The client waits for a server that speaks first."""
-        self._fabric.detection.timed_out(self._port)
-        self._plaintext(Kind.OTHER)
+        self._plaintext(Kind.OTHER, silent=True)
 
     def _unclear(self) -> None:
         """What came in time is half of something."""
@@ -211,7 +210,7 @@ class Arrival:
             return
         self._plaintext(unfinished(held))
 
-    def _plaintext(self, kind: Kind) -> None:
+    def _plaintext(self, kind: Kind, *, silent: bool = False) -> None:
         sock = self._leave()
         if sock is None:
             return
@@ -226,6 +225,8 @@ class Arrival:
 
         connection = fabric.connections.judge(record, end)
         if connection.allowed:
+            if silent:
+                fabric.detection.timed_out(self._port, fabric.reactor.loop.time())
             serve_socket(fabric, sock, connection, self._port, self._application, kind)
             return
         sockets.reset(sock)

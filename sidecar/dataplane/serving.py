@@ -77,15 +77,20 @@ class LaneContext:
         )
 
 
-def is_opaque(fabric: Fabric, source: Peer, port: int) -> bool:
-    """Whether the bytes of a connection from ``source`` need not be looked at, and it can be carried at once."""
+def is_opaque(fabric: Fabric, source: Peer, port: int, *, silent: bool = True) -> bool:
+    """Whether the bytes of a connection from ``source`` need not be looked at, and it can be carried at once.
+
+    :param silent: nothing came yet, and would have to be waited for
+    """
     authority = fabric.authority
     if fabric.taps.wants(port) or authority.by_operation(source, port):
         return False
     said = authority.protocol(port)
     if said:
         return said in OPAQUE
-    return port in fabric.settings.opaque_ports or fabric.detection.server_first(port)
+    if port in fabric.settings.opaque_ports:
+        return True
+    return silent and fabric.detection.server_first(port, fabric.reactor.loop.time())
 
 
 def first_byte_wait(fabric: Fabric, port: int) -> float:
@@ -291,7 +296,7 @@ class _Undecided:
 
     def _silent(self) -> None:
         """The client waits for the server."""
-        self._fabric.detection.timed_out(self._port)
+        self._fabric.detection.timed_out(self._port, self._fabric.reactor.loop.time())
         self._become(Kind.OTHER)
 
     def _unclear(self) -> None:
@@ -436,7 +441,8 @@ class _Waiting:
         self._become(unfinished(bytes(self._held)))
 
     def _silent(self) -> None:
-        self._context.fabric.detection.timed_out(self._context.port)
+        fabric = self._context.fabric
+        fabric.detection.timed_out(self._context.port, fabric.reactor.loop.time())
         self._become(Kind.OTHER)
 
     def _become(self, kind: Kind) -> None:

@@ -199,3 +199,19 @@ async def test_a_client_without_a_sidecar_is_told_apart_too(world):
     writer.close()
     await world.until(lambda: len(world.flows.closed_records) == 1)
     assert world.flows.closed_records[0].protocol == "tcp"
+
+
+async def test_silent_clients_do_not_keep_us_from_looking_at_what_others_say(world):
+    """Found by a Slowloris: three silent connections, and every head passed unread from then on."""
+    calls = Calls()
+    await world.start(calls, sniff_wait=0.05)
+    silent = [await asyncio.open_connection("127.0.0.1", world.inbound) for _ in range(4)]
+    await world.until(lambda: world.plane.detection.timeouts == 4)
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.inbound)
+    writer.write(b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-Client-Cert: By=me\r\n\r\n")
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)  # what came, the application sends back
+    assert b"GET / HTTP/1.1" in head or head.startswith(b"HTTP/1.1 502")
+    assert b"By=me" not in head
+    assert world.flows.opened_records[-1].protocol == "http"
+    for _, one in (*silent, (reader, writer)):
+        one.close()

@@ -46,7 +46,7 @@ async def test_a_client_that_keeps_its_connection_is_seen_and_none_of_its_reques
         assert len({one["operation"] for one in shown}) == 1, shown
         await load.end()
     audit = (await mesh.api.get("/audit"))["entries"]
-    assert any(entry["action"].startswith("tap") and entry["reason"] == "a test" for entry in audit)
+    assert any(entry["action"].startswith("tap") and "a test" in str(entry) for entry in audit), audit[:3]
 
 
 async def test_a_channel_of_grpc_that_was_open_is_seen_and_none_of_its_calls_fails(mesh: LocalMesh) -> None:

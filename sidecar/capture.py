@@ -6,8 +6,8 @@ Rules:
 2. Installing is atomic and may be repeated: the kernel goes from the old rules to the new ones in one step.
 3. What has no listener is refused, not let through: IPv6 is redirected as well.
 4. The sidecar's own connections pass: by its uid, or by its mark where all programs of the pod have one uid.
-5. What is neither TCP nor DNS is not proxied. It passes, or with ``drop_others`` it is dropped in both directions, before
-   addresses are translated. ICMP passes, without which TCP does not work.
+5. What is neither TCP nor DNS is not proxied. It passes, or with ``drop_others`` it is dropped in both directions,
+   before addresses are translated. ICMP passes, without which TCP does not work.
 
 ``nft`` is used where it is; otherwise ``iptables-restore`` and ``ip6tables-restore``.
 """

@@ -42,6 +42,7 @@ from sidecar.dns.settings import Dns, read_dns
 from sidecar.errors import ConfigError
 from sidecar.http.settings import DEFAULTS as HTTP_DEFAULTS
 from sidecar.http.settings import HttpSettings
+from sidecar.inspect.settings import DEFAULTS as INSPECT_DEFAULTS
 from sidecar.inspect.settings import InspectSettings, read_inspect
 from sidecar.limits import read_http, read_limits
 from sidecar.observation import (
@@ -185,7 +186,7 @@ class Settings:
     mtls_ports: frozenset[int] = frozenset()
     mtls_alpn: tuple[str, ...] = ("istio",)
     http: HttpSettings = HTTP_DEFAULTS
-    inspect: InspectSettings = InspectSettings()
+    inspect: InspectSettings = INSPECT_DEFAULTS
     limits: Mapping[str, int | float] = field(default_factory=dict)
     log_level: str = "info"
     admin_listen: Address | None = None
@@ -252,7 +253,7 @@ class Settings:
             mtls_ports=frozenset(fields.take("mtls_ports", items(integer(1, 65535)), ())),
             mtls_alpn=fields.take("mtls_alpn", items(matching(_ALPN, "1 to 255 visible ASCII characters")), ("istio",)),
             http=fields.take("http", read_http, HTTP_DEFAULTS),
-            inspect=fields.take("inspect", read_inspect, InspectSettings()),
+            inspect=fields.take("inspect", read_inspect, INSPECT_DEFAULTS),
             limits=fields.take("limits", read_limits, {}),
             log_level=fields.take("log_level", word("debug", "info", "warning", "error"), "info"),
             admin_listen=fields.take("admin_listen", optional(_loopback), ADMIN_LISTEN if redirect else None),

@@ -21,9 +21,10 @@ from sidecar.dataplane import clienthello, mtls, sockets
 from sidecar.dataplane.clienthello import ClientHello, Reading
 from sidecar.dataplane.detect import Kind, detect, unfinished
 from sidecar.dataplane.fabric import Fabric, destination_peer
+from sidecar.dataplane.lanes import first_byte_wait, is_opaque
 from sidecar.dataplane.live import Connection, new_record
 from sidecar.dataplane.reactor import EDGE, IN, RDHUP
-from sidecar.dataplane.serving import first_byte_wait, is_opaque, serve_socket
+from sidecar.dataplane.serving import serve_socket
 from sidecar.dataplane.settings import ALPN
 from sidecar.dataplane.sockets import Address
 from sidecar.dataplane.tls import Channel, Handshake, HandshakeFailed, PeerRefused

@@ -32,8 +32,9 @@ from sidecar.dataplane.dial import DialFailed, shake_hands
 from sidecar.dataplane.fabric import Fabric, destination_peer, peer_of
 from sidecar.dataplane.lease import Lease, Proof
 from sidecar.dataplane.leg_relay import LegRelay
+from sidecar.dataplane.legs import NOBODY
 from sidecar.dataplane.live import Connection, new_record
-from sidecar.dataplane.serving import NOBODY, serve_leg
+from sidecar.dataplane.serving import serve_leg
 from sidecar.dataplane.settings import DataPlaneSettings
 from sidecar.dataplane.socket_leg import SocketLeg
 from sidecar.dataplane.sockets import Address

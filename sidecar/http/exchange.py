@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Final
 
 from sidecar.dataplane.contracts import Request
+from sidecar.dataplane.lanes import LaneContext
 from sidecar.dataplane.legs import Leg
-from sidecar.dataplane.serving import LaneContext
 from sidecar.http.answer import ResponseHead
 from sidecar.http.chunks import ChunkReader
 from sidecar.http.head import RequestHead

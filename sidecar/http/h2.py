@@ -24,9 +24,9 @@ import re
 from typing import Final
 
 from sidecar.dataplane.contracts import Request
+from sidecar.dataplane.lanes import LaneContext
 from sidecar.dataplane.leg_relay import LegRelay
-from sidecar.dataplane.legs import Leg
-from sidecar.dataplane.serving import NOBODY, LaneContext
+from sidecar.dataplane.legs import NOBODY, Leg
 from sidecar.http.errors import Malformed
 from sidecar.http.frames import ANY_STREAM, FrameReader, goaway
 from sidecar.http.head import is_ours

@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import logging
 
+from sidecar.dataplane.lanes import LaneContext
 from sidecar.dataplane.legs import Leg
-from sidecar.dataplane.serving import LaneContext
 from sidecar.http.chunks import ChunkReader
 from sidecar.http.errors import Malformed
 from sidecar.http.exchange import AWAITED, BODY, DROP, HEAD, OVER, REPEATED, SENT, UPGRADE

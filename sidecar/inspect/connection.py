@@ -24,7 +24,7 @@ from sidecar.inspect.layers import Layers
 from sidecar.inspect.linger import Linger
 
 if TYPE_CHECKING:
-    from sidecar.dataplane.serving import LaneContext
+    from sidecar.dataplane.lanes import LaneContext
 
 _log = logging.getLogger(__name__)
 

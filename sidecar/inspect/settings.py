@@ -136,6 +136,9 @@ class InspectSettings:
         return bool(self.addons) or any(not rule.ports or port in rule.ports for rule in self.headers)
 
 
+DEFAULTS: Final = InspectSettings()
+
+
 def read_inspect(value: object) -> InspectSettings:
     """Read the section.
 

@@ -28,11 +28,11 @@ class HttpSettings:
     :param cached: entries of each cache (operations by path, verdicts by operation); it is emptied when full
     :param trace_flags: of a ``traceparent`` that we make, two hexadecimal digits: ``00`` not sampled, ``01`` sampled
     :param sweep: seconds between two looks at what has taken too long
-    :param h2_block_bytes: of one header block of HTTP/2, compressed; beyond it or any of the following observation of
-        that connection stops, and its bytes go on
+    :param h2_block_bytes: of one header block of HTTP/2, compressed; a client that goes beyond it, or beyond the next
+        two or ``h2_continuations``, is reset, and an application that does is not observed any more
     :param h2_headers_bytes: of one header block, decompressed
     :param h2_table_bytes: of the table that HPACK keeps for one direction
-    :param h2_streams: streams of one connection that are followed at once
+    :param h2_streams: streams of one connection that are followed at once; with more it is not observed any more
     :param h2_continuations: frames that one header block may come in
     """
 

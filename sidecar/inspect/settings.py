@@ -119,6 +119,7 @@ class InspectSettings:
     :param addons: files with mitmproxy addons; with any, every HTTP connection to our application is inspected
     :param addon_bodies: bytes up to which bodies are collected for addons; larger ones, by default all, are streamed
     :param on_addon_error: see :class:`OnAddonError`
+    :param ports: of our application, whose HTTP connections are inspected whatever the policy says
     :param visible: names of headers and JSON keys that a tap may show although they are usually hidden
     :param hidden: names that a tap hides beside the usual ones
     """
@@ -128,12 +129,17 @@ class InspectSettings:
     addons: tuple[Path, ...] = ()
     addon_bodies: int = 0
     on_addon_error: OnAddonError = OnAddonError.REFUSE
+    ports: frozenset[int] = frozenset()
     visible: frozenset[str] = frozenset()
     hidden: frozenset[str] = frozenset()
 
     def wants(self, port: int) -> bool:
         """Whether connections to ``port`` have to be inspected whatever the policy says."""
-        return bool(self.addons) or any(not rule.ports or port in rule.ports for rule in self.headers)
+        return (
+            bool(self.addons)
+            or port in self.ports
+            or any(not rule.ports or port in rule.ports for rule in self.headers)
+        )
 
 
 DEFAULTS: Final = InspectSettings()
@@ -152,6 +158,7 @@ def read_inspect(value: object) -> InspectSettings:
         addons=fields.take("addons", items(_file, at_most=32), ()),
         addon_bodies=fields.take("addon_bodies", integer(0, 64 * _MIB), 0),
         on_addon_error=fields.take("on_addon_error", choice(*OnAddonError), OnAddonError.REFUSE),
+        ports=frozenset(fields.take("ports", items(integer(1, 65535), at_most=256), ())),
         visible=frozenset(fields.take("visible", items(_name, at_most=256), ())),
         hidden=frozenset(fields.take("hidden", items(_name, at_most=256), ())),
     )

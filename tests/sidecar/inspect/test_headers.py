@@ -66,6 +66,12 @@ def test_everything_can_be_written():
     assert read_inspect({}) == InspectSettings()
 
 
+def test_ports_that_are_always_inspected():
+    settings = read_inspect({"ports": [8080]})
+    assert settings.wants(8080)
+    assert not settings.wants(9090)
+
+
 @pytest.mark.parametrize(
     ("value", "name"),
     [
@@ -73,6 +79,7 @@ def test_everything_can_be_written():
         ({"limits": {"resets": 0}}, "resets"),
         ({"limits": {"stream_window": 1 << 24}}, "stream_window"),
         ({"addons": ["addon.py"]}, "addons"),
+        ({"ports": [0]}, "ports"),
         ({"on_addon_error": "ignore"}, "on_addon_error"),
         ({"headers": [{"request": {"set": {"Host": "x"}}}]}, "set"),
         ({"headers": [{"request": {"set": {"content-length": "1"}}}]}, "set"),

@@ -82,10 +82,16 @@ class Kept:
         else:
             await close(connection[1])
 
-    async def clear(self) -> None:
-        for (_, writer), _ in self.idle:
-            await close(writer)
+    async def clear(self) -> list[str]:
+        """End all; what was wrong with those that were."""
+        wrong = []
+        for (_, writer), used in self.idle:
+            try:
+                await close(writer)
+            except OSError as error:
+                wrong.append(f"an idle connection to port {self.address.port}, used {used} times: {error!r}")
         self.idle.clear()
+        return wrong
 
 
 @dataclass
@@ -114,9 +120,9 @@ class Mix:
             "denied": (2, self.refused),
         }
 
-    async def end(self) -> None:
-        for kept in self.kept.values():
-            await kept.clear()
+    async def end(self) -> list[str]:
+        """End every kept connection; what was wrong with those that were."""
+        return [wrong for kept in self.kept.values() for wrong in await kept.clear()]
 
     async def request(self, address: Address, method: str, *, keep: bool) -> None:
         kept = self.kept[address]
@@ -290,7 +296,7 @@ async def main() -> None:
     reporting = asyncio.create_task(report())
     rate = await load.measure(given.measure)
     await load.keep_up(max(1.0, min(given.most, given.part * rate)))
-    await mix.end()
+    load.errors += await mix.end()
     reporting.cancel()
     await asyncio.wait([reporting])
     load.say(ended=True)

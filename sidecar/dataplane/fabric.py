@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from random import Random
+from typing import Protocol
 
 from certs.spiffe import SpiffeId
 from graph.model import Peer, WorkloadRef
@@ -30,6 +31,31 @@ _ACCEPTS = 32
 _EXHAUSTED = 0.1
 
 
+class Closable(Protocol):
+    """Has something to let go of when the data path stops."""
+
+    def close(self) -> None: ...
+
+
+class Shared:
+    """What the lanes of one data plane share; each kind is made with the first lane that wants it."""
+
+    def __init__(self) -> None:
+        self._made: dict[type, Closable] = {}
+
+    def get[T: Closable](self, kind: type[T], make: Callable[[], T]) -> T:
+        """The one of this ``kind``, made now if it was not before."""
+        made = self._made.get(kind)
+        if not isinstance(made, kind):
+            made = self._made[kind] = make()
+        return made
+
+    def close(self) -> None:
+        for made in self._made.values():
+            made.close()
+        self._made.clear()
+
+
 @dataclass(frozen=True, slots=True)
 class Fabric:
     """Made once by the data plane, handed to each of its parts."""
@@ -48,6 +74,7 @@ class Fabric:
     taps: Taps
     guards: Guards
     names: Names
+    shared: Shared = field(default_factory=Shared)
 
     @property
     def draining(self) -> bool:

@@ -227,5 +227,6 @@ class DataPlane:
         self._fabric.connections.end_all()
         self._pool.stop()
         self._inbound.stop()
+        self._fabric.shared.close()
         self._fabric.reactor.stop()
         self._fabric.complaints.stop()

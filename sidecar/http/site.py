@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
-from weakref import WeakValueDictionary
 
 from graph.model import Peer
 from graph.policy import Decision
@@ -67,7 +66,7 @@ class Verdicts:
 
 
 class HttpSite:
-    """Made with the first lane of a data plane; lives as long as its authority does.
+    """Made with the first lane of a data plane; closed with it.
 
     :param clock: seconds that only grow
     """
@@ -99,12 +98,8 @@ class HttpSite:
 
     @classmethod
     def of(cls, fabric: Fabric) -> HttpSite:
-        """The site of a data plane, which is known by its authority."""
-        site = _SITES.get(id(fabric.authority))
-        if site is None or site.fabric.authority is not fabric.authority or site.fabric.reactor is not fabric.reactor:
-            settings = getattr(fabric.settings, "http", DEFAULTS)
-            site = _SITES[id(fabric.authority)] = cls(fabric, settings)
-        return site
+        """The site of a data plane."""
+        return fabric.shared.get(cls, lambda: cls(fabric, fabric.settings.http))
 
     # verdicts and names
 
@@ -224,4 +219,3 @@ class _Parting:
 
 
 _PARTING = _Parting()
-_SITES: WeakValueDictionary[int, HttpSite] = WeakValueDictionary()

@@ -91,7 +91,7 @@ def _run(options: argparse.Namespace) -> int:
     rows = [
         skipped(measure, taken.skipped[measure.name])
         if measure.name in taken.skipped
-        else row(measure, taken.of(measure))
+        else row(measure, taken.of(measure), taken.cpu_of(measure))
         for measure in measures
     ]
     machine = _machine() | {"seed": options.seed, "short": options.short, "seconds": round(time.monotonic() - began)}

@@ -66,10 +66,12 @@ def holds(ratio: Ratio, requirement: Requirement, better: Better) -> bool:
     return ratio.median <= requirement.factor
 
 
-def row(measure: Measure, figures: Figures) -> dict[str, Any]:
+def row(measure: Measure, figures: Figures, cpu: Figures | None = None) -> dict[str, Any]:
     """The document of one measure.
 
     :param figures: ours as :data:`~bench.dataplane.measures.OURS`; what no requirement speaks of is kept as a reference
+    :param cpu: microseconds of processor time for a request on each side, in the same slices. They are kept beside: a
+        busy machine makes every request late, and takes little of the time that it costs
     """
     ours = figures[OURS]
     compared: list[dict[str, Any]] = []
@@ -96,6 +98,8 @@ def row(measure: Measure, figures: Figures) -> dict[str, Any]:
         document["noise"] = compare(ours, figures[AGAIN]).document()
     if DIRECT in figures:
         document["direct"] = list(figures[DIRECT])
+    if cpu:
+        document["cpu"] = {name: list(values) for name, values in cpu.items() if name == OURS or name in named}
     return document
 
 
@@ -137,7 +141,8 @@ def document(
 
 def table(document: Mapping[str, Any]) -> str:
     """The document for people, one line a requirement."""
-    lines = [f"{'measure':<16} {'ours':>12} {'best':>12} {'ratio':>7} {'min–max':>13} {'target':>8}  {'':7} noise"]
+    head = f"{'measure':<16} {'ours':>12} {'best':>12} {'ratio':>7} {'min–max':>13} {'target':>8}"
+    lines = [f"{head}  {'':7} {'noise':<11} cpu"]
     for each in document["measures"]:
         sign = "≥" if each["better"] == "higher" else "≤"
         if "skipped" in each:
@@ -150,13 +155,22 @@ def table(document: Mapping[str, Any]) -> str:
             name = choose(medians, key=lambda one: medians[one])
             ratio = requirement["ratio"]
             ours = _human(statistics.median(each["ours"]), each["unit"])
+            cpu = _cpu(each, requirement["against"])
             lines.append(
                 f"{each['name'] if number == 0 else '':<16} {ours:>12} "
                 f"{_human(medians[name], each['unit']):>12} {ratio['median']:>7.2f} "
                 f"{ratio['min']:>6.2f}–{ratio['max']:<6.2f} {sign + format(requirement['target'], 'g'):>8}  "
-                f"{'met' if requirement['met'] else 'NOT MET':7} {noise if number == 0 else '':<11} {name}"
+                f"{'met' if requirement['met'] else 'NOT MET':7} {noise if number == 0 else '':<11} {cpu:<5} {name}"
             )
     return "\n".join(lines)
+
+
+def _cpu(row: Mapping[str, Any], against: Sequence[str]) -> str:
+    """Processor time for a request, ours ÷ that of the peer that needs least."""
+    cpu = row.get("cpu")
+    if cpu is None or any(name not in cpu for name in against):
+        return "–"
+    return f"{compare(cpu[OURS], best(cpu, against, Better.LOWER)).median:.2f}"
 
 
 def _human(value: float, unit: str) -> str:

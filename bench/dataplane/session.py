@@ -91,6 +91,10 @@ class Taken:
         """The figures of a measure by pair."""
         return self.figures[measure.load, measure.figure]
 
+    def cpu_of(self, measure: Measure) -> dict[str, list[float]]:
+        """The processor time for a request in the same slices, by pair; empty for memory."""
+        return self.figures.get((measure.load, "cpu"), {})
+
 
 class Session:
     """Everything that runs during a benchmark; made inside a sandbox, which clears away what is left.

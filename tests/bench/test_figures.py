@@ -97,6 +97,23 @@ def test_every_requirement_of_a_row_has_to_hold() -> None:
     assert missed["ratio"]["median"] == 1.2  # the first one's
 
 
+def test_processor_time_is_kept_beside_and_compared_with_who_needs_least() -> None:
+    cpu = {OURS: [20.0, 40.0, 20.0], ENVOY_TCP: [25.0, 40.0, 30.0], ENVOY_CONNECT: [16.0, 80.0, 20.0]}
+    whole = cpu | {HAPROXY_TCP: [100.0] * 3, HAPROXY_HTTP: [1.0] * 3}
+    found = row(MEASURES["stream_rps"], FIGURES, whole)
+    assert set(found["cpu"]) == {OURS, ENVOY_TCP, ENVOY_CONNECT, HAPROXY_TCP}
+    line = table(document("abc", {}, 3, [found], capture=True)).splitlines()[1]
+    assert line.split()[-2:] == ["1.00", ENVOY_CONNECT]  # of 20 ÷ 16, 40 ÷ 40, 20 ÷ 20
+    assert "cpu" not in row(MEASURES["stream_rps"], FIGURES)
+    partly = row(MEASURES["stream_rps"], FIGURES, cpu)
+    assert table(document("abc", {}, 3, [partly], capture=True)).splitlines()[1].split()[-2] == "–"
+
+
+def test_it_says_whether_peers_were_captured() -> None:
+    assert document("abc", {}, 3, [], capture=True)["capture"] == "equal"
+    assert document("abc", {}, 3, [], capture=False)["capture"] == "ours-only"
+
+
 def test_what_was_skipped_is_not_met_and_says_why() -> None:
     found = skipped(MEASURES["grpc_rps"], "the lane is not there")
     assert (found["met"], found["skipped"], found["ours"], found["ratio"]) == (False, "the lane is not there", [], None)

@@ -6,6 +6,7 @@ Source: the yamux specification (hashicorp/yamux, ``spec.md``). Stricter than it
 1. Only the combinations of type and flags in :data:`VALID` exist. Anything else ends the tunnel.
 2. Data and window updates belong to a stream, pings and GoAway to the session (stream 0).
 3. Nothing is ever collected: a frame that arrives in pieces is passed on in pieces.
+4. A call reads a bounded number of frames. What each of them costs others is little, but a read holds twenty thousand.
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ VALID: Final = frozenset(
 )
 
 
+#: Frames that one call reads, where the opening of a stream counts as :data:`_OPEN`: some milliseconds of work at most.
+FRAMES: Final = 512
+_OPEN: Final = 8
+
+
 class FrameError(SidecarError):
     """The peer broke the protocol; its tunnel is ended with GoAway(protocol error)."""
 
@@ -84,7 +90,8 @@ class FrameReader:
         self._remaining = 0  # payload bytes of the present data frame still to come
         self._receiver: Receiver | None = None
         self._fin = False
-        #: Bytes of an unfinished header. The caller puts them in front of what comes next.
+        #: Bytes of an unfinished header, or of more when there were too many frames for one call. The caller puts them
+        #: in front of what comes next, which is nothing as long as they hold a whole header.
         self.held = b""
         #: Set by the sink's owner to drop the rest of what is being read; feed it no more then.
         self.closed = False
@@ -96,6 +103,7 @@ class FrameReader:
         """
         self.held = b""
         position = 0
+        left = FRAMES
         sink = self._sink
         if self._remaining:
             size = self._remaining if self._remaining < end else end
@@ -108,7 +116,7 @@ class FrameReader:
                 self._receiver = None
                 if self._fin and receiver is not None:
                     receiver.finish()
-        while end - position >= HEADER_SIZE:
+        while end - position >= HEADER_SIZE and left > 0:
             word, stream_id, length = HEADER.unpack_from(buffer, position)
             position += HEADER_SIZE
             if word not in VALID:
@@ -140,6 +148,7 @@ class FrameReader:
                 sink.on_control(kind, word & FLAGS, stream_id, length)
             if self.closed:
                 return
+            left -= _OPEN if word & SYN else 1
         if position < end:
             self.held = bytes(view[position:end])
 

@@ -7,8 +7,8 @@ that ends badly is reset at both ends. Rules:
 2. The peer is not trusted with our memory: streams, opens, resets, pings, unread bytes and unread control frames are
    bounded, and every breach of the protocol ends the tunnel with GoAway(protocol error).
 3. Only the end that dialled opens streams.
-4. Records go to OpenSSL one by one, and those that carry nothing (new keys, tickets, empty ones) are limited by rate:
-   given a whole read at once it would work off thousands of key updates before anybody else has a turn.
+4. Nobody waits long for a tunnel: what takes time (records without text, thousands of small frames, the end of
+   thousands of streams) is done in parts, between which all others have their turn.
 5. After our GoAway(normal) the peer's streams are still accepted: those that crossed it on the way are no error, and
    the tunnel ends when the last one does, or with its lease (:mod:`sidecar.dataplane.lease`).
 """
@@ -27,21 +27,18 @@ from sidecar.dataplane.carrier import Attached, Budget
 from sidecar.dataplane.frames import FrameError, FrameReader, Rate
 from sidecar.dataplane.heartbeat import Heartbeat
 from sidecar.dataplane.lease import Lease
-from sidecar.dataplane.portion import adapted
-from sidecar.dataplane.reactor import IN, NOT_OUT, OUT, PLAIN, RECEIVE, Reactor
+from sidecar.dataplane.portion import LEAST, adapted
+from sidecar.dataplane.reactor import IN, NOT_OUT, OUT, RECEIVE, Reactor
+from sidecar.dataplane.records import LONGEST, Records
 from sidecar.dataplane.sending import Sender
 from sidecar.dataplane.settings import DataPlaneSettings
 from sidecar.dataplane.term import Term
 from sidecar.dataplane.tls import Channel
 
-_RECORD: Final = 16_384
-_RECORD_HEADER: Final = 5
-#: Bytes of a record with its header: RFC 8446 section 5.2 lets a ciphertext be 256 bytes longer than its text.
-_LONGEST_RECORD: Final = _RECORD_HEADER + _RECORD + 256
 #: One read, bytes: behind the beginning of a record there is room for so much.
-_READ: Final = RECEIVE - _LONGEST_RECORD
-#: Records a second that carry nothing; twice as many at once.
-SILENT_RECORDS: Final = 32
+_READ: Final = RECEIVE - LONGEST
+#: Streams that end at once; each costs some microseconds, and there may be thousands.
+_ENDS: Final = 64
 #: Bytes that OpenSSL itself may have to say (answers to new keys) to a peer that does not read.
 _UNASKED: Final = 65_536
 #: Seconds in which the peer closes its end of a tunnel that was ended in good order.
@@ -90,19 +87,19 @@ class Tunnel:
         "_next_id",
         "_opens",
         "_owner",
-        "_partial",
         "_portion",
         "_reactor",
         "_reader",
         "_ready",
+        "_records",
         "_resets",
         "_settings",
-        "_silent",
         "_term",
         "budget",
         "closed",
         "dialled",
         "leaving",
+        "queued",
         "sender",
         "sock",
         "streams",
@@ -134,9 +131,9 @@ class Tunnel:
         self._last_peer_id = 0
         self._opens = Rate(settings.opens_per_second)
         self._resets = Rate(settings.resets_per_second)
-        self._silent = Rate(SILENT_RECORDS)
-        self._partial = b""  # the beginning of a record
-        self._portion = _READ >> 2  # until it is known what a read costs
+        self._records = Records(channel)
+        self._portion = LEAST  # until it is known what a read costs
+        self.queued = False  # there are frames that were decrypted and not read yet
         self._ready = not dialled
         self._closing = ""  # why, once the last bytes are on their way
         #: No new streams of ours go here.
@@ -206,8 +203,9 @@ class Tunnel:
         if events & OUT and self.sender.blocked:
             self.sender.writable()
         if events & NOT_OUT and not self.closed:
-            reactor = self._reactor
-            partial = self._partial
+            if self.queued:
+                return  # what came before is first
+            reactor, partial = self._reactor, self._records.partial
             held = len(partial)
             try:
                 size = self.sock.recv_into(reactor.received_view[held:], self._portion)
@@ -231,47 +229,22 @@ class Tunnel:
             self._receive(held + size)
             self._portion = adapted(self._portion, monotonic() - began, _READ)
 
+    def pump(self) -> None:
+        """Go on with frames that were decrypted."""
+        if not self._reader.closed:
+            self._receive(0)
+
     def _receive(self, arrived: int) -> None:
-        """Decrypt and read the records in the first ``arrived`` bytes received."""
-        received, received_view = self._reactor.received, self._reactor.received_view
-        write, read = self._channel.incoming.write, self._channel.read
-        reader = self._reader
-        plain, view = self._reactor.plain, self._reactor.plain_view
+        """Decrypt and read the first ``arrived`` bytes received, behind what is held."""
+        reactor, reader, records = self._reactor, self._reader, self._records
+        plain, view = reactor.plain, reactor.plain_view
         held = reader.held
         end = len(held)
         if end:
             plain[:end] = held
-        ended = False
-        at = 0
         try:
-            while arrived - at >= _RECORD_HEADER:
-                size = _RECORD_HEADER + (received[at + 3] << 8 | received[at + 4])
-                if size > _LONGEST_RECORD:
-                    raise FrameError(f"a TLS record of {size} bytes")
-                if size > arrived - at:
-                    break
-                write(received_view[at : at + size])
-                at += size
-                try:
-                    size = read(_RECORD, view[end:])
-                except ssl.SSLWantReadError:
-                    if not self._silent.take(self._reactor.loop.time()):
-                        raise FrameError(
-                            f"more than {SILENT_RECORDS} TLS records a second that carry nothing"
-                        ) from None
-                    continue
-                if size == 0:
-                    ended = True
-                    break
-                end += size
-                if PLAIN - end < _RECORD:
-                    reader.feed(plain, view, end)
-                    if reader.closed:
-                        return
-                    held = reader.held
-                    end = len(held)
-                    plain[:end] = held
-            self._partial = bytes(received_view[at:arrived]) if at < arrived else b""
+            if arrived:
+                end = records.decrypt(reactor.received, reactor.received_view, arrived, view, end, reactor.loop.time)
             reader.feed(plain, view, end)
         except ssl.SSLError as error:
             self.abort(error.reason.lower().replace("_", " ") if error.reason else str(error))
@@ -279,7 +252,9 @@ class Tunnel:
         except FrameError as error:
             self._protocol_error(error)
             return
-        if ended:
+        if len(reader.held) >= frames.HEADER_SIZE and not reader.closed:
+            reactor.pump_again(self)
+        elif records.ended:
             self.abort("the peer ended the tunnel")
         elif self._channel.outgoing.pending:  # a key update to answer
             if self.sender.blocked and self._channel.outgoing.pending > _UNASKED:
@@ -421,8 +396,7 @@ class Tunnel:
         self.sender.close()
         streams = list(self.streams.values())
         self.streams.clear()
-        for stream in streams:
-            stream.abort(why)
+        self._end_streams(self._reactor.loop, streams, why)
         self._reactor.close(self.sock)
         self._owner.tunnel_closed(self, why)
 
@@ -432,5 +406,12 @@ class Tunnel:
         self.leaving = True
         self.sender.control(frames.GO_AWAY, 0, frames.PROTOCOL_ERROR)
         self._end_in_order(f"protocol error: {error}")
-        for stream in list(self.streams.values()):
-            stream.abort(str(error))
+        self._end_streams(self._reactor.loop, list(self.streams.values()), str(error))
+
+    def _end_streams(self, loop: asyncio.AbstractEventLoop, streams: list[Attached], why: str) -> None:
+        """Abort some of them now and the others later; one that has ended meanwhile does not mind."""
+        for stream in streams[-_ENDS:]:
+            stream.abort(why)
+        del streams[-_ENDS:]
+        if streams:
+            loop.call_soon(self._end_streams, loop, streams, why)

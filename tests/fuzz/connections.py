@@ -56,7 +56,15 @@ def _read_frames(data_pieces: Iterator[bytes] | list[bytes]) -> tuple[_Written, 
                 reader.feed(buffer, view, len(buffer))
             except FrameError as error:
                 return sink, b"", str(error)
-        assert len(reader.held) < HEADER_SIZE
+        while len(reader.held) >= HEADER_SIZE:  # more frames than one call reads
+            waited = len(reader.held)
+            buffer = bytearray(reader.held)
+            with memoryview(buffer) as view:
+                try:
+                    reader.feed(buffer, view, waited)
+                except FrameError as error:
+                    return sink, b"", str(error)
+            assert len(reader.held) < waited
     return sink, reader.held, ""
 
 

@@ -81,6 +81,12 @@ class Feed:
         data = self.reader.held + data
         self.buffer[: len(data)] = data
         self.reader.feed(self.buffer, self.view, len(data))
+        self.calls = 1
+        while len(self.reader.held) >= 12 and not self.reader.closed:
+            held = len(self.reader.held)
+            self.buffer[:held] = self.reader.held
+            self.reader.feed(self.buffer, self.view, held)
+            self.calls += 1
 
 
 class Codec(RuleBasedStateMachine):
@@ -202,3 +208,15 @@ def test_a_rate_gives_twice_its_number_at_once_and_its_number_in_the_long_run():
 
 def test_a_full_frame_fills_whole_tls_records():
     assert (frames.HEADER_SIZE + frames.PAYLOAD) % 16_384 == 0
+
+
+@pytest.mark.parametrize(
+    ("one", "calls"), [(frame(1, 0, 1, 1), 4), (frame(0, 0, 1, 1, b"x"), 4), (frame(1, 1, 1, 0), 32)]
+)
+def test_one_call_reads_a_bounded_number_of_frames_and_the_rest_is_not_lost(one, calls):
+    sink = Sink()
+    feed = Feed(sink)
+    feed(one * 2048)
+    assert feed.calls == calls
+    assert sink.events == reference(one * 2048)
+    assert feed.reader.held == b""

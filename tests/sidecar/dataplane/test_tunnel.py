@@ -14,7 +14,7 @@ from certs.keys import make_csr, new_key
 from certs.spiffe import SpiffeId
 from graph.policy import Reason
 from sidecar.dataplane.complaints import FIRST
-from sidecar.dataplane.tunnel import SILENT_RECORDS
+from sidecar.dataplane.records import SILENT_RECORDS
 from tests.sidecar.dataplane.rekeying import Rekeying
 from tests.sidecar.dataplane.stand_ins import ALPN, TRUST_DOMAIN
 from tests.sidecar.dataplane.test_frames import frame
@@ -576,3 +576,37 @@ async def test_a_megabyte_comes_back_over_records_that_are_cut_anywhere(world):
             received += payload
             raw.send(frame(UPDATE, 0, 1, length))
     assert bytes(received) == data
+
+
+async def test_thousands_of_frames_in_one_piece_are_all_read_in_order(world):
+    await world.start()
+    raw = await world.dial()
+    await opened(raw)
+    raw.send(frame(DATA, 0, 1, 5, b"ECHO\n"), *(frame(DATA, 0, 1, 2, b"%02d" % (n % 100)) for n in range(5000)))
+    raw.send(frame(UPDATE, FIN, 1, 0))
+    got = b""
+    while len(got) < 10_000:
+        payload = (await raw.receive())[4]
+        got += payload
+    assert got == b"".join(b"%02d" % (n % 100) for n in range(5000))
+
+
+async def test_an_end_behind_thousands_of_frames_is_seen_after_them(world):
+    await world.start(handler=hold, sniff_wait=0.01)
+    raw = await world.dial()
+    await opened(raw)
+    raw.send(*(frame(DATA, 0, 1, 1, b"x") for _ in range(5000)))
+    raw.writer.close()
+    await world.until(lambda: not world.plane.inbound_tunnels)
+    assert [record.bytes_sent for record in world.flows.closed_records] == [5000]
+
+
+async def test_thousands_of_streams_are_opened_at_once_and_end_with_their_tunnel(world):
+    await world.start(sniff_wait=60.0)
+    raw = await world.dial()
+    raw.send(*(frame(UPDATE, SYN, 2 * n + 1, 0) for n in range(2000)), frame(PING, SYN, 0, 7))
+    assert await raw.receive() == (PING, ACK, 0, 7, b"")
+    assert world.plane.live_connections == 2000
+    raw.writer.transport.abort()
+    await world.until(lambda: world.plane.live_connections == 0)
+    assert len(world.flows.closed_records) == 2000

@@ -15,8 +15,10 @@ from sidecar.authority import PolicyAuthority
 from sidecar.dataplane.complaints import Complaints
 from sidecar.dataplane.contracts import Record, Request
 from sidecar.dataplane.detect import Kind
+from sidecar.dataplane.fabric import Shared
 from sidecar.dataplane.live import Connections, new_record
 from sidecar.dataplane.sockets import Address
+from sidecar.http.settings import DEFAULTS as HTTP_DEFAULTS
 from sidecar.inspect.hub import Inspection
 from sidecar.inspect.settings import InspectSettings, Limits
 from sidecar.settings import Unsynced
@@ -152,7 +154,8 @@ class World:
             complaints=Complaints(logging.getLogger("tests.inspect"), self.loop.call_later),
             reactor=SimpleNamespace(loop=self.loop),
             taps=self.hub,
-            settings=SimpleNamespace(),
+            settings=SimpleNamespace(http=HTTP_DEFAULTS),
+            shared=Shared(),
             draining=False,
         )
 

@@ -123,10 +123,6 @@ class FlowSource(Interface):
     def total_records(self) -> int:
         """Connections that were heard of since the start."""
 
-    @property
-    def total_shed(self) -> int:
-        """Connections whose accounts were dropped since the start."""
-
     def harvest(self, now: float) -> list[Flow]:
         """Take what was added since the last harvest.
 

@@ -196,7 +196,7 @@ class Mesh:
             "connected": telemetry.connected,
             "live": flows.live,
             "records": flows.total_records,
-            "shed": flows.total_shed + telemetry.outbox.total_shed,
+            "shed": telemetry.outbox.total_shed,
             "waiting": telemetry.outbox.waiting_flows,
             "acknowledged": telemetry.outbox.acknowledged,
         }

@@ -40,7 +40,6 @@ class Harvests:
         self._shed = 0
         self._workers: dict[int, _Told] = {}
         self._past_records = 0
-        self.total_shed = 0
 
     @property
     def live(self) -> int:
@@ -102,4 +101,3 @@ class Harvests:
 
     def _count_shed(self, shed: int) -> None:
         self._shed += shed
-        self.total_shed += shed

@@ -6,6 +6,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.message import DecodeError as ProtobufDecodeError
 
 from certs.bundle import TrustBundle
+from certs.certificate import read_certificate
 from certs.errors import CertError
 from certs.keys import key_from_pem, key_to_pem
 from graph.wire import hedgerow_pb2 as pb
@@ -33,6 +34,9 @@ def svid_blobs(svid: Svid) -> tuple[bytes, bytes]:
 def read_svid(frame: Frame, trust_domain: str, now: float) -> Svid:
     """The certificate of an SVID frame, checked as if it came from anywhere.
 
+    One that has ended is taken as of its last second: it proves nothing to any peer, but while there is no other one a
+    worker that begins is of use to what needs none.
+
     :param now: seconds since the epoch
     :raises Broken: when it is none that may be used
     """
@@ -42,7 +46,10 @@ def read_svid(frame: Frame, trust_domain: str, now: float) -> Svid:
         key: ec.EllipticCurvePrivateKey = key_from_pem(frame.blobs[0])
         answer = pb.SignResponse.FromString(frame.blobs[1])
         bundle = TrustBundle(answer.bundle.trust_domain, tuple(answer.bundle.roots_der), answer.bundle.sequence)
-        return check_svid(tuple(answer.chain_der), key, bundle, trust_domain, now)
+        chain = tuple(answer.chain_der)
+        if chain:
+            now = min(now, read_certificate(chain[0], "leaf").not_valid_after_utc.timestamp() - 1.0)
+        return check_svid(chain, key, bundle, trust_domain, now)
     except (CertError, ProtobufDecodeError) as error:
         raise Broken(f"SVID: {error}") from None
 

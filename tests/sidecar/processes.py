@@ -65,6 +65,7 @@ class Process:
         self.log = self.directory / "log"
         self.child = None
         self.user = 0
+        self.arguments = []
 
     async def __aenter__(self):
         self.configure()
@@ -79,7 +80,7 @@ class Process:
 
     async def start(self):
         """One more process of these settings."""
-        command = [sys.executable, "-m", "sidecar", "--config", str(self.config)]
+        command = [sys.executable, "-m", "sidecar", "--config", str(self.config), *self.arguments]
         if self.user:  # in a view of its own, because the interpreter may stand below a closed home directory
             become = ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups", "--", *command]
             script = infrastructure_script(other_users=True) + "\nexec " + shlex.join(become)

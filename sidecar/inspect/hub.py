@@ -10,7 +10,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
-from weakref import WeakValueDictionary
 
 from graph.model import Peer
 from graph.policy import Decision
@@ -62,14 +61,10 @@ class Inspection:
     def of(cls, fabric: Fabric) -> Inspection:
         """What the data plane was given; where that was nothing, one of its own with the defaults."""
         given = fabric.taps
-        if isinstance(given, Inspection):
-            return given
-        authority = fabric.authority
-        found = _DEFAULTS.get(id(authority))
-        if found is None or found._authority is not authority:
-            found = _DEFAULTS[id(authority)] = cls()
-            found._serve(authority)
-        return found
+        return given if isinstance(given, cls) else fabric.shared.get(cls, cls)
+
+    def close(self) -> None:
+        """The data plane that made it ends; its connections have ended already."""
 
     def wants(self, port: int) -> bool:
         return self.settings.wants(port) or (self.taps is not None and self.taps.wants(port))
@@ -94,13 +89,10 @@ class Inspection:
     def enter(self, lane: Inspected, authority: Authority) -> None:
         """A connection begins."""
         if self._authority is None:
-            self._serve(authority)
+            self._authority = authority
+            authority.subscribe(self._changed)
         assert self._authority is authority, "one data plane's verdicts are not another's"
         self._lanes.add(lane)
-
-    def _serve(self, authority: Authority) -> None:
-        self._authority = authority
-        authority.subscribe(self._changed)  # which also keeps us alive for as long
 
     def left(self, lane: Inspected) -> None:
         """A connection is over."""
@@ -132,6 +124,3 @@ class Inspection:
                 what(lane)
             except Exception:
                 _log.exception("a fault in the inspect lane; please report it")
-
-
-_DEFAULTS: WeakValueDictionary[int, Inspection] = WeakValueDictionary()

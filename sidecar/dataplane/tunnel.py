@@ -186,7 +186,10 @@ class Tunnel:
         return stream_id
 
     def attach(self, stream_id: int, stream: Attached) -> None:
-        self.streams[stream_id] = stream
+        if self.closed:  # it takes the place of one whose turn to end has not come yet
+            self._reactor.loop.call_soon(stream.abort, "the tunnel is gone")
+        else:
+            self.streams[stream_id] = stream
 
     def detach(self, stream_id: int) -> None:
         """The stream is over at both ends."""

@@ -310,6 +310,8 @@ class TunnelLeg:
                 lane.lost(self, why)
 
     def _close(self) -> None:
+        if self._closed:
+            return
         self._closed = True
         self._let_go()
         self._carrier.budget.left += sum(map(len, self._unread))

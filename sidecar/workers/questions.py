@@ -2,8 +2,8 @@
 
 The governing rules:
 
-1. What a worker holds is what the directory says now: it is registered first, then asked for, so that no change is
-   missed; the answer that it gets is the one that holds when it is sent.
+1. What a worker holds is what the directory says now: it gets the answer that holds when it is sent, and is entered
+   for changes in the same moment.
 2. Names go with every answer about an address outside the mesh, and such an answer is for one connection
    (:mod:`sidecar.workers.remote`).
 3. What a worker uses is given back when it dies.
@@ -146,15 +146,10 @@ class Questions:
 
     async def _answer(self, worker: Asker, address: str, port: int) -> None:
         key = (_canonical(address), port)
-        watch = key[0] == address and address not in self._own
-        if watch:
-            self._watching.setdefault(key, {})[worker] = None
         head: dict[str, object] = {"address": address, "port": port, "error": ""}
         try:
             destination = await self._directory.resolve(address, port)
         except Unresolved as error:
-            if watch:
-                self._unwatch(key, worker)
             worker.send(Kind.ANSWER, {**head, "error": str(error)[:500] or "not resolved"})
             return
         held = self._directory.cached(*key)
@@ -164,8 +159,8 @@ class Questions:
             return
         outside = destination.workload is None and self._names is not None
         keep = held is not None and key[0] == address and not outside
-        if watch and not keep:
-            self._unwatch(key, worker)
+        if keep and address not in self._own:
+            self._watching.setdefault(key, {})[worker] = None
         names = list(self._names.bound(address)) if outside and self._names is not None else []
         worker.send(Kind.ANSWER, {**head, "names": names, "keep": keep}, (data,))
 

@@ -327,8 +327,8 @@ async def test_a_forged_policy_is_in_force_nowhere(mesh, controller):
 
 
 async def test_renewals_reach_all_and_cost_no_connection(controller, tmp_path):
-    """Certificates of eight seconds, at both ends, and connections that outlive them. Fresh handshakes of a pair come to
-    any worker, and prove what the others hold too."""
+    """Certificates of eight seconds, and connections that outlive them. Fresh handshakes of a pair come to any worker,
+    and prove what the others hold too."""
     controller.lifetime = 8.0
     async with running(controller, tmp_path) as mesh, Held(mesh.entrance) as held:
         begin = time.monotonic()

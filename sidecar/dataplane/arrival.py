@@ -110,8 +110,10 @@ class Arrival:
             self._plaintext(Kind.TLS)
         elif is_opaque(self._fabric, Peer(address=self._source), self._port, silent=False):
             self._plaintext(Kind.OTHER)
-        elif (kind := detect(data)) is not Kind.MORE or events & RDHUP:
+        elif (kind := detect(data)) is not Kind.MORE:
             self._plaintext(kind)
+        elif events & RDHUP:
+            self._plaintext(unfinished(data))
         else:
             self._wait_for_more()
 
@@ -196,8 +198,9 @@ class Arrival:
             self._inbound.refuse_untrusted(self._source, self._port, str(error))
 
     def _silent(self) -> None:
-        """The client waits for a server that speaks first."""
-        self._plaintext(Kind.OTHER, silent=True)
+        """The client waits for a server that speaks first, or wants us to think so."""
+        opaque = is_opaque(self._fabric, Peer(address=self._source), self._port)
+        self._plaintext(Kind.OTHER if opaque else Kind.MORE)
 
     def _unclear(self) -> None:
         """What came in time is half of something."""
@@ -211,7 +214,7 @@ class Arrival:
             return
         self._plaintext(unfinished(held))
 
-    def _plaintext(self, kind: Kind, *, silent: bool = False) -> None:
+    def _plaintext(self, kind: Kind) -> None:
         sock = self._leave()
         if sock is None:
             return
@@ -226,8 +229,8 @@ class Arrival:
 
         connection = fabric.connections.judge(record, end)
         if connection.allowed:
-            if silent:
-                fabric.detection.timed_out(self._port, fabric.reactor.loop.time())
+            if kind is Kind.MORE:
+                fabric.detection.timed_out()
             serve_socket(fabric, sock, connection, self._port, self._application, kind)
             return
         sockets.reset(sock)

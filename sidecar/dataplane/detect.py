@@ -93,7 +93,7 @@ CLIENT_FIRST: Final = frozenset(
 OPAQUE_PORTS: Final = frozenset({25, 587, 3306, 4222, 4444, 5432, 6379, 9300, 11211})
 
 
-#: Time-outs in a row after which a port counts as one whose server speaks first.
+#: Greetings in a row after which a port counts as one whose server speaks first.
 _SERVER_FIRST: Final = 3
 #: Seconds after the last of them in which it counts as one.
 _BELIEVED: Final = 60.0
@@ -103,36 +103,40 @@ _BELIEVED: Final = 60.0
 class Detection:
     """What was learned about our ports, and how often it was learned in vain.
 
-    Clients that say nothing could be meant to have us look no more at what others say: so one client that spoke HTTP
-    outweighs all that were silent, before and after, and silence is believed for a minute only.
+    Only our own application can say that its clients wait for it, by greeting them; what a client does, or leaves, is
+    no reason to look less at others. One client that spoke HTTP outweighs all greetings, and those are believed for a
+    minute only.
 
     :ivar timeouts: connections whose client said nothing in time, in all
-    :ivar silent: the same in a row, by port, and when the last of them was given up
+    :ivar greetings: how often the application spoke first, by port, and when it last did
     :ivar heard: ports on which a client has spoken HTTP
     """
 
     timeouts: int = 0
-    silent: dict[int, tuple[int, float]] = field(default_factory=dict)
+    greetings: dict[int, tuple[int, float]] = field(default_factory=dict)
     heard: set[int] = field(default_factory=set)
 
-    def timed_out(self, port: int, now: float) -> None:
-        """A client that is allowed to connect said nothing in time.
+    def timed_out(self) -> None:
+        """A client that is allowed to connect said nothing in time."""
+        self.timeouts += 1
+
+    def greeted(self, port: int, now: float) -> None:
+        """The application spoke before its client.
 
         :param now: seconds of a clock that does not go back
         """
-        self.timeouts += 1
         if port not in self.heard:
-            self.silent[port] = (self.silent.get(port, (0, now))[0] + 1, now)
+            self.greetings[port] = (self.greetings.get(port, (0, now))[0] + 1, now)
 
     def spoke(self, port: int) -> None:
         """A client spoke HTTP."""
         self.heard.add(port)
-        self.silent.pop(port, None)
+        self.greetings.pop(port, None)
 
     def server_first(self, port: int, now: float) -> bool:
         """Whether clients of ``port`` wait for the server, as far as is known."""
-        count, last = self.silent.get(port, (0, now))
+        count, last = self.greetings.get(port, (0, now))
         if now - last > _BELIEVED:
-            del self.silent[port]
+            del self.greetings[port]
             return False
         return count >= _SERVER_FIRST

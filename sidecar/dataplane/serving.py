@@ -1,8 +1,8 @@
 """Carries allowed connections to our application: at once where they are opaque, else when their first bytes came.
 
 Whatever brings a client's bytes, the lane (:mod:`sidecar.dataplane.lanes`) is chosen by the first of them, and gets all
-of them. A client that says nothing for ``sniff_wait`` waits for a server that speaks first, and its connection is
-opaque.
+of them. A client that says nothing for ``sniff_wait`` may wait for a server that speaks first
+(:mod:`sidecar.dataplane.server_first`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from sidecar.dataplane.leg_relay import LegRelay
 from sidecar.dataplane.legs import NOBODY, Leg
 from sidecar.dataplane.live import Connection
 from sidecar.dataplane.relay import Relay
+from sidecar.dataplane.server_first import ServerFirst
 from sidecar.dataplane.socket_leg import SocketLeg
 from sidecar.dataplane.sockets import Address
 from sidecar.dataplane.stream import Stream
@@ -177,9 +178,21 @@ class _Undecided:
         self._timer = self._fabric.reactor.loop.call_later(delay, call)
 
     def _silent(self) -> None:
-        """The client waits for the server."""
-        self._fabric.detection.timed_out(self._port, self._fabric.reactor.loop.time())
-        self._become(Kind.OTHER)
+        """The client waits for the server, or wants us to think so."""
+        self._fabric.detection.timed_out()
+        timer, self._timer = self._timer, None
+        if timer is None:
+            return
+        fabric, connection = self._fabric, self._connection
+        if not opaque_allowed(fabric, connection, self._port, Kind.OTHER):
+            self._tunnel.refuse(self._id)
+            self._tunnel.detach(self._id)
+            return
+        leg = self._successor = TunnelLeg(fabric.reactor, self._tunnel, self._id, NOBODY)
+        context = LaneContext(fabric, connection, self._port, self._application, leg.accept)
+        _wait_for_either(context, leg)
+        if self._granted:
+            leg.granted(self._granted)
 
     def _unclear(self) -> None:
         self._become(unfinished(bytes(self._held)))
@@ -239,7 +252,12 @@ def serve_socket(
     """Carry a client without TLS, which was allowed to open. Its first bytes were seen and not taken.
 
     :param sock: registered with the reactor; from here on it is ours
+    :param kind: what they are; ``MORE`` when there are none, in all the time that the client had
     """
+    if kind is Kind.MORE and opaque_allowed(fabric, connection, port, kind):
+        leg = SocketLeg(fabric.reactor, sock, fabric.budget, NOBODY, registered=True)
+        _wait_for_either(LaneContext(fabric, connection, port, application, _nothing), leg)
+        return
     if is_http(kind):
         leg = SocketLeg(fabric.reactor, sock, fabric.budget, NOBODY, registered=True)
         enter_lane(LaneContext(fabric, connection, port, application, _nothing), kind, leg)
@@ -278,6 +296,17 @@ def _relay(context: LaneContext, client: Leg, kind: Kind) -> None:
         return
     LegRelay(connection, client, server)
     connection.announce()
+
+
+def _wait_for_either(context: LaneContext, client: Leg) -> None:
+    """Carry a client that has said nothing, and look at who speaks first."""
+    server = context.dial(NOBODY)
+    if server is None:
+        client.reset()
+        context.connection.finish(failed=True)
+        return
+    ServerFirst(context, client, server)
+    context.connection.announce()
 
 
 class _Waiting:
@@ -323,9 +352,14 @@ class _Waiting:
         self._become(unfinished(bytes(self._held)))
 
     def _silent(self) -> None:
-        fabric = self._context.fabric
-        fabric.detection.timed_out(self._context.port, fabric.reactor.loop.time())
-        self._become(Kind.OTHER)
+        context, client = self._context, self._client
+        context.fabric.detection.timed_out()
+        client.lane = NOBODY
+        if opaque_allowed(context.fabric, context.connection, context.port, Kind.OTHER):
+            _wait_for_either(context, client)
+        else:
+            client.reset()
+            context.connection.finish(failed=True)
 
     def _become(self, kind: Kind) -> None:
         self._timer.cancel()

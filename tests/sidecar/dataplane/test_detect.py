@@ -80,34 +80,39 @@ def test_any_bytes_have_an_answer(data: bytes) -> None:
 def test_a_port_whose_clients_wait_again_and_again_is_one_whose_server_speaks_first() -> None:
     seen = Detection()
     for _ in range(2):
-        seen.timed_out(25, 1.0)
+        seen.greeted(25, 1.0)
     assert not seen.server_first(25, 1.0)
-    seen.timed_out(25, 2.0)
+    seen.greeted(25, 2.0)
     assert seen.server_first(25, 2.0)
     assert not seen.server_first(26, 2.0)
-    assert seen.timeouts == 3
 
 
-def test_one_client_that_speaks_outweighs_all_that_are_silent() -> None:
-    """Otherwise three silent connections would keep us from looking at what everybody else says."""
+def test_one_client_that_speaks_outweighs_all_greetings() -> None:
     seen = Detection()
     for _ in range(5):
-        seen.timed_out(80, 1.0)
+        seen.greeted(80, 1.0)
     assert seen.server_first(80, 1.0)
     seen.spoke(80)
     for _ in range(5):
         assert not seen.server_first(80, 2.0)
-        seen.timed_out(80, 2.0)
+        seen.greeted(80, 2.0)
+
+
+def test_silence_alone_is_no_reason_to_look_less() -> None:
+    seen = Detection()
+    for _ in range(10):
+        seen.timed_out()
+    assert not seen.server_first(80, 1.0)
     assert seen.timeouts == 10
 
 
-def test_silence_is_believed_for_a_minute() -> None:
+def test_greetings_are_believed_for_a_minute() -> None:
     seen = Detection()
     for _ in range(3):
-        seen.timed_out(25, 1.0)
+        seen.greeted(25, 1.0)
     assert seen.server_first(25, 60.0)
     assert not seen.server_first(25, 62.0)
-    seen.timed_out(25, 62.0)
+    seen.greeted(25, 62.0)
     assert not seen.server_first(25, 62.0)
 
 

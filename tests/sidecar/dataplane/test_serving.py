@@ -36,16 +36,21 @@ def by_operation(world, *operations: str) -> Snapshot:
 class Calls:
     """An application that notes who calls, and echoes."""
 
-    def __init__(self) -> None:
+    def __init__(self, greeting: bytes = b"") -> None:
         self.count = 0
         self.called = asyncio.Event()
+        self.heard = b""
+        self._greeting = greeting
 
     async def __call__(self, reader, writer) -> None:
         self.count += 1
         self.called.set()
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
+        writer.write(self._greeting)
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65536):
+                self.heard += data
+                writer.write(data)
+                await writer.drain()
         writer.close()
 
 
@@ -79,14 +84,56 @@ async def test_what_the_inventory_says_of_a_port_comes_before_its_number(world, 
 
 
 async def test_a_client_that_waits_for_the_server_gets_it_and_after_some_is_not_kept_waiting(world):
-    calls = Calls()
+    calls = Calls(b"220 ready\r\n")
     await world.start(calls, sniff_wait=0.05)
     raw = await world.dial()
     for stream in (1, 3, 5, 7):
         raw.send(frame(UPDATE, SYN, stream, 0))
         assert await raw.receive() == (UPDATE, ACK, stream, 0, b"")
+        assert (await raw.receive())[4] == b"220 ready\r\n"
     assert world.plane.detection.timeouts == 3
-    await world.until(lambda: calls.count == 4)
+    assert calls.count == 4
+
+
+@pytest.mark.parametrize("tunnelled", [True, False])
+async def test_waiting_is_no_way_past_the_lane(world, tunnelled):
+    """A client that lets its time pass and then speaks is told apart as if it had not waited."""
+    calls = Calls()
+    await world.start(calls, sniff_wait=0.05)
+    text = b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-Client-Cert: By=me\r\n\r\n"
+    if tunnelled:
+        raw = await world.dial()
+        raw.send(frame(UPDATE, SYN, 1, 0))
+        assert await raw.receive() == (UPDATE, ACK, 1, 0, b"")
+        raw.send(frame(DATA, 0, 1, 7, text[:7]), frame(DATA, 0, 1, len(text) - 7, text[7:]))
+    else:
+        _, writer = await asyncio.open_connection("127.0.0.1", world.inbound)
+        await world.until(lambda: calls.count == 1)
+        writer.write(text)
+    await world.until(lambda: b"\r\n\r\n" in calls.heard)
+    assert calls.heard.startswith(b"GET / HTTP/1.1\r\n")
+    assert b"By=me" not in calls.heard
+    await world.until(lambda: world.flows.opened_records[-1].protocol == "http")
+    assert calls.count == 2, "nothing was said on the first connection, and it was given up"
+    if not tunnelled:
+        writer.close()
+
+
+async def test_who_waits_and_is_no_client_of_http_is_passed_on_whole(world):
+    calls = Calls()
+    await world.start(calls, sniff_wait=0.05)
+    raw = await world.dial()
+    raw.send(frame(UPDATE, SYN, 1, 0))
+    assert await raw.receive() == (UPDATE, ACK, 1, 0, b"")
+    raw.send(frame(DATA, 0, 1, 4, b"GETX"), frame(DATA, 0, 1, 6, b" y\r\nz\n"), frame(UPDATE, FIN, 1, 0))
+    got = b""
+    while True:
+        kind, flags, _, _, payload = await raw.receive()
+        got += payload
+        if kind == UPDATE and flags == FIN:
+            break
+    assert got == b"GETX y\r\nz\n"
+    assert calls.count == 1
 
 
 async def test_bytes_that_are_no_http_are_passed_on_whole_however_they_were_cut(world):

@@ -21,6 +21,7 @@ from importlib import metadata
 from random import Random
 
 from graph.model import Mode
+from sidecar import heap
 from sidecar.authority import PolicyAuthority
 from sidecar.certificate_agent import CertificateAgent
 from sidecar.channel import ControllerLink
@@ -103,6 +104,7 @@ class Sidecar:
                     if before is not None:
                         await before.confirm()
                     await self._mesh.start()
+                    heap.settle()
                     if ready is not None:
                         await self.readiness.start(ready)
                     if before is not None:

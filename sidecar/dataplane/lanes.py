@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from graph.model import Peer
+from sidecar import heap
 from sidecar.dataplane import sockets
 from sidecar.dataplane.detect import CLIENT_FIRST, OPAQUE, Kind
 from sidecar.dataplane.fabric import Fabric
@@ -104,8 +106,11 @@ def enter_lane(context: LaneContext, kind: Kind, client: Leg) -> None:
     context.connection.record.protocol = kind.value
     fabric.detection.spoke(port)
     if fabric.taps.wants(port) or (kind is Kind.HTTP2 and context.by_operation):
+        first = "sidecar.inspect.lane" not in sys.modules
         from sidecar.inspect.lane import InspectLane
 
+        if first:
+            heap.settle()
         client.lane = InspectLane(context, client, kind)
     elif kind is Kind.HTTP1:
         from sidecar.http.lane import HttpLane

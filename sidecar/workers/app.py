@@ -128,8 +128,13 @@ class Worker:
             credentials = CredentialStore(svid, time.time)
         except CertError as error:
             raise Broken(f"SVID: {error}") from None
-        self._carrier = _make(settings, credentials, self._link)
-        self._link.send(Kind.READY)
+        try:
+            self._carrier = _make(settings, credentials, self._link)
+        except SidecarError as error:  # a person can mend it
+            log.error("this worker can not begin: %s", error)
+            self._finish(1)
+        else:
+            self._link.send(Kind.READY)
 
     async def _end(self) -> None:
         try:

@@ -51,6 +51,8 @@ class Link:
         self._received: list[int] = []  # descriptors whose frame has not come to its end
         self._waiting: deque[tuple[memoryview, list[int]]] = deque()
         self._waiting_bytes = 0
+        #: The other end has closed the connection in good order.
+        self.left = False
 
     @property
     def open(self) -> bool:
@@ -140,6 +142,7 @@ class Link:
             return
         self._received += received
         if not data:
+            self.left = True
             self._fail("it has left")
             return
         if flags & socket.MSG_CTRUNC:

@@ -10,11 +10,15 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from sidecar.workers.frames import FROM_WORKER, Frame, Kind
 from sidecar.workers.link import Link
 
 log = logging.getLogger(__name__)
+
+#: Seconds that a process may take to end once it has hung up.
+LAST_SECONDS: Final = 2.0
 
 
 class WorkerProcess:
@@ -66,7 +70,10 @@ class WorkerProcess:
         def lost(why: str) -> None:
             if not made.stopped:
                 log.warning("worker %d (process %d) is lost: %s", index, process.pid, why)
-            made.kill()
+            if link.left:  # it ends, and its exit code may say something
+                asyncio.get_running_loop().call_later(LAST_SECONDS, made.kill)
+            else:
+                made.kill()
             made._left.set()
 
         link = Link(ours, FROM_WORKER, heard, lost)
@@ -116,7 +123,7 @@ class WorkerProcess:
         """Wait for its end, and for the last that it said; the exit code."""
         code = await self.process.wait()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._left.wait(), 2.0)
+            await asyncio.wait_for(self._left.wait(), LAST_SECONDS)
         self._link.close()
         self.listening = False
         for answer in self._answers.values():

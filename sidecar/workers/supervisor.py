@@ -95,6 +95,7 @@ class Workers:
         self._number = 0
         self._drained: set[WorkerProcess] = set()
         self._serving = False
+        self._started = False
         self._draining = False
         self._stopping = False
         self._logged: dict[str, str] = {}
@@ -132,6 +133,7 @@ class Workers:
         for worker in self._live():
             self._deal(worker)
         await self._all("listen", lambda worker: worker.listening)
+        self._started = True
         log.info("%d workers listen: processes %s", self._count, ", ".join(str(one.pid) for one in self._live()))
 
     async def drain(self, deadline: float, *, replaced: bool) -> None:
@@ -378,6 +380,8 @@ class Workers:
 
     def _adopt(self, index: int) -> None:
         """Have another worker accept what comes to a dead one's sockets."""
+        if not self._started:  # the others listen in a moment
+            return
         able = [worker for worker in self._live() if worker.listening and worker.index != index]
         if able:
             adopter = min(able, key=lambda one: sum(by == one.index for by in self._adopters.values()))

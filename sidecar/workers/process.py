@@ -107,6 +107,10 @@ class WorkerProcess:
             answer.set_result(None)
         return answer
 
+    def expect_no_more(self, kind: Kind, number: int) -> None:
+        """It need not answer any more."""
+        self._answers.pop((kind, number), None)
+
     def answered(self, kind: Kind, number: int = 0, error: str = "") -> bool:
         """It has answered. False: it was not asked."""
         answer = self._answers.pop((kind, number), None)

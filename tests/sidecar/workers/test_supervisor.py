@@ -20,7 +20,7 @@ from sidecar.inspect.settings import InspectSettings
 from sidecar.inspect.taps import Ended
 from sidecar.metrics.istio import IstioMetrics
 from sidecar.settings import Address, Capture, Explicit, OutboundListener
-from sidecar.workers import supervisor
+from sidecar.workers import crew
 from sidecar.workers.figures import Figures
 from sidecar.workers.frames import Broken, Frame, Kind
 from sidecar.workers.harvests import Harvests
@@ -95,7 +95,7 @@ class Supervised:
 
     @property
     def processes(self):
-        return [worker for _, worker in sorted(self.workers._workers.items())]
+        return [worker for _, worker in sorted(self.workers._crew.workers.items())]
 
     @property
     def versions(self):
@@ -169,18 +169,18 @@ async def test_one_that_dies_between_the_steps_holds_nobody_up(made):
 async def test_one_that_says_nothing_any_more_is_killed(made):
     silent, other = made.processes
     now = time.monotonic()
-    silent.heard_at = now - supervisor.SILENCE - 1
-    made.workers._kill_silent(made.processes, now)
+    silent.heard_at = now - crew.SILENCE - 1
+    made.workers._crew.kill_silent(now)
     await until(lambda: len(made.processes) == 2 and silent not in made.processes)
     assert other in made.processes
 
 
 async def test_one_that_breaks_the_protocol_is_replaced(made):
     victim = made.processes[0]
-    made.workers._take(victim, Frame(Kind.FLOWS, {"number": 1, "shed": 0, "live": 0, "records": 0}, (b"",)))
+    made.workers.heard(victim, Frame(Kind.FLOWS, {"number": 1, "shed": 0, "live": 0, "records": 0}, (b"",)))
     # the next one that it really sends has a number that came already
     with pytest.raises(Broken, match="comes after 1"):
-        made.workers._take(victim, Frame(Kind.FLOWS, {"number": 1, "shed": 0, "live": 0, "records": 0}, (b"",)))
+        made.workers.heard(victim, Frame(Kind.FLOWS, {"number": 1, "shed": 0, "live": 0, "records": 0}, (b"",)))
     victim.send(Kind.READY)  # what no worker may be told: it leaves
     await until(lambda: victim not in made.processes)
     await until(lambda: len(made.processes) == 2 and made.processes[0].listening)
@@ -188,7 +188,7 @@ async def test_one_that_breaks_the_protocol_is_replaced(made):
 
 async def test_a_stopped_worker_comes_to_its_end_too(joined, controller, monkeypatch):
     """At the end one does not answer; it is killed when its time is over."""
-    monkeypatch.setattr(supervisor, "END_SECONDS", 0.5)
+    monkeypatch.setattr(crew, "END_SECONDS", 0.5)
     one = Supervised(joined, controller)
     await one.workers.listen(None)
     await one.workers.start()
@@ -260,7 +260,7 @@ async def test_another_one_accepts_for_one_that_is_dead_until_it_is_back(made, m
     assert await refusals(made.port, 32) == 32
     before = await descriptors(made)
     pauses = []
-    monkeypatch.setattr(supervisor.Backoff, "failed", lambda _: pauses.append(1) or 3600.0)
+    monkeypatch.setattr(crew.Backoff, "failed", lambda _: pauses.append(1) or 3600.0)
     gone, other = made.processes
     gone.kill()
     await until(lambda: pauses)
@@ -270,13 +270,13 @@ async def test_another_one_accepts_for_one_that_is_dead_until_it_is_back(made, m
     assert missing.startswith("worker 0 of 2 is not running; it starts in 3")
     assert (await descriptors(made))[1] == before[1] + 1
     # both are dead: who comes back first accepts for the other
-    monkeypatch.setattr(supervisor, "STEADY", 0.0)
+    monkeypatch.setattr(crew, "STEADY", 0.0)
     other.kill()
     await until(lambda: len(made.processes) == 1 and made.processes[0] is not other and made.processes[0].listening)
     assert await refusals(made.port, 32) == 32
     # and lets go when it is back
-    made.workers._tasks[0].cancel()
-    made.workers._tasks[0] = asyncio.ensure_future(made.workers._keep(0))
+    made.workers._crew._tasks[0].cancel()
+    made.workers._crew._tasks[0] = asyncio.ensure_future(made.workers._crew._keep(0))
     await until(lambda: len(made.processes) == 2 and made.processes[0].listening)
     assert await refusals(made.port, 32) == 32
     assert (await descriptors(made))[1] == before[1]

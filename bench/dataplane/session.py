@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bench.dataplane import checks, envoy, haproxy, mitm
 from bench.dataplane.identity import Identities, openssl_config
-from bench.dataplane.launch import Program, run
+from bench.dataplane.launch import BenchFailed, Program, run
 from bench.dataplane.load import LoadFailed, command, read
 from bench.dataplane.measures import (
     AGAIN,
@@ -168,6 +168,9 @@ class Session:
                 checks.check(pair, lanes, self.identities, self._impostor)
                 if pair.tls is not None:
                     checks.check_wire(pair, wire.take())
+            except BenchFailed as failure:
+                pair.stop()
+                raise BenchFailed(f"{failure}\n{_last_words(pair)}") from None
             except BaseException:
                 pair.stop()
                 raise
@@ -262,8 +265,7 @@ class Session:
             text = run([*pair.bed.client.enter(), *argv])
             figures = read(load, text, bulk_bytes=self._plan.bulk_bytes)
         except LoadFailed as failure:
-            words = "\n".join(f"{one.name}: {one.last_words()}" for one in pair.programs)
-            raise LoadFailed(f"{load.name} through {pair.name}: {failure}\n{words}") from None
+            raise LoadFailed(f"{load.name} through {pair.name}: {failure}\n{_last_words(pair)}") from None
         if pair.programs:
             figures["cpu"] = (pair.cpu() - before) / figures["requests"] / 2 * 1e6
         return figures
@@ -292,3 +294,7 @@ class Session:
 def of_ours(lane: Lane) -> str:
     """Which of our pairs a lane is measured with."""
     return INSPECTING if lane is Lane.INSPECT else OURS
+
+
+def _last_words(pair: Pair) -> str:
+    return "\n".join(f"{program.name}: {program.last_words()}" for program in pair.programs)

@@ -122,6 +122,8 @@ class Stream:
                     self._hup = True
                 if not self.queued:
                     self.pump()
+                if events & ERROR and self._opened_here and self._send_window <= 0 and self._sock is not None:
+                    self.reset()  # a read would say so, but there is nowhere to read to; and the peer may wait for us
             elif events & (HUP | ERROR) and not self._fin:
                 self.reset()
 
@@ -363,7 +365,7 @@ class Stream:
 
     def _break_off(self) -> None:
         """The local side has reset its connection: it takes nothing, but what it said before is passed on first."""
-        if self._eof:
+        if self._eof or self._opened_here:  # a client that takes no answer need not be served
             self.reset()
         elif not self._broken:
             self._broken = True

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import struct
 import time
 
 import pytest
@@ -614,3 +615,49 @@ async def test_thousands_of_streams_are_opened_at_once_and_end_with_their_tunnel
     raw.writer.transport.abort()
     await world.until(lambda: world.plane.live_connections == 0)
     assert len(world.flows.closed_records) == 2000
+
+
+def break_off(writer):
+    """Reset the connection."""
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+async def until_reset(raw):
+    """How many bytes of stream 1 came before its reset."""
+    size = 0
+    while True:
+        kind, flags, stream, length, _ = await raw.receive()
+        assert stream == 1
+        if flags & RST:
+            return size
+        size += length if kind == DATA else 0
+
+
+async def test_a_client_that_resets_is_noticed_although_its_peer_takes_nothing(world):
+    """Found by pipelining without end: who resets with both windows used up was never heard of again."""
+    raw, _, writer = await dialled(world)
+    raw.send(frame(UPDATE, ACK, 1, 0))
+    writer.write(bytes(2 * WINDOW))
+    size = 0
+    while size < WINDOW:
+        size += (await raw.receive())[3]
+    break_off(writer)
+    assert await until_reset(raw) == 0
+    await world.until(lambda: world.plane.live_connections == 0)
+
+
+async def test_a_client_that_resets_before_its_answer_is_noticed_although_its_peer_takes_nothing(world):
+    raw, _, writer = await dialled(world)
+    writer.transport.pause_reading()
+    raw.send(frame(UPDATE, ACK, 1, 0))
+    writer.write(bytes(2 * WINDOW))
+    size = 0
+    while size < WINDOW:
+        size += (await raw.receive())[3]
+    raw.send(frame(DATA, 0, 1, 1000, bytes(1000)))
+    break_off(writer)
+    raw.send(*(frame(DATA, 0, 1, 1000, bytes(1000)) for _ in range(200)))
+    assert await until_reset(raw) == 0
+    await world.until(lambda: world.plane.live_connections == 0)
+    assert world.plane.buffered == 0

@@ -35,6 +35,8 @@ _log = logging.getLogger(__name__)
 _PER_CONNECTION: Final = 32
 #: Seconds that a TCP connection may be open without a question (RFC 7766 section 6.2.3).
 _IDLE: Final = 10.0
+#: Ports tried where any will do.
+_ATTEMPTS: Final = 16
 _RECEIVE_BUFFER: Final = 1 << 20
 
 
@@ -120,10 +122,7 @@ class DnsProxy:
         """
         try:
             for address in self._settings.listen:
-                sock = _bound(address, socket.SOCK_DGRAM, self._settings.mark)
-                self._sockets.append(sock)
-                bound = Address(*sock.getsockname()[:2])  # the same port for TCP, where any was asked for
-                self._sockets.append(_bound(bound, socket.SOCK_STREAM, self._settings.mark))
+                self._sockets += _both(address, self._settings.mark)
         except BaseException:
             self._close_sockets()
             raise
@@ -307,6 +306,22 @@ class _Datagrams(asyncio.DatagramProtocol):
 
     def error_received(self, exc: Exception) -> None:
         """An application that asked is gone."""
+
+
+def _both(address: Address, mark: int) -> tuple[socket.socket, socket.socket]:
+    """The same port for UDP and TCP, also where any will do: one that is free for the one may not be for the other.
+
+    :raises CannotListen: saying why
+    """
+    for left in reversed(range(1 if address.port else _ATTEMPTS)):
+        datagrams = _bound(address, socket.SOCK_DGRAM, mark)
+        try:
+            return datagrams, _bound(Address(*datagrams.getsockname()[:2]), socket.SOCK_STREAM, mark)
+        except CannotListen:
+            datagrams.close()
+            if not left:
+                raise
+    raise AssertionError  # the last turn returns or raises
 
 
 def _bound(address: Address, kind: socket.SocketKind, mark: int) -> socket.socket:

@@ -160,7 +160,9 @@ async def test_pausing_within_a_piece_keeps_the_next_ones(rigs):
     assert rig.lane.data == b"onetwo", "not before what came before it"
     rig.lane.then.clear()
     rig.do(rig.leg.resume)
-    await rig.until(lambda: rig.lane.data == b"onetwothreefour")
+    rig.far_write(b"five")
+    assert rig.lane.data == b"onetwo", "nor when it is about to be told"
+    await rig.until(lambda: rig.lane.data == b"onetwothreefourfive")
 
 
 async def test_windows_widen_for_a_lane_that_takes_all(rigs):

@@ -2,7 +2,7 @@
 
 A worker carries connections and judges them by its own copy of the policy, which it verifies itself. Everything that
 is known of the controller, the disk, DNS and people is the supervisor's; without the supervisor a worker ends at once,
-because nobody could tell it of a new deny. It imports no gRPC, which would take as much memory as all the rest.
+because nobody could tell it of a new deny. It imports no gRPC, for its memory and its threads.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class WorkerProcess:
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         level = logging.getLevelName(logging.getLogger().level).lower()
-        command = [sys.executable, "-m", "sidecar.workers", str(theirs.fileno()), str(os.getpid()), level]
+        command = [sys.executable, *_paths(), "-m", "sidecar.workers", str(theirs.fileno()), str(os.getpid()), level]
         try:
             process = await asyncio.create_subprocess_exec(
                 *command, stdin=asyncio.subprocess.DEVNULL, pass_fds=(theirs.fileno(),)
@@ -136,3 +136,8 @@ class WorkerProcess:
         self._answers.clear()
         self.ready.set()  # nobody is to wait for it any more
         return code
+
+
+def _paths() -> list[str]:
+    """Where the interpreter may import from: as we were told, and nowhere else."""
+    return ["-I"] if sys.flags.isolated else ["-P"] if sys.flags.safe_path else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -68,7 +69,9 @@ async def ask(port, text=b"hello"):
     """What comes back for ``text``; empty when the connection is refused, however early."""
     try:
         return await ask_once(port, text)
-    except ConnectionResetError:
+    except OSError as error:
+        if error.errno not in (errno.ECONNRESET, errno.ENOTCONN):
+            raise
         return b""
 
 

@@ -2,6 +2,7 @@
 # make test   every test that runs on one machine
 # make bench  what two sidecars cost beside none
 # make bench-dataplane (-short)   the same beside Envoy and HAProxy, against the targets: bench/README.md
+# make soak   ten minutes at half load: memory, descriptors and tasks must not grow
 # make check  format, lint, types, the direction of imports, the generated code
 
 SHELL := /bin/sh
@@ -67,6 +68,13 @@ bench-dataplane: setup
 bench-dataplane-short: setup
 	@.ci/system-packages bench
 	@$(PY) -m bench.dataplane --short
+
+# The tests have a short one. Samples and slopes are written to bench/results/soak.json.
+.PHONY: soak
+soak: setup
+	@.ci/system-packages test
+	@HEDGEROW_SOAK_SECONDS=$${HEDGEROW_SOAK_SECONDS:-600} HEDGEROW_SOAK_JSON=bench/results/soak.json \
+	    $(PY) -m pytest --capture=no tests/endurance/test_soak.py
 
 clean:
 	@rm -rf $(VENV) ui/node_modules controller/web/static .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache \

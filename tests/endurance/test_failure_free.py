@@ -95,6 +95,12 @@ class Shop:
         taken = [max((ack.version for ack in watcher.acks), default=0) for watcher in self.controller.watchers]
         return taken.count(self.version) == 2
 
+    def last_words(self) -> str:
+        """What the sidecars said of connections that did not go well, and last."""
+        flows = [flow for flow in self.controller.flows if flow.failed or flow.verdict is not Verdict.ALLOW]
+        logs = [process.log.read_text()[-6000:] for process in (self.front, self.cart)]
+        return "\n".join([*map(str, flows[-10:]), *logs])
+
     @property
     def rotations(self) -> int:
         """Certificates that were signed, beside each sidecar's first."""
@@ -146,8 +152,8 @@ async def shop(tmp_path):
             assert "a fault" not in said, said
 
 
-def nothing_failed(load: HttpLoad) -> None:
-    assert set(load.outcomes) <= {"answered"}, load.outcomes
+def nothing_failed(shop: Shop, load: HttpLoad) -> None:
+    assert set(load.outcomes) <= {"answered"}, f"{load.outcomes}\n{shop.last_words()}"
 
 
 async def pushing(shop: Shop) -> None:
@@ -165,7 +171,7 @@ async def test_no_request_fails(shop):
             renewed, version = shop.rotations, shop.version
             await until(lambda: shop.rotations >= renewed + ROTATIONS / 2, "renewals")
             await until(lambda: shop.version >= version + PUSHES / 2, "snapshots")
-        nothing_failed(load)
+        nothing_failed(shop, load)
         assert (stream.broken, quiet.broken) == ("", "")
         assert min(stream.answers, quiet.answers) > 1
         most_kept = 1 + load.answered // 2 + load.answered // 1000 + 50  # nginx ends one after 1000 requests
@@ -184,11 +190,11 @@ async def test_no_request_fails(shop):
                     assert before.broken == ""
                 assert await restarting == 0, process.log.read_text()
                 await process.ready()
-                nothing_failed(restarted)
+                nothing_failed(shop, restarted)
             await until(lambda: shop.rotations >= ROTATIONS and shop.version >= PUSHES, "what is left")
             answered = restarted.answered
             await until(lambda: restarted.answered > answered + RATE / 2, "requests after all that")
-        nothing_failed(restarted)
+        nothing_failed(shop, restarted)
     finally:
         pushes.cancel()
         await asyncio.gather(pushes, return_exceptions=True)

@@ -54,11 +54,20 @@ async def test_captured_connections_are_carried_by_all_and_counted_once(mesh: Lo
         volume = CONNECTIONS * SIZE
         await check_counted(mesh, ECHO, before, Traffic(CONNECTIONS, (volume, volume), (volume, volume)))
     get = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:15000/stats').read().decode())"
-    done = await mesh.pod(CLIENT).exec(["python3", "-c", get])
-    workers = json.loads(done.stdout)["workers"]
-    assert len(workers) == WORKERS
-    assert min(one["records"] for one in workers) > 0
-    assert sum(one["records"] for one in workers) >= 2 * CONNECTIONS
+
+    async def told() -> list[int]:
+        done = await mesh.pod(CLIENT).exec(["python3", "-c", get])
+        assert done.code == 0, done.stderr
+        return [one["records"] for one in json.loads(done.stdout)["workers"]]
+
+    async def all_told() -> bool:
+        # the server's end may have told the controller of the last before the client's workers tell their supervisor
+        return sum(await told()) >= 2 * CONNECTIONS
+
+    await mesh.wait_for(all_told, "the client's workers to tell of every connection")
+    records = await told()
+    assert len(records) == WORKERS
+    assert min(records) > 0
 
 
 async def test_names_that_dns_has_bound_reach_every_worker(mesh: LocalMesh) -> None:

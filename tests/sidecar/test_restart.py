@@ -122,6 +122,8 @@ async def test_what_runs_ends_in_the_old_process_and_is_still_subject_to_policy(
     mesh.cart.configure(drain_seconds=60)
     assert await mesh.cart.restart() == 0
     await mesh.cart.ready()
+    watched = 3  # by the entrance's sidecar, and by two processes of the other
+    await until(lambda: len(controller.watchers) == watched)
     async with Held(mesh.entrance) as held:
         old = mesh.cart.child
         restarting = asyncio.ensure_future(mesh.cart.restart())
@@ -131,12 +133,13 @@ async def test_what_runs_ends_in_the_old_process_and_is_still_subject_to_policy(
         await mesh.cart.ready()
         await held.use()
         assert old.returncode is None
-        watching = len(controller.watchers)
+        # a snapshot on disk makes it ready before the controller has been asked for the next
+        await until(lambda: len(controller.watchers) == watched + 1)
         # a new policy reaches connections that run in the old process too, by way of the new one
         controller.push(snapshot(5), WORKLOAD)
         await held.ended()
         assert await restarting == 0
-        assert len(controller.watchers) == watching, "the old one does not come back to the controller"
+        assert len(controller.watchers) == watched + 1, "the old one does not come back to the controller"
     assert await mesh.cart.terminate() == 0
 
 

@@ -21,6 +21,8 @@ MAX_SNAPSHOT_BYTES = 4 * 1024 * 1024 - 64 * 1024
 MAX_RULES = 10_000
 MAX_PORT_RANGES = 256
 MAX_OPERATIONS = 256
+#: Hosts that one workload inspects.
+MAX_INSPECTED = 64
 MAX_EVIDENCE = 64
 MAX_ENDPOINTS = 10_000
 #: Characters of names and identifiers; a namespace, a slash and a workload name make 317.

@@ -22,12 +22,25 @@ from google.protobuf.message import DecodeError as ProtobufDecodeError
 from graph.directory import Destination, Endpoint, Transport
 from graph.errors import DecodeError, InvalidValue
 from graph.flow import Flow
-from graph.model import Direction, InboundTls, Mode, Origin, PortRange, Protocol, Rule, Selector, Snapshot, Verdict
+from graph.model import (
+    Direction,
+    InboundTls,
+    InspectedHost,
+    Mode,
+    Origin,
+    PortRange,
+    Protocol,
+    Rule,
+    Selector,
+    Snapshot,
+    Verdict,
+)
 from graph.policy import Reason
 from graph.wire import hedgerow_pb2 as pb
 from graph.wire.bounds import (
     MAX_ENDPOINTS,
     MAX_EVIDENCE,
+    MAX_INSPECTED,
     MAX_NAME,
     MAX_OPERATIONS,
     MAX_PORT_RANGES,
@@ -104,6 +117,7 @@ def snapshot_to_message(snapshot: Snapshot) -> pb.Snapshot:
             rules=[rule_to_message(rule) for rule in snapshot.rules],
             issued_at=snapshot.issued_at,
             protocols=[pb.PortProtocol(port=port, app_protocol=name) for port, name in snapshot.protocols],
+            inspects=[pb.InspectedHost(host=one.host, port=one.port) for one in snapshot.inspects],
         ),
     )
 
@@ -135,7 +149,24 @@ def snapshot_from_message(message: pb.Snapshot) -> Snapshot:
         rules=rules,
         issued_at=read_time(message.issued_at, "issued_at"),
         protocols=_protocols_from_messages(message.protocols),
+        inspects=_inspects_from_messages(message.inspects),
     )
+
+
+def _inspects_from_messages(messages: Sequence[pb.InspectedHost]) -> tuple[InspectedHost, ...]:
+    at_most(messages, MAX_INSPECTED, "inspects")
+    inspects = each(_inspected_from_message, messages, "inspects")
+    if list(inspects) != sorted(set(inspects)):
+        raise DecodeError("not sorted, or one is there twice", "inspects")
+    return inspects
+
+
+def _inspected_from_message(message: pb.InspectedHost) -> InspectedHost:
+    refuse_unknown_fields(message)
+    try:
+        return InspectedHost(message.host, message.port)
+    except InvalidValue as error:
+        raise DecodeError(error.problem, error.field) from None
 
 
 def _protocols_from_messages(messages: Sequence[pb.PortProtocol]) -> tuple[tuple[int, str], ...]:

@@ -6,6 +6,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class InspectionRequest(_message.Message):
+    __slots__ = ("csr_der",)
+    CSR_DER_FIELD_NUMBER: _ClassVar[int]
+    csr_der: bytes
+    def __init__(self, csr_der: _Optional[bytes] = ...) -> None: ...
+
+class InspectionResponse(_message.Message):
+    __slots__ = ("chain_der", "hosts")
+    CHAIN_DER_FIELD_NUMBER: _ClassVar[int]
+    HOSTS_FIELD_NUMBER: _ClassVar[int]
+    chain_der: _containers.RepeatedScalarFieldContainer[bytes]
+    hosts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, chain_der: _Optional[_Iterable[bytes]] = ..., hosts: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class SignRequest(_message.Message):
     __slots__ = ("csr_der", "join_token", "service_account_token")
     CSR_DER_FIELD_NUMBER: _ClassVar[int]
@@ -165,7 +179,7 @@ class SignedSnapshot(_message.Message):
     def __init__(self, payload: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., signer_chain_der: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Snapshot(_message.Message):
-    __slots__ = ("workload", "trust_domain", "version", "inbound_mode", "outbound_mode", "inbound_tls", "rules", "issued_at", "protocols")
+    __slots__ = ("workload", "trust_domain", "version", "inbound_mode", "outbound_mode", "inbound_tls", "rules", "issued_at", "protocols", "inspects")
     WORKLOAD_FIELD_NUMBER: _ClassVar[int]
     TRUST_DOMAIN_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -175,6 +189,7 @@ class Snapshot(_message.Message):
     RULES_FIELD_NUMBER: _ClassVar[int]
     ISSUED_AT_FIELD_NUMBER: _ClassVar[int]
     PROTOCOLS_FIELD_NUMBER: _ClassVar[int]
+    INSPECTS_FIELD_NUMBER: _ClassVar[int]
     workload: str
     trust_domain: str
     version: int
@@ -184,7 +199,16 @@ class Snapshot(_message.Message):
     rules: _containers.RepeatedCompositeFieldContainer[Rule]
     issued_at: float
     protocols: _containers.RepeatedCompositeFieldContainer[PortProtocol]
-    def __init__(self, workload: _Optional[str] = ..., trust_domain: _Optional[str] = ..., version: _Optional[int] = ..., inbound_mode: _Optional[str] = ..., outbound_mode: _Optional[str] = ..., inbound_tls: _Optional[str] = ..., rules: _Optional[_Iterable[_Union[Rule, _Mapping]]] = ..., issued_at: _Optional[float] = ..., protocols: _Optional[_Iterable[_Union[PortProtocol, _Mapping]]] = ...) -> None: ...
+    inspects: _containers.RepeatedCompositeFieldContainer[InspectedHost]
+    def __init__(self, workload: _Optional[str] = ..., trust_domain: _Optional[str] = ..., version: _Optional[int] = ..., inbound_mode: _Optional[str] = ..., outbound_mode: _Optional[str] = ..., inbound_tls: _Optional[str] = ..., rules: _Optional[_Iterable[_Union[Rule, _Mapping]]] = ..., issued_at: _Optional[float] = ..., protocols: _Optional[_Iterable[_Union[PortProtocol, _Mapping]]] = ..., inspects: _Optional[_Iterable[_Union[InspectedHost, _Mapping]]] = ...) -> None: ...
+
+class InspectedHost(_message.Message):
+    __slots__ = ("host", "port")
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    host: str
+    port: int
+    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ...) -> None: ...
 
 class PortProtocol(_message.Message):
     __slots__ = ("port", "app_protocol")

@@ -103,6 +103,81 @@ class Issuer:
             _registered_method=True)
 
 
+class InspectionStub:
+    """Signs what a sidecar shows its own application in place of hosts that its workload inspects. Served on the mTLS port.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Sign = channel.unary_unary(
+                '/hedgerow.v1.Inspection/Sign',
+                request_serializer=graph_dot_wire_dot_hedgerow__pb2.InspectionRequest.SerializeToString,
+                response_deserializer=graph_dot_wire_dot_hedgerow__pb2.InspectionResponse.FromString,
+                _registered_method=True)
+
+
+class InspectionServicer:
+    """Signs what a sidecar shows its own application in place of hosts that its workload inspects. Served on the mTLS port.
+    """
+
+    def Sign(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_InspectionServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Sign': grpc.unary_unary_rpc_method_handler(
+                    servicer.Sign,
+                    request_deserializer=graph_dot_wire_dot_hedgerow__pb2.InspectionRequest.FromString,
+                    response_serializer=graph_dot_wire_dot_hedgerow__pb2.InspectionResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'hedgerow.v1.Inspection', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('hedgerow.v1.Inspection', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Inspection:
+    """Signs what a sidecar shows its own application in place of hosts that its workload inspects. Served on the mTLS port.
+    """
+
+    @staticmethod
+    def Sign(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hedgerow.v1.Inspection/Sign',
+            graph_dot_wire_dot_hedgerow__pb2.InspectionRequest.SerializeToString,
+            graph_dot_wire_dot_hedgerow__pb2.InspectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class TelemetryStub:
     """Takes what sidecars saw. Acknowledgements are cumulative: everything up to `sequence` of this boot is stored.
     """

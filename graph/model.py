@@ -172,6 +172,43 @@ class Port:
     app_protocol: str = ""
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class InspectedHost:
+    """A name and port outside the mesh. What a workload that inspects it says there is read by its own sidecar, which
+    ends the application's TLS for that, and judged operation by operation.
+
+    :param host: one name, in lower case; never a pattern, because a certificate is made for it
+    """
+
+    host: str
+    port: int = 443
+
+    def __post_init__(self) -> None:
+        if not is_host(self.host) or "_" in self.host:
+            raise InvalidValue(
+                "host", f"{self.host[:64]!r} is not one host name", "write api.example.com, in lower case, without '*'"
+            )
+        if not 1 <= self.port <= 65535:
+            raise InvalidValue("port", f"{self.port} is not a port", "use a port from 1 to 65535")
+
+    @classmethod
+    def parse(cls, text: str, *, field: str = "inspects") -> Self:
+        """Read ``host:port``, or ``host`` alone for port 443.
+
+        :raises InvalidValue: naming ``field``
+        """
+        host, colon, port = text.partition(":")
+        if colon and not (port.isascii() and port.isdigit() and len(port) <= 5):
+            raise InvalidValue(field, f"{text[:80]!r} has no port behind its ':'", "write it as api.example.com:443")
+        try:
+            return cls(host, int(port) if colon else 443)
+        except InvalidValue as error:
+            raise InvalidValue(field, error.problem, error.remedy) from None
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
     """A set of replicas under one owner (Deployment, StatefulSet, CronJob, …).
@@ -181,6 +218,7 @@ class Workload:
     :param schedule: the cron line of a CronJob, empty otherwise
     :param transport: whose proxy that is
     :param account_identity: its SPIFFE ID stops at the service account, as other meshes write them
+    :param inspects: what it calls outside the mesh that its sidecar reads, sorted; nothing unless somebody names it
     """
 
     ref: WorkloadRef
@@ -192,6 +230,7 @@ class Workload:
     schedule: str = ""
     transport: Transport = Transport.TUNNEL
     account_identity: bool = False
+    inspects: tuple[InspectedHost, ...] = ()
 
     @property
     def has_sidecar(self) -> bool:
@@ -443,6 +482,7 @@ class Snapshot:
     :param version: grows with every change of this workload's policy; 0 is "never synced"
     :param issued_at: seconds since the epoch
     :param protocols: (port, Kubernetes' ``appProtocol``) of the workload's own ports, as far as the inventory says
+    :param inspects: what it calls outside the mesh that its sidecar may read, and has to
     """
 
     workload: WorkloadRef
@@ -454,6 +494,7 @@ class Snapshot:
     rules: tuple[Rule, ...] = ()
     issued_at: float = 0.0
     protocols: tuple[tuple[int, str], ...] = ()
+    inspects: tuple[InspectedHost, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

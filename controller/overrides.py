@@ -15,7 +15,7 @@ from controller.errors import InvalidRequest, UnknownWorkload
 from controller.inventory import Inventory
 from controller.view import Override
 from graph.errors import InvalidValue
-from graph.model import Origin, PortRange, Protocol, Rule, Selector, Verdict, WorkloadRef
+from graph.model import InspectedHost, Origin, PortRange, Protocol, Rule, Selector, Verdict, WorkloadRef
 from graph.operations import check_operation
 
 MAX_OWNER = 200
@@ -145,7 +145,8 @@ def _has_sidecar(ref: WorkloadRef, inventory: Inventory) -> bool:
 
 
 def _checked_operations(asked: OverrideRequest, inventory: Inventory) -> tuple[str, ...]:
-    """Operations are judged by the destination's sidecar: where there is none, they would be a promise of nobody's."""
+    """Operations are judged by the destination's sidecar, or outside by the source's where it inspects the host: where
+    nobody judges, they would be a promise of nobody's."""
     if not asked.operations:
         return ()
     if len(asked.operations) > MAX_OPERATIONS:
@@ -161,13 +162,32 @@ def _checked_operations(asked: OverrideRequest, inventory: Inventory) -> tuple[s
         raise InvalidRequest(
             f"operations over {asked.protocol}", field="operations", remedy="operations are those of HTTP over TCP"
         )
-    if not _has_sidecar(asked.destination, inventory):
+    if asked.destination.host:
+        _checked_inspected(asked, inventory)
+    elif not _has_sidecar(asked.destination, inventory):
         raise InvalidRequest(
             f"{asked.destination} has no sidecar that could judge operations",
             field="operations",
             remedy="leave them out, which allows or denies the whole connection",
         )
     return tuple(dict.fromkeys(asked.operations))
+
+
+def _checked_inspected(asked: OverrideRequest, inventory: Inventory) -> None:
+    """Whether the source's sidecar reads what it says to a host outside."""
+    host = asked.destination.host
+    workload = inventory.workloads.get(asked.source)
+    if asked.port is None:
+        raise InvalidRequest(
+            f"operations of {host} on every port", field="port", remedy="name the port that is inspected, such as 443"
+        )
+    if workload is None or InspectedHost(host, asked.port) not in workload.inspects:
+        raise InvalidRequest(
+            f"{asked.source} does not inspect {host}:{asked.port}, so nobody could judge operations there",
+            field="operations",
+            remedy=f"add `inspects: [{host}:{asked.port}]` to {asked.source} in the inventory (docs/escapes.md says "
+            "what that means for its TLS), or leave the operations out, which is about the whole connection",
+        )
 
 
 def rule_of(override: Override) -> Rule:

@@ -2,8 +2,9 @@
 
 The governing rules:
 
-1. Operations come from the destination's sidecar alone, after their end. They are no connections: nothing here adds to
-   an edge's connections, bytes or verdict, and nothing is learned from them.
+1. Operations come from the sidecar that judges them alone (the destination's; the source's for hosts outside that it
+   inspects), after their end. They are no connections: nothing here adds to an edge's connections, bytes or verdict,
+   and nothing is learned from them.
 2. An edge keeps :data:`MAX_OPERATIONS` by name and the rest together as :data:`OTHER_OPERATIONS`, so that no count is
    lost and nobody makes an edge grow without end.
 3. Who is refused must not crowd out what is used: refused ones have few places, and give theirs up to allowed ones.

@@ -37,6 +37,7 @@ class Reason(StrEnum):
     # made by the sidecar before there is anything to decide on
     UNRESOLVED = "unresolved"
     UNTRUSTED_PEER = "untrusted-peer"
+    UNINSPECTED = "uninspected"
 
 
 @dataclass(frozen=True, slots=True)

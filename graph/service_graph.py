@@ -172,8 +172,7 @@ class ServiceGraph:
 
     def _add_operation(self, flow: Flow, now: float) -> EdgeKey | None:
         """Count requests, after the connections that carried them; None when nobody reported those."""
-        source = self._fold(flow.source)
-        key = replace(flow.edge, source=source)
+        key = replace(flow.edge, source=self._fold(flow.source), destination=self._fold(flow.destination))
         accounts = self._accounts(key) if not self._is_late(flow, now) else None
         if accounts is None:
             self.shed.operations += 1

@@ -14,8 +14,9 @@ What it fixes, so that sidecars and the cluster's network layer can be told the 
    two instances of one workload, both ends are its own, and what holds at either end holds.
 6. A host is a name outside the cluster. An allow rule for one does not hold where the name leads into the cluster's own
    networks, as far as these are known: whoever answers for the name must not choose a way into the cluster.
-7. Operations are judged by the destination's sidecar. Where a rule about operations names a destination without one, an
-   allow is left out and a deny holds for everything.
+7. Operations are judged by the destination's sidecar, those towards a host outside by the source's, where that workload
+   inspects the host on every port that the rule names. Where a rule about operations is judged by nobody so, an allow
+   is left out and a deny holds for everything.
 
 Pure: time is an argument, seconds since the epoch.
 """
@@ -32,6 +33,7 @@ from controller.compiler.errors import CompileError
 from graph.model import (
     Direction,
     InboundTls,
+    InspectedHost,
     Instance,
     Mode,
     Origin,
@@ -105,6 +107,7 @@ class Subject:
     :param sidecar: whether it has a sidecar of ours, which holds a policy
     :param account_identity: what it proves is its account, which is then no other's
     :param protocols: ``appProtocol`` by TCP port, where the inventory says it, by port
+    :param inspects: hosts outside that its sidecar reads
     """
 
     ref: WorkloadRef
@@ -117,6 +120,7 @@ class Subject:
     sidecar: bool = False
     account_identity: bool = False
     protocols: tuple[tuple[int, str], ...] = ()
+    inspects: tuple[InspectedHost, ...] = ()
 
     def named_by(self, selector: Selector) -> bool:
         """Whether the identity part of a selector names this workload."""
@@ -173,12 +177,25 @@ class Form:
 
     def _as_judged(self, rule: Rule) -> Rule | None:
         """The rule as it can be held to (see 7 above); None when it can not."""
+        if not rule.operations:
+            return rule
         destination = rule.destination
         subject = self.subjects.get(WorkloadRef(destination.namespace, destination.workload))
-        judged = (subject is not None and subject.sidecar) if destination.workload else not destination.host
-        if judged or not rule.operations:
+        if destination.host:
+            judged = self._inspected(rule)
+        else:
+            judged = subject is not None and subject.sidecar if destination.workload else True
+        if judged:
             return rule
         return replace(rule, operations=()) if rule.effect is Verdict.DENY else None
+
+    def _inspected(self, rule: Rule) -> bool:
+        """Whether the rule's source reads all that the rule speaks of."""
+        source = self.subjects.get(WorkloadRef(rule.source.namespace, rule.source.workload))
+        if source is None or not source.sidecar or not rule.source.workload or not rule.ports:
+            return False
+        read = {one.port for one in source.inspects if one.host == rule.destination.host}
+        return all(ports.first == ports.last and ports.first in read for ports in rule.ports)
 
     def settings(self, ref: WorkloadRef) -> Modes:
         return self.input.modes.get(ref) or Settings()
@@ -282,6 +299,7 @@ def _subjects(policy: PolicyInput, known: Iterable[Subject]) -> dict[WorkloadRef
             sidecar=workload.has_sidecar,
             account_identity=workload.meshed and workload.account_identity,
             protocols=_protocols(workload),
+            inspects=workload.inspects if workload.has_sidecar else (),
         )
     _check_accounts(subjects.values())
     return {ref: subjects[ref] for ref in sorted(subjects)}

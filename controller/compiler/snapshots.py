@@ -32,6 +32,7 @@ def snapshot_of(form: Form, subject: Subject) -> Snapshot:
         outbound_mode=settings.outbound,
         inbound_tls=settings.inbound_tls,
         protocols=subject.protocols,
+        inspects=subject.inspects,
         rules=tuple(sorted([*baseline_of(form, subject), *rules], key=lambda rule: rule.id)),
     )
 

@@ -2,8 +2,9 @@
 
 A sidecar is believed about connections of its own workload only: as the source when it says ``outbound``, as the
 destination when it says ``inbound``. What is asked over them, only the destination's sidecar judges, so only that one
-reports it; it is counted and never teaches anything. Everything else in a report is refused, counted, and audited (at
-most once a minute for each sidecar, so that nobody can fill the log). Clocks are not believed: times after now are now.
+reports it, and of hosts outside that its workload inspects the source's; it is counted and never teaches anything.
+Everything else in a report is refused, counted, and audited (at most once a minute for each sidecar, so that nobody can
+fill the log). Clocks are not believed: times after now are now.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def judge(flow: Flow, instance: Instance, inventory: Inventory, now: float, olde
         return "out-of-range"
     if flow.operation or flow.requests:
         wrong = _bad_operation(flow)
-        if outbound or wrong:
+        if wrong or (outbound and not other.is_external):
             return wrong or "operation-of-another-end"
     if not (math.isfinite(flow.first_seen) and math.isfinite(flow.last_seen)):
         return "out-of-range"

@@ -227,7 +227,11 @@ def _workload_dict(workload: Workload) -> dict[str, Any]:
         "ports": [_port_dict(port) for port in workload.ports],
         "meshed": workload.meshed,
         "schedule": workload.schedule,
-    } | _foreign_dict(workload)
+    } | _foreign_dict(workload) | _inspects_dict(workload)
+
+
+def _inspects_dict(workload: Workload) -> dict[str, Any]:
+    return {"inspects": [str(one) for one in workload.inspects]} if workload.inspects else {}
 
 
 def _foreign_dict(workload: Workload) -> dict[str, Any]:

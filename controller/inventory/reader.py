@@ -17,6 +17,7 @@ from controller.errors import InventoryError
 from controller.inventory.model import API_VERSION, KIND, Inventory, Namespace
 from controller.inventory.ports import entry_of, opaque_ports, service_ports, unread, with_opaque, workload_ports
 from graph.documents import read_yaml
+from graph.errors import InvalidValue
 from graph.fields import (
     Check,
     Fields,
@@ -35,6 +36,7 @@ from graph.fields import (
 )
 from graph.model import (
     EXTERNAL_NAMESPACE,
+    InspectedHost,
     Instance,
     Selector,
     Service,
@@ -46,6 +48,8 @@ from graph.text import printable
 
 #: Each one makes the snapshots of workloads with rules about hosts longer.
 MAX_NETWORKS = 16
+#: Hosts outside that one workload inspects; a snapshot takes no more.
+MAX_INSPECTED = 64
 #: A mesh of some 40,000 instances fits.
 MAX_INVENTORY_BYTES = 8 * 1024 * 1024
 
@@ -99,6 +103,13 @@ def inventory_of(document: object, trust_domain: str) -> Inventory:
             error.problem, field="trust_domain", remedy="set trust_domain in controller.yaml"
         ) from None
     return reading.read(document)
+
+
+def _inspected(value: object) -> InspectedHost:
+    try:
+        return InspectedHost.parse(text(300)(value))
+    except InvalidValue as error:
+        raise Unfit(error.problem, error.remedy) from None
 
 
 def _refusal(name: str, problem: str, remedy: str) -> InventoryError:
@@ -164,6 +175,7 @@ class _Reading:
         opaque = entry.take("opaquePorts", opaque_ports, ())
         transport = entry.take("transport", choice(Transport.MTLS), Transport.TUNNEL)
         identity = entry.take("identity", word("account", "workload"), None)
+        inspects = entry.take("inspects", items(_inspected, at_most=MAX_INSPECTED), ())
         entry.finish()
         ref = self._ref(entry, namespace, name)
         if ref in self._workloads:
@@ -190,7 +202,10 @@ class _Reading:
             schedule,
             transport,
             account_identity=transport is Transport.MTLS and identity != "workload",
+            inspects=tuple(sorted(set(inspects))),
         )
+        if inspects and not self._workloads[ref].has_sidecar:
+            entry.fail("inspects", "set on a workload without a sidecar of ours", "leave it out: nobody could inspect")
         self._tell_apart(entry, self._workloads[ref])
 
     def _tell_apart(self, entry: Fields, workload: Workload) -> None:

@@ -2,7 +2,8 @@
 
 Rules:
 
-1. A sidecar shows only what it was asked for, and only requests to its own workload; anything else ends its stream.
+1. A sidecar shows only what it was asked for, and only requests to its own workload, or of its own workload to what is
+   outside the mesh; anything else ends its stream.
 2. A person who reads slowly costs a bounded queue. What does not fit is left out and counted.
 3. A tap ends when its person leaves, and in the sidecar after its time, whatever happens here.
 """
@@ -24,7 +25,7 @@ import grpc
 from controller.errors import NotReady
 from controller.rpc.caller import Caller, Refused
 from controller.rpc.gate import Context, Gate, Outgoing, answered
-from graph.model import WorkloadRef
+from graph.model import EXTERNAL_NAMESPACE, WorkloadRef
 from graph.tap import Shown, TapSpec
 from graph.wire import hedgerow_pb2 as pb
 from graph.wire import hedgerow_pb2_grpc as rpc
@@ -203,7 +204,9 @@ class TapDesk:
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "kind: neither an exchange nor an end")
 
     def _shown(self, sidecar: _Sidecar, shown: Shown) -> None:
-        if shown.destination != str(sidecar.workload):
+        own = str(sidecar.workload)
+        outward = shown.source == own and shown.destination.startswith(f"{EXTERNAL_NAMESPACE}/")
+        if shown.destination != own and not outward:
             raise Refused(grpc.StatusCode.PERMISSION_DENIED, "exchange.destination: not the caller's own workload")
         viewing = self._viewings.get(shown.tap)
         if viewing is None or shown.tap not in sidecar.running:

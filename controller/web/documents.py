@@ -22,6 +22,7 @@ def snapshot_document(snapshot: Snapshot) -> dict[str, Any]:
         "inbound_tls": str(snapshot.inbound_tls),
         "issued_at": snapshot.issued_at,
         "protocols": {str(port): protocol for port, protocol in snapshot.protocols},
+        "inspects": [str(one) for one in snapshot.inspects],
         "rules": [rule_document(rule) for rule in snapshot.rules],
     }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
 from typing import Self
@@ -287,6 +287,14 @@ class Peer:
     address: str = ""
     verified: bool = False
     host: str = ""
+    _hash: int = field(init=False, repr=False, compare=False, default=0)
+
+    def __post_init__(self) -> None:
+        place = (self.workload, self.namespace, self.service_account, self.address, self.host, self.verified)
+        object.__setattr__(self, "_hash", hash(place))
+
+    def __hash__(self) -> int:
+        return self._hash  # few peers are looked up for very many connections
 
     def ref(self) -> WorkloadRef:
         """The workload, else the host or the address as an external reference.

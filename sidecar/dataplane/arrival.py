@@ -20,7 +20,7 @@ from graph.model import Direction, Peer
 from sidecar.dataplane import clienthello, mtls, sockets
 from sidecar.dataplane.clienthello import ClientHello, Reading
 from sidecar.dataplane.detect import Kind, detect, unfinished
-from sidecar.dataplane.fabric import Fabric, destination_peer
+from sidecar.dataplane.fabric import Fabric
 from sidecar.dataplane.lanes import first_byte_wait, is_opaque
 from sidecar.dataplane.live import Connection, new_record
 from sidecar.dataplane.reactor import EDGE, IN, RDHUP
@@ -220,7 +220,7 @@ class Arrival:
             return
         fabric = self._fabric
         source = Peer(address=self._source)
-        record = new_record(Direction.INBOUND, source, destination_peer(fabric, verified=False), self._port)
+        record = new_record(Direction.INBOUND, source, fabric.ourselves.peer(verified=False), self._port)
 
         def end(connection: Connection) -> None:
             sockets.reset(sock)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import lru_cache
 from random import Random
@@ -56,6 +56,26 @@ class Shared:
         self._made.clear()
 
 
+class Ourselves:
+    """This workload as an end of connections, at the first of its addresses, IPv4 before IPv6."""
+
+    __slots__ = ("_address", "_credentials", "_identity", "_peers")
+
+    def __init__(self, credentials: Credentials, addresses: Collection[str]) -> None:
+        self._credentials = credentials
+        self._address = min(addresses, key=lambda address: (":" in address, address)) if addresses else ""
+        self._identity: SpiffeId | None = None
+        self._peers: tuple[Peer, ...] = ()
+
+    def peer(self, *, verified: bool) -> Peer:
+        """:param verified: whether the other end has seen our certificate"""
+        identity = self._credentials.identity
+        if identity is not self._identity:
+            self._identity = identity
+            self._peers = peer_of(identity, self._address, False), peer_of(identity, self._address, True)
+        return self._peers[verified]
+
+
 @dataclass(frozen=True, slots=True)
 class Fabric:
     """Made once by the data plane, handed to each of its parts."""
@@ -75,6 +95,10 @@ class Fabric:
     guards: Guards
     names: Names
     shared: Shared = field(default_factory=Shared)
+    ourselves: Ourselves = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ourselves", Ourselves(self.credentials, self.settings.addresses))
 
     @property
     def draining(self) -> bool:
@@ -93,17 +117,6 @@ class Fabric:
             return True
         return False
 
-    @property
-    def own_address(self) -> str:
-        """The address that we are known by: the first of our own, IPv4 before IPv6."""
-        addresses = self.settings.addresses
-        return min(addresses, key=lambda address: (":" in address, address)) if addresses else ""
-
-
-def destination_peer(fabric: Fabric, *, verified: bool) -> Peer:
-    """Ourselves, as the destination."""
-    return peer_of(fabric.credentials.identity, fabric.own_address, verified)
-
 
 @lru_cache(maxsize=4096)
 def peer_of(spiffe_id: SpiffeId, address: str, verified: bool) -> Peer:
@@ -115,13 +128,14 @@ def peer_of(spiffe_id: SpiffeId, address: str, verified: bool) -> Peer:
 class Acceptor:
     """Accepts connections from ``listener`` and hands each to ``accepted``, which then owns it."""
 
-    __slots__ = ("_accepted", "_complaints", "_guards", "_listener", "_reactor")
+    __slots__ = ("_accepted", "_complaints", "_family", "_guards", "_listener", "_reactor")
 
     def __init__(self, fabric: Fabric, listener: socket.socket, accepted: Callable[[socket.socket], None]) -> None:
         self._reactor = reactor = fabric.reactor
         self._complaints = fabric.complaints
         self._guards = fabric.guards
         self._listener = listener
+        self._family = listener.family
         self._accepted = accepted
         reactor.register(listener, IN, self)
 
@@ -133,7 +147,7 @@ class Acceptor:
     def _accept(self) -> bool:
         """Take one connection. False: there is none, or none can be taken now."""
         try:
-            sock, _ = self._listener.accept()
+            sock = sockets.accept(self._listener, self._family)
         except BlockingIOError:
             return False
         except ConnectionError:
@@ -151,7 +165,6 @@ class Acceptor:
             self._complaints.say(logging.WARNING, "refused a connection: memory is short")
             sockets.refuse(sock)
             return True
-        sock.setblocking(False)
         try:
             self._accepted(sock)
         except Exception:

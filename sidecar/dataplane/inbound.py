@@ -21,7 +21,7 @@ from graph.model import Direction, Peer
 from graph.policy import Reason
 from sidecar.dataplane import sockets, tls
 from sidecar.dataplane.arrival import Arrival
-from sidecar.dataplane.fabric import Acceptor, Fabric, destination_peer, peer_of
+from sidecar.dataplane.fabric import Acceptor, Fabric, peer_of
 from sidecar.dataplane.lease import Lease, Leases, Proof
 from sidecar.dataplane.live import Connection, new_record, refusal, report_refused
 from sidecar.dataplane.serving import serve_stream
@@ -180,7 +180,7 @@ class Inbound:
         """Report a peer that did not prove who it is; its connection is closed already."""
         self._fabric.complaints.say(_WARNING, "refused %s, a client of port %d: %s", source, port, why)
         decision = refusal(Reason.UNTRUSTED_PEER)
-        destination = destination_peer(self._fabric, verified=False)
+        destination = self._fabric.ourselves.peer(verified=False)
         record = new_record(Direction.INBOUND, Peer(address=source), destination, port, decision)
         report_refused(self._fabric.connections.flows, record)
 
@@ -222,7 +222,7 @@ class _Accepted:
 
     def tunnel_stream(self, tunnel: Tunnel, stream_id: int) -> None:
         fabric = self._fabric
-        record = new_record(Direction.INBOUND, self._source, destination_peer(fabric, verified=True), self._port)
+        record = new_record(Direction.INBOUND, self._source, fabric.ourselves.peer(verified=True), self._port)
         record.source_identity = self._identity
         record.source_certificate = self._certificate
         record.destination_identity = str(fabric.credentials.identity)

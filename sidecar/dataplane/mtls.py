@@ -29,7 +29,7 @@ from graph.model import Direction
 from sidecar.dataplane import sockets, tls
 from sidecar.dataplane.clienthello import ClientHello
 from sidecar.dataplane.dial import DialFailed, shake_hands
-from sidecar.dataplane.fabric import Fabric, destination_peer, peer_of
+from sidecar.dataplane.fabric import Fabric, peer_of
 from sidecar.dataplane.lease import Lease, Proof
 from sidecar.dataplane.leg_relay import LegRelay
 from sidecar.dataplane.legs import NOBODY
@@ -90,7 +90,7 @@ def serve_proxy(
         raise
     identity = proof.peer.spiffe_id
     peer = peer_of(identity, source, True)
-    record = new_record(Direction.INBOUND, peer, destination_peer(fabric, verified=True), port)
+    record = new_record(Direction.INBOUND, peer, fabric.ourselves.peer(verified=True), port)
     record.source_identity = str(identity)
     record.source_certificate = proof.peer.certificate
     record.destination_identity = str(fabric.credentials.identity)

@@ -135,7 +135,7 @@ class Outbound:
 
         fabric = self._fabric
         peer = destination_peer(destination, endpoint, target)
-        record = new_record(Direction.OUTBOUND, source_peer(fabric), peer, endpoint.port)
+        record = new_record(Direction.OUTBOUND, fabric.ourselves.peer(verified=True), peer, endpoint.port)
         record.source_identity = str(fabric.credentials.identity)
         record.service = destination.service
         connection = fabric.connections.judge(record, end)
@@ -204,7 +204,9 @@ class _Attempt:
         if destination is None:
             peer = Peer(address=self._target.host)
             decision = refusal(Reason.UNRESOLVED)
-            record = new_record(Direction.OUTBOUND, source_peer(self._fabric), peer, self._target.port, decision)
+            record = new_record(
+                Direction.OUTBOUND, self._fabric.ourselves.peer(verified=True), peer, self._target.port, decision
+            )
             report_refused(self._fabric.connections.flows, record)
             self._refuse_client()
             return
@@ -216,7 +218,7 @@ class _Attempt:
             if self._connection is not None:
                 self._connection.withdraw()
             peer = destination_peer(destination, endpoint, self._target, host)
-            record = new_record(Direction.OUTBOUND, source_peer(self._fabric), peer, endpoint.port)
+            record = new_record(Direction.OUTBOUND, self._fabric.ourselves.peer(verified=True), peer, endpoint.port)
             record.source_identity = str(self._fabric.credentials.identity)
             record.service = destination.service
             connection = self._connection = self._fabric.connections.judge(record, self.end)
@@ -232,7 +234,7 @@ class _Attempt:
                 return
         if self._connection is None:  # nothing runs there now
             peer = destination_peer(destination, None, self._target)
-            record = new_record(Direction.OUTBOUND, source_peer(self._fabric), peer, self._target.port)
+            record = new_record(Direction.OUTBOUND, self._fabric.ourselves.peer(verified=True), peer, self._target.port)
             record.service = destination.service
             self._connection = self._fabric.connections.judge(record, self.end)
         self._refuse_client()
@@ -342,7 +344,7 @@ class _Attempt:
 def carry(fabric: Fabric, sock: socket.socket, connection: Connection, endpoint: Endpoint, tunnel: Tunnel) -> None:
     """Open a stream for an allowed connection."""
     record = connection.record
-    record.destination = replace(record.destination, verified=True)
+    record.destination = _proved(record.destination, endpoint)
     record.destination_identity = endpoint.identity
     _count_load(fabric, connection, endpoint)
     stream = Stream(fabric.reactor, tunnel, tunnel.open_id(), sock, connection, opened_here=True)
@@ -357,24 +359,27 @@ def destination_peer(destination: Destination, endpoint: Endpoint | None, target
     """
     address = endpoint.address if endpoint is not None else target.host
     if endpoint is not None and endpoint.identity and destination.workload is not None:
-        peer = _expected_peer(endpoint.identity, address)
+        peer = _expected_peer(endpoint.identity, address, False)
         if peer is not None and peer.workload in (None, destination.workload):
-            return replace(peer, workload=destination.workload)
+            return peer if peer.workload else replace(peer, workload=destination.workload)
     workload = destination.workload
     return Peer(workload, workload.namespace if workload is not None else "", address=address, host=host)
 
 
 @lru_cache(maxsize=4096)
-def _expected_peer(identity: str, address: str) -> Peer | None:
+def _expected_peer(identity: str, address: str, verified: bool) -> Peer | None:
     try:
-        return peer_of(SpiffeId.parse(identity), address, False)
+        return peer_of(SpiffeId.parse(identity), address, verified)
     except InvalidSpiffeId:
         return None  # no certificate can carry it either
 
 
-def source_peer(fabric: Fabric) -> Peer:
-    """Ourselves, as the source."""
-    return peer_of(fabric.credentials.identity, fabric.own_address, True)
+def _proved(peer: Peer, endpoint: Endpoint) -> Peer:
+    """``peer``, after its certificate was seen. Mostly the one that was made for the connection before this."""
+    known = _expected_peer(endpoint.identity, peer.address, True)
+    if known is not None and known.workload == peer.workload and not peer.host:
+        return known
+    return replace(peer, verified=True)
 
 
 def _count_load(fabric: Fabric, connection: Connection, endpoint: Endpoint) -> None:

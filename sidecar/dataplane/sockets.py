@@ -150,6 +150,23 @@ def outgoing(family: socket.AddressFamily, mark: int) -> socket.socket:
     return sock
 
 
+def accept(listener: socket.socket, family: int) -> socket.socket:
+    """Take a connection, which does not block, from a listener of ``family``.
+
+    It is :meth:`socket.socket.accept` without the peer's address and without asking the listener what it is, which is
+    a third of its time (CPython's ``_accept``; where there is none, the public method).
+
+    :raises OSError: BlockingIOError among them
+    """
+    take = getattr(listener, "_accept", None)
+    if take is None:
+        sock, _ = listener.accept()
+    else:
+        sock = socket.socket(family, socket.SOCK_STREAM, 0, take()[0])
+    sock.setblocking(False)
+    return sock
+
+
 def tune_tunnel(sock: socket.socket) -> None:
     """Send small records at once, and keep what waits in the kernel short, so that small streams are not behind it."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -25,6 +25,7 @@ from controller.errors import ConfigError, ControllerError, InventoryError, NotR
 from controller.inventory import Inventory, load_inventory
 from controller.issuer import Issuer
 from controller.keyring import Keyring
+from controller.kube.cluster import Cluster
 from controller.rpc.directory import DirectoryService
 from controller.rpc.gate import Gate
 from controller.rpc.policy import PolicyService, SnapshotSigner
@@ -66,8 +67,11 @@ class Controller:
         try:
             self._tokens = Tokens.open(settings.state_dir)
             self._keyring = Keyring.open(settings.state_dir, settings.trust_domain, settings.svid_lifetime, clock)
-            self._inventory = _InventoryFile(settings.inventory, settings.trust_domain)
-            self._first_inventory = self._inventory.read()
+            self._inventory: _InventoryFile | None = None
+            self._first_inventory: Inventory | None = None
+            if settings.inventory is not None:
+                self._inventory = _InventoryFile(settings.inventory, settings.trust_domain)
+                self._first_inventory = self._inventory.read()
             self.engine = Engine(store, settings.trust_domain, EngineSettings(gate=settings.learning), clock)
             self._make_servers()
         except BaseException:
@@ -78,6 +82,11 @@ class Controller:
         settings, engine, keyring, clock = self._settings, self.engine, self._keyring, self._clock
 
         self._gate = Gate(lambda: engine.view, lambda: keyring.bundle, clock)
+        self.cluster: Cluster | None = None
+        if settings.kubernetes is not None:
+            self.cluster = Cluster(
+                settings.kubernetes, engine, keyring, settings.trust_domain, self._gate.recheck, clock
+            )
         issuer = Issuer(keyring, engine, settings.svid_lifetime, clock)
         self.issuer_server = Server("issuer_listen", settings.issuer_listen, lambda: keyring.material, mutual=False)
         rpc.add_IssuerServicer_to_server(AttestingIssuer(issuer), self.issuer_server.grpc)
@@ -123,7 +132,9 @@ class Controller:
         background: list[asyncio.Task[None]] = []
         try:
             await self._open(engine)
-            background = [asyncio.create_task(self._keyring.run()), asyncio.create_task(self._follow_inventory())]
+            background = [asyncio.create_task(self._keyring.run()), asyncio.create_task(self._follow_files())]
+            if self.cluster is not None:
+                background.append(asyncio.create_task(self.cluster.run()))
             started()
             stopping = asyncio.create_task(self._stopping.wait())
             await asyncio.wait([engine, stopping, *background], return_when=asyncio.FIRST_COMPLETED)
@@ -146,7 +157,10 @@ class Controller:
         except NotReady:
             await engine  # tells why
             raise
-        await self.engine.set_inventory(self._first_inventory, FILE_ACTOR)
+        if self.cluster is not None:
+            await self.cluster.open()  # until it has caught up, the stored inventory is in force
+        if self._first_inventory is not None:
+            await self.engine.set_inventory(self._first_inventory, FILE_ACTOR)
         issuer = await self.issuer_server.start()
         grpc_address = await self.grpc_server.start()
         url = await self.web_server.start()
@@ -155,13 +169,15 @@ class Controller:
     async def _close(self, engine: asyncio.Task[None]) -> None:
         await self.web_server.stop()
         await asyncio.gather(self.issuer_server.stop(GRACE_SECONDS), self.grpc_server.stop(GRACE_SECONDS))
+        if self.cluster is not None:
+            await self.cluster.close()
         if not engine.done():
             await self.engine.stop()
         await asyncio.gather(engine, return_exceptions=True)
 
     # --- what changes while it runs
 
-    async def _follow_inventory(self) -> None:
+    async def _follow_files(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.inventory_interval):
@@ -170,7 +186,8 @@ class Controller:
             self._reloading.clear()
             if asked:
                 self._reload_tokens()
-            await self._reload_inventory(asked=asked)
+            if self._inventory is not None:
+                await self._reload_inventory(self._inventory, asked=asked)
 
     def _reload_tokens(self) -> None:
         try:
@@ -178,9 +195,9 @@ class Controller:
         except ConfigError as error:
             log.error("the tokens were not read again, the old ones stay: %s", error)
 
-    async def _reload_inventory(self, *, asked: bool) -> None:
+    async def _reload_inventory(self, file: _InventoryFile, *, asked: bool) -> None:
         try:
-            inventory = await asyncio.to_thread(self._inventory.read_if_changed, asked=asked)
+            inventory = await asyncio.to_thread(file.read_if_changed, asked=asked)
             if inventory is None:
                 return
             generation = await self.engine.set_inventory(inventory, FILE_ACTOR)

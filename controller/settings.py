@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from controller.errors import ConfigError, refusal
+from controller.kube.settings import KubernetesSettings, kubernetes_settings
 from controller.learner import Gate
 from graph.documents import read_yaml
 from graph.errors import InvalidValue
@@ -73,7 +74,8 @@ class Settings:
     """Everything that the controller is told from outside.
 
     :param state_dir: keys, database and tokens; private to the controller (0700)
-    :param inventory: the file that says which workloads, instances and services there are
+    :param inventory: the file that says which workloads, instances and services there are; None on Kubernetes
+    :param kubernetes: the cluster that says so instead; one of the two is there
     :param grpc_listen: mutual TLS: renewal, telemetry, policy, directory
     :param issuer_listen: server TLS: the first signature, against a join token
     :param web_listen: the web API and page
@@ -86,7 +88,8 @@ class Settings:
     """
 
     state_dir: Path
-    inventory: Path
+    inventory: Path | None = None
+    kubernetes: KubernetesSettings | None = None
     trust_domain: str = "hedgerow.local"
     grpc_listen: Address = GRPC_LISTEN
     issuer_listen: Address = ISSUER_LISTEN
@@ -138,7 +141,8 @@ class Settings:
         fields = Fields(document, refusal(ConfigError), noun="setting")
         settings = cls(
             state_dir=fields.take("state_dir", path),
-            inventory=fields.take("inventory", path),
+            inventory=fields.take("inventory", optional(path), None),
+            kubernetes=_section(fields, document, base),
             trust_domain=fields.take("trust_domain", trust_domain_name, "hedgerow.local"),
             grpc_listen=fields.take("grpc_listen", listen_address, GRPC_LISTEN),
             issuer_listen=fields.take("issuer_listen", listen_address, ISSUER_LISTEN),
@@ -156,6 +160,18 @@ class Settings:
         return settings
 
     def _check_whole(self) -> None:
+        if self.kubernetes is not None and self.inventory is not None:
+            raise ConfigError(
+                "set beside kubernetes, which says by itself what runs",
+                field="inventory",
+                remedy="remove one of the two",
+            )
+        if self.kubernetes is None and self.inventory is None:
+            raise ConfigError(
+                "missing",
+                field="inventory",
+                remedy="name the file that says what runs, or add a `kubernetes:` section on a cluster",
+            )
         web = self.web_listen
         if isinstance(web, Address) and not ipaddress.ip_address(web.host).is_loopback and self.web_tls is None:
             raise ConfigError(
@@ -170,6 +186,13 @@ class Settings:
         if isinstance(self.web_listen, Address):
             listeners.append(("web_listen", self.web_listen))
         return listeners
+
+
+def _section(fields: Fields, document: object, base: Path) -> KubernetesSettings | None:
+    """The ``kubernetes:`` section. An empty one counts: it is all that a pod of the chart needs."""
+    present = isinstance(document, Mapping) and "kubernetes" in document
+    found: KubernetesSettings | None = fields.take("kubernetes", kubernetes_settings(base), None)
+    return (found or KubernetesSettings()) if present else None
 
 
 def _path(base: Path) -> Check[Path]:

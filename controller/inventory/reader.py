@@ -144,7 +144,7 @@ class _Reading:
             ("services", self._service),
         )
         # how many there are is bounded by the bytes that were read
-        networks = top.take("clusterNetworks", _networks, ())
+        networks = top.take("clusterNetworks", cluster_networks, ())
         given = {name: top.take(name, items(unread, at_most=MAX_INVENTORY_BYTES), None) for name, _ in sections}
         top.finish()
         self._declared = given["namespaces"] is not None
@@ -307,7 +307,7 @@ _workload_ref: Check[WorkloadRef] = parsed(WorkloadRef.parse)
 _network: Check[str] = parsed(lambda written: Selector(cidr=written).cidr)
 
 
-def _networks(value: object) -> tuple[str, ...]:
+def cluster_networks(value: object) -> tuple[str, ...]:
     """Networks, sorted, each once."""
     networks = items(_network, at_most=MAX_NETWORKS)(value)
     for index, network in enumerate(networks):

@@ -1,0 +1,466 @@
+"""Requests to the API server: JSON in, JSON out, over ``kubernetes.aio``'s connection.
+
+Objects stay the mappings that JSON gives. The package's own models would cost several times the memory and the time,
+and would drop what they do not know. Governing rules:
+
+1. Every failure is one of :mod:`controller.kube.errors`, with verb, resource and remedy; nothing else is raised.
+2. What the server sends is bounded: an answer by :data:`MAX_ANSWER_BYTES`, an event of a watch by
+   :data:`MAX_EVENT_BYTES`.
+3. Credentials are read again when the server refuses them (tokens and kubeconfigs are renewed in place), once a
+   request; the connection before stays until those who use it are done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import aiohttp
+
+from controller.errors import ConfigError
+from controller.kube.answers import Call, refusal_of, unreachable, untrusted
+from controller.kube.credentials import FIELD, read_configuration
+from controller.kube.errors import Malformed, Unauthorized, Unreachable
+from controller.kube.kinds import Resource
+from controller.kube.settings import KubernetesSettings
+
+if TYPE_CHECKING:
+    from kubernetes.aio.client.rest import RESTClientObject  # type: ignore[import-untyped]  # it has no types
+
+#: An object as JSON gives it.
+type Document = dict[str, Any]
+
+FIELD_MANAGER = "hedgerow-controller"
+#: A page of 250 objects of the largest size that etcd takes by default (1.5 MiB) does not fit, ordinary ones do.
+MAX_ANSWER_BYTES = 128 * 1024 * 1024
+#: One object of etcd's largest size, twice (with its managed fields in JSON).
+MAX_EVENT_BYTES = 4 * 1024 * 1024
+PAGE = 250
+#: Seconds that a watch may say nothing. Servers send a bookmark about once a minute; a silent connection may be dead.
+SILENCE = 150.0
+#: Seconds after which we ask the server to end a watch by itself; the next one goes on where it was.
+WATCH_SECONDS = 1200
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a list.
+
+    :param resource_version: of the whole list, the same on every page
+    :param more: ``continue`` of the next page; empty on the last one
+    """
+
+    items: tuple[Document, ...]
+    resource_version: str
+    more: str
+
+
+@dataclass(frozen=True, slots=True)
+class WatchEvent:
+    """:param kind: ``ADDED``, ``MODIFIED``, ``DELETED``, ``BOOKMARK``"""
+
+    kind: str
+    object: Document
+
+
+class Client:
+    """One API server. Every method raises :class:`~controller.kube.errors.KubernetesError`, or
+    :class:`~controller.errors.ConfigError` when what says where it is can not be read.
+
+    :param agent: how we call ourselves in its audit log
+    """
+
+    def __init__(self, settings: KubernetesSettings, agent: str = "hedgerow-controller") -> None:
+        self._settings = settings
+        self._agent = agent
+        self._connection: _Connection | None = None
+        self._opening = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Read the credentials now, so that wrong settings are told at once.
+
+        :raises ConfigError: naming the field and the remedy
+        """
+        await self._connected(None)
+
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.retire()
+
+    # --- reading
+
+    async def version(self) -> tuple[int, int]:
+        """Major and minor version of the API server."""
+        call = Call("get", "/version")
+        found = await self._request(call)
+        digits = ["".join(mark for mark in str(found.get(key, "")) if mark.isdigit()) for key in ("major", "minor")]
+        if not all(digits):
+            raise Malformed("/version names no version", remedy="is this a Kubernetes API server?")
+        return int(digits[0]), int(digits[1])
+
+    async def get(self, resource: Resource, name: str, namespace: str = "", subresource: str = "") -> Document:
+        """:raises NoSuchObject: when it is not there"""
+        path = resource.path(namespace, name, subresource)
+        return await self._request(Call("get", path, resource, namespace, name, subresource))
+
+    async def pages(
+        self, resource: Resource, namespace: str = "", *, labels: str = "", fields: str = "", limit: int = PAGE
+    ) -> AsyncIterator[Page]:
+        """A consistent list, page by page.
+
+        :param labels: a label selector; ``fields`` a field selector
+        :param limit: objects on a page
+        :raises Expired: when a later page comes too late; begin again
+        """
+        call = Call("list", resource.path(namespace), resource, namespace)
+        query = {"limit": str(limit), "labelSelector": labels, "fieldSelector": fields}
+        while True:
+            answer = await self._request(call, query=query, accept=_accept(resource, "List"))
+            page = _page(answer, call)
+            yield page
+            if not page.more:
+                return
+            query["continue"] = page.more
+
+    async def every(
+        self, resource: Resource, namespace: str = "", *, labels: str = "", fields: str = ""
+    ) -> list[Document]:
+        """All objects, for resources of which there are few."""
+        found: list[Document] = []
+        async for page in self.pages(resource, namespace, labels=labels, fields=fields):
+            found += page.items
+        return found
+
+    async def watch(
+        self,
+        resource: Resource,
+        resource_version: str,
+        namespace: str = "",
+        *,
+        labels: str = "",
+        fields: str = "",
+        seconds: int = WATCH_SECONDS,
+        silence: float = SILENCE,
+    ) -> AsyncIterator[list[WatchEvent]]:
+        """What happens after ``resource_version``, as it comes, in groups. Ends when the server ends it.
+
+        The first group is empty: it says that the server has taken the watch.
+
+        :param seconds: after which the server is to end it; ``silence`` after which it is taken to be dead
+        :raises Expired: when that version is too old: list again
+        """
+        call = Call("watch", resource.path(namespace), resource, namespace)
+        query = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": resource_version,
+            "timeoutSeconds": str(seconds),
+            "labelSelector": labels,
+            "fieldSelector": fields,
+        }
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._settings.request_timeout, sock_read=silence)
+        async with self._answer(call, query=query, accept=_accept(resource, ""), timeout=timeout) as answer:
+            yield []
+            rest = b""
+            try:
+                async for chunk in answer.content.iter_any():
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    if len(rest) > MAX_EVENT_BYTES:
+                        raise Malformed(f"an event of more than {MAX_EVENT_BYTES} bytes while watching {resource}")
+                    events = [_event(line, call) for line in lines if line.strip()]
+                    if events:
+                        yield events
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise unreachable(call, error) from None
+
+    # --- changing
+
+    async def create(
+        self, resource: Resource, body: Document, namespace: str = "", *, dry_run: bool = False
+    ) -> Document:
+        """:raises Conflicting: when it is there already"""
+        call = Call("create", resource.path(namespace), resource, namespace)
+        return await self._request(call, "POST", body=body, query=_changing(dry_run))
+
+    async def replace(
+        self, resource: Resource, name: str, body: Document, namespace: str = "", *, subresource: str = ""
+    ) -> Document:
+        """Put an object in place of one; with its ``resourceVersion`` only if nobody changed it meanwhile.
+
+        :raises Conflicting: when somebody did
+        """
+        call = Call("update", resource.path(namespace, name, subresource), resource, namespace, name, subresource)
+        return await self._request(call, "PUT", body=body, query=_changing(False))
+
+    async def patch(
+        self,
+        resource: Resource,
+        name: str,
+        body: Document | list[Document],
+        namespace: str = "",
+        *,
+        subresource: str = "",
+        form: str = "application/merge-patch+json",
+    ) -> Document:
+        """:param form: or ``application/json-patch+json``, for a list of operations"""
+        call = Call("patch", resource.path(namespace, name, subresource), resource, namespace, name, subresource)
+        return await self._request(call, "PATCH", body=body, query=_changing(False), form=form)
+
+    async def apply(
+        self,
+        resource: Resource,
+        name: str,
+        body: Document,
+        namespace: str = "",
+        *,
+        subresource: str = "",
+        manager: str = FIELD_MANAGER,
+        force: bool = False,
+        dry_run: bool = False,
+    ) -> Document:
+        """Server-side apply.
+
+        :param force: take fields over that another manager owns
+        :raises Conflicting: when another manager owns a field, and not ``force``
+        """
+        call = Call("patch", resource.path(namespace, name, subresource), resource, namespace, name, subresource)
+        query = _changing(dry_run) | {"fieldManager": manager, "force": "true" if force else "false"}
+        return await self._request(call, "PATCH", body=body, query=query, form="application/apply-patch+yaml")
+
+    async def delete(
+        self, resource: Resource, name: str, namespace: str = "", *, uid: str = "", resource_version: str = ""
+    ) -> None:
+        """Delete an object, if it is still the one with this uid and version, where they are given.
+
+        :raises NoSuchObject: when it is not there
+        :raises Conflicting: when it is another one by now
+        """
+        call = Call("delete", resource.path(namespace, name), resource, namespace, name)
+        conditions = {"uid": uid, "resourceVersion": resource_version}
+        given = {key: value for key, value in conditions.items() if value}
+        body = {"kind": "DeleteOptions", "apiVersion": "v1"} | ({"preconditions": given} if given else {})
+        await self._request(call, "DELETE", body=body)
+
+    # --- one request
+
+    async def _request(
+        self,
+        call: Call,
+        method: str = "GET",
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Document | list[Document] | None = None,
+        accept: str = "application/json",
+        form: str = "application/json",
+    ) -> Document:
+        timeout = aiohttp.ClientTimeout(total=self._settings.request_timeout)
+        async with self._answer(
+            call, method, query=query, body=body, accept=accept, form=form, timeout=timeout
+        ) as answer:
+            return _document(await _read(answer, call), call)
+
+    @contextlib.asynccontextmanager
+    async def _answer(
+        self,
+        call: Call,
+        method: str = "GET",
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Document | list[Document] | None = None,
+        accept: str = "application/json",
+        form: str = "application/json",
+        timeout: aiohttp.ClientTimeout,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A successful answer, not read yet."""
+        before: _Connection | None = None
+        while True:
+            connection = await self._connected(before)
+            async with connection.used():
+                answer = await self._ask(connection, call, method, query, body, accept, form, timeout)
+                try:
+                    if answer.status < 300:
+                        yield answer
+                        return
+                    error = refusal_of(call, answer.status, answer.headers, await _read(answer, call))
+                finally:
+                    answer.close()
+            if not isinstance(error, Unauthorized) or before is not None:
+                raise error
+            before = connection
+
+    async def _ask(
+        self,
+        connection: _Connection,
+        call: Call,
+        method: str,
+        query: Mapping[str, str] | None,
+        body: Document | list[Document] | None,
+        accept: str,
+        form: str,
+        timeout: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:
+        given = [(name, value) for name, value in (query or {}).items() if value]
+        try:
+            headers = {"Accept": accept, "Content-Type": form, "User-Agent": self._agent} | await connection.proof()
+            found: aiohttp.ClientResponse = await connection.rest.request(
+                method,
+                connection.host + call.path,
+                query_params=given,
+                headers=headers,
+                body=body,
+                _preload_content=False,
+                _request_timeout=timeout,
+            )
+        except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError, ssl.SSLError) as error:
+            self._forget(connection)
+            raise untrusted(call, error, connection.host) from None
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            self._forget(connection)
+            raise unreachable(call, error, connection.host) from None
+        else:
+            return found
+
+    # --- the connection
+
+    async def _connected(self, instead: _Connection | None) -> _Connection:
+        """The present connection, or a new one when it is still ``instead``."""
+        async with self._opening:
+            if self._connection is None or self._connection is instead:
+                fresh = await _Connection.open(self._settings)
+                old, self._connection = self._connection, fresh
+                if old is not None:
+                    await old.retire()
+            return self._connection
+
+    def _forget(self, connection: _Connection) -> None:
+        """Read the credentials again before the next request: CA, address or certificate may be others now."""
+        if self._connection is connection:
+            self._connection = None
+            connection.retire_soon()
+
+
+class _Connection:
+    """One reading of the credentials and the connections made with it; closed when it is retired and nobody uses it."""
+
+    def __init__(self, configuration: Any, rest: RESTClientObject) -> None:
+        self._configuration = configuration
+        self.rest = rest
+        self.host: str = configuration.host.rstrip("/")
+        self._users = 0
+        self._retired = False
+        self._closing: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(cls, settings: KubernetesSettings) -> _Connection:
+        """:raises ConfigError:"""
+        configuration = await read_configuration(settings)
+        from kubernetes.aio.client.rest import RESTClientObject
+
+        try:
+            return cls(configuration, RESTClientObject(configuration))
+        except (OSError, ValueError) as error:  # of OpenSSL, too
+            where = settings.kubeconfig or "the ServiceAccount's files"
+            raise ConfigError(
+                f"{where}: CA, certificate or key can not be used: {error}",
+                field=f"{FIELD}.kubeconfig" if settings.kubeconfig else FIELD,
+                remedy="make it anew, or copy it again from where it works",
+            ) from None
+
+    async def proof(self) -> dict[str, str]:
+        """The header by which the server knows us; none when a client certificate does that."""
+        try:
+            token = await self._configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+        except Exception as error:  # of whatever kind a plugin or a file that vanished raises
+            raise Unreachable(
+                f"our own token can not be read: {type(error).__name__}", remedy="look at the pod's volumes"
+            ) from None
+        return {"Authorization": token} if token else {}
+
+    @contextlib.asynccontextmanager
+    async def used(self) -> AsyncIterator[None]:
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if self._retired:
+                await self.retire()
+
+    def retire_soon(self) -> None:
+        self._retired = True  # whoever forgets it uses it still
+
+    async def retire(self) -> None:
+        self._retired = True
+        if not self._users:
+            await self.rest.close()
+
+
+# --- what the server sends
+
+
+async def _read(answer: aiohttp.ClientResponse, call: Call) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async for chunk in answer.content.iter_any():
+            size += len(chunk)
+            if size > MAX_ANSWER_BYTES:
+                raise Malformed(f"{call}: an answer of more than {MAX_ANSWER_BYTES} bytes")
+            parts.append(chunk)
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise unreachable(call, error) from None
+    return b"".join(parts)
+
+
+def _document(content: bytes, call: Call) -> Document:
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise Malformed(f"{call}: the answer is no JSON object", remedy="is this a Kubernetes API server?")
+    return found
+
+
+def _page(answer: Document, call: Call) -> Page:
+    metadata, items = answer.get("metadata"), answer.get("items") or []
+    if not isinstance(metadata, dict) or not isinstance(items, list) or not metadata.get("resourceVersion"):
+        raise Malformed(f"{call}: the answer is no list with a version", remedy="is this a Kubernetes API server?")
+    return Page(tuple(items), str(metadata["resourceVersion"]), str(metadata.get("continue") or ""))
+
+
+def _event(line: bytes, call: Call) -> WatchEvent:
+    found = _document(line, call)
+    kind, content = found.get("type"), found.get("object")
+    if not isinstance(kind, str) or not isinstance(content, dict):
+        raise Malformed(f"{call}: an event without type or object")
+    if kind == "ERROR":
+        status = content.get("code")
+        raise refusal_of(call, status if isinstance(status, int) else 500, {}, json.dumps(content).encode())
+    return WatchEvent(kind, content)
+
+
+def _accept(resource: Resource, suffix: str) -> str:
+    """What we take when we read many; a server that can not make metadata alone sends everything."""
+    if not resource.metadata_only:
+        return "application/json"
+    return f"application/json;as=PartialObjectMetadata{suffix};v=v1;g=meta.k8s.io,application/json"
+
+
+def _changing(dry_run: bool) -> dict[str, str]:
+    return {"fieldManager": FIELD_MANAGER, "dryRun": "All" if dry_run else ""}

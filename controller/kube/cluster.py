@@ -1,0 +1,76 @@
+"""The controller on a Kubernetes cluster: the one place that makes and joins everything in this package.
+
+Each part is one line in :func:`parts_of`. :mod:`controller.kube.supervision` keeps them going; the controller serves
+from the state that it stored until they have caught up, and goes on from what it has when the API server is away.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from controller.engine import Engine
+from controller.keyring import Keyring
+from controller.kube.client import Client
+from controller.kube.settings import KubernetesSettings
+from controller.kube.supervision import Part, Supervision
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What parts are made from.
+
+    :param settings: the ``kubernetes:`` section
+    :param recheck: call it when the inventory changed: ends the streams of those who are gone
+    :param clock: seconds since the epoch
+    """
+
+    settings: KubernetesSettings
+    client: Client
+    engine: Engine
+    keyring: Keyring
+    trust_domain: str
+    recheck: Callable[[], None]
+    clock: Callable[[], float]
+
+
+def parts_of(around: Surroundings) -> tuple[Part, ...]:
+    """Everything that the controller does on the cluster."""
+    return ()
+
+
+class Cluster:
+    """Made by :class:`controller.app.Controller` when there is a ``kubernetes:`` section."""
+
+    def __init__(
+        self,
+        settings: KubernetesSettings,
+        engine: Engine,
+        keyring: Keyring,
+        trust_domain: str,
+        recheck: Callable[[], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self.client = Client(settings)
+        self.surroundings = Surroundings(settings, self.client, engine, keyring, trust_domain, recheck, clock)
+        self.supervision = Supervision(parts_of(self.surroundings), time.monotonic)
+
+    async def open(self) -> None:
+        """Read the credentials.
+
+        :raises controller.errors.ConfigError: naming the field and the remedy
+        """
+        await self.client.open()
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        await self.supervision.run()
+
+    async def close(self) -> None:
+        await self.client.close()
+
+    @property
+    def synced(self) -> bool:
+        """Whether every part has done its first round."""
+        return self.supervision.synced

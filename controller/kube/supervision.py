@@ -1,0 +1,107 @@
+"""Keeps the parts that work on the cluster going: each in a task of its own, restarted with backoff.
+
+A fault of one part never stops another, nor the controller; what it said last stays in force. What is expected to pass
+(:attr:`~controller.kube.errors.KubernetesError.passing`) is logged in one line, when it begins to be different and once
+a minute after that; anything else with its trace, because it is a bug.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Protocol
+
+from controller.errors import ControllerError
+from controller.kube.errors import Unreachable
+from controller.kube.retry import Retry
+
+log = logging.getLogger("hedgerow.kube")
+
+#: Seconds after which a part that ran that long is taken to be well: its next failure waits the shortest time.
+SETTLED = 60.0
+#: Seconds for which the same complaint is not repeated.
+QUIET = 60.0
+
+
+class Part(Protocol):
+    """One thing that the controller does on the cluster."""
+
+    @property
+    def name(self) -> str:
+        """For people, such as ``inventory``."""
+
+    @property
+    def synced(self) -> bool:
+        """Whether it has done its first round: it knows what there is, and what it keeps is as it should be."""
+
+    async def run(self) -> None:
+        """Do it until cancelled. Begun again, on the same object, after it raised or returned."""
+
+
+class Supervised:
+    """One part and how it fares."""
+
+    def __init__(self, part: Part, clock: Callable[[], float], random: Random) -> None:
+        self.part = part
+        self.problem = ""
+        self.failures = 0
+        self._clock = clock
+        self._retry = Retry(random)
+        self._said = ("", 0.0)
+
+    async def keep(self) -> None:
+        """Run the part for ever."""
+        while True:
+            began = self._clock()
+            asked = 0.0
+            try:
+                await self.part.run()
+                self._note("it ended by itself", None)
+            except ControllerError as error:
+                asked = error.retry_after if isinstance(error, Unreachable) else 0.0
+                self._note(str(error), None)
+            except Exception as error:
+                self._note(f"a fault: {type(error).__name__}: {error}", error)
+            if self._clock() - began >= SETTLED:
+                self._retry.succeeded()
+            await asyncio.sleep(self._retry.failed(asked))
+
+    def _note(self, problem: str, fault: Exception | None) -> None:
+        self.problem = problem
+        self.failures += 1
+        now = self._clock()
+        said, at = self._said
+        if problem == said and now - at < QUIET:
+            return
+        self._said = (problem, now)
+        if fault is not None:
+            log.error("%s: %s; it is begun again; please report it", self.part.name, problem, exc_info=fault)
+        else:
+            log.warning("%s: %s; it is tried again", self.part.name, problem)
+
+
+class Supervision:
+    """All parts together.
+
+    :param clock: seconds; only differences count
+    """
+
+    def __init__(self, parts: Sequence[Part], clock: Callable[[], float], random: Random | None = None) -> None:
+        chosen = random or Random()  # noqa: S311  # spreads retries, keeps no secret
+        self.parts = tuple(Supervised(part, clock, chosen) for part in parts)
+
+    async def run(self) -> None:
+        """Keep all of them going until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for each in self.parts:
+                group.create_task(each.keep(), name=f"kube-{each.part.name}")
+
+    @property
+    def synced(self) -> bool:
+        return all(each.part.synced for each in self.parts)
+
+    def waiting(self) -> dict[str, str]:
+        """The parts that are not synced, and the last problem of each."""
+        return {each.part.name: each.problem for each in self.parts if not each.part.synced}

@@ -1,0 +1,35 @@
+"""What the suites share: a real API server for the session, a namespace for each test.
+
+Nothing here skips: a suite that finds no Kubernetes fails and says what to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from e2e.harness.apiserver import ApiServer
+from e2e.harness.errors import HarnessError
+
+settings.register_profile("no-clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no-clock")
+
+
+@pytest.fixture(scope="session")
+def apiserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """etcd, kube-apiserver and kube-controller-manager, ready."""
+    server = ApiServer(tmp_path_factory.mktemp("apiserver"))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def namespace(apiserver: ApiServer) -> Iterator[str]:
+    """A fresh namespace with its ``default`` ServiceAccount; its deletion is asked for afterwards, not awaited."""
+    name = apiserver.create_namespace()
+    yield name
+    with contextlib.suppress(HarnessError):  # a test may have deleted it, or have left the API server down
+        apiserver.delete_namespace(name)

@@ -1,5 +1,6 @@
 """The command. ``python -m sidecar --config F`` runs the sidecar; ``python -m sidecar capture --config F`` installs the
-capture of a pod's connections (``--remove`` removes it), which takes rights that the sidecar itself does not have.
+capture of a pod's connections (``--remove`` removes it, ``--check`` tells whether it is in force), which takes rights
+that the sidecar itself does not have. In a pod, ``--config-env NAME`` takes the place of a file.
 
 Exit codes: 0 after an orderly end, 1 when it could not begin or go on, 2 when it was called or configured wrongly.
 """
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="sidecar", description="The in-pod proxy of Hedgerow.")
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="sidecar.yaml")
+    _add_config(parser, required=True)
     text = f"processes that carry connections, 1 to {MAX_WORKERS}; instead of what the file says"
     parser.add_argument("--workers", type=int, metavar="N", help=text)
     options = parser.parse_args(given)
@@ -48,7 +49,7 @@ def _run(given: list[str]) -> int:
         _begin_again_with(ALLOCATOR)
     protect_memory()
     raise_descriptor_limit()
-    settings = Settings.load(options.config)
+    settings = _settings(options)
     if options.workers is not None:
         settings = with_workers(settings, options.workers)
     # gRPC's core writes to standard error by itself; what matters of it comes back as exceptions
@@ -69,6 +70,19 @@ def _run(given: list[str]) -> int:
     return 0
 
 
+def _add_config(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    one = parser.add_mutually_exclusive_group(required=required)
+    one.add_argument("--config", type=Path, metavar="FILE", help="sidecar.yaml")
+    text = "environment variable that holds the same document, as YAML or JSON"
+    one.add_argument("--config-env", metavar="NAME", help=text)
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    if options.config_env is not None:
+        return Settings.from_environment(options.config_env, os.environ)
+    return Settings.load(options.config)
+
+
 def with_workers(settings: Settings, workers: int) -> Settings:
     """The settings with another number of workers.
 
@@ -83,17 +97,25 @@ def _capture(given: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="sidecar capture", description="Send this pod's connections through its sidecar. Needs NET_ADMIN."
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="sidecar.yaml")
-    parser.add_argument("--remove", action="store_true", help="remove what was installed")
+    _add_config(parser, required=False)
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--remove", action="store_true", help="remove what was installed")
+    action.add_argument("--check", action="store_true", help="fail when the rules are not in force; changes nothing")
     options = parser.parse_args(given)
-    if not options.remove and options.config is None:
-        parser.error("--config FILE is needed to install; --remove needs none")
+    if not options.remove and options.config is None and options.config_env is None:
+        parser.error("--config FILE or --config-env NAME is needed; only --remove needs none")
     from sidecar import capture
 
     if options.remove:
         capture.remove()
+        return 0
+    settings = _settings(options)
+    if options.check:
+        from sidecar import capture_check
+
+        capture_check.check(capture_rules(settings), settings.addresses)
     else:
-        capture.install(capture_rules(Settings.load(options.config)))
+        capture.install(capture_rules(settings))
     return 0
 
 

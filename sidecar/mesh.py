@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from random import Random
 
+from sidecar import application, ending
 from sidecar.authority import PolicyAuthority
 from sidecar.backoff import Backoff
 from sidecar.certificate_agent import CertificateAgent
@@ -125,6 +126,7 @@ class Mesh:
         """Carry on until what runs has ended, or may no longer go on, and report it."""
         parts = self._parts
         seconds = parts.settings.drain_seconds
+        await ending.hold(parts.settings, life, application.gone)
         log.info("draining for at most %g s", seconds)
         if life.replaced:
             if parts.dns is not None:
@@ -132,16 +134,8 @@ class Mesh:
             # the controller hears of our successor alone, and we of its policy through the state directory
             await self._end("policy")
             self._begin("policy", parts.policy.follow)
-        draining = asyncio.ensure_future(parts.path.drain(seconds, replaced=life.replaced))
-        at_once = asyncio.ensure_future(life.at_once.wait())
-        try:
-            await asyncio.wait({draining, at_once}, return_when=asyncio.FIRST_COMPLETED)
-            if draining.done():
-                draining.result()
-        finally:
-            for task in (draining, at_once):
-                task.cancel()
-            await asyncio.gather(draining, at_once, return_exceptions=True)
+        draining = parts.path.drain(seconds, replaced=life.replaced)
+        await ending.drain(parts.settings, life, draining, application.gone)
         await parts.path.stop()  # the last bytes of what was cut off belong into the last report
         parts.link.hurry()
         if not await parts.telemetry.flush(0.0 if life.at_once.is_set() else FLUSH_SECONDS):

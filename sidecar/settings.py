@@ -21,6 +21,7 @@ from graph.fields import (
     Unfit,
     choice,
     destination_address,
+    flag,
     integer,
     ip_address,
     ip_network,
@@ -65,6 +66,8 @@ MAX_ALPN = 16
 
 _ALPN = re.compile(r"[!-~]{1,255}")
 _INSTANCE = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+#: How the kubelet leaves a reference to a variable that it does not know.
+_REFERENCE = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_]{0,62})\)")
 
 
 class Capture(StrEnum):
@@ -133,6 +136,7 @@ class Settings:
     :param issuer: the controller's gRPC listener that takes a join token instead
     :param trust_bundle: PEM roots that the first connection to the issuer is checked against
     :param join_token_file: holds the one-time token; deleted after use
+    :param service_account_token_file: holds a Kubernetes token that names our pod; read anew whenever one is needed
     :param addresses: the pod's own IP addresses
     :param uid: the user whose connections are not captured: the sidecar's own
     :param mark: a firewall mark that exempts the sidecar's own connections where users can not be told apart
@@ -146,7 +150,9 @@ class Settings:
     :param dns: how the application's questions to DNS are handled
     :param telemetry: whether connections and requests are counted, for reports to the controller and for metrics
     :param report_interval: seconds between two reports of flows
-    :param drain_seconds: how long open connections may go on after SIGTERM
+    :param hold_seconds: after SIGTERM, how long everything goes on as before, except that we are no longer ready
+    :param drain_seconds: how long open connections may go on after that
+    :param exit_with_application: after SIGTERM, stay for the application's new connections until it has ended
     :param workers: processes that carry connections; with 1 it is this very process, and there is no other
     :param opaque_ports: ports of the application whose bytes are not looked at; they take the place of the defaults
     :param mtls_ports: ports of the application where every TLS client is another mesh's proxy
@@ -165,6 +171,7 @@ class Settings:
     state_dir: Path
     addresses: tuple[str, ...]
     join_token_file: Path | None = None
+    service_account_token_file: Path | None = None
     capture: Capture = Capture.REDIRECT
     uid: int = 1337
     mark: int | None = None
@@ -180,7 +187,9 @@ class Settings:
     explicit: Explicit = Explicit()
     telemetry: bool = True
     report_interval: float = 1.0
+    hold_seconds: float = 0.0
     drain_seconds: float = 5.0
+    exit_with_application: bool = False
     workers: int = 1
     opaque_ports: frozenset[int] = OPAQUE_PORTS
     mtls_ports: frozenset[int] = frozenset()
@@ -207,12 +216,36 @@ class Settings:
                 data = file.read(MAX_FILE_BYTES + 1)
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}; name a readable file with --config") from None
+        return cls._read(data, str(path))
+
+    @classmethod
+    def from_environment(cls, name: str, environment: Mapping[str, str]) -> Settings:
+        """Read the same document, as YAML or JSON, from an environment variable.
+
+        Kubernetes fills ``$(NAME)`` in a variable's value with the variables that stand before it, and leaves what it
+        does not know as it is.
+
+        :raises ConfigError: when it is not set, is not YAML, or breaks a rule of :meth:`parse`
+        """
+        where = f"environment variable {name[:80]!a}"
+        document = environment.get(name)
+        if document is None:
+            raise ConfigError(f"{where} is not set; set it to the document of sidecar.yaml, or use --config FILE")
+        try:
+            return cls._read(document.encode(errors="surrogateescape"), where)
+        except ConfigError as error:
+            left = _REFERENCE.search(document)
+            hint = f" ($({left[1]}) was not filled in: `env` has to define {left[1]} before this)" if left else ""
+            raise ConfigError(f"{error}{hint}") from None
+
+    @classmethod
+    def _read(cls, data: bytes, where: str) -> Settings:
         try:
             return cls.parse(read_yaml(data, MAX_FILE_BYTES, if_larger="this is not a settings file"))
         except Unfit as error:
-            raise ConfigError(f"{path}: {_refusal(error.inner, error.problem, error.remedy)}") from None
+            raise ConfigError(f"{where}: {_refusal(error.inner, error.problem, error.remedy)}") from None
         except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
+            raise ConfigError(f"{where}: {error}") from None
 
     @classmethod
     def parse(cls, document: object) -> Settings:
@@ -230,8 +263,9 @@ class Settings:
             trust_domain=fields.take("trust_domain", trust_domain_name),
             trust_bundle=fields.take("trust_bundle", _path),
             state_dir=fields.take("state_dir", _path),
-            addresses=fields.take("addresses", items(ip_address, at_least=1)),
+            addresses=fields.take("addresses", _addresses),
             join_token_file=fields.take("join_token_file", optional(_path), None),
+            service_account_token_file=fields.take("service_account_token_file", optional(_path), None),
             capture=capture,
             uid=fields.take("uid", integer(0, 2**32 - 2), 1337),
             mark=fields.take("mark", optional(integer(1, 2**32 - 1)), None),
@@ -247,7 +281,9 @@ class Settings:
             explicit=fields.take("explicit", _explicit, Explicit()),
             telemetry=fields.take("telemetry", read_telemetry, True),
             report_interval=fields.take("report_interval", seconds(0.05, 300), 1.0),
+            hold_seconds=fields.take("hold_seconds", seconds(0, 3600), 0.0),
             drain_seconds=fields.take("drain_seconds", seconds(0, 3600), 5.0),
+            exit_with_application=fields.take("exit_with_application", flag, False),
             workers=fields.take("workers", integer(1, MAX_WORKERS), 1),
             opaque_ports=frozenset(fields.take("opaque_ports", items(integer(1, 65535)), tuple(OPAQUE_PORTS))),
             mtls_ports=frozenset(fields.take("mtls_ports", items(integer(1, 65535)), ())),
@@ -278,6 +314,13 @@ class Settings:
             raise ConfigError("explicit: set with capture: redirect; remove it, or write capture: explicit")
         if self.capture is Capture.EXPLICIT and self.udp is Udp.DROP:
             raise ConfigError("udp: drop needs capture: redirect; without capture nothing can be dropped, write allow")
+        if self.join_token_file is not None and self.service_account_token_file is not None:
+            raise ConfigError("join_token_file: set beside service_account_token_file; remove one of them")
+        if self.exit_with_application and (self.capture is Capture.EXPLICIT or self.mark is not None):
+            raise ConfigError(
+                "exit_with_application: the application is told from us by its user, which takes capture: redirect "
+                "and no mark; write false"
+            )
         if TUNNEL in self.mtls_alpn or len(self.mtls_alpn) > MAX_ALPN:
             raise ConfigError(f"mtls_alpn: write at most {MAX_ALPN} protocols, and not {TUNNEL}, our own")
         refuse_taken(self.listeners(), _refusal)
@@ -312,6 +355,11 @@ def _loopback(value: object) -> Address:
     if not ipaddress.ip_address(address.host).is_loopback:
         raise Unfit(f"{address} is not of this pod alone", "write a loopback address such as 127.0.0.1:15000")
     return address
+
+
+def _addresses(value: object) -> tuple[str, ...]:
+    """A list, or the same as text with commas, as Kubernetes' downward API gives ``status.podIPs``."""
+    return items(ip_address, at_least=1)(value.split(",") if isinstance(value, str) else value)
 
 
 def _path(value: object) -> Path:

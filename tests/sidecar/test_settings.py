@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,26 @@ def test_everything_can_be_set():
     assert (settings.mtls_ports, settings.mtls_alpn) == ({443, 8443}, ("istio", "x"))
 
 
+def test_addresses_may_be_text_as_the_downward_api_gives_it():
+    assert Settings.parse(LEAST | {"addresses": "10.0.0.7,fd00::7"}).addresses == ("10.0.0.7", "fd00::7")
+
+
+def test_what_a_pod_sets():
+    token = "/var/run/secrets/hedgerow/token/token"
+    document = {"service_account_token_file": token, "hold_seconds": 5, "exit_with_application": True}
+    settings = Settings.parse(LEAST | document)
+    assert settings.service_account_token_file == Path(token)
+    assert (settings.hold_seconds, settings.exit_with_application) == (5.0, True)
+    least = Settings.parse(LEAST)
+    assert (least.hold_seconds, least.exit_with_application) == (0.0, False)
+    with pytest.raises(ConfigError, match=r"^join_token_file: set beside service_account_token_file; remove one"):
+        Settings.parse(LEAST | document | {"join_token_file": "/run/token"})
+    inbound = {"inbound": [{"listen": "10.0.0.7:80", "application": "127.0.0.1:8080"}]}
+    for untold in ({"mark": 7}, {"capture": "explicit", "explicit": inbound}):
+        with pytest.raises(ConfigError, match=r"^exit_with_application: .*; write false"):
+            Settings.parse(LEAST | document | untold)
+
+
 @pytest.mark.parametrize("field", sorted(LEAST))
 def test_a_missing_field_is_named(field):
     document = {name: value for name, value in LEAST.items() if name != field}
@@ -106,7 +127,10 @@ def test_a_missing_field_is_named(field):
         ("trust_bundle", "", "empty; write something"),
         ("state_dir", "a\0b", "control characters"),
         ("addresses", [], "empty; write a list of 1 to"),
-        ("addresses", "10.0.0.7", "not a list"),
+        ("addresses", 7, "not a list"),
+        ("addresses", "", r"addresses\[0\]: empty"),
+        ("addresses", "10.0.0.7,", r"addresses\[1\]: empty"),
+        ("addresses", "10.0.0.7 fd00::7", r"addresses\[0\].*not an IP address"),
         ("addresses", ["10.0.0.7/24"], r"addresses\[0\].*not an IP address"),
         ("addresses", ["localhost"], r"addresses\[0\]"),
         ("uid", "1337", "whole number"),
@@ -120,6 +144,9 @@ def test_a_missing_field_is_named(field):
         ("report_interval", float("nan"), "seconds from"),
         ("report_interval", float("inf"), "seconds from"),
         ("drain_seconds", -1, "seconds from"),
+        ("hold_seconds", 3601, "seconds from"),
+        ("exit_with_application", "yes", "write true or false"),
+        ("service_account_token_file", "", "empty; write something"),
         ("log_level", "trace", "one of: debug"),
         ("mtls_ports", 443, "not a list"),
         ("mtls_ports", [0], r"mtls_ports\[0\].*whole number"),
@@ -205,6 +232,33 @@ def test_a_bad_file_is_named_with_its_fault(tmp_path, text, says):
 def test_a_missing_file_is_named():
     with pytest.raises(ConfigError, match=r"/nowhere/sidecar\.yaml: No such file.*--config"):
         Settings.load(Path("/nowhere/sidecar.yaml"))
+
+
+# An environment variable ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", [GOOD, json.dumps(LEAST)], ids=["yaml", "json"])
+def test_an_environment_variable_holds_the_same_document(text):
+    assert Settings.from_environment("X", {"X": text}) == Settings.parse(LEAST)
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({}, r"'X' is not set; .*--config FILE"),
+        ({"X": ""}, "'X': .*not a mapping"),
+        ({"X": "{"}, "'X': not YAML"),
+        ({"X": "\udcff"}, "'X': not YAML in UTF-8"),
+        ({"X": json.dumps(LEAST | {"unsnced": "deny"})}, r"'X': unsnced: unknown .*'unsynced'"),
+        ({"X": json.dumps(LEAST | {"instance": "$(POD_NAME)"})}, r"\$\(POD_NAME\) was not filled in: `env` has to"),
+        ({"X": json.dumps(LEAST | {"addresses": "$(POD_IPS)"})}, r"addresses\[0\].*\$\(POD_IPS\) was not filled in"),
+    ],
+)
+def test_a_bad_environment_variable_is_named_with_its_fault(environment, says):
+    with pytest.raises(ConfigError, match=says) as error:
+        Settings.from_environment("X", environment)
+    assert str(error.value).startswith("environment variable 'X'")
+    assert "\n" not in str(error.value)
 
 
 # DNS and what is not captured -----------------------------------------------------------------------------------------

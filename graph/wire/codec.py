@@ -395,12 +395,16 @@ def endpoint_to_message(endpoint: Endpoint) -> pb.Endpoint:
         identity=endpoint.identity,
         ready=endpoint.ready,
         transport=endpoint.transport.value,
+        workload=str(endpoint.workload) if endpoint.workload is not None else "",
     )
 
 
 def endpoint_from_message(message: pb.Endpoint) -> Endpoint:
     """:raises DecodeError: naming the field"""
     refuse_unknown_fields(message)
+    workload = read_workload(message.workload, "workload") if message.workload else None
+    if message.identity and workload is not None and workload.is_external:
+        raise DecodeError("set for something that is not a workload", "identity")
     return Endpoint(
         address=read_address(message.address, "address"),
         port=read_port(message.port, "port"),
@@ -408,4 +412,5 @@ def endpoint_from_message(message: pb.Endpoint) -> Endpoint:
         identity=read_identity(message.identity, "identity"),
         ready=message.ready,
         transport=read_enum(Transport, message.transport, "transport"),
+        workload=workload,
     )

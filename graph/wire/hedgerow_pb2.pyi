@@ -21,14 +21,16 @@ class InspectionResponse(_message.Message):
     def __init__(self, chain_der: _Optional[_Iterable[bytes]] = ..., hosts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SignRequest(_message.Message):
-    __slots__ = ("csr_der", "join_token", "service_account_token")
+    __slots__ = ("csr_der", "join_token", "service_account_token", "instance")
     CSR_DER_FIELD_NUMBER: _ClassVar[int]
     JOIN_TOKEN_FIELD_NUMBER: _ClassVar[int]
     SERVICE_ACCOUNT_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
     csr_der: bytes
     join_token: str
     service_account_token: str
-    def __init__(self, csr_der: _Optional[bytes] = ..., join_token: _Optional[str] = ..., service_account_token: _Optional[str] = ...) -> None: ...
+    instance: str
+    def __init__(self, csr_der: _Optional[bytes] = ..., join_token: _Optional[str] = ..., service_account_token: _Optional[str] = ..., instance: _Optional[str] = ...) -> None: ...
 
 class SignResponse(_message.Message):
     __slots__ = ("chain_der", "bundle", "spiffe_id", "instance", "workload")
@@ -309,20 +311,22 @@ class Destination(_message.Message):
     def __init__(self, address: _Optional[str] = ..., port: _Optional[int] = ..., protocol: _Optional[str] = ..., workload: _Optional[str] = ..., service: _Optional[str] = ..., meshed: _Optional[bool] = ..., endpoints: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., version: _Optional[int] = ...) -> None: ...
 
 class Endpoint(_message.Message):
-    __slots__ = ("address", "port", "instance", "identity", "ready", "transport")
+    __slots__ = ("address", "port", "instance", "identity", "ready", "transport", "workload")
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    WORKLOAD_FIELD_NUMBER: _ClassVar[int]
     address: str
     port: int
     instance: str
     identity: str
     ready: bool
     transport: str
-    def __init__(self, address: _Optional[str] = ..., port: _Optional[int] = ..., instance: _Optional[str] = ..., identity: _Optional[str] = ..., ready: _Optional[bool] = ..., transport: _Optional[str] = ...) -> None: ...
+    workload: str
+    def __init__(self, address: _Optional[str] = ..., port: _Optional[int] = ..., instance: _Optional[str] = ..., identity: _Optional[str] = ..., ready: _Optional[bool] = ..., transport: _Optional[str] = ..., workload: _Optional[str] = ...) -> None: ...
 
 class TapCommand(_message.Message):
     __slots__ = ("start", "stop")

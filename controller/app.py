@@ -26,13 +26,15 @@ from controller.inventory import Inventory, load_inventory
 from controller.issuer import Issuer
 from controller.keyring import Keyring
 from controller.kube.cluster import Cluster
+from controller.monitoring.metrics import PartState
+from controller.monitoring.server import MonitoringServer
 from controller.rpc.directory import DirectoryService
 from controller.rpc.gate import Gate
 from controller.rpc.policy import PolicyService, SnapshotSigner
 from controller.rpc.server import Server
 from controller.rpc.services import AttestingIssuer, RenewingIssuer, TelemetryService
 from controller.rpc.tap import TapDesk, TapService
-from controller.settings import Settings
+from controller.settings import Address, Settings
 from controller.store import SqliteStore
 from controller.web.access import Tokens
 from controller.web.live import Live
@@ -111,6 +113,19 @@ class Controller:
             taps,
         )
         self.web_server = WebServer(app, settings)
+        self.monitoring_server: MonitoringServer | None = None
+        if settings.monitoring_listen is not None:
+            self.monitoring_server = self._monitoring(settings.monitoring_listen)
+
+    def _monitoring(self, listen: Address) -> MonitoringServer:
+        parts = self.cluster.supervision.parts if self.cluster is not None else ()
+        return MonitoringServer(
+            listen,
+            metadata.version("hedgerow"),
+            lambda: self.engine.view,
+            lambda: tuple(PartState(each.part.name, each.part.synced, each.failures) for each in parts),
+            lambda: [each.part.name for each in parts if not each.part.synced],
+        )
 
     # --- life
 
@@ -164,10 +179,14 @@ class Controller:
         issuer = await self.issuer_server.start()
         grpc_address = await self.grpc_server.start()
         url = await self.web_server.start()
+        if self.monitoring_server is not None:
+            await self.monitoring_server.start()
         log.info("serving: gRPC on %s, issuer on %s, web on %s", grpc_address, issuer, url)
 
     async def _close(self, engine: asyncio.Task[None]) -> None:
         await self.web_server.stop()
+        if self.monitoring_server is not None:
+            await self.monitoring_server.stop()
         await asyncio.gather(self.issuer_server.stop(GRACE_SECONDS), self.grpc_server.stop(GRACE_SECONDS))
         if self.cluster is not None:
             await self.cluster.close()

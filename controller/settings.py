@@ -79,6 +79,7 @@ class Settings:
     :param grpc_listen: mutual TLS: renewal, telemetry, policy, directory
     :param issuer_listen: server TLS: the first signature, against a join token
     :param web_listen: the web API and page
+    :param monitoring_listen: probes and metrics, for machines, in clear and without names; None: nowhere
     :param web_hosts: the names under which people reach the page; any other ``Host`` is refused
     :param web_tls: serve HTTPS; required off loopback
     :param svid_lifetime: seconds that a workload's certificate holds; renewed at half of it
@@ -94,6 +95,7 @@ class Settings:
     grpc_listen: Address = GRPC_LISTEN
     issuer_listen: Address = ISSUER_LISTEN
     web_listen: Address | InheritedSocket = WEB_LISTEN
+    monitoring_listen: Address | None = None
     web_hosts: tuple[str, ...] = ()
     web_tls: WebTls | None = None
     svid_lifetime: float = 3600.0
@@ -147,6 +149,7 @@ class Settings:
             grpc_listen=fields.take("grpc_listen", listen_address, GRPC_LISTEN),
             issuer_listen=fields.take("issuer_listen", listen_address, ISSUER_LISTEN),
             web_listen=fields.take("web_listen", _web_listen, WEB_LISTEN),
+            monitoring_listen=fields.take("monitoring_listen", optional(listen_address), None),
             web_hosts=fields.take("web_hosts", items(host_name, at_most=64), ()),
             web_tls=fields.take("web_tls", optional(_web_tls(path)), None),
             svid_lifetime=fields.take("svid_lifetime", seconds(2, 86400), 3600.0),
@@ -185,6 +188,8 @@ class Settings:
         listeners = [("grpc_listen", self.grpc_listen), ("issuer_listen", self.issuer_listen)]
         if isinstance(self.web_listen, Address):
             listeners.append(("web_listen", self.web_listen))
+        if self.monitoring_listen is not None:
+            listeners.append(("monitoring_listen", self.monitoring_listen))
         return listeners
 
 

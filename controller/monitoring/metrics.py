@@ -1,0 +1,158 @@
+"""The controller's state as numbers, in Prometheus' text format 0.0.4.
+
+Pure: a page is made of one view and of what the process says of itself. Labels have values from closed sets, and no
+workload, instance or person is named: the endpoint is open to the cluster.
+
+Source: https://prometheus.io/docs/instrumenting/exposition_formats/
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from controller.learner import EdgeState
+from controller.view import OverrideState, View
+from graph.model import Mode, Origin, Verdict
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+type Labels = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class PartState:
+    """One thing that the controller does on a cluster, see :mod:`controller.kube.supervision`.
+
+    :param failures: how often it was begun again
+    """
+
+    name: str
+    synced: bool
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessState:
+    """What the kernel says of this process. Times in seconds, memory in bytes.
+
+    :param started_at: since the epoch
+    """
+
+    cpu_seconds: float
+    resident_bytes: int
+    open_files: int
+    started_at: float
+
+
+def page(view: View, version: str, process: ProcessState, parts: Iterable[PartState] = ()) -> str:
+    """The whole page."""
+    return "".join(f"{line}\n" for line in _lines(view, version, process, parts))
+
+
+def _lines(view: View, version: str, process: ProcessState, parts: Iterable[PartState]) -> Iterator[str]:
+    yield from _family("hedgerow_build_info", "gauge", "The version that runs.", [({"version": version}, 1)])
+    yield from _one("hedgerow_ready", "gauge", "1 when the stored state has been loaded.", int(view.ready))
+    yield from _one("hedgerow_changes_total", "counter", "Stored changes, also over restarts.", view.generation)
+    yield from _inventory(view)
+    yield from _sidecars(view)
+    yield from _policy(view)
+    head = view.audit_head
+    yield from _one("hedgerow_audit_entries_total", "counter", "Entries of the audit log.", head.sequence if head else 0)
+    yield from _parts(tuple(parts))
+    yield from _one("process_cpu_seconds_total", "counter", "User and system time.", process.cpu_seconds)
+    yield from _one("process_resident_memory_bytes", "gauge", "Resident memory.", process.resident_bytes)
+    yield from _one("process_open_fds", "gauge", "Open descriptors.", process.open_files)
+    yield from _one("process_start_time_seconds", "gauge", "When it started, since the epoch.", process.started_at)
+
+
+def _inventory(view: View) -> Iterator[str]:
+    inventory = view.inventory
+    meshed = Counter(workload.meshed for workload in inventory.workloads.values())
+    ready = Counter(instance.ready for instance in inventory.instances.values())
+    yield from _family(
+        "hedgerow_workloads", "gauge", "Workloads, by whether they have sidecars.", _flagged("meshed", meshed)
+    )
+    yield from _family("hedgerow_instances", "gauge", "Replicas, by readiness.", _flagged("ready", ready))
+    yield from _one("hedgerow_services", "gauge", "Services.", len(inventory.services))
+
+
+def _sidecars(view: View) -> Iterator[str]:
+    sidecars = view.sidecars.values()
+    connected = Counter(sidecar.connected for sidecar in sidecars)
+    yield from _family("hedgerow_sidecars", "gauge", "Sidecars that were heard of.", _flagged("connected", connected))
+    live = [sidecar for sidecar in sidecars if sidecar.connected]
+    behind = sum(sidecar.held_version < sidecar.pushed_version for sidecar in live)
+    text = "Connected sidecars that have not acknowledged what they were sent last."
+    yield from _one("hedgerow_sidecars_behind", "gauge", text, behind)
+    text = "Connected sidecars that refused the last policy."
+    yield from _one("hedgerow_sidecars_refusing", "gauge", text, sum(bool(sidecar.nack) for sidecar in live))
+    text = "Flows that the sidecars now known dropped because they found no room."
+    yield from _one("hedgerow_flows_shed", "gauge", text, sum(sidecar.shed for sidecar in sidecars))
+    text = "Flows that the sidecars now known reported and were not entitled to."
+    yield from _one("hedgerow_flows_refused", "gauge", text, sum(sidecar.refused for sidecar in sidecars))
+
+
+def _policy(view: View) -> Iterator[str]:
+    states = Counter(str(edge.state) for edge in view.edges.values())
+    yield from _family(
+        "hedgerow_edges", "gauge", "Edges by what the learner thinks of them.", _counted("state", EdgeState, states)
+    )
+    refused = sum(edge.denied > 0 for edge in view.traffic.values())
+    yield from _one("hedgerow_edges_refused", "gauge", "Edges on which something was refused.", refused)
+    rules = Counter((str(rule.origin), str(rule.effect)) for rule in view.rules.values())
+    both = [
+        ({"origin": str(origin), "effect": str(effect)}, rules[str(origin), str(effect)])
+        for origin in Origin
+        for effect in Verdict
+    ]
+    yield from _family("hedgerow_rules", "gauge", "Rules in force.", both)
+    overrides = Counter(str(override.state(view.at)) for override in view.overrides.values())
+    yield from _family(
+        "hedgerow_overrides", "gauge", "What people decided.", _counted("state", OverrideState, overrides)
+    )
+    modes: Counter[tuple[str, str]] = Counter()
+    for mode in view.modes.values():
+        modes["inbound", str(mode.inbound)] += 1
+        modes["outbound", str(mode.outbound)] += 1
+    each = [
+        ({"direction": direction, "mode": str(mode)}, modes[direction, str(mode)])
+        for direction in ("inbound", "outbound")
+        for mode in Mode
+    ]
+    yield from _family("hedgerow_workload_modes", "gauge", "Workloads by mode.", each)
+
+
+def _parts(parts: tuple[PartState, ...]) -> Iterator[str]:
+    if not parts:
+        return
+    synced: list[tuple[Labels, float]] = [({"part": part.name}, int(part.synced)) for part in parts]
+    yield from _family("hedgerow_cluster_part_synced", "gauge", "1 when it is as the cluster has it.", synced)
+    failures: list[tuple[Labels, float]] = [({"part": part.name}, part.failures) for part in parts]
+    yield from _family("hedgerow_cluster_part_failures_total", "counter", "How often it was begun again.", failures)
+
+
+def _flagged(label: str, counts: Mapping[bool, int]) -> list[tuple[Labels, float]]:
+    return [({label: str(value).lower()}, counts[value]) for value in (True, False)]
+
+
+def _counted(label: str, values: Iterable[object], counts: Mapping[str, int]) -> list[tuple[Labels, float]]:
+    return [({label: str(value)}, counts[str(value)]) for value in values]
+
+
+def _one(name: str, kind: str, text: str, value: float) -> Iterator[str]:
+    return _family(name, kind, text, [({}, value)])
+
+
+def _family(name: str, kind: str, text: str, samples: Iterable[tuple[Labels, float]]) -> Iterator[str]:
+    yield f"# HELP {name} {text}"
+    yield f"# TYPE {name} {kind}"
+    for labels, value in samples:
+        inner = ",".join(f'{key}="{_escaped(word)}"' for key, word in labels.items())
+        shown = f"{value:.6f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+        yield f"{name}{{{inner}}} {shown}" if inner else f"{name} {shown}"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

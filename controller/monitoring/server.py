@@ -1,0 +1,109 @@
+"""The listener for machines: the kubelet's probes and Prometheus, without a secret and without a word about anybody.
+
+``GET /healthz/live`` answers as long as the engine works, ``GET /healthz/ready`` when its state is loaded, and on a
+cluster when that has been read once; ``GET /metrics`` is :mod:`controller.monitoring.metrics`. Anything else is 404.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from aiohttp import web
+
+from controller.monitoring.metrics import CONTENT_TYPE, PartState, ProcessState, page
+from controller.rpc.server import port_error
+from controller.view import View
+from graph.fields import Address
+
+#: What a probe or a scraper asks fits into this, in bytes.
+_MAX_LINE = 2048
+_SHUTDOWN_SECONDS = 1.0
+
+
+def process_state(began: float) -> ProcessState:
+    """What the kernel says of this process now.
+
+    :param began: when it started, seconds since the epoch
+    """
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    files = len(os.listdir("/proc/self/fd"))
+    return ProcessState(time.process_time(), resident, files, began)
+
+
+class MonitoringServer:
+    """Serves one controller's state.
+
+    :param listen: where; ``monitoring_listen`` of the settings
+    :param view: the state
+    :param parts: what it does on a cluster; empty without one
+    :param waiting: the parts that it waits for; empty when it is ready
+    """
+
+    def __init__(
+        self,
+        listen: Address,
+        version: str,
+        view: Callable[[], View],
+        parts: Callable[[], tuple[PartState, ...]] = lambda: (),
+        waiting: Callable[[], Collection[str]] = tuple,
+    ) -> None:
+        self._listen = listen
+        self._version = version
+        self._view = view
+        self._parts = parts
+        self._waiting = waiting
+        self._began = time.time()
+        app = web.Application(client_max_size=0)
+        app.add_routes(
+            [
+                web.get("/healthz/live", self._live),
+                web.get("/healthz/ready", self._ready),
+                web.get("/metrics", self._metrics),
+            ]
+        )
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            shutdown_timeout=_SHUTDOWN_SECONDS,
+            keepalive_timeout=75.0,
+            max_line_size=_MAX_LINE,
+            max_field_size=_MAX_LINE,
+        )
+        self.address: Address | None = None
+
+    async def start(self) -> Address:
+        """Listen and serve.
+
+        :returns: where
+        :raises controller.rpc.server.PortError: naming the setting and the remedy
+        """
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self._listen.host, self._listen.port, backlog=64)
+        try:
+            await site.start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise port_error("monitoring_listen", self._listen, error) from None
+        host, port = self._runner.addresses[0][:2]
+        self.address = Address(host, port)
+        return self.address
+
+    async def stop(self) -> None:
+        await self._runner.cleanup()
+
+    async def _live(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok\n")  # the engine and this run on one loop: whoever answers, works
+
+    async def _ready(self, _: web.Request) -> web.Response:
+        waiting = {*self._waiting(), *(() if self._view().ready else ("engine",))}
+        if not waiting:
+            return web.Response(text="ready\n")
+        # why is for the log and for those with a token: this port is open to the cluster
+        return web.Response(text=f"waiting for: {', '.join(sorted(waiting))}\n", status=503)
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        text = page(self._view(), self._version, process_state(self._began), self._parts())
+        return web.Response(body=text.encode(), headers={"Content-Type": CONTENT_TYPE})

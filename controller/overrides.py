@@ -80,10 +80,13 @@ class OverrideRequest:
     operations: tuple[str, ...] = ()
 
 
-def make(inventory: Inventory, asked: OverrideRequest, *, now: float, longest: float) -> Override:
+def make(
+    inventory: Inventory, asked: OverrideRequest, *, now: float, longest: float, any_address: bool = False
+) -> Override:
     """Check a request and make the override of it. Fields are named as in the web API (``from``, ``to``).
 
     :param longest: the longest life, seconds
+    :param any_address: whether an address may be one that the inventory knows
     :raises InvalidRequest, UnknownWorkload: naming the field and the remedy
     """
     source, destination = asked.source, asked.destination
@@ -91,8 +94,8 @@ def make(inventory: Inventory, asked: OverrideRequest, *, now: float, longest: f
         raise InvalidRequest(
             f"{source.host} is a name: nobody is called from one", field="from", remedy="name a workload or an address"
         )
-    _checked_end(source, inventory, "from")
-    _checked_end(destination, inventory, "to")
+    _checked_end(source, inventory, "from", any_address=any_address)
+    _checked_end(destination, inventory, "to", any_address=any_address)
     if source == destination:
         raise InvalidRequest(f"both ends are {source}", field="to", remedy="name two different workloads")
     if not any(_has_sidecar(ref, inventory) for ref in (source, destination)):
@@ -127,9 +130,11 @@ def make(inventory: Inventory, asked: OverrideRequest, *, now: float, longest: f
     )
 
 
-def _checked_end(ref: WorkloadRef, inventory: Inventory, field: str) -> WorkloadRef:
+def _checked_end(ref: WorkloadRef, inventory: Inventory, field: str, *, any_address: bool) -> WorkloadRef:
     if not ref.is_external:
         return checked_workload(ref, inventory, field)
+    if any_address and not ref.host:
+        return ref
     owner = inventory.service_named(ref.host) if ref.host else inventory.attributed(ref)
     if owner is not None and owner != ref:
         what = "the name of a service" if ref.host else "the address"
@@ -186,7 +191,7 @@ def _checked_inspected(asked: OverrideRequest, inventory: Inventory) -> None:
             f"{asked.source} does not inspect {host}:{asked.port}, so nobody could judge operations there",
             field="operations",
             remedy=f"add `inspects: [{host}:{asked.port}]` to {asked.source} in the inventory (docs/escapes.md says "
-            "what that means for its TLS), or leave the operations out, which is about the whole connection",
+            "what that means for its TLS), or leave them out, which allows or denies the whole connection",
         )
 
 

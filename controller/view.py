@@ -10,13 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from controller.frozen_map import FrozenMap
 from controller.inventory import Inventory
-from controller.learner import LearnedEdge
+from controller.learner import Gate, LearnedEdge
 from graph.flow import EdgeKey, Flow
 from graph.model import InboundTls, Mode, Protocol, Rule, Snapshot, Verdict, WorkloadRef
 from graph.service_graph import EdgeView, NodeView
+
+if TYPE_CHECKING:  # they speak of overrides and modes themselves
+    from controller.declarations import Judgement, NetworkPolicyMode
+    from controller.fences import Fence
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +147,11 @@ class View:
     :param traffic: the service graph's edges, with counters, and with the learner's state, evidence and the rule that
         decides about them; an edge that was only ever refused is here and not in ``edges``
     :param audit_head: the newest entry of the audit log; None before the first
+    :param declared: overrides and modes are what a cluster's resources declare
+    :param judgements: of those resources, by ``Kind/namespace/name``
+    :param gates: the learning gates of workloads that have one of their own
+    :param network_policies: by namespace, where a resource says what is done with its NetworkPolicies
+    :param fences: by namespace: the NetworkPolicies that were applied to the cluster
     """
 
     trust_domain: str
@@ -159,6 +169,11 @@ class View:
     nodes: Mapping[WorkloadRef, NodeView] = field(default_factory=FrozenMap)
     traffic: Mapping[EdgeKey, EdgeView] = field(default_factory=FrozenMap)
     audit_head: AuditEntry | None = None
+    declared: bool = False
+    judgements: Mapping[str, Judgement] = field(default_factory=FrozenMap)
+    gates: Mapping[WorkloadRef, Gate] = field(default_factory=FrozenMap)
+    network_policies: Mapping[str, NetworkPolicyMode] = field(default_factory=FrozenMap)
+    fences: Mapping[str, Fence] = field(default_factory=FrozenMap)
 
     @property
     def ready(self) -> bool:
@@ -174,6 +189,8 @@ class Change:
     :param snapshots: the workloads that have a new policy
     :param flows: what was counted, in the order of arrival
     :param sidecars: keys of :attr:`View.sidecars`
+    :param judgements: resources that are judged differently now, or are gone
+    :param modes: workloads whose mode may have changed; ``fences``: namespaces whose applied NetworkPolicies have
     :param inventory: the inventory was replaced: directory answers may differ
     :param resync: this subscriber was too slow and missed changes: read the whole view again
     """
@@ -189,5 +206,8 @@ class Change:
     overrides: tuple[str, ...] = ()
     flows: tuple[Flow, ...] = ()
     sidecars: tuple[str, ...] = ()
+    judgements: tuple[str, ...] = ()
+    modes: tuple[WorkloadRef, ...] = ()
+    fences: tuple[str, ...] = ()
     inventory: bool = False
     resync: bool = False

@@ -21,10 +21,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from controller.engine import ingest, operations, sidecars, upkeep
+from controller.declarations import Declaration
+from controller.engine import declared, fencing, ingest, operations, sidecars, upkeep
+from controller.engine.declared import Acting
 from controller.engine.settings import EngineSettings
 from controller.engine.subscriptions import SnapshotWatch, Subscription
 from controller.engine.worker import Worker
+from controller.fences import Fence, Manifest
 from controller.inventory import Inventory
 from controller.overrides import OverrideRequest
 from controller.store import Store
@@ -192,6 +195,39 @@ class Engine:
         return await self._worker.ask(
             lambda state, now: operations.revoke_override(state, now, override_id, owner, reason)
         )
+
+    # --- changing: what a cluster declares
+
+    async def declare(self, declarations: Iterable[Declaration], acting: Mapping[str, Acting] | None = None) -> None:
+        """Let these resources, and no others, be the overrides and modes; what each comes to is in
+        :attr:`View.judgements <controller.view.View.judgements>`.
+
+        From the first call on, also over restarts, :meth:`create_override`, :meth:`revoke_override` and
+        :meth:`set_mode` are refused.
+
+        :param declarations: all that there are
+        :param acting: who changed what through us, by the resource's key
+        """
+        given, known = tuple(declarations), dict(acting or {})
+        await self._worker.ask(lambda state, now: declared.declare(state, now, given, known))
+
+    async def network_policies_applied(
+        self, namespace: str, manifests: Sequence[Manifest], detail: Mapping[str, object]
+    ) -> Fence:
+        """Keep a set of NetworkPolicies that is in force now, so that one can go back to it.
+
+        :param detail: for the audit log, JSON types only
+        """
+        held, said = tuple(manifests), dict(detail)
+        return await self._worker.ask(lambda state, now: fencing.applied(state, now, namespace, held, said))
+
+    async def pin_network_policies(self, namespace: str, to: int | str, owner: str, reason: str) -> Fence:
+        """Go back to NetworkPolicies that were applied before, and stay there; or go on with the newest policy.
+
+        :param to: a revision, ``previous`` or ``newest``
+        :raises NotFound: when there is no such set
+        """
+        return await self._worker.ask(lambda state, now: fencing.pin(state, now, namespace, to, owner, reason))
 
     # --- changing: sidecars
 

@@ -160,7 +160,9 @@ def _learn(state: State, flow: Flow, now: float) -> None:
     after = observe(before, flow, now, source_replicas=replicas)
     if after is None or after is before:
         return
-    after = step(after, state.settings.gate, now, destination_meshed=destination_meshed(state, flow.destination))
+    after = step(
+        after, state.gate_of_edge(flow.edge), now, destination_meshed=destination_meshed(state, flow.destination)
+    )
     state.put_edge(after, now)
     if before is None or before.state is not after.state:
         was = str(before.state) if before is not None else ""

@@ -12,6 +12,7 @@ from dataclasses import replace
 from itertools import islice
 
 from controller import join_tokens, overrides
+from controller.engine import declared
 from controller.engine.policy import concerns_everybody
 from controller.engine.sidecars import forget_gone
 from controller.engine.state import State
@@ -46,6 +47,7 @@ def set_inventory(state: State, now: float, inventory: Inventory, actor: str) ->
     changed = _changed_workloads(before, inventory)
     _follow_in_graph(state, before, changed, now)
     _follow_in_policy(state, before, changed)
+    declared.follow_inventory(state, now, changed)
     for ref in changed:
         for gone in set(before.instances_of(ref)) - set(inventory.instances_of(ref)):
             forget_gone(state, gone)
@@ -122,6 +124,7 @@ def set_mode(
     reason: str,
 ) -> tuple[WorkloadRef, ...]:
     """Set a mode; see :meth:`controller.engine.Engine.set_mode`."""
+    declared.check_ours(state)
     if isinstance(target, WorkloadRef):
         refs: tuple[WorkloadRef, ...] = (overrides.checked_workload(target, state.inventory, "workload"),)
     else:
@@ -199,6 +202,7 @@ def _seen(state: State, key: EdgeKey) -> LearnedEdge:
 
 def create_override(state: State, now: float, asked: OverrideRequest) -> Override:
     """Create an override; see :meth:`controller.engine.Engine.create_override`."""
+    declared.check_ours(state)
     override = overrides.make(state.inventory, asked, now=now, longest=state.settings.override_max)
     active = sum(1 for each in state.overrides.values() if each.state(now) is OverrideState.ACTIVE)
     if active >= state.settings.max_overrides:
@@ -226,6 +230,7 @@ def create_override(state: State, now: float, asked: OverrideRequest) -> Overrid
 
 def revoke_override(state: State, now: float, override_id: str, owner: str, reason: str) -> Override:
     """End an override; see :meth:`controller.engine.Engine.revoke_override`."""
+    declared.check_ours(state)
     override = state.overrides.get(override_id)
     if override is None:
         raise NotFound(f"there is no override {override_id!r:.80}", field="id", remedy="see `hedgerow overrides`")

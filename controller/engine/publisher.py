@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from controller import overrides
+from controller.declarations import Judgement, NetworkPolicyMode
 from controller.engine.state import State
+from controller.fences import Fence
 from controller.frozen_map import FrozenMap
-from controller.learner import LearnedEdge
+from controller.learner import Gate, LearnedEdge
 from controller.view import Change, Override, SidecarState, View, WorkloadMode
 from graph.flow import EdgeKey
 from graph.model import Rule, Snapshot, WorkloadRef
@@ -38,6 +40,10 @@ class Publisher:
         self._sidecars: FrozenMap[str, SidecarState] = FrozenMap()
         self._nodes: FrozenMap[WorkloadRef, NodeView] = FrozenMap()
         self._traffic: FrozenMap[EdgeKey, EdgeView] = FrozenMap()
+        self._judgements: FrozenMap[str, Judgement] = FrozenMap()
+        self._gates: FrozenMap[WorkloadRef, Gate] = FrozenMap()
+        self._network_policies: FrozenMap[str, NetworkPolicyMode] = FrozenMap()
+        self._fences: FrozenMap[str, Fence] = FrozenMap()
         self._overrides_of: dict[tuple[WorkloadRef, WorkloadRef], set[str]] = {}
         self._between: dict[tuple[WorkloadRef, WorkloadRef], set[EdgeKey]] = {}  # the keys of _traffic by their ends
 
@@ -54,6 +60,7 @@ class Publisher:
         touched_edges = set(state.edges.touched)
         rules, touched_overrides = tuple(sorted(state.rules.touched)), tuple(sorted(state.overrides.touched))
         sidecars, snapshots = tuple(sorted(state.sidecars.touched)), set(state.snapshots.touched)
+        judgements, fences = tuple(sorted(state.judgements.touched)), tuple(sorted(state.fences.touched))
         touched_edges |= {EdgeKey.parse(rule[len(LEARNED) :]) for rule in rules if rule.startswith(LEARNED)}
         touched_edges |= self._concerned_by_overrides(state)
         self._modes = state.modes.published(self._modes)
@@ -63,6 +70,10 @@ class Publisher:
         self._snapshots = state.snapshots.published(self._snapshots)
         self._overrides = state.overrides.published(self._overrides)
         self._sidecars = state.sidecars.published(self._sidecars)
+        self._judgements = state.judgements.published(self._judgements)
+        self._gates = state.gates.published(self._gates)
+        self._network_policies = state.network_policies.published(self._network_policies)
+        self._fences = state.fences.published(self._fences)
         nodes, removed_nodes = self._publish_nodes(state, touched_modes)
         edges, removed_edges = self._publish_traffic(state, touched_edges)
         inventory_changed, state.inventory_changed = state.inventory_changed, False
@@ -80,6 +91,9 @@ class Publisher:
             overrides=touched_overrides,
             flows=flows,
             sidecars=sidecars,
+            judgements=judgements,
+            modes=tuple(sorted(touched_modes)),
+            fences=fences,
             inventory=inventory_changed,
             resync=afresh,
         )
@@ -99,6 +113,11 @@ class Publisher:
             nodes=self._nodes,
             traffic=self._traffic,
             audit_head=state.audit_head,
+            declared=state.declared,
+            judgements=self._judgements,
+            gates=self._gates,
+            network_policies=self._network_policies,
+            fences=self._fences,
         )
         return self._view, change
 

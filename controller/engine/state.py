@@ -7,20 +7,33 @@ write fails the whole of it is thrown away and loaded again, so nothing here nee
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 from controller import audit, overrides
 from controller.compiler import CompileError
+from controller.declarations import (
+    Declaration,
+    Judgement,
+    ModeDeclaration,
+    Modes,
+    NetworkPolicyMode,
+    check_mode,
+    declaration_of,
+)
 from controller.engine.policy import PolicyIndex, digest_of, same_policy
 from controller.engine.settings import EngineSettings
 from controller.engine.timers import Due, Timers
 from controller.engine.tracked import Tracked
+from controller.errors import InvalidRequest, StoreError
+from controller.fences import Fence
 from controller.inventory import Inventory, inventory_of
 from controller.join_tokens import JoinToken
-from controller.learner import EdgeState, LearnedEdge, rule_of
+from controller.learner import EdgeState, Gate, LearnedEdge, rule_of
 from controller.store import Mark, Position, Stored, Writes
 from controller.view import AuditEntry, Override, SidecarState, WorkloadMode
 from graph.flow import EdgeKey, Flow
@@ -30,6 +43,11 @@ from graph.views import GraphChanges
 from graph.windows import Window
 
 _log = logging.getLogger(__name__)
+
+#: Kinds of documents in the store, and the one that says that a cluster's resources are the truth.
+DECLARATION = "declaration"
+FENCE = "fence"
+TRUTH = ("truth", "kubernetes")
 
 
 class State:
@@ -62,6 +80,15 @@ class State:
         self.overrides: Tracked[str, Override] = Tracked({each.id: each for each in stored.overrides})
         self.snapshots: Tracked[WorkloadRef, Snapshot] = Tracked()
         self.sidecars: Tracked[str, SidecarState] = Tracked(sidecars)
+        #: a cluster's resources are the truth about overrides and modes; see :mod:`controller.engine.declared`
+        self.declared = TRUTH in stored.documents
+        self.declarations: dict[str, Declaration] = {}
+        self.declared_modes = Modes()
+        self.judgements: Tracked[str, Judgement] = Tracked()
+        self.judged_anew = False  # since the state was loaded
+        self.gates: Tracked[WorkloadRef, Gate] = Tracked()
+        self.network_policies: Tracked[str, NetworkPolicyMode] = Tracked()
+        self.fences: Tracked[str, Fence] = Tracked()
         self.marks: dict[WorkloadRef, Mark] = dict(stored.marks)
         self.tokens: dict[str, JoinToken] = {token.id: token for token in stored.tokens}
         self.positions: dict[str, dict[str, Position]] = {}  # by instance, then boot
@@ -82,9 +109,29 @@ class State:
         self.graph_changes: list[GraphChanges] = []
         self._graph_seen = 0
         self._load_graph(stored, now)
+        self._load_documents(stored.documents)
         self._derive(now)
 
     # --- loading
+
+    def _load_documents(self, documents: Mapping[tuple[str, str], Mapping[str, Any]]) -> None:
+        for (kind, key), document in documents.items():
+            try:
+                if kind == DECLARATION:
+                    self.declarations[key] = declaration_of(document)
+                elif kind == FENCE:
+                    self.fences.put(key, Fence.from_dict(document))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise StoreError(
+                    f"the document {kind}/{key:.120} is damaged: {error}", remedy="restore the database from a backup"
+                ) from None
+        accepted = []
+        for each in self.declarations.values():
+            with contextlib.suppress(InvalidRequest):  # it is told why when the resources are seen again
+                if isinstance(each, ModeDeclaration):
+                    check_mode(each, self.inventory, self.settings.gate)
+                    accepted.append(each)
+        self.declared_modes = Modes.of(accepted)
 
     def _load_graph(self, stored: Stored, now: float) -> None:
         for ref, workload in self.inventory.workloads.items():
@@ -104,6 +151,7 @@ class State:
         """Everything that follows from what was stored."""
         for ref in self.inventory.workloads:
             self.modes.put(ref, self.mode_of(ref))
+            self.follow_gate(ref)
         for key, edge in self.edges.items():
             self.refresh_rule(key)
             self.schedule_edge(edge, now)
@@ -111,6 +159,10 @@ class State:
             if override.revoked_at is None and not override.ended:
                 self.put_rule(overrides.rule_of(override))
                 self.schedule_override(override)
+        for namespace in {each.source.namespace for each in self.declarations.values()}:
+            said = self.declared_modes.network_policy_of(namespace)
+            if said is not None:
+                self.network_policies.put(namespace, said)
         self.timers.at(now + self.settings.housekeeping, Due.HOUSEKEEPING, "")
         self.stale = {ref for ref, workload in self.inventory.workloads.items() if workload.has_sidecar}
         self._compile(now, len(self.stale))
@@ -132,13 +184,38 @@ class State:
         self.writes.audit.append(self.audit_head)
 
     def mode_of(self, ref: WorkloadRef) -> WorkloadMode:
+        if self.declared:
+            return self.declared_modes.mode_of(ref, self.settings.default_mode)
         return self.set_modes.get(ref, self.settings.default_mode)
+
+    def gate_of(self, ref: WorkloadRef) -> Gate:
+        """What learning waits for at a workload."""
+        return self.gates.get(ref, self.settings.gate)
+
+    def follow_gate(self, ref: WorkloadRef) -> bool:
+        """Let a workload's gate be what is declared. :return: whether it is another one now"""
+        before = self.gate_of(ref)
+        wanted = self.declared_modes.gate_of(ref, self.settings.gate) if self.declared else self.settings.gate
+        if ref in self.inventory.workloads and wanted != self.settings.gate:
+            self.gates.put(ref, wanted)
+        else:
+            self.gates.drop(ref)
+        return before != self.gate_of(ref)
+
+    def gate_of_edge(self, key: EdgeKey) -> Gate:
+        """Who is called decides; where that is outside, who calls."""
+        return self.gate_of(key.source if key.destination.is_external else key.destination)
 
     def put_mode(self, ref: WorkloadRef, mode: WorkloadMode) -> None:
         self.changed()
         before = self.mode_of(ref)
         self.set_modes[ref] = mode
         self.writes.modes[ref] = mode
+        self.follow_mode(ref, before, mode)
+
+    def follow_mode(self, ref: WorkloadRef, before: WorkloadMode, mode: WorkloadMode) -> None:
+        """A workload's mode is another one now."""
+        self.changed()
         self.modes.put(ref, mode)
         self.stale.add(ref)
         if Mode.QUARANTINE in (before.inbound, before.outbound, mode.inbound, mode.outbound):
@@ -204,6 +281,10 @@ class State:
         self.overrides.put(override.id, override)
         self.writes.overrides[override.id] = override
 
+    def put_document(self, kind: str, key: str, document: Mapping[str, Any] | None) -> None:
+        self.changed()
+        self.writes.documents[kind, key] = document
+
     def schedule_override(self, override: Override) -> None:
         """Come back to an override when it ends."""
         if override.expires_at is not None:
@@ -247,7 +328,7 @@ class State:
 
     def schedule_edge(self, edge: LearnedEdge, now: float) -> None:
         """Come back to an edge when time alone can move it."""
-        gate = self.settings.gate
+        gate = self.gate_of_edge(edge.key)
         moments = [edge.last_seen + gate.stale_after, edge.last_seen + gate.retire_after]
         if edge.state in (EdgeState.CANDIDATE, EdgeState.PROPOSED):
             moments.append(edge.first_seen + gate.min_seconds)

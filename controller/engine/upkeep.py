@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from controller.engine import declared
 from controller.engine.ingest import destination_meshed
 from controller.engine.state import State
 from controller.engine.timers import Due
@@ -33,19 +34,23 @@ def behind(state: State, now: float) -> bool:
 
 def _end_override(state: State, now: float, override_id: str) -> None:
     override = state.overrides.get(override_id)
-    if override is None or override.ended or override.expires_at is None or override.expires_at > now:
+    if override is None or override.ended or override.expires_at is None:
+        return
+    if override.expires_at > now:  # its end was put off
+        state.schedule_override(override)
         return
     state.put_override(replace(override, ended=True))
     state.drop_rule(override_id)
     state.hurry((override.source, override.destination))
     state.log(now, "controller", "override.expire", override_id, expires_at=override.expires_at)
+    declared.ended(state, now, override_id)
 
 
 def _ripen(state: State, now: float, key: EdgeKey) -> None:
     before = state.edges.get(key)
     if before is None:
         return
-    gate = state.settings.gate
+    gate = state.gate_of_edge(key)
     if before.state is EdgeState.RETIRED and now - before.last_seen >= 2 * gate.retire_after:
         state.forget_edge(key)
         state.log(now, "learner", "edge.forget", str(key), last_seen=before.last_seen)
@@ -76,7 +81,10 @@ def _report_refusals(state: State, now: float, key: str) -> None:
 
 def _clear_away(state: State, now: float) -> None:
     settings = state.settings
+    present = declared.present(state)
     for override in list(state.overrides.values()):
+        if override.id in present:  # its resource is still there, and shows that it ended
+            continue
         if override.ended and now - (override.revoked_at or override.expires_at or now) > settings.override_kept:
             state.remove_override(override.id)
     for token in list(state.tokens.values()):

@@ -49,8 +49,13 @@ _OPERATIONS = (
     "ALTER TABLE overrides ADD COLUMN operations TEXT NOT NULL DEFAULT '[]'",
 )
 
+#: What a cluster declares, and which NetworkPolicies were applied to it, each a JSON document by its kind and key.
+_DOCUMENTS = (
+    "CREATE TABLE documents (kind TEXT NOT NULL, key TEXT NOT NULL, document TEXT NOT NULL, PRIMARY KEY (kind, key))",
+)
+
 #: One entry a version, in order: the statements that lead from the version before to it.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _OPERATIONS)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _OPERATIONS, _DOCUMENTS)
 
 
 def version_of(connection: Connection) -> int:

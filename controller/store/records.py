@@ -50,6 +50,7 @@ class Writes:
     :param windows: by (edge, width, start), seconds
     :param operations: all of an edge's
     :param positions: by (``namespace/instance``, boot id)
+    :param documents: JSON objects by (kind, key)
     """
 
     generation: int = 0
@@ -60,11 +61,12 @@ class Writes:
     traffic: dict[tuple[EdgeKey, Direction], EdgeTotals | None] = field(default_factory=dict)
     windows: dict[tuple[EdgeKey, int, int], Counts | None] = field(default_factory=dict)
     operations: dict[EdgeKey, tuple[OperationView, ...] | None] = field(default_factory=dict)
-    modes: dict[WorkloadRef, WorkloadMode] = field(default_factory=dict)
+    modes: dict[WorkloadRef, WorkloadMode | None] = field(default_factory=dict)
     overrides: dict[str, Override | None] = field(default_factory=dict)
     tokens: dict[str, JoinToken | None] = field(default_factory=dict)
     positions: dict[tuple[str, str], Position | None] = field(default_factory=dict)
     marks: dict[WorkloadRef, Mark] = field(default_factory=dict)
+    documents: dict[tuple[str, str], Mapping[str, Any] | None] = field(default_factory=dict)
     audit: list[AuditEntry] = field(default_factory=list)
 
     def __bool__(self) -> bool:
@@ -82,6 +84,7 @@ class Writes:
             or self.tokens
             or self.positions
             or self.marks
+            or self.documents
             or self.audit
         )
 
@@ -103,6 +106,7 @@ class Stored:
     tokens: tuple[JoinToken, ...] = ()
     positions: Mapping[tuple[str, str], Position] = field(default_factory=dict)
     marks: Mapping[WorkloadRef, Mark] = field(default_factory=dict)
+    documents: Mapping[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
     audit_head: AuditEntry | None = None
 
 

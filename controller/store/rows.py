@@ -206,6 +206,17 @@ def mark_of(row: Row) -> tuple[WorkloadRef, Mark]:
     return WorkloadRef.parse(row["workload"]), Mark(int(row["version"]), row["digest"], row["issued_at"])
 
 
+def document_row(key: tuple[str, str], document: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": key[0], "key": key[1], "document": dumps(document)}
+
+
+def document_of(row: Row) -> tuple[tuple[str, str], Mapping[str, Any]]:
+    document = json.loads(row["document"])
+    if not isinstance(document, dict):
+        raise ValueError("it is no JSON object")
+    return (row["kind"], row["key"]), document
+
+
 def audit_row(entry: AuditEntry) -> dict[str, Any]:
     return {
         "sequence": entry.sequence,

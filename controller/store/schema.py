@@ -97,6 +97,8 @@ positions = Table("positions", metadata, _key("instance"), _key("boot_id"), _num
 
 snapshots = Table("snapshots", metadata, _key("workload"), _number("version"), _text("digest"), _time("issued_at"))
 
+documents = Table("documents", metadata, _key("kind"), _key("key"), _text("document"))
+
 audit = Table(
     "audit",
     metadata,

@@ -110,6 +110,7 @@ class SqliteStore:
                 tokens=tuple(self._rows(schema.join_tokens, rows.token_of)),
                 positions=dict(self._rows(schema.positions, rows.position_of)),
                 marks=dict(self._rows(schema.snapshots, rows.mark_of)),
+                documents=dict(self._rows(schema.documents, rows.document_of)),
                 audit_head=head,
             )
 
@@ -174,7 +175,8 @@ class SqliteStore:
         asked = [(key, views) for key, views in writes.operations.items() if views is not None]
         _put(connection, schema.operations, [rows.operations_row(key, views) for key, views in asked])
         _drop(connection, schema.operations, [(str(key),) for key, views in writes.operations.items() if views is None])
-        _put(connection, schema.modes, [rows.mode_row(ref, mode) for ref, mode in writes.modes.items()])
+        _put(connection, schema.modes, [rows.mode_row(ref, mode) for ref, mode in writes.modes.items() if mode])
+        _drop(connection, schema.modes, [(str(ref),) for ref, mode in writes.modes.items() if mode is None])
         _put(connection, schema.overrides, [rows.override_row(each) for each in writes.overrides.values() if each])
         _drop(connection, schema.overrides, [(key,) for key, each in writes.overrides.items() if each is None])
         _put(connection, schema.join_tokens, [rows.token_row(each) for each in writes.tokens.values() if each])
@@ -182,6 +184,9 @@ class SqliteStore:
         _put(connection, schema.positions, [rows.position_row(key, p) for key, p in writes.positions.items() if p])
         _drop(connection, schema.positions, [key for key, each in writes.positions.items() if each is None])
         _put(connection, schema.snapshots, [rows.mark_row(ref, mark) for ref, mark in writes.marks.items()])
+        kept_documents = [(key, document) for key, document in writes.documents.items() if document is not None]
+        _put(connection, schema.documents, [rows.document_row(key, document) for key, document in kept_documents])
+        _drop(connection, schema.documents, [key for key, document in writes.documents.items() if document is None])
         if writes.audit:  # never an upsert: what is written there is written once
             connection.execute(schema.audit.insert(), [rows.audit_row(entry) for entry in writes.audit])
 

@@ -81,6 +81,7 @@ def everything() -> Writes:
         tokens={token.id: token for _, token in [join_tokens.make(instance("cart-0"), 60.0, "ann", NOW)]},
         positions={("shop/cart-0", "boot"): Position(12, NOW)},
         marks={CART: Mark(4, "d" * 64, NOW)},
+        documents={("declaration", "AccessOverride/shop/a"): {"ä": [1, None]}, ("fence", "shop"): {}},
         audit=[entry, audit.append(entry, NOW + 1, "learner", "edge.active", str(KEY), {})],
     )
 
@@ -105,6 +106,7 @@ def test_everything_comes_back_after_a_restart(tmp_path: Path) -> None:
             tokens=tuple(each for each in writes.tokens.values() if each is not None),
             positions=writes.positions,  # type: ignore[arg-type]
             marks=writes.marks,
+            documents=writes.documents,  # type: ignore[arg-type]
             audit_head=writes.audit[-1],
         )
         assert store.audit_page(10) == tuple(reversed(writes.audit))
@@ -127,10 +129,12 @@ def test_a_later_value_replaces_the_earlier_and_none_deletes_it(tmp_path: Path) 
                 overrides=dict.fromkeys(first.overrides),
                 tokens=dict.fromkeys(token.id for token in store.load().tokens),
                 positions=dict.fromkeys(first.positions),
+                modes=dict.fromkeys(first.modes),
+                documents=dict.fromkeys(first.documents),
             )
         )
         left = store.load()
-        assert (left.generation, left.modes, left.marks) == (9, first.modes, first.marks)
+        assert (left.generation, left.modes, left.documents, left.marks) == (9, {}, {}, first.marks)
         assert (left.edges, left.traffic, left.overrides, left.tokens) == ((), (), (), ())
         assert (left.windows, left.positions) == ({}, {})
 
@@ -243,7 +247,7 @@ def test_a_newer_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     with SqliteStore(path, (*migrations.MIGRATIONS, STEP)) as store:
         store.commit(everything())
     before = path.read_bytes()
-    with pytest.raises(StoreError, match=r"version 3.*knows up to 2; start the newer hedgerow"):
+    with pytest.raises(StoreError, match=r"version 4.*knows up to 3; start the newer hedgerow"):
         SqliteStore(path)
     assert path.read_bytes() == before
 

@@ -1,0 +1,351 @@
+"""Lets what a cluster's resources declare be the overrides and modes in force.
+
+:func:`declare` is given *all* resources every time, and does what is different: however watches are cut and begun
+again, what is in force follows from the resources that are there. Until it is first called after a start, what the
+store kept stays in force. From then on :func:`follow_inventory` keeps up with workloads that come and go, in the same
+transaction, so that no rule is missing for a moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from controller import overrides
+from controller.declarations import (
+    Declaration,
+    Judgement,
+    ModeDeclaration,
+    Modes,
+    OverrideDeclaration,
+    check_mode,
+    document_of,
+    override_of,
+    refused,
+)
+from controller.engine.state import DECLARATION, TRUTH, State
+from controller.engine.timers import Due
+from controller.errors import Conflict, InvalidRequest
+from controller.view import Override, OverrideState
+from graph.model import WorkloadRef
+
+#: In the audit log: a change of a resource that did not go through us. The API server's own log knows who it was.
+CLUSTER = "kubernetes"
+TOO_MANY = "too-many"
+_SHOWN = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Acting:
+    """Who changes a resource through us, and why."""
+
+    owner: str
+    reason: str
+
+
+def declare(
+    state: State,
+    now: float,
+    declarations: Iterable[Declaration],
+    acting: Mapping[str, Acting],
+) -> None:
+    """Let these, and no others, be the overrides and modes.
+
+    :param acting: who changed what, by the resource's key, where it went through us
+    """
+    wanted = {each.key: each for each in declarations}
+    if not state.declared:
+        _adopt(state, now)
+    again = not state.judged_anew
+    state.judged_anew = True
+    gone = [key for key in state.declarations if key not in wanted]
+    changed = [key for key, each in wanted.items() if each is not state.declarations.get(key)]
+    changed = [key for key in changed if wanted[key] != state.declarations.get(key)]
+    before = state.declared_modes
+    for key in gone:
+        _remove(state, now, key, acting.get(key))
+    for key in changed:
+        held = state.declarations.get(key)
+        if held is not None and held.source.uid != wanted[key].source.uid:
+            _remove(state, now, key, acting.get(key))
+        state.declarations[key] = wanted[key]
+        state.put_document(DECLARATION, key, document_of(wanted[key]))
+    judged = list(wanted) if again else changed
+    _judge_overrides(state, now, judged, acting)
+    if again or any(_is_mode(state, key) for key in changed) or any(key in _keys(before) for key in gone):
+        _judge_modes(state, now, acting, set(changed))
+    _fill_room(state, now, acting)
+
+
+def follow_inventory(state: State, now: float, changed: set[WorkloadRef]) -> None:
+    """The inventory was replaced: what speaks of these workloads, or of an address or a name, is judged again."""
+    if not state.declared:
+        return
+    concerned = [
+        each.key
+        for each in state.declarations.values()
+        if isinstance(each, OverrideDeclaration)
+        and any(end.is_external or end in changed for end in (each.asked.source, each.asked.destination))
+    ]
+    _judge_overrides(state, now, concerned, {})
+    if any(isinstance(each, ModeDeclaration) for each in state.declarations.values()):
+        _judge_modes(state, now, {}, set(), anew=changed)
+    _fill_room(state, now, {})
+
+
+def ended(state: State, now: float, override_id: str) -> None:
+    """An override has come to its end."""
+    for key, judgement in list(state.judgements.items()):
+        if judgement.override_id == override_id and not judgement.ended:
+            state.judgements.put(key, replace(judgement, ended=True))
+    _fill_room(state, now, {})
+
+
+def present(state: State) -> set[str]:
+    """The ids of overrides whose resources are there."""
+    return {each.id for each in state.declarations.values() if isinstance(each, OverrideDeclaration)}
+
+
+def check_ours(state: State) -> None:
+    """:raises Conflict: when overrides and modes are what a cluster's resources say, and not ours to change"""
+    if state.declared:
+        raise Conflict(
+            "overrides and modes are what the cluster's AccessOverrides and SegmentationModes say",
+            remedy="start the controller with `kubernetes:` in controller.yaml, or give it another state_dir",
+        )
+
+
+# --- inside
+
+
+def _adopt(state: State, now: float) -> None:
+    """From now on the resources are the truth. What was set before in the store alone is no longer."""
+    state.declared = True
+    state.put_document(*TRUTH, {})
+    state.log(now, CLUSTER, "declarations.adopt", "overrides and modes", modes=len(state.set_modes))
+    for ref in list(state.set_modes):
+        del state.set_modes[ref]
+        state.writes.modes[ref] = None
+    for override in list(state.overrides.values()):
+        if not override.ended:
+            _end(state, now, override, Acting(CLUSTER, "no AccessOverride declares it"))
+
+
+def _keys(modes: Modes) -> set[str]:
+    """The resources that modes were made of."""
+    return {each.key for members in modes.by_target.values() for each in members}
+
+
+def _is_mode(state: State, key: str) -> bool:
+    return isinstance(state.declarations.get(key), ModeDeclaration)
+
+
+def _remove(state: State, now: float, key: str, by: Acting | None) -> None:
+    declaration = state.declarations.pop(key)
+    state.put_document(DECLARATION, key, None)
+    state.judgements.drop(key)
+    by = by or Acting(CLUSTER, f"the {key.partition('/')[0]} was deleted")
+    if isinstance(declaration, ModeDeclaration):
+        state.log(now, by.owner, "mode.unset", declaration.target, resource=key, reason=by.reason)
+        return
+    override = state.overrides.get(declaration.id)
+    if override is not None and override.state(now) is OverrideState.ACTIVE:
+        _end(state, now, override, by)
+
+
+def _end(state: State, now: float, override: Override, by: Acting) -> None:
+    state.put_override(replace(override, revoked_at=now, revoked_by=by.owner, revoke_reason=by.reason, ended=True))
+    state.drop_rule(override.id)
+    state.hurry((override.source, override.destination))
+    state.log(now, by.owner, "override.revoke", override.id, reason=by.reason)
+
+
+def _judge_overrides(state: State, now: float, keys: Iterable[str], acting: Mapping[str, Acting]) -> None:
+    found = [state.declarations[key] for key in keys]
+    for declaration in sorted(found, key=lambda each: each.source.age):
+        if isinstance(declaration, OverrideDeclaration):
+            _judge_override(state, now, declaration, acting.get(declaration.key))
+
+
+def _judge_override(state: State, now: float, declaration: OverrideDeclaration, by: Acting | None) -> None:
+    held = state.overrides.get(declaration.id)
+    try:
+        made = override_of(declaration, state.inventory, longest=state.settings.override_max)
+        over = made.expires_at is not None and made.expires_at <= now
+        if not over and (held is None or held.ended):
+            _check_room(state, now)
+    except InvalidRequest as error:
+        _refuse(state, now, declaration, error, held)
+        return
+    made = replace(made, ended=over)
+    source = declaration.source
+    _put_judgement(
+        state,
+        declaration,
+        Judgement(
+            source.uid,
+            source.generation,
+            accepted=True,
+            override_id=made.id,
+            expires_at=made.expires_at,
+            ended=over,
+        ),
+    )
+    if held == made:
+        return
+    state.put_override(made)
+    if over:
+        state.drop_rule(made.id)
+    else:
+        state.put_rule(overrides.rule_of(made))
+        state.schedule_override(made)
+    state.hurry((made.source, made.destination))
+    action = "override.create" if held is None else "override.change"
+    state.log(
+        now,
+        by.owner if by is not None else CLUSTER,
+        action,
+        made.id,
+        resource=declaration.key,
+        uid=source.uid,
+        author=source.author,
+        effect=str(made.effect),
+        source=str(made.source),
+        destination=str(made.destination),
+        port=made.port,
+        protocol=str(made.protocol),
+        operations=list(made.operations),
+        owner=made.owner,
+        reason=made.reason,
+        expires_at=made.expires_at,
+        ended=over,
+    )
+
+
+def _refuse(
+    state: State, now: float, declaration: OverrideDeclaration, error: InvalidRequest, held: Override | None
+) -> None:
+    judgement = refused(declaration, error)
+    if state.judgements.get(declaration.key) == judgement and held is None:
+        return
+    _put_judgement(state, declaration, judgement)
+    if held is not None:
+        state.drop_rule(held.id)
+        state.remove_override(held.id)
+        state.hurry((held.source, held.destination))
+    state.log(
+        now,
+        "controller",
+        "override.refuse" if held is None else "override.withdraw",
+        declaration.id,
+        resource=declaration.key,
+        problem=str(error),
+    )
+
+
+def _put_judgement(state: State, declaration: Declaration, judgement: Judgement) -> None:
+    if state.judgements.get(declaration.key) != judgement:
+        state.changed()
+        state.judgements.put(declaration.key, judgement)
+
+
+def _active(state: State, now: float) -> int:
+    return sum(1 for each in state.overrides.values() if each.state(now) is OverrideState.ACTIVE)
+
+
+def _check_room(state: State, now: float) -> None:
+    if len(state.overrides) < state.settings.max_overrides:
+        return  # counting them one by one costs, and is not needed yet
+    if _active(state, now) >= state.settings.max_overrides:
+        raise InvalidRequest(
+            f"there are {state.settings.max_overrides} active overrides",
+            remedy="delete those that are no longer needed; this one then comes into force",
+            code=TOO_MANY,
+        )
+
+
+def _fill_room(state: State, now: float, acting: Mapping[str, Acting]) -> None:
+    """Let those come into force for which there was no room, the oldest first."""
+    waiting = [key for key, each in state.judgements.items() if each.code == TOO_MANY]
+    free = state.settings.max_overrides - _active(state, now) if waiting else 0
+    if free > 0:
+        oldest = sorted(waiting, key=lambda key: state.declarations[key].source.age)
+        _judge_overrides(state, now, oldest[:free], acting)
+
+
+def _judge_modes(
+    state: State,
+    now: float,
+    acting: Mapping[str, Acting],
+    changed: set[str],
+    anew: Iterable[WorkloadRef] = (),
+) -> None:
+    """Judge every mode that is declared, and let every workload's follow.
+
+    :param anew: workloads whose mode was looked up already, by what was declared before
+    """
+    before = state.declared_modes
+    declared = [each for each in state.declarations.values() if isinstance(each, ModeDeclaration)]
+    verdicts: dict[str, InvalidRequest | None] = {}
+    for each in declared:
+        try:
+            check_mode(each, state.inventory, state.settings.gate)
+            verdicts[each.key] = None
+        except InvalidRequest as error:
+            verdicts[each.key] = error
+    after = Modes.of(each for each in declared if verdicts[each.key] is None)
+    state.declared_modes = after
+    for each in declared:
+        wrong = verdicts[each.key]
+        judgement = (
+            refused(each, wrong)
+            if wrong is not None
+            else Judgement(each.source.uid, each.source.generation, accepted=True, shadowed=after.shadowed(each))
+        )
+        if state.judgements.get(each.key) != judgement or each.key in changed:
+            _put_judgement(state, each, judgement)
+            by = acting.get(each.key)
+            state.log(
+                now,
+                by.owner if by is not None else CLUSTER,
+                "mode.set" if wrong is None else "mode.refuse",
+                each.target,
+                resource=each.key,
+                author=each.source.author,
+                owner=each.owner,
+                reason=each.reason,
+                problem=str(wrong or ""),
+                shadowed=list(judgement.shadowed),
+                **{name: value if isinstance(value, float) else str(value) for name, value in each.says().items()},
+            )
+    if after == before:
+        anew = set(anew)
+        concerned: Iterable[WorkloadRef] = (ref for ref in anew if ref in state.inventory.workloads)
+    else:
+        concerned = state.inventory.workloads
+    _follow(state, now, concerned)
+
+
+def _follow(state: State, now: float, concerned: Iterable[WorkloadRef]) -> None:
+    """Let modes, gates and what is said about NetworkPolicies be what is declared."""
+    for ref in concerned:
+        held, mode = state.modes.get(ref), state.mode_of(ref)
+        if held != mode:
+            state.follow_mode(ref, held or state.settings.default_mode, mode)
+            state.hurry((ref,))
+        if state.follow_gate(ref):
+            state.changed()
+            for key in state.edges_of.get(ref, frozenset()):
+                state.timers.at(now, Due.EDGE, key)  # it may have passed the new gate already
+    for ref in [ref for ref in state.gates if ref not in state.inventory.workloads]:
+        state.gates.drop(ref)
+    spoken = {target for target in state.declared_modes.by_target if "/" not in target}
+    for namespace in spoken | set(state.network_policies):
+        said = state.declared_modes.network_policy_of(namespace)
+        if said == state.network_policies.get(namespace):
+            continue
+        state.changed()
+        if said is None:
+            state.network_policies.drop(namespace)
+        else:
+            state.network_policies.put(namespace, said)

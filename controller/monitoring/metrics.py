@@ -58,8 +58,8 @@ def _lines(view: View, version: str, process: ProcessState, parts: Iterable[Part
     yield from _inventory(view)
     yield from _sidecars(view)
     yield from _policy(view)
-    head = view.audit_head
-    yield from _one("hedgerow_audit_entries_total", "counter", "Entries of the audit log.", head.sequence if head else 0)
+    entries = view.audit_head.sequence if view.audit_head else 0
+    yield from _one("hedgerow_audit_entries_total", "counter", "Entries of the audit log.", entries)
     yield from _parts(tuple(parts))
     yield from _one("process_cpu_seconds_total", "counter", "User and system time.", process.cpu_seconds)
     yield from _one("process_resident_memory_bytes", "gauge", "Resident memory.", process.resident_bytes)

@@ -59,7 +59,7 @@ async def test_a_running_controller_shows_its_state_in_numbers(tmp_path):
         assert after["hedgerow_overrides{state=active}"] == 1
         assert after["hedgerow_rules{effect=deny,origin=override}"] == 1
         assert after["hedgerow_changes_total"] > before["hedgerow_changes_total"]
-        assert after["hedgerow_audit_entries_total"] > before["hedgerow_audit_entries"]
+        assert after["hedgerow_audit_entries_total"] > before["hedgerow_audit_entries_total"]
         whole = (await get(f"{where}/metrics"))[2]
         assert not any(name in whole for name in ("front", "cart", "anna")), "it names nobody"
 

@@ -15,6 +15,7 @@ class Endpoint:
 
     :param identity: the SPIFFE ID that it must prove, empty when it is not meshed
     :param transport: how it is reached when it is meshed
+    :param workload: whose it is, when that is not the destination's workload; an external reference when it is nobody's
     """
 
     address: str
@@ -23,6 +24,7 @@ class Endpoint:
     identity: str = ""
     ready: bool = True
     transport: Transport = Transport.TUNNEL
+    workload: WorkloadRef | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +32,11 @@ class Destination:
     """The directory's answer for one address and port that a workload connects to.
 
     :param address: the address asked for: a service's, or an instance's
-    :param workload: who answers there; None when the address is not in the inventory
-    :param meshed: whether its instances have sidecars, so that only mutual TLS will do
-    :param endpoints: empty with ``workload`` set means that nothing is running there now
+    :param workload: who answers there; None when the address is not in the inventory, or when that is not one workload
+    :param service: whose address it is; empty for an instance's
+    :param meshed: whether all of its instances have sidecars, so that only mutual TLS will do; where only some have,
+        their endpoints' identities say so
+    :param endpoints: empty inside the inventory means that nothing is running there now
     """
 
     address: str
@@ -43,3 +47,14 @@ class Destination:
     meshed: bool = False
     endpoints: tuple[Endpoint, ...] = field(default=())
     version: int = 0
+
+    @property
+    def outside(self) -> bool:
+        """Whether the inventory does not know the address."""
+        return self.workload is None and not self.service
+
+    def workload_of(self, endpoint: Endpoint | None) -> WorkloadRef | None:
+        """Who answers at ``endpoint`` (None: at none of them); None when it is nobody of the inventory."""
+        if endpoint is None or endpoint.workload is None:
+            return self.workload
+        return None if endpoint.workload.is_external else endpoint.workload

@@ -100,9 +100,9 @@ class Outbound:
             return
         destination = fabric.directory.cached(target.host, target.port)
         endpoints: list[Endpoint] | None = None
-        if destination is not None and destination.meshed:
+        if destination is not None and destination.endpoints:
             endpoints = fabric.balancer.order(destination.endpoints, fabric.reactor.loop.time())
-            if endpoints and endpoints[0].address not in fabric.settings.addresses:
+            if endpoints and endpoints[0].identity and endpoints[0].address not in fabric.settings.addresses:
                 tunnel = self._pool.ready(endpoints[0])
                 if tunnel is not None:
                     self._carry_now(sock, target, destination, endpoints[0], tunnel)
@@ -211,7 +211,7 @@ class _Attempt:
             self._refuse_client()
             return
         host = ""
-        if destination.workload is None and self._sock is not None:
+        if destination.outside and self._sock is not None:
             host = await self._egress.host(self._sock, self._target)
         untrusted = False
         for endpoint in self._candidates(destination):
@@ -256,7 +256,7 @@ class _Attempt:
 
     def _candidates(self, destination: Destination) -> list[Endpoint]:
         """Where to try, in this order."""
-        if destination.workload is None:
+        if destination.outside:
             return [Endpoint(self._target.host, self._target.port)]
         if self._endpoints is None:
             self._endpoints = self._fabric.balancer.order(destination.endpoints, self._fabric.reactor.loop.time())
@@ -269,7 +269,7 @@ class _Attempt:
         """
         fabric = self._fabric
         # A connection to ourselves stays in the pod: the application's own socket is on the loopback device.
-        if destination.meshed and endpoint.address not in fabric.settings.addresses:
+        if (destination.meshed or endpoint.identity) and endpoint.address not in fabric.settings.addresses:
             if endpoint.transport is Transport.MTLS:
                 await self._reach_proxy(endpoint, connection)
                 return
@@ -353,16 +353,16 @@ def carry(fabric: Fabric, sock: socket.socket, connection: Connection, endpoint:
 
 
 def destination_peer(destination: Destination, endpoint: Endpoint | None, target: Address, host: str = "") -> Peer:
-    """Whom the policy is asked about. The identity is expected, not proved yet.
+    """Whom the policy is asked about: whoever answers at this endpoint. The identity is expected, not proved yet.
 
     :param host: the name of a destination outside the inventory, bound to its address by DNS
     """
     address = endpoint.address if endpoint is not None else target.host
-    if endpoint is not None and endpoint.identity and destination.workload is not None:
+    workload = destination.workload_of(endpoint)
+    if endpoint is not None and endpoint.identity and workload is not None:
         peer = _expected_peer(endpoint.identity, address, False)
-        if peer is not None and peer.workload in (None, destination.workload):
-            return peer if peer.workload else replace(peer, workload=destination.workload)
-    workload = destination.workload
+        if peer is not None and peer.workload in (None, workload):
+            return peer if peer.workload else replace(peer, workload=workload)
     return Peer(workload, workload.namespace if workload is not None else "", address=address, host=host)
 
 

@@ -157,7 +157,7 @@ class Questions:
         if data is None:
             worker.send(Kind.ANSWER, {**head, "error": "the answer can not be passed on"})
             return
-        outside = destination.workload is None and self._names is not None
+        outside = destination.outside and self._names is not None
         keep = held is not None and key[0] == address and not outside
         if keep and address not in self._own:
             self._watching.setdefault(key, {})[worker] = None

@@ -166,7 +166,16 @@ request_flows = st.builds(
 )
 flows = st.one_of(connection_flows, connection_flows, request_flows)
 
-endpoints = st.builds(Endpoint, ADDRESSES, PORTS, NAMES, identities, st.booleans(), st.sampled_from(Transport))
+endpoints = st.builds(
+    Endpoint,
+    ADDRESSES,
+    PORTS,
+    NAMES,
+    identities,
+    st.booleans(),
+    st.sampled_from(Transport),
+    st.one_of(st.none(), workloads),
+)
 destinations = st.builds(
     Destination,
     address=ADDRESSES,

@@ -58,9 +58,15 @@ def destination_of(item: dict[str, Any]) -> Destination:
         item["address"],
         item["port"],
         workload=WorkloadRef.parse(item["workload"]) if item.get("workload") else None,
+        service=item.get("service", ""),
         meshed=item.get("meshed", False),
         endpoints=tuple(
-            Endpoint(endpoint["address"], endpoint["port"], identity=endpoint.get("identity", ""))
+            Endpoint(
+                endpoint["address"],
+                endpoint["port"],
+                identity=endpoint.get("identity", ""),
+                workload=WorkloadRef.parse(endpoint["workload"]) if endpoint.get("workload") else None,
+            )
             for endpoint in item.get("endpoints", [])
         ),
     )

@@ -52,14 +52,16 @@ def page(view: View, version: str, process: ProcessState, parts: Iterable[PartSt
 
 
 def _lines(view: View, version: str, process: ProcessState, parts: Iterable[PartState]) -> Iterator[str]:
-    yield from _family("hedgerow_build_info", "gauge", "The version that runs.", [({"version": version}, 1)])
-    yield from _one("hedgerow_ready", "gauge", "1 when the stored state has been loaded.", int(view.ready))
-    yield from _one("hedgerow_changes_total", "counter", "Stored changes, also over restarts.", view.generation)
+    yield from _family("hedgerow_controller_build_info", "gauge", "The version that runs.", [({"version": version}, 1)])
+    yield from _one("hedgerow_controller_ready", "gauge", "1 when the stored state has been loaded.", int(view.ready))
+    yield from _one(
+        "hedgerow_controller_changes_total", "counter", "Stored changes, also over restarts.", view.generation
+    )
     yield from _inventory(view)
     yield from _sidecars(view)
     yield from _policy(view)
     entries = view.audit_head.sequence if view.audit_head else 0
-    yield from _one("hedgerow_audit_entries_total", "counter", "Entries of the audit log.", entries)
+    yield from _one("hedgerow_controller_audit_entries_total", "counter", "Entries of the audit log.", entries)
     yield from _parts(tuple(parts))
     yield from _one("process_cpu_seconds_total", "counter", "User and system time.", process.cpu_seconds)
     yield from _one("process_resident_memory_bytes", "gauge", "Resident memory.", process.resident_bytes)
@@ -72,45 +74,53 @@ def _inventory(view: View) -> Iterator[str]:
     meshed = Counter(workload.meshed for workload in inventory.workloads.values())
     ready = Counter(instance.ready for instance in inventory.instances.values())
     yield from _family(
-        "hedgerow_workloads", "gauge", "Workloads, by whether they have sidecars.", _flagged("meshed", meshed)
+        "hedgerow_controller_workloads",
+        "gauge",
+        "Workloads, by whether they have sidecars.",
+        _flagged("meshed", meshed),
     )
-    yield from _family("hedgerow_instances", "gauge", "Replicas, by readiness.", _flagged("ready", ready))
-    yield from _one("hedgerow_services", "gauge", "Services.", len(inventory.services))
+    yield from _family("hedgerow_controller_instances", "gauge", "Replicas, by readiness.", _flagged("ready", ready))
+    yield from _one("hedgerow_controller_services", "gauge", "Services.", len(inventory.services))
 
 
 def _sidecars(view: View) -> Iterator[str]:
     sidecars = view.sidecars.values()
     connected = Counter(sidecar.connected for sidecar in sidecars)
-    yield from _family("hedgerow_sidecars", "gauge", "Sidecars that were heard of.", _flagged("connected", connected))
+    yield from _family(
+        "hedgerow_controller_sidecars", "gauge", "Sidecars that were heard of.", _flagged("connected", connected)
+    )
     live = [sidecar for sidecar in sidecars if sidecar.connected]
     behind = sum(sidecar.held_version < sidecar.pushed_version for sidecar in live)
     text = "Connected sidecars that have not acknowledged what they were sent last."
-    yield from _one("hedgerow_sidecars_behind", "gauge", text, behind)
+    yield from _one("hedgerow_controller_sidecars_behind", "gauge", text, behind)
     text = "Connected sidecars that refused the last policy."
-    yield from _one("hedgerow_sidecars_refusing", "gauge", text, sum(bool(sidecar.nack) for sidecar in live))
+    yield from _one("hedgerow_controller_sidecars_refusing", "gauge", text, sum(bool(sidecar.nack) for sidecar in live))
     text = "Flows that the sidecars now known dropped because they found no room."
-    yield from _one("hedgerow_flows_shed", "gauge", text, sum(sidecar.shed for sidecar in sidecars))
+    yield from _one("hedgerow_controller_flows_shed", "gauge", text, sum(sidecar.shed for sidecar in sidecars))
     text = "Flows that the sidecars now known reported and were not entitled to."
-    yield from _one("hedgerow_flows_refused", "gauge", text, sum(sidecar.refused for sidecar in sidecars))
+    yield from _one("hedgerow_controller_flows_refused", "gauge", text, sum(sidecar.refused for sidecar in sidecars))
 
 
 def _policy(view: View) -> Iterator[str]:
     states = Counter(str(edge.state) for edge in view.edges.values())
     yield from _family(
-        "hedgerow_edges", "gauge", "Edges by what the learner thinks of them.", _counted("state", EdgeState, states)
+        "hedgerow_controller_edges",
+        "gauge",
+        "Edges by what the learner thinks of them.",
+        _counted("state", EdgeState, states),
     )
     refused = sum(edge.denied > 0 for edge in view.traffic.values())
-    yield from _one("hedgerow_edges_refused", "gauge", "Edges on which something was refused.", refused)
+    yield from _one("hedgerow_controller_edges_refused", "gauge", "Edges on which something was refused.", refused)
     rules = Counter((str(rule.origin), str(rule.effect)) for rule in view.rules.values())
     both = [
         ({"origin": str(origin), "effect": str(effect)}, rules[str(origin), str(effect)])
         for origin in Origin
         for effect in Verdict
     ]
-    yield from _family("hedgerow_rules", "gauge", "Rules in force.", both)
+    yield from _family("hedgerow_controller_rules", "gauge", "Rules in force.", both)
     overrides = Counter(str(override.state(view.at)) for override in view.overrides.values())
     yield from _family(
-        "hedgerow_overrides", "gauge", "What people decided.", _counted("state", OverrideState, overrides)
+        "hedgerow_controller_overrides", "gauge", "What people decided.", _counted("state", OverrideState, overrides)
     )
     modes: Counter[tuple[str, str]] = Counter()
     for mode in view.modes.values():
@@ -121,16 +131,20 @@ def _policy(view: View) -> Iterator[str]:
         for direction in ("inbound", "outbound")
         for mode in Mode
     ]
-    yield from _family("hedgerow_workload_modes", "gauge", "Workloads by mode.", each)
+    yield from _family("hedgerow_controller_workload_modes", "gauge", "Workloads by mode.", each)
 
 
 def _parts(parts: tuple[PartState, ...]) -> Iterator[str]:
     if not parts:
         return
     synced: list[tuple[Labels, float]] = [({"part": part.name}, int(part.synced)) for part in parts]
-    yield from _family("hedgerow_cluster_part_synced", "gauge", "1 when it is as the cluster has it.", synced)
+    yield from _family(
+        "hedgerow_controller_cluster_part_synced", "gauge", "1 when it is as the cluster has it.", synced
+    )
     failures: list[tuple[Labels, float]] = [({"part": part.name}, part.failures) for part in parts]
-    yield from _family("hedgerow_cluster_part_failures_total", "counter", "How often it was begun again.", failures)
+    yield from _family(
+        "hedgerow_controller_cluster_part_failures_total", "counter", "How often it was begun again.", failures
+    )
 
 
 def _flagged(label: str, counts: Mapping[bool, int]) -> list[tuple[Labels, float]]:

@@ -44,11 +44,11 @@ async def test_a_running_controller_shows_its_state_in_numbers(tmp_path):
         status, kind, text = await get(f"{where}/metrics")
         assert (status, kind) == (200, "text/plain; version=0.0.4; charset=utf-8")
         before = samples(text)
-        assert before["hedgerow_workloads{meshed=true}"] == 3
-        assert before["hedgerow_workloads{meshed=false}"] == 1
-        assert before["hedgerow_instances{ready=true}"] == 5
-        assert before["hedgerow_workload_modes{direction=inbound,mode=learn}"] == 4
-        assert before["hedgerow_overrides{state=active}"] == 0
+        assert before["hedgerow_controller_workloads{meshed=true}"] == 3
+        assert before["hedgerow_controller_workloads{meshed=false}"] == 1
+        assert before["hedgerow_controller_instances{ready=true}"] == 5
+        assert before["hedgerow_controller_workload_modes{direction=inbound,mode=learn}"] == 4
+        assert before["hedgerow_controller_overrides{state=active}"] == 0
         assert before["process_open_fds"] > 3
         body = {
             "effect": "deny", "from": "shop/front", "to": "shop/cart", "port": 8080,
@@ -56,10 +56,10 @@ async def test_a_running_controller_shows_its_state_in_numbers(tmp_path):
         }  # fmt: skip
         await controller.post("/overrides", body, 201)
         after = samples((await get(f"{where}/metrics"))[2])
-        assert after["hedgerow_overrides{state=active}"] == 1
-        assert after["hedgerow_rules{effect=deny,origin=override}"] == 1
-        assert after["hedgerow_changes_total"] > before["hedgerow_changes_total"]
-        assert after["hedgerow_audit_entries_total"] > before["hedgerow_audit_entries_total"]
+        assert after["hedgerow_controller_overrides{state=active}"] == 1
+        assert after["hedgerow_controller_rules{effect=deny,origin=override}"] == 1
+        assert after["hedgerow_controller_changes_total"] > before["hedgerow_changes_total"]
+        assert after["hedgerow_controller_audit_entries_total"] > before["hedgerow_audit_entries_total"]
         whole = (await get(f"{where}/metrics"))[2]
         assert not any(name in whole for name in ("front", "cart", "anna")), "it names nobody"
 
@@ -105,10 +105,10 @@ async def test_a_port_that_is_taken_is_named_with_its_setting():
 def test_parts_of_a_cluster_are_shown():
     text = page(View("t"), '1.0"\n\\', PROCESS, [PartState("inventory", True, 0), PartState("trust", False, 3)])
     found = samples(text)
-    assert found["hedgerow_cluster_part_synced{part=inventory}"] == 1
-    assert found["hedgerow_cluster_part_synced{part=trust}"] == 0
-    assert found["hedgerow_cluster_part_failures_total{part=trust}"] == 3
-    assert found['hedgerow_build_info{version=1.0"\n\\}'] == 1
+    assert found["hedgerow_controller_cluster_part_synced{part=inventory}"] == 1
+    assert found["hedgerow_controller_cluster_part_synced{part=trust}"] == 0
+    assert found["hedgerow_controller_cluster_part_failures_total{part=trust}"] == 3
+    assert found['hedgerow_controller_build_info{version=1.0"\n\\}'] == 1
     assert found["process_cpu_seconds_total"] == 1.5
     assert found["process_start_time_seconds"] == PROCESS.started_at
 

@@ -3,6 +3,8 @@
 # make bench  what two sidecars cost beside none
 # make bench-dataplane (-short)   the same beside Envoy and HAProxy, against the targets: bench/README.md
 # make soak   ten minutes at half load: memory, descriptors and tasks must not grow
+# make e2e-apiserver   the Kubernetes parts against a real API server, which is built the first time (8 minutes)
+# make e2e-cluster     the mesh in real pods; on a cluster of yours with KUBECONFIG=FILE
 # make check  format, lint, types, the direction of imports, the generated code
 
 SHELL := /bin/sh
@@ -75,6 +77,13 @@ soak: setup
 	@.ci/system-packages test
 	@HEDGEROW_SOAK_SECONDS=$${HEDGEROW_SOAK_SECONDS:-600} HEDGEROW_SOAK_JSON=bench/results/soak.json \
 	    $(PY) -m pytest --capture=no tests/endurance/test_soak.py
+
+# Programs are built once, into the cache of whoever runs this: e2e/kube/README.md
+.PHONY: e2e-apiserver e2e-cluster
+e2e-apiserver: setup
+	@.ci/system-packages e2e
+	@$(PY) -m e2e.kube --quiet apiserver
+	@$(PY) -m pytest $(or $(TESTS),e2e/apiserver)
 
 clean:
 	@rm -rf $(VENV) ui/node_modules controller/web/static .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache \

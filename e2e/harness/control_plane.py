@@ -25,6 +25,8 @@ KUBERNETES_SERVICE = "10.96.0.1"
 AUDIENCE = "https://kubernetes.default.svc"
 _TAKEN = "address already in use"
 _ATTEMPTS = 3
+#: Open watches would keep the API server for a minute, seconds.
+_STOP_GRACE = 1.0
 #: Who did what to which object, without bodies: tests of RBAC read it.
 _AUDIT_POLICY = {
     "apiVersion": "audit.k8s.io/v1",
@@ -109,14 +111,19 @@ class ControlPlane:
             program.kill()
 
     def start_api_server(self) -> None:
-        """Start the API server, the first time or after :meth:`stop_api_server`, and wait until it is ready."""
-        server = self._programs["kube-apiserver"]
+        """Start the API server, the first time or after :meth:`stop_api_server`, and wait until it is ready.
+
+        Controllers that lost it would try again only after up to half a minute: they are started anew.
+        """
+        server, controllers = self._programs["kube-apiserver"], self._programs["kube-controller-manager"]
         server.start()
         server.until(self._ready, "ready")
+        controllers.kill()
+        controllers.start()
 
     def stop_api_server(self) -> None:
-        """Stop the API server as a roll-out would; etcd and the controllers go on."""
-        self._programs["kube-apiserver"].stop()
+        """Stop the API server: it closes its listener, then whatever watches are left. etcd and the controllers go on."""
+        self._programs["kube-apiserver"].stop(grace=_STOP_GRACE)
 
     def client_kubeconfig(self, name: str, *, user: str, group: str = "") -> Path:
         """A kubeconfig for a component that shows a certificate."""
@@ -139,7 +146,6 @@ class ControlPlane:
         etcd.until(lambda: self._answers(self.etcd, "/readyz"), "ready")
         self.start_api_server()
         controllers = self._programs["kube-controller-manager"]
-        controllers.start()
         controllers.until(lambda: self.service_account_exists("default"), "making ServiceAccounts")
 
     def service_account_exists(self, namespace: str) -> bool:
@@ -222,8 +228,6 @@ class ControlPlane:
             "--profiling=false",
             f"--audit-policy-file={policy}",
             f"--audit-log-path={self.audit_log}",
-            # Tests stop it: what is open is told to go, and nothing is waited for that no load balancer will do.
-            "--shutdown-delay-duration=0s",
         ]
         if self._node is None:
             return [

@@ -68,7 +68,7 @@ class Authority:
         return self._sign(name, _name(common_name or name, organization), usages, names)
 
     def client(self, name: str, *, common_name: str, organization: str = "") -> Pair:
-        """A certificate for a client; Kubernetes reads the user from the common name and the group from the organization."""
+        """A client's certificate: Kubernetes reads the user from the common name, the group from the organization."""
         return self._sign(name, _name(common_name, organization), [ExtendedKeyUsageOID.CLIENT_AUTH], [])
 
     def _sign(

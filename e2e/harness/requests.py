@@ -1,4 +1,4 @@
-"""Requests to an API server without a client library: the suites judge that library's use, and kubectl is slow to start."""
+"""Requests to an API server without a client library: suites judge that library's use, and kubectl is slow to start."""
 
 from __future__ import annotations
 

@@ -1,0 +1,63 @@
+"""What the suites about custom resources share: our CRDs in the API server, and objects of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from e2e.harness.apiserver import ApiServer
+from e2e.harness.errors import CommandFailed
+
+CRDS = Path(__file__).parents[2] / "charts" / "hedgerow" / "crds"
+VERSION = "hedgerow.dev/v1alpha1"
+
+
+def install_crds(apiserver: ApiServer) -> None:
+    """Put our CRDs in and wait until they are served. Done twice it changes nothing."""
+    apiserver.kubectl("apply", "--server-side", "-f", str(CRDS))
+    names = [f"crd/{file.stem}.hedgerow.dev" for file in sorted(CRDS.glob("*.yaml"))]
+    apiserver.kubectl("wait", "--for=condition=Established", "--timeout=60s", *names)
+
+
+def access_override(namespace: str, name: str = "one", **spec: Any) -> dict[str, Any]:
+    """An AccessOverride from ``web/front`` to ``cart`` in its own namespace; None takes a field out."""
+    whole = {
+        "effect": "allow",
+        "from": {"namespace": "web", "workload": "front"},
+        "to": {"workload": "cart"},
+        "port": 8080,
+        "owner": "anna",
+        "reason": "release 7",
+    } | spec
+    return _object("AccessOverride", namespace, name, whole)
+
+
+def segmentation_mode(namespace: str, name: str = "default", **spec: Any) -> dict[str, Any]:
+    return _object("SegmentationMode", namespace, name, spec)
+
+
+def _object(kind: str, namespace: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "apiVersion": VERSION,
+        "kind": kind,
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {key: value for key, value in spec.items() if value is not None},
+    }
+
+
+def put(apiserver: ApiServer, document: dict[str, Any]) -> None:
+    """Apply one object as a person would."""
+    apiserver.kubectl("apply", "-f", "-", stdin=json.dumps(document))
+
+
+def refusal(apiserver: ApiServer, document: dict[str, Any]) -> str:
+    """What the API server says against it; nothing is written.
+
+    :raises AssertionError: when it says nothing
+    """
+    try:
+        apiserver.kubectl("apply", "--server-side", "--dry-run=server", "-f", "-", stdin=json.dumps(document))
+    except CommandFailed as error:
+        return str(error)
+    raise AssertionError(f"it was taken: {document}")

@@ -55,7 +55,7 @@ def test_good_overrides_are_taken(server: ApiServer, namespace: str, spec: dict[
         ({"reason": "x" * 1001}, ("spec.reason", "1000")),
         ({"port": 0}, ("spec.port", "1")),
         ({"port": 65536}, ("spec.port", "65535")),
-        ({"port": "http"}, ("spec.port", "integer")),
+        ({"port": "http"}, ("spec.port", "numeric")),
         ({"protocol": "ICMP"}, ("spec.protocol", "TCP")),
         ({"ttl": "8h", "expiresAt": "2030-01-01T00:00:00Z"}, ("keep one of them",)),
         ({"ttl": "8 hours"}, ("spec.ttl", "90s, 30m, 8h or 7d")),
@@ -144,9 +144,7 @@ def test_good_modes_are_taken(server: ApiServer, namespace: str, spec: dict[str,
         ({"ingres": "learn"}, ("ingres",)),
     ],
 )
-def test_a_bad_mode_is_refused_with_the_remedy(
-    server: ApiServer, spec: dict[str, Any], words: tuple[str, ...]
-) -> None:
+def test_a_bad_mode_is_refused_with_the_remedy(server: ApiServer, spec: dict[str, Any], words: tuple[str, ...]) -> None:
     said = refusal(server, segmentation_mode("default", **spec))
     for word in words:
         assert word in said

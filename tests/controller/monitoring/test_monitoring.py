@@ -58,8 +58,8 @@ async def test_a_running_controller_shows_its_state_in_numbers(tmp_path):
         after = samples((await get(f"{where}/metrics"))[2])
         assert after["hedgerow_controller_overrides{state=active}"] == 1
         assert after["hedgerow_controller_rules{effect=deny,origin=override}"] == 1
-        assert after["hedgerow_controller_changes_total"] > before["hedgerow_changes_total"]
-        assert after["hedgerow_controller_audit_entries_total"] > before["hedgerow_audit_entries_total"]
+        assert after["hedgerow_controller_changes_total"] > before["hedgerow_controller_changes_total"]
+        assert after["hedgerow_controller_audit_entries_total"] > before["hedgerow_controller_audit_entries_total"]
         whole = (await get(f"{where}/metrics"))[2]
         assert not any(name in whole for name in ("front", "cart", "anna")), "it names nobody"
 

@@ -89,7 +89,8 @@ class Controller:
             self.cluster = Cluster(
                 settings.kubernetes, engine, keyring, settings.trust_domain, self._gate.recheck, clock
             )
-        issuer = Issuer(keyring, engine, settings.svid_lifetime, clock)
+        attestor = self.cluster.attestor if self.cluster is not None else None
+        issuer = Issuer(keyring, engine, settings.svid_lifetime, clock, attestor=attestor)
         self.issuer_server = Server("issuer_listen", settings.issuer_listen, lambda: keyring.material, mutual=False)
         rpc.add_IssuerServicer_to_server(AttestingIssuer(issuer), self.issuer_server.grpc)
         self.grpc_server = Server("grpc_listen", settings.grpc_listen, lambda: keyring.material, mutual=True)

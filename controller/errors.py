@@ -97,3 +97,25 @@ class JoinTokenError(ControllerError):
     """
 
     code = "join-token-unknown"
+
+
+class AttestationRefused(ControllerError):
+    """A Kubernetes token does not prove which pod shows it, or that pod may have no certificate.
+
+    ``code`` begins with ``attestation-`` and says why; ``docs/attestation.md`` lists all of them. The token is in no
+    message.
+
+    :param pod: ``namespace/name`` that the token was found to be bound to; empty when that is not known
+    """
+
+    code = "attestation-refused"
+
+    def __init__(self, problem: str, *, code: str, remedy: str = "", field: str = "", pod: str = "") -> None:
+        super().__init__(problem, code=code, remedy=remedy, field=field or "service_account_token")
+        self.pod = pod
+
+
+class AttestationUnavailable(ControllerError):
+    """Whether a Kubernetes token holds can not be found out now; asking again later may work."""
+
+    code = "attestation-unavailable"

@@ -1,4 +1,5 @@
-"""Signs workload certificates: the first one against a join token, every later one against the one before.
+"""Signs workload certificates: the first one against a join token or a token of Kubernetes, every later one against the
+one before.
 
 Rules:
 
@@ -7,16 +8,20 @@ Rules:
 3. A certificate names the instance that it was signed for, so that later calls are bound to it by what the caller
    proves and not by the address it seems to come from.
 4. Every signature is an audit entry, written before the certificate is handed out.
-5. Wrong tokens cost their sender's address: :class:`Throttle`.
+5. Wrong tokens cost their sender's address: :class:`Throttle`. Right ones of Kubernetes may be shown again, a few
+   times: :class:`controller.signings.Signings`.
+6. No token is in a message, a log or the audit log; there it is the first half of its SHA-256.
 """
 
 from __future__ import annotations
 
 import hashlib
 import ipaddress
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 from certs.bundle import TrustBundle
@@ -24,14 +29,17 @@ from certs.ca import SignedChain
 from certs.issue import read_csr
 from certs.keys import public_bytes
 from certs.spiffe import SpiffeId
-from controller.errors import ControllerError, JoinTokenError
+from controller.errors import AttestationRefused, ControllerError, JoinTokenError
 from controller.keyring import Keyring
+from controller.signings import Complaints, Signings
 from controller.view import View
 from graph.model import Instance
 
+log = logging.getLogger("hedgerow.issuer")
+
 
 class Throttled(ControllerError):
-    """Too many wrong join tokens came from this address; later ones are not even looked at for a while."""
+    """Too many wrong tokens came from this address; later ones are not even looked at for a while."""
 
     code = "throttled"
 
@@ -45,6 +53,25 @@ class Attestations(Protocol):
     async def redeem_join_token(self, token: str) -> Instance: ...
 
     async def record(self, actor: str, action: str, subject: str, detail: Mapping[str, object]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Attested:
+    """A sidecar that proved its pod by a token of Kubernetes.
+
+    :param uid: of the pod
+    :param evidence: what the audit log is to say of it; JSON types
+    """
+
+    instance: Instance
+    uid: str
+    evidence: Mapping[str, object]
+
+
+class TokenAttestor(Protocol):
+    """Finds out which pod shows a token of Kubernetes; see :mod:`controller.kube.attestation`."""
+
+    async def attest(self, token: str, instance: str, address: str) -> Attested: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +89,13 @@ class Throttle:
     :param burst: attempts in a row
     :param interval: seconds after which one more is given
     :param most: addresses remembered; beyond it those not heard of for longest are forgotten
+    :param remedy: what to try again with
     """
 
-    def __init__(self, burst: int = 10, interval: float = 6.0, most: int = 10_000) -> None:
+    def __init__(
+        self, burst: int = 10, interval: float = 6.0, most: int = 10_000, remedy: str = "`hedgerow join-token`"
+    ) -> None:
+        self._remedy = remedy
         self._burst = burst
         self._interval = interval
         self._most = most
@@ -75,8 +106,8 @@ class Throttle:
         left = self._burst - self._spent_by(_network(address), now)
         if left < 1:
             raise Throttled(
-                "too many wrong join tokens came from this address",
-                remedy=f"try again in {(1 - left) * self._interval:.0f} s with a token from `hedgerow join-token`",
+                "too many wrong tokens came from this address",
+                remedy=f"try again in {(1 - left) * self._interval:.0f} s with a token from {self._remedy}",
             )
 
     def failed(self, address: str, now: float) -> None:
@@ -107,6 +138,7 @@ class Issuer:
 
     :param lifetime: seconds that a workload's certificate holds
     :param clock: seconds since the epoch
+    :param attestor: None where there is no Kubernetes
     """
 
     def __init__(
@@ -116,12 +148,18 @@ class Issuer:
         lifetime: float,
         clock: Callable[[], float],
         throttle: Throttle | None = None,
+        attestor: TokenAttestor | None = None,
     ) -> None:
         self._keyring = keyring
         self._engine = engine
         self._lifetime = lifetime
         self._clock = clock
         self._throttle = throttle or Throttle()
+        self._attestor = attestor
+        # a node may stand before many pods with one address, and each of them may be wrong for a while
+        self._attesting = Throttle(burst=60, interval=1.0, remedy="the pod's projected volume")
+        self._signings = Signings()
+        self._complaints = Complaints()
 
     async def join(self, csr_der: bytes, token: str, address: str) -> Issued:
         """The first certificate of an instance, for a join token.
@@ -142,6 +180,44 @@ class Issuer:
             raise
         return await self._sign(csr_der, instance, "certificate.join")
 
+    async def attest(self, csr_der: bytes, token: str, instance: str, address: str) -> Issued:
+        """The first certificate of an instance, for a token of Kubernetes; also another one, for the same or a later
+        token, when the first was lost or has expired.
+
+        :param instance: who the caller takes itself for
+        :param address: where it seems to be
+        :raises Throttled: before anything else is looked at
+        :raises certs.errors.InvalidCsr:
+        :raises AttestationRefused, AttestationUnavailable: see :mod:`controller.kube.attestation`
+        """
+        now = self._clock()
+        self._attesting.check(address, now)
+        key = hashlib.sha256(public_bytes(read_csr(csr_der))).digest()
+        self._keyring.check_ready()
+        if self._attestor is None:
+            raise AttestationRefused(
+                "this controller is not on Kubernetes", code="attestation-no-cluster", remedy="use a join token"
+            )
+        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+        try:
+            attested = await self._attestor.attest(token, instance, address)
+            pod = f"{attested.instance.workload.namespace}/{attested.instance.name}"
+            keys = self._signings.admit(pod, attested.uid, digest, key, self._clock())
+        except AttestationRefused as error:
+            self._attesting.failed(address, now)
+            await self._write_down(error, address)
+            raise
+        if keys > 1:
+            log.warning("the token of pod %s signs key number %d; it was signed for before", pod, keys)
+        evidence = {**attested.evidence, "token_sha256": digest[:16].hex(), "token_keys": keys}
+        return await self._sign(csr_der, attested.instance, "certificate.attest", evidence)
+
+    async def _write_down(self, error: AttestationRefused, address: str) -> None:
+        """A pod that showed a good token and gets nothing for it is worth an audit entry; a stranger is not."""
+        if error.pod and self._complaints.is_new(error.pod, error.code, self._clock()):
+            detail = {"code": error.code, "problem": error.problem, "from": address}
+            await self._engine.record(f"sidecar:{error.pod}", "certificate.refused", error.pod, detail)
+
     async def renew(self, csr_der: bytes, instance: Instance) -> Issued:
         """The next certificate of an instance that proved who it is.
 
@@ -151,7 +227,9 @@ class Issuer:
         self._keyring.check_ready()
         return await self._sign(csr_der, instance, "certificate.renew")
 
-    async def _sign(self, csr_der: bytes, instance: Instance, action: str) -> Issued:
+    async def _sign(
+        self, csr_der: bytes, instance: Instance, action: str, evidence: Mapping[str, object] = MappingProxyType({})
+    ) -> Issued:
         view = self._engine.view
         identity = SpiffeId.parse(view.inventory.identity_of(instance.workload))
         chain = self._keyring.sign_workload(csr_der, identity, instance.name, self._lifetime)
@@ -164,6 +242,7 @@ class Issuer:
                 "spiffe_id": str(identity),
                 "not_after": chain.not_after,
                 "public_key_sha256": hashlib.sha256(public_bytes(read_csr(csr_der))).hexdigest(),
+                **evidence,
             },
         )
         return Issued(chain, self._keyring.bundle, instance)

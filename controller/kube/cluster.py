@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from controller.engine import Engine
 from controller.keyring import Keyring
+from controller.kube.attestation import Attestor
 from controller.kube.client import Client
 from controller.kube.settings import KubernetesSettings
 from controller.kube.supervision import Part, Supervision
@@ -54,6 +55,7 @@ class Cluster:
     ) -> None:
         self.client = Client(settings)
         self.surroundings = Surroundings(settings, self.client, engine, keyring, trust_domain, recheck, clock)
+        self.attestor = Attestor(self.client, engine, settings.namespace)
         self.supervision = Supervision(parts_of(self.surroundings), time.monotonic)
 
     async def open(self) -> None:

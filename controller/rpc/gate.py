@@ -19,6 +19,8 @@ import grpc.aio
 from certs.bundle import TrustBundle
 from certs.errors import AuthorityError, CertError
 from controller.errors import (
+    AttestationRefused,
+    AttestationUnavailable,
     ControllerError,
     IngestError,
     InvalidRequest,
@@ -74,6 +76,10 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
             return code.RESOURCE_EXHAUSTED, str(error)
         case JoinTokenError():
             return code.PERMISSION_DENIED, str(error)
+        case AttestationRefused():
+            return code.PERMISSION_DENIED, f"{error} [{error.code}]"
+        case AttestationUnavailable():
+            return code.UNAVAILABLE, f"{error} [{error.code}]"
         case NotReady() | StoreError() | AuthorityError():
             return code.UNAVAILABLE, str(error)
         case IngestError() | InvalidRequest() | DecodeError() | InvalidValue() | CertError():

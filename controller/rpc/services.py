@@ -37,26 +37,25 @@ class Ingest(Protocol):
 
 
 class AttestingIssuer(rpc.IssuerServicer):
-    """The issuer for those who have no certificate yet: a join token says who they are."""
+    """The issuer for those who have no certificate yet: a join token, or one of Kubernetes, says who they are."""
 
     def __init__(self, issuer: Issuer) -> None:
         self._issuer = issuer
 
     async def Sign(self, request: pb.SignRequest, context: Context) -> pb.SignResponse:
         async with answered(context):
+            address = address_of(context.peer())
             match request.WhichOneof("attestation"):
                 case "join_token":
-                    return _signed(
-                        await self._issuer.join(request.csr_der, request.join_token, address_of(context.peer()))
-                    )
-                case None:
+                    return _signed(await self._issuer.join(request.csr_der, request.join_token, address))
+                case "service_account_token":
+                    token = request.service_account_token
+                    return _signed(await self._issuer.attest(request.csr_der, token, request.instance, address))
+                case _:
                     raise Refused(
                         grpc.StatusCode.INVALID_ARGUMENT,
-                        "attestation: missing; send the join token (renewals belong on the mutual TLS port)",
-                    )
-                case kind:
-                    raise Refused(
-                        grpc.StatusCode.UNIMPLEMENTED, f"attestation: {kind} is not taken here; use a join token"
+                        "attestation: missing; send a join token or a ServiceAccount token (renewals belong on the "
+                        "mutual TLS port)",
                     )
         raise AssertionError("answered() does not swallow")  # for the type checker: abort always raises
 

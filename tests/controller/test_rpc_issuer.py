@@ -104,7 +104,9 @@ async def test_the_attesting_port_serves_the_issuer_alone_and_wants_an_attestati
         code, message = await refused(rpc.IssuerStub(channel).Sign(pb.SignRequest(csr_der=make_csr(new_key()))))
         assert (code, message.startswith("attestation: missing")) == (grpc.StatusCode.INVALID_ARGUMENT, True)
         request = pb.SignRequest(csr_der=make_csr(new_key()), service_account_token="x")
-        assert (await refused(rpc.IssuerStub(channel).Sign(request)))[0] is grpc.StatusCode.UNIMPLEMENTED
+        code, message = await refused(rpc.IssuerStub(channel).Sign(request))
+        assert (code, "not on Kubernetes" in message) == (grpc.StatusCode.PERMISSION_DENIED, True)
+        assert message.endswith("use a join token [attestation-no-cluster]")
         code, _ = await refused(rpc.DirectoryStub(channel).Resolve(pb.ResolveRequest(address="10.0.0.1", port=1)))
         assert code is grpc.StatusCode.UNIMPLEMENTED
 

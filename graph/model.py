@@ -240,33 +240,70 @@ class Workload:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Instance:
-    """One running replica. ``name`` is unique in its namespace, as a pod's is; ``address`` is its IP address."""
+    """One running replica. ``name`` is unique in its namespace, as a pod's is; ``address`` is its IP address.
+
+    :param meshed: whether this one has the proxy that its workload's replicas have; one that was not restarted yet
+        may not
+    :param service_account: where that is another than its workload's; empty otherwise
+    :param more_addresses: the others that it has, of the other IP family
+    """
 
     name: str
     workload: WorkloadRef
     address: str
     ready: bool = True
+    meshed: bool = True
+    service_account: str = ""
+    more_addresses: tuple[str, ...] = ()
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return (self.address, *self.more_addresses)
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceEndpoint:
+    """Where connections to one port of a service go: an instance's address, or one that is nobody's."""
+
+    address: str
+    port: int
+    ready: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class ServicePort:
-    """One port of a service and the port of its pods behind it."""
+    """One port of a service and what is behind it.
+
+    :param target_port: of the pods; where they differ, of most of them
+    :param endpoints: None: every instance of the service's workload, on ``target_port``
+    """
 
     port: int
     target_port: int
     protocol: Protocol = Protocol.TCP
     name: str = ""
+    endpoints: tuple[ServiceEndpoint, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A stable name and address in front of the instances of one workload."""
+    """A stable name, and mostly an address, in front of instances.
+
+    :param address: empty when it has none (a headless service)
+    :param workload: whose instances these are; None when that is not exactly one workload
+    :param more_addresses: the others that it has, of the other IP family
+    """
 
     namespace: str
     name: str
     address: str
-    workload: WorkloadRef
+    workload: WorkloadRef | None
     ports: tuple[ServicePort, ...] = ()
+    more_addresses: tuple[str, ...] = ()
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return (self.address, *self.more_addresses) if self.address else ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -282,8 +282,7 @@ def _subjects(policy: PolicyInput, known: Iterable[Subject]) -> dict[WorkloadRef
                 field="instances",
                 remedy="add the workload, or remove the instance",
             )
-        if instance.address:
-            address = str(parsed(instance.address))
+        for address in {str(parsed(each)) for each in instance.addresses if each}:
             addresses[instance.workload].add(address)
             owners.setdefault(address, set()).add(instance.workload)
     subjects = {subject.ref: subject for subject in known}

@@ -10,6 +10,7 @@ import difflib
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -67,8 +68,11 @@ class Inventory:
             ("workloads", _frozen(self.workloads)),
             ("instances", _frozen(self.instances)),
             ("services", _frozen(self.services)),
-            ("_by_address", _frozen({instance.address: instance for instance in self.instances.values()})),
-            ("_by_service_address", _frozen({service.address: service for service in self.services.values()})),
+            (
+                "_by_address",
+                _frozen({at: instance for instance in self.instances.values() for at in instance.addresses}),
+            ),
+            ("_by_service_address", _frozen({at: each for each in self.services.values() for at in each.addresses})),
             ("_by_workload", _frozen({ref: tuple(sorted(found)) for ref, found in by_workload.items()})),
         ):
             object.__setattr__(self, name, value)
@@ -89,12 +93,23 @@ class Inventory:
 
     def identity_of(self, ref: WorkloadRef) -> str:
         """The SPIFFE ID of a workload's instances; empty when it is unknown or nothing proves who it is."""
+        return self._identity(ref, "")
+
+    def identity_of_instance(self, instance: Instance) -> str:
+        """The SPIFFE ID of one instance; empty when nothing proves who it is.
+
+        While a workload's service account changes, its instances have the old one and the new one.
+        """
+        return self._identity(instance.workload, instance.service_account) if instance.meshed else ""
+
+    def _identity(self, ref: WorkloadRef, account: str) -> str:
         workload = self.workloads.get(ref)
         if workload is None or not workload.meshed:
             return ""
+        account = account or workload.service_account
         if workload.account_identity:
-            return str(SpiffeId.for_account(self.trust_domain, ref.namespace, workload.service_account))
-        return str(SpiffeId.for_workload(self.trust_domain, ref.namespace, workload.service_account, ref.name))
+            return _account_id(self.trust_domain, ref.namespace, account)
+        return _workload_id(self.trust_domain, ref.namespace, account, ref.name)
 
     def attributed(self, ref: WorkloadRef) -> WorkloadRef:
         """The workload behind an external address, where an instance or a service has it; else ``ref`` itself."""
@@ -104,11 +119,11 @@ class Inventory:
         if instance is not None:
             return instance.workload
         service = self._by_service_address.get(ref.name)
-        return service.workload if service is not None else ref
+        return service.workload if service is not None and service.workload is not None else ref
 
     def service_named(self, host: str) -> WorkloadRef | None:
         """The workload of the service that a DNS name leads to inside the cluster: ``cart.shop``, ``cart.shop.svc``, …
-        (Kubernetes, "DNS for Services and Pods")."""
+        (Kubernetes, "DNS for Services and Pods"); None when there is none, or not exactly one."""
         labels = host.split(".")
         if len(labels) < 2 or labels[2:3] not in ([], ["svc"]):
             return None
@@ -125,9 +140,10 @@ class Inventory:
     def resolve(self, address: str, port: int, protocol: Protocol = Protocol.TCP) -> Destination:
         """Who answers at ``address`` and ``port``.
 
-        A service's address leads to the instances of its workload, on the target port; a port that the service does not
-        have leads to nobody. An instance's address leads to that instance alone. Any other address is not ours: the
-        answer then has no workload and no endpoint.
+        A service's address leads to the instances behind it, on the target port; a port that the service does not have
+        leads to nobody. Each endpoint says whose it is where that is not the service's one workload. An instance's
+        address leads to that instance alone. Any other address is not ours: the answer then has no workload, no service
+        and no endpoint.
 
         :raises graph.errors.InvalidValue: when ``address`` or ``port`` is none
         """
@@ -140,41 +156,65 @@ class Inventory:
         answer = Destination(address, port, protocol, version=self.revision)
         service = self.service_at(address)
         if service is not None:
-            found = [
-                self._endpoint(instance, entry.target_port)
-                for entry in service.ports
-                if entry.port == port and entry.protocol is protocol
-                for instance in self.instances_of(service.workload)
-            ]
-            name = f"{service.namespace}/{service.name}"
-            return self._answer(answer, service.workload, name, tuple(found))
+            version = _version_of(address)
+            entry = next((each for each in service.ports if each.port == port and each.protocol is protocol), None)
+            found = self._endpoints(service, entry, version) if entry is not None else []
+            return self._answer(answer, service.workload, f"{service.namespace}/{service.name}", found)
         instance = self.instance_at(address)
         if instance is not None:
-            return self._answer(answer, instance.workload, "", (self._endpoint(instance, port),))
+            found = [self._endpoint(instance, str(plain_address(address)), port, instance.ready, instance.workload)]
+            return self._answer(answer, instance.workload, "", found)
         return answer
 
-    def _endpoint(self, instance: Instance, port: int) -> Endpoint:
-        workload = self.workloads[instance.workload]
+    def _endpoints(self, service: Service, entry: ServicePort, version: int) -> list[Endpoint]:
+        """What is behind one port, of the IP family that was asked for."""
+        if entry.endpoints is None:
+            if service.workload is None:
+                return []
+            return [
+                self._endpoint(instance, at, entry.target_port, instance.ready, service.workload)
+                for instance in self.instances_of(service.workload)
+                for at in _of_family(instance.addresses, version)
+            ]
+        found = []
+        for each in entry.endpoints:
+            if _version_of(each.address) != version:
+                continue
+            instance = self._by_address.get(each.address)
+            if instance is not None:
+                found.append(self._endpoint(instance, each.address, each.port, each.ready, service.workload))
+            else:
+                nobody = WorkloadRef.external(each.address)
+                found.append(Endpoint(each.address, each.port, ready=each.ready, workload=nobody))
+        return found
+
+    def _endpoint(
+        self, instance: Instance, address: str, port: int, ready: bool, expected: WorkloadRef | None
+    ) -> Endpoint:
+        """:param expected: whose it is unless it says otherwise"""
         return Endpoint(
-            instance.address,
+            address,
             port,
             instance.name,
-            self.identity_of(instance.workload),
-            ready=instance.ready,
-            transport=workload.transport,
+            self.identity_of_instance(instance),
+            ready=ready,
+            transport=self.workloads[instance.workload].transport,
+            workload=instance.workload if instance.workload != expected else None,
         )
 
     def _answer(
-        self, asked: Destination, ref: WorkloadRef, service: str, endpoints: tuple[Endpoint, ...]
+        self, asked: Destination, ref: WorkloadRef | None, service: str, endpoints: list[Endpoint]
     ) -> Destination:
+        # An endpoint's own identity says whether it is meshed. What is said of the whole only shuts more.
+        meshed = ref is not None and self.workloads[ref].meshed and all(each.identity for each in endpoints)
         return Destination(
             asked.address,
             asked.port,
             asked.protocol,
             workload=ref,
             service=service,
-            meshed=self.workloads[ref].meshed,
-            endpoints=endpoints,
+            meshed=meshed,
+            endpoints=tuple(endpoints),
             version=asked.version,
         )
 
@@ -190,21 +230,29 @@ class Inventory:
                 {"name": space.name, "labels": dict(space.labels)} for _, space in sorted(self.namespaces.items())
             ],
             "workloads": [_workload_dict(workload) for _, workload in sorted(self.workloads.items())],
-            "instances": [
-                {"name": one.name, "workload": str(one.workload), "address": one.address, "ready": one.ready}
-                for _, one in sorted(self.instances.items())
-            ],
-            "services": [
-                {
-                    "namespace": service.namespace,
-                    "name": service.name,
-                    "address": service.address,
-                    "workload": str(service.workload),
-                    "ports": [_service_port_dict(port) for port in service.ports],
-                }
-                for _, service in sorted(self.services.items())
-            ],
+            "instances": [_instance_dict(one) for _, one in sorted(self.instances.items())],
+            "services": [_service_dict(service) for _, service in sorted(self.services.items())],
         }
+
+
+@lru_cache(maxsize=16384)
+def _workload_id(trust_domain: str, namespace: str, account: str, name: str) -> str:
+    return str(SpiffeId.for_workload(trust_domain, namespace, account, name))
+
+
+@lru_cache(maxsize=4096)
+def _account_id(trust_domain: str, namespace: str, account: str) -> str:
+    return str(SpiffeId.for_account(trust_domain, namespace, account))
+
+
+def _version_of(address: str) -> int:
+    """4 or 6, of an IP address; an IPv4 address in IPv6 form is the IPv4 address."""
+    return 6 if ":" in (plain_address(address) or "") else 4
+
+
+def _of_family(addresses: tuple[str, ...], version: int) -> tuple[str, ...]:
+    """The addresses of one IP version; where there is none, the first one, as a service may translate."""
+    return tuple(each for each in addresses if _version_of(each) == version) or addresses[:1]
 
 
 def plain_address(text: str) -> str | None:
@@ -218,16 +266,20 @@ def plain_address(text: str) -> str | None:
 
 
 def _workload_dict(workload: Workload) -> dict[str, Any]:
-    return {
-        "namespace": workload.ref.namespace,
-        "name": workload.ref.name,
-        "kind": workload.kind,
-        "serviceAccount": workload.service_account,
-        "labels": dict(workload.labels),
-        "ports": [_port_dict(port) for port in workload.ports],
-        "meshed": workload.meshed,
-        "schedule": workload.schedule,
-    } | _foreign_dict(workload) | _inspects_dict(workload)
+    return (
+        {
+            "namespace": workload.ref.namespace,
+            "name": workload.ref.name,
+            "kind": workload.kind,
+            "serviceAccount": workload.service_account,
+            "labels": dict(workload.labels),
+            "ports": [_port_dict(port) for port in workload.ports],
+            "meshed": workload.meshed,
+            "schedule": workload.schedule,
+        }
+        | _foreign_dict(workload)
+        | _inspects_dict(workload)
+    )
 
 
 def _inspects_dict(workload: Workload) -> dict[str, Any]:
@@ -240,9 +292,40 @@ def _foreign_dict(workload: Workload) -> dict[str, Any]:
     return {"transport": str(workload.transport), "identity": "account" if workload.account_identity else "workload"}
 
 
+def _instance_dict(one: Instance) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "name": one.name,
+        "workload": str(one.workload),
+        "address": one.address,
+        "ready": one.ready,
+    }
+    if not one.meshed:
+        made["meshed"] = False
+    if one.service_account:
+        made["serviceAccount"] = one.service_account
+    if one.more_addresses:
+        made["moreAddresses"] = list(one.more_addresses)
+    return made
+
+
+def _service_dict(service: Service) -> dict[str, Any]:
+    made: dict[str, Any] = {"namespace": service.namespace, "name": service.name}
+    if service.address:
+        made["address"] = service.address
+    if service.more_addresses:
+        made["moreAddresses"] = list(service.more_addresses)
+    if service.workload is not None:
+        made["workload"] = str(service.workload)
+    return made | {"ports": [_service_port_dict(port) for port in service.ports]}
+
+
 def _port_dict(port: Port) -> dict[str, Any]:
     return {"name": port.name, "port": port.number, "protocol": str(port.protocol), "appProtocol": port.app_protocol}
 
 
 def _service_port_dict(port: ServicePort) -> dict[str, Any]:
-    return {"name": port.name, "port": port.port, "targetPort": port.target_port, "protocol": str(port.protocol)}
+    made = {"name": port.name, "port": port.port, "targetPort": port.target_port, "protocol": str(port.protocol)}
+    if port.endpoints is None:
+        return made
+    behind = [{"address": each.address, "port": each.port, "ready": each.ready} for each in port.endpoints]
+    return made | {"endpoints": behind}

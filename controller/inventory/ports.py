@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Hashable, Iterable
 from dataclasses import replace
 
-from graph.fields import Check, Fields, Unfit, choice, integer, items, matching, unfit
-from graph.model import Port, Protocol, ServicePort, Workload
+from graph.fields import Check, Fields, Unfit, choice, flag, integer, ip_address, items, matching, unfit
+from graph.model import Port, Protocol, ServiceEndpoint, ServicePort, Workload
+from graph.wire.bounds import MAX_ENDPOINTS
 
 #: The ``appProtocol`` of a port whose bytes are nobody's business.
 OPAQUE = "tcp"
@@ -23,6 +25,17 @@ _app_protocol = matching(_APP_PROTOCOL, "http, grpc, tcp or another of Kubernete
 
 #: Ports that are not to be looked into, whatever is spoken there (Linkerd's ``config.linkerd.io/opaque-ports``).
 opaque_ports: Check[tuple[int, ...]] = items(_port_number, at_most=MAX_NAMED_PORTS)
+
+
+def own_address(value: object) -> str:
+    """The address of one machine, in its one spelling."""
+    written = ip_address(value)
+    address = ipaddress.ip_address(written)
+    if address.version == 6 and (address.ipv4_mapped is not None or address.scope_id is not None):
+        raise Unfit(f"{written!r} has a second spelling", "write the plain address, no scope")
+    if address.is_unspecified or address.is_multicast:
+        raise Unfit(f"{address} is nobody's own address", "write the address of the instance")
+    return written
 
 
 def entry_of(value: object) -> Fields:
@@ -75,7 +88,7 @@ def _port(value: object) -> Port:
     return port
 
 
-def service_ports(workload: Workload) -> Check[tuple[ServicePort, ...]]:
+def service_ports(workload: Workload | None) -> Check[tuple[ServicePort, ...]]:
     """The ports of a service in front of ``workload``, which may be named by the names of that one's."""
 
     def check(value: object) -> tuple[ServicePort, ...]:
@@ -86,18 +99,33 @@ def service_ports(workload: Workload) -> Check[tuple[ServicePort, ...]]:
     return check
 
 
-def _service_port(value: object, workload: Workload) -> ServicePort:
+def _service_port(value: object, workload: Workload | None) -> ServicePort:
     entry = entry_of(value)
     number, protocol = entry.take("port", _port_number), entry.take("protocol", _protocol, Protocol.TCP)
     name, target = entry.take("name", _port_name, ""), entry.take("targetPort", unread, number)
+    endpoints = entry.take("endpoints", _endpoints, None)
     entry.finish()
-    return ServicePort(number, entry.checked("targetPort", target, _target(protocol, workload)), protocol, name)
+    target_port = entry.checked("targetPort", target, _target(protocol, workload))
+    return ServicePort(number, target_port, protocol, name, endpoints)
 
 
-def _target(protocol: Protocol, workload: Workload) -> Check[int]:
+def _endpoint(value: object) -> ServiceEndpoint:
+    entry = entry_of(value)
+    address, port = entry.take("address", own_address), entry.take("port", _port_number)
+    ready = entry.take("ready", flag, True)
+    entry.finish()
+    return ServiceEndpoint(address, port, ready)
+
+
+_endpoints: Check[tuple[ServiceEndpoint, ...]] = items(_endpoint, at_most=MAX_ENDPOINTS)
+
+
+def _target(protocol: Protocol, workload: Workload | None) -> Check[int]:
     def check(value: object) -> int:
         if not isinstance(value, str):
             return _port_number(value)
+        if workload is None:
+            raise Unfit(f"{value[:80]!r} is a name, and there is no one workload to look it up in", "write a number")
         for port in workload.ports:
             if port.name == value and port.protocol is protocol:
                 return port.number

@@ -6,7 +6,6 @@ somebody another's identity. Every refusal names the place (``instances[3].addre
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,15 @@ from certs.errors import CertError
 from certs.spiffe import SpiffeId
 from controller.errors import InventoryError
 from controller.inventory.model import API_VERSION, KIND, Inventory, Namespace
-from controller.inventory.ports import entry_of, opaque_ports, service_ports, unread, with_opaque, workload_ports
+from controller.inventory.ports import (
+    entry_of,
+    opaque_ports,
+    own_address,
+    service_ports,
+    unread,
+    with_opaque,
+    workload_ports,
+)
 from graph.documents import read_yaml
 from graph.errors import InvalidValue
 from graph.fields import (
@@ -24,7 +31,6 @@ from graph.fields import (
     Unfit,
     choice,
     flag,
-    ip_address,
     items,
     matching,
     namespace_name,
@@ -184,10 +190,7 @@ class _Reading:
             entry.fail(
                 "schedule", f"{schedule[:80]!r} on a {kind}", "give a CronJob five fields (*/5 * * * *) or @hourly"
             )
-        try:
-            SpiffeId.for_workload(self._trust_domain, ref.namespace, account, ref.name)
-        except CertError as error:
-            entry.fail("serviceAccount", str(error), "use names that Kubernetes would take")
+        self._check_account(entry, ref, account)
         if transport is Transport.MTLS and not meshed:
             entry.fail("transport", "mtls on a workload with `meshed: false`", "remove one of the two")
         if identity is not None and transport is not Transport.MTLS:
@@ -207,6 +210,12 @@ class _Reading:
         if inspects and not self._workloads[ref].has_sidecar:
             entry.fail("inspects", "set on a workload without a sidecar of ours", "leave it out: nobody could inspect")
         self._tell_apart(entry, self._workloads[ref])
+
+    def _check_account(self, entry: Fields, ref: WorkloadRef, account: str) -> None:
+        try:
+            SpiffeId.for_workload(self._trust_domain, ref.namespace, account, ref.name)
+        except CertError as error:
+            entry.fail("serviceAccount", str(error), "use names that Kubernetes would take")
 
     def _tell_apart(self, entry: Fields, workload: Workload) -> None:
         """Who proves an account alone must be the only one that can prove it, or a rule for it would be one for all."""
@@ -228,27 +237,41 @@ class _Reading:
         entry = entry_of(value)
         name = entry.take("name", _name)
         ref = entry.take("workload", self._known_workload)
-        address = entry.take("address", _own_address)
+        address = entry.take("address", own_address)
         ready = entry.take("ready", flag, True)
+        meshed = entry.take("meshed", flag, True)
+        account = entry.take("serviceAccount", text(), "")
+        more = entry.take("moreAddresses", _more_addresses, ())
         entry.finish()
+        if account:
+            self._check_account(entry, ref, account)
         key = f"{ref.namespace}/{name}"
         if key in self._instances:
             entry.fail("name", f"the instance {key} is there twice", "give every replica a name of its own")
-        self._occupy(entry, address, f"the instance {key}")
-        self._instances[key] = Instance(name, ref, address, ready)
+        for at in (address, *more):
+            self._occupy(entry, at, f"the instance {key}")
+        self._instances[key] = Instance(name, ref, address, ready, meshed, account, more)
 
     def _service(self, value: object) -> None:
         entry = entry_of(value)
         namespace, name = entry.take("namespace", _namespace_name), entry.take("name", _name)
-        ref = entry.take("workload", lambda written: self._known_workload_of(namespace, written))
-        address = entry.take("address", _own_address)
-        ports = entry.take("ports", service_ports(self._workloads[ref]))
+        ref: WorkloadRef | None = entry.take("workload", lambda at: self._known_workload_of(namespace, at), None)
+        address = entry.take("address", own_address, "")
+        more = entry.take("moreAddresses", _more_addresses, ())
+        ports = entry.take("ports", service_ports(self._workloads[ref] if ref is not None else None))
         entry.finish()
+        listed = all(port.endpoints is not None for port in ports)
+        if ref is None and not listed:
+            entry.fail("workload", "missing", "name the workload behind it, or list the `endpoints` of every port")
+        if not address and (more or not listed):
+            entry.fail("address", "missing", "write the service's own address; only one with `endpoints` may have none")
         key = str(self._ref(entry, namespace, name))
         if key in self._services:
             entry.fail("name", f"the service {key} is there twice", "list every service once")
-        self._occupy(entry, address, f"the service {key}")
-        self._services[key] = Service(namespace, name, address, ref, ports)
+        for at in (address, *more):
+            if at:
+                self._occupy(entry, at, f"the service {key}")
+        self._services[key] = Service(namespace, name, address, ref, ports, more)
 
     def _ref(self, entry: Fields, namespace: str, name: str) -> WorkloadRef:
         if namespace not in self._namespaces:
@@ -330,11 +353,5 @@ def _labels(value: object) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(value.items()))
 
 
-def _own_address(value: object) -> str:
-    written = ip_address(value)
-    address = ipaddress.ip_address(written)
-    if address.version == 6 and (address.ipv4_mapped is not None or address.scope_id is not None):
-        raise Unfit(f"{written!r} has a second spelling", "write the plain address, no scope")
-    if address.is_unspecified or address.is_multicast:
-        raise Unfit(f"{address} is nobody's own address", "write the address of the instance")
-    return written
+#: The further addresses of an instance or a service: one of the other IP family, as Kubernetes gives them.
+_more_addresses: Check[tuple[str, ...]] = items(own_address, at_most=8)

@@ -9,7 +9,7 @@ from typing import Any
 from e2e.harness.apiserver import ApiServer
 from e2e.harness.errors import CommandFailed
 
-CRDS = Path(__file__).parents[2] / "charts" / "hedgerow" / "crds"
+CRDS = Path(__file__).parents[2] / "charts" / "hedgerow" / "files" / "crds"
 VERSION = "hedgerow.dev/v1alpha1"
 
 

@@ -1,0 +1,59 @@
+{{/* Names are constant: the controller's certificate, the sidecars and the documentation name them. */}}
+{{- define "hedgerow.require" -}}
+{{- if ne .Release.Namespace "hedgerow-system" -}}
+{{- fail (printf "namespace: Hedgerow lives in hedgerow-system, because its identity names it, and not in %s; install with -n hedgerow-system --create-namespace" .Release.Namespace) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "hedgerow.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+app.kubernetes.io/part-of: hedgerow
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end -}}
+
+{{- define "hedgerow.selector" -}}
+app.kubernetes.io/name: {{ .component }}
+app.kubernetes.io/part-of: hedgerow
+{{- end -}}
+
+{{/* An image reference: by digest, else by tag, else by the chart's appVersion. */}}
+{{- define "hedgerow.image" -}}
+{{- if .image.digest -}}
+{{ .image.repository }}@{{ .image.digest }}
+{{- else -}}
+{{ .image.repository }}:{{ default .root.Chart.AppVersion .image.tag }}
+{{- end -}}
+{{- end -}}
+
+{{- define "hedgerow.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 1337
+runAsGroup: 1337
+fsGroup: 1337
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "hedgerow.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{/* What both Deployments take from values. */}}
+{{- define "hedgerow.placement" -}}
+{{- with .nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- end -}}

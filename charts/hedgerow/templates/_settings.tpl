@@ -1,0 +1,55 @@
+{{/* controller.yaml */}}
+{{- define "hedgerow.controllerSettings" -}}
+{{- $c := .Values.controller -}}
+state_dir: /var/lib/hedgerow/state
+trust_domain: {{ .Values.trustDomain }}
+grpc_listen: {{ printf "%s:15012" $c.listenHost | quote }}
+issuer_listen: {{ printf "%s:15013" $c.listenHost | quote }}
+monitoring_listen: {{ printf "%s:15014" $c.listenHost | quote }}
+web_listen: 127.0.0.1:8080
+svid_lifetime: {{ $c.svidLifetime }}
+log_level: {{ $c.logLevel }}
+learning:
+  min_connections: {{ int64 $c.learning.minConnections }}
+  min_seconds: {{ $c.learning.minSeconds }}
+  quiet_seconds: {{ $c.learning.quietSeconds }}
+  stale_after: {{ int64 $c.learning.staleAfter }}
+  retire_after: {{ int64 $c.learning.retireAfter }}
+kubernetes:
+  namespace: {{ .Release.Namespace }}
+  {{- with .Values.clusterNetworks }}
+  cluster_networks: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- if ne .Values.injector.certificate "controller" }}
+  injector_certificate: external
+  {{- end }}
+{{- end -}}
+
+{{/* injector.yaml */}}
+{{- define "hedgerow.injectorSettings" -}}
+{{- $s := .Values.sidecar -}}
+log_level: {{ .Values.injector.logLevel }}
+injection:
+  image: {{ include "hedgerow.image" (dict "image" $s.image "root" .) | quote }}
+  image_pull_policy: {{ $s.image.pullPolicy }}
+  namespace: {{ .Release.Namespace }}
+  {{- with .Values.injector.excludedNamespaces }}
+  excluded_namespaces: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  kubernetes_version: {{ printf "%s.%s" .Capabilities.KubeVersion.Major (regexFind "^[0-9]+" .Capabilities.KubeVersion.Minor) | quote }}
+  native_sidecar: {{ $s.native }}
+  validation: {{ $s.validation }}
+  start_seconds: {{ $s.startSeconds }}
+  trust_domain: {{ .Values.trustDomain }}
+  {{- with .Values.clusterName }}
+  cluster: {{ . }}
+  {{- end }}
+  resources: {{- toYaml $s.resources | nindent 4 }}
+  capture_resources: {{- toYaml $s.captureResources | nindent 4 }}
+  {{- with .Values.injector.allowAnnotations }}
+  allow_annotations: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $s.settings }}
+  sidecar: {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end -}}

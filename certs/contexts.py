@@ -16,6 +16,7 @@ import os
 import ssl
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -85,6 +86,53 @@ class Contexts:
             make = server_context if server_side else client_context
             context = self._made[key] = make(self._chain_der, self._key, self._bundle, alpn)
         return context
+
+
+#: Forward secrecy and authenticated encryption alone, also in TLS 1.2.
+_WEB_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:@SECLEVEL=2"
+
+
+def named_client_context(roots: Path | None, alpn: Sequence[str] = ()) -> ssl.SSLContext:
+    """A context for calls of hosts outside the mesh, which prove their names and are shown nothing.
+
+    :param roots: PEM file with what they have to lead to; None: what the system trusts
+    :param alpn: protocols to offer, the preferred one first
+    :raises OSError: when the roots can not be read, or are none
+    """
+    context = _named_context(ssl.PROTOCOL_TLS_CLIENT, alpn)
+    context.check_hostname = True
+    context.verify_mode = ssl.CERT_REQUIRED
+    if roots is None:
+        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+    else:
+        context.load_verify_locations(cafile=str(roots))
+    return context
+
+
+def named_server_context(
+    chain_der: Sequence[bytes], key: ec.EllipticCurvePrivateKey, alpn: Sequence[str] = ()
+) -> ssl.SSLContext:
+    """A context for clients that are not in the mesh and know names: they are shown a chain and asked for nothing.
+
+    :param chain_der: the certificate in DER, then its intermediates
+    :param alpn: protocols to select, the preferred one first
+    :raises CertError: as :func:`server_context`
+    """
+    context = _named_context(ssl.PROTOCOL_TLS_SERVER, alpn)
+    context.num_tickets = 0
+    _load_own_chain(context, chain_der, key)
+    return context
+
+
+def _named_context(protocol: int, alpn: Sequence[str]) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.post_handshake_auth = False
+    context.set_ciphers(_WEB_CIPHERS)
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
+    return context
 
 
 def verify_connection(connection: ssl.SSLSocket | ssl.SSLObject, bundle: TrustBundle, now: float) -> SpiffeId:

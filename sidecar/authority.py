@@ -72,9 +72,10 @@ class PolicyAuthority:
         self._snapshot = Snapshot(self._workload, identity.trust_domain, 0, mode, mode, InboundTls.PERMISSIVE)
         self._by_port: dict[int, Snapshot] = {}
         self._openings: dict[tuple[bool, Peer, int], tuple[Decision, bool]] = {}
-        self._operations: dict[tuple[Peer, int, str], Decision] = {}
+        self._operations: dict[tuple[bool, Peer, int, str], Decision] = {}
         self._holds_until = 0.0  # until then nothing but a new snapshot changes a decision
         self._protocols: dict[int, str] = {}
+        self._inspected: frozenset[tuple[str, int]] = frozenset()
         self._subscribers: list[Callable[[], None]] = []
         self._timer: Timer | None = None
 
@@ -97,22 +98,26 @@ class PolicyAuthority:
     def inbound(self, source: Peer, port: int) -> Decision:
         return self._admit(Direction.INBOUND, source, port)[0]
 
-    def by_operation(self, source: Peer, port: int) -> bool:
-        return self._admit(Direction.INBOUND, source, port)[1]
+    def by_operation(self, peer: Peer, port: int, *, outbound: bool = False) -> bool:
+        return self._admit(Direction.OUTBOUND if outbound else Direction.INBOUND, peer, port)[1]
 
-    def operation(self, source: Peer, port: int, operation: str) -> Decision:
+    def operation(self, peer: Peer, port: int, operation: str, *, outbound: bool = False) -> Decision:
         now = self._clock()
         if now >= self._holds_until:
             self._forget(now)
-        key = (source, port, operation)
+        key = (outbound, peer, port, operation)
         decision = self._operations.get(key)
         if decision is None:
-            connection = Connection(Direction.INBOUND, source, self._self, port, operation=operation)
+            direction = Direction.OUTBOUND if outbound else Direction.INBOUND
+            connection = Connection(direction, *self._ends(direction, peer), port, operation=operation)
             decision = decide(self._for(port), connection, now)
             if len(self._operations) >= MAX_DECISIONS:
                 self._operations.clear()
             self._operations[key] = decision
         return decision
+
+    def inspects(self, host: str, port: int) -> bool:
+        return (host, port) in self._inspected
 
     def protocol(self, port: int) -> str:
         return self._protocols.get(port, "")
@@ -126,6 +131,7 @@ class PolicyAuthority:
         self._by_port = {}
         self._forget(self._clock())
         self._protocols = dict(snapshot.protocols)
+        self._inspected = frozenset((one.host, one.port) for one in snapshot.inspects)
         self._arm()
         self._tell()
 
@@ -142,12 +148,14 @@ class PolicyAuthority:
         key = (direction is Direction.INBOUND, peer, port)
         answer = self._openings.get(key)
         if answer is None:
-            ends = (peer, self._self) if direction is Direction.INBOUND else (self._self, peer)
-            answer = admit(self._for(port), Connection(direction, *ends, port), now)
+            answer = admit(self._for(port), Connection(direction, *self._ends(direction, peer), port), now)
             if len(self._openings) >= MAX_DECISIONS:
                 self._openings.clear()
             self._openings[key] = answer
         return answer
+
+    def _ends(self, direction: Direction, peer: Peer) -> tuple[Peer, Peer]:
+        return (peer, self._self) if direction is Direction.INBOUND else (self._self, peer)
 
     def _forget(self, now: float) -> None:
         """Drop decisions that were made under another snapshot, or before a rule expired."""

@@ -32,17 +32,24 @@ class Authority(Protocol):
 
     def outbound(self, destination: Peer, port: int) -> Decision:
         """Judge the opening of a connection of our application to ``destination``; ``port`` is the destination
-        instance's. Its operations are judged at the other end."""
+        instance's. Its operations are judged at the other end, unless that is outside the mesh."""
 
     def inbound(self, source: Peer, port: int) -> Decision:
         """Judge the opening of a connection to our application on ``port`` (:func:`graph.policy.admit`)."""
 
-    def by_operation(self, source: Peer, port: int) -> bool:
+    def by_operation(self, peer: Peer, port: int, *, outbound: bool = False) -> bool:
         """Whether operations of that connection can come out differently from its opening. Then every operation has
-        to be asked about, and what is no operation is asked about as the empty one."""
+        to be asked about, and what is no operation is asked about as the empty one.
 
-    def operation(self, source: Peer, port: int, operation: str) -> Decision:
-        """Judge one operation (``GET /cart/{id}``) on a connection to our application; empty: it is not known."""
+        :param outbound: it is one of our application to ``peer``, which is outside the mesh; else ``peer`` calls us
+        """
+
+    def operation(self, peer: Peer, port: int, operation: str, *, outbound: bool = False) -> Decision:
+        """Judge one operation (``GET /cart/{id}``) on a connection to our application, or of it to what is outside the
+        mesh; empty: it is not known."""
+
+    def inspects(self, host: str, port: int) -> bool:
+        """Whether we may read, and have to, what our application says to ``host`` outside the mesh."""
 
     def protocol(self, port: int) -> str:
         """The ``appProtocol`` of our application's ``port``; empty when the inventory does not say."""

@@ -11,7 +11,7 @@ Rules:
 4. Bytes are only looked at, for a bounded time, and stay where they are. Nothing is resolved here.
 
 The first claim is the one that counts: what a client asks for later on the same connection, within TLS, or as the
-target behind a forward proxy (``CONNECT``), is for lanes that read it.
+target behind a forward proxy (``CONNECT``), is for lanes that read it (:mod:`sidecar.dataplane.outward`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Final
 
 from sidecar.dataplane import clienthello
 from sidecar.dataplane.clienthello import ClientHello, Reading
-from sidecar.dataplane.detect import Kind, detect
+from sidecar.dataplane.detect import Kind, detect, unfinished
 from sidecar.dataplane.fabric import Fabric
 from sidecar.dataplane.reactor import EDGE, GONE, IN, RDHUP
 from sidecar.dataplane.sockets import Address
@@ -133,10 +133,12 @@ class Egress:
         :param sock: the client's, not registered with the reactor; nothing is taken from it
         """
         fabric = self._fabric
-        if not fabric.names.bound(target.host):
+        names = fabric.names.bound(target.host)
+        if not names:
             return ""
         claim: str | Claim = Claim.NOTHING
-        if target.port not in fabric.settings.opaque_ports:
+        inspects, port = fabric.authority.inspects, target.port
+        if port not in fabric.settings.opaque_ports or any(inspects(name, port) for name in names):
             claim = await _Look(fabric, sock, target.host).result()
         names = fabric.names.bound(target.host)  # as they are now
         if not names:
@@ -150,6 +152,22 @@ class Egress:
         text = "a connection to %s claims %s, which DNS has not bound to it (but %s); it is judged by its address alone"
         fabric.complaints.say(logging.WARNING, text, target, said, ", ".join(names[:3]))
         return ""
+
+    async def opening(self, sock: socket.socket, target: Address) -> tuple[Kind, ClientHello | None]:
+        """What a client's first bytes are, and its hello where it speaks TLS and that can be read.
+
+        :param sock: as for :meth:`host`
+        """
+        await _Look(self._fabric, sock, target.host).result()
+        try:
+            data = sock.recv(_PEEK, socket.MSG_PEEK)
+        except OSError:  # it waits for the server, or is gone
+            return Kind.OTHER, None
+        kind = detect(data)
+        if kind is Kind.TLS:
+            reading = clienthello.read(data)
+            return kind, reading if isinstance(reading, ClientHello) else None
+        return unfinished(data) if kind is Kind.MORE else kind, None
 
 
 class _Look:

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from graph.model import Peer
+from graph.model import Direction, Peer
 from sidecar import heap
 from sidecar.dataplane import sockets
 from sidecar.dataplane.detect import CLIENT_FIRST, OPAQUE, Kind
@@ -38,6 +38,9 @@ class LaneContext:
     :param port: the one that policy speaks of
     :param application: where our application listens
     :param accept: tells the client, where it can be told, that its connection has reached the application
+    :param server: of a connection of our application to what is outside the mesh: that, connected, and paused. It is
+        then what everything else here calls the application
+    :param tls: what is said to ``server`` is within TLS, which ends here for the client and begins anew
     """
 
     fabric: Fabric
@@ -45,11 +48,16 @@ class LaneContext:
     port: int
     application: Address
     accept: Callable[[], None]
+    server: Leg | None = None
+    tls: bool = False
 
     @property
     def by_operation(self) -> bool:
         """Whether every operation has to be judged."""
-        return self.fabric.authority.by_operation(self.connection.record.source, self.port)
+        record = self.connection.record
+        if record.direction is Direction.OUTBOUND:
+            return self.fabric.authority.by_operation(record.destination, self.port, outbound=True)
+        return self.fabric.authority.by_operation(record.source, self.port)
 
     def dial(self, lane: Lane) -> Leg | None:
         """Begin to connect to the application. What is written meanwhile is held; ``lane.lost`` tells of a failure.
@@ -57,6 +65,10 @@ class LaneContext:
         :return: None when it failed at once
         """
         fabric = self.fabric
+        if self.server is not None:
+            self.server.lane = lane
+            self.server.resume()
+            return self.server
         sock = connect(fabric, self.application)
         if sock is None:
             return None

@@ -256,8 +256,11 @@ class Connections:
         """The decision on connections whose bytes are not looked at. An opening that only rules by operation allow is
         none of theirs."""
         direction, peer, port = key
-        if direction is Direction.INBOUND and opening.allowed and self._authority.by_operation(peer, port):
-            return self._authority.operation(peer, port, "")
+        outbound = direction is Direction.OUTBOUND
+        if outbound and peer.workload is not None:
+            return opening  # the other end judges them
+        if opening.allowed and self._authority.by_operation(peer, port, outbound=outbound):
+            return self._authority.operation(peer, port, "", outbound=outbound)
         return opening
 
 

@@ -16,14 +16,14 @@ import logging
 import socket
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from certs.errors import InvalidSpiffeId
 from certs.spiffe import SpiffeId
 from graph.directory import Destination, Endpoint, Transport
 from graph.model import Direction, Peer
 from graph.policy import Reason
-from sidecar.dataplane import mtls, sockets
+from sidecar.dataplane import mtls, outward, sockets
 from sidecar.dataplane.dial import DialFailed
 from sidecar.dataplane.egress import Egress
 from sidecar.dataplane.fabric import Acceptor, Fabric, peer_of
@@ -268,6 +268,9 @@ class _Attempt:
         :raises DialFailed: when it can not be reached
         """
         fabric = self._fabric
+        if not endpoint.identity and outward.is_read(fabric, connection.record):
+            await self._reach_outside(endpoint, connection)
+            return
         # A connection to ourselves stays in the pod: the application's own socket is on the loopback device.
         if (destination.meshed or endpoint.identity) and endpoint.address not in fabric.settings.addresses:
             if endpoint.transport is Transport.MTLS:
@@ -286,6 +289,17 @@ class _Attempt:
         _count_load(fabric, connection, endpoint)
         Relay(fabric.reactor, client, server, connection)
         connection.announce()
+
+    async def _reach_outside(self, endpoint: Endpoint, connection: Connection) -> None:
+        """Carry the connection to what is outside the mesh, and judge what is asked of it.
+
+        :raises DialFailed: when it can not be reached, or is not who it should be
+        """
+        if self._sock is None:
+            return
+        begin = partial(_count_load, self._fabric, connection, endpoint)
+        work = outward.Outward(self._fabric, connection, endpoint, self._take_client, self._connect, begin)
+        await work.carry(*await self._egress.opening(self._sock, self._target))
 
     async def _reach_proxy(self, endpoint: Endpoint, connection: Connection) -> None:
         """Carry the connection to another mesh's proxy.

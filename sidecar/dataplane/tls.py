@@ -117,6 +117,7 @@ class Handshake:
 
     :param sock: connected and non-blocking; registered already when ``registered``
     :param context: of ``credentials``, when it is not that of a tunnel
+    :param host: that a server is asked for, and has to prove where ``context`` checks names
     :param done: called once, with the channel on success or with the reason of the failure. On success the socket
         stays registered and is the callee's; otherwise it is closed.
     :param timeout: seconds for all of it
@@ -135,6 +136,7 @@ class Handshake:
         timeout: float,
         done: Callable[[Channel | HandshakeFailed], None],
         context: ssl.SSLContext | None = None,
+        host: str | None = None,
     ) -> None:
         self._reactor = reactor
         self._sock = sock
@@ -146,7 +148,7 @@ class Handshake:
             context = credentials.server_context if server_side else credentials.client_context
         ours = Shown(credentials.identity, credentials.instance, credentials.not_after)
         # SVIDs have no names to check; the identity is checked by identify().
-        session = context.wrap_bio(incoming, outgoing, server_side=server_side)
+        session = context.wrap_bio(incoming, outgoing, server_side=server_side, server_hostname=host)
         self._channel = Channel(session, incoming, outgoing, ours)
         if registered:
             reactor.hand_over(sock, IN, self)

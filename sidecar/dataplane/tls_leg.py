@@ -45,7 +45,7 @@ class TlsLeg:
     """Bytes to and from the peer of a completed handshake whose identity was accepted.
 
     :param sock: registered with the reactor already, as a handshake leaves it
-    :param lease: of the handshake's proof
+    :param lease: of the handshake's proof; None: of a connection out of the mesh, which proves no identity of its own
     :param lane: is told of what happens
     :param complain: is told, beside the lane, of an end that people should know of
     """
@@ -81,7 +81,7 @@ class TlsLeg:
         reactor: Reactor,
         sock: socket.socket,
         channel: Channel,
-        lease: Lease,
+        lease: Lease | None,
         budget: Budget,
         lane: Lane,
         complain: Callable[[str], None],
@@ -111,7 +111,7 @@ class TlsLeg:
         self._partial = channel.incoming.read()  # came with the end of the handshake
         self._primed = bool(self._partial)
         reactor.hand_over(sock, IN | OUT | RDHUP | EDGE, self)
-        self._term = Term(reactor.loop, lease, self._lease_ended)
+        self._term = Term(reactor.loop, lease, self._lease_ended) if lease is not None else None
         if self._primed:
             reactor.pump_again(self)
         if channel.outgoing.pending:
@@ -374,7 +374,8 @@ class TlsLeg:
             return
         self._readable = self._primed = False
         self._partial = b""
-        self._term.cancel()
+        if self._term is not None:
+            self._term.cancel()
         self._budget.drop(self)
         self.unsent = 0
         self._held.clear()

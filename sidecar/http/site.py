@@ -90,7 +90,7 @@ class HttpSite:
         self._parting: dict[Leg, float] = {}
         self._pools: dict[Address, Pool] = {}
         self._verdicts: dict[tuple[Peer, int], Verdicts] = {}
-        self._names: dict[int, set[str]] = {}
+        self._names: dict[tuple[int, str], set[str]] = {}
         self._ports: set[int] = set()
         self._tapped: frozenset[int] = frozenset()
         self._timer: asyncio.TimerHandle | None = None
@@ -114,13 +114,16 @@ class HttpSite:
             known = self._verdicts[key] = Verdicts(self.fabric.authority, peer, port, self.epoch, most)
         return known
 
-    def name(self, port: int, operation: str) -> str:
-        """What ``operation`` is reported as: itself, as long as there are not too many of that port."""
-        names = self._names.get(port)
+    def name(self, port: int, operation: str, host: str = "") -> str:
+        """What ``operation`` is reported as: itself, as long as there are not too many of that port.
+
+        :param host: whose port that is; empty: our application's
+        """
+        names = self._names.get((port, host))
         if names is None:
             if len(self._names) >= self.settings.cached:
                 self._names.clear()
-            names = self._names[port] = set()
+            names = self._names[port, host] = set()
         if operation in names:
             return operation
         if len(names) >= self.settings.operations:

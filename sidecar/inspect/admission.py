@@ -6,11 +6,14 @@ The order in which it is asked, and who is asked beside, is :mod:`sidecar.inspec
 from __future__ import annotations
 
 import logging
+import re
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from mitmproxy import http
 
+from graph.policy import Decision, Reason
+from sidecar.dataplane.live import refusal
 from sidecar.http.head import RequestHead, is_override
 from sidecar.http.operation import UNCLEAR, is_clean, operation_of
 from sidecar.http.rewrite import certificate_line
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
     from sidecar.inspect.connection import InspectedConnection
 
 _GRPC: Final = b"application/grpc"
+#: A request that names another host than the connection was judged by (RFC 9110 section 15.5.20).
+OTHER_HOST: Final = Refusal(421, "other-host")
+_PORT: Final = re.compile(rb"(.*?)(?::([0-9]{1,5}))?", re.DOTALL)
 #: What a request that is no operation is answered with where rules by operation hold.
 UNCLEAR_REQUEST: Final = Refusal(403, "unclear-request")
 
@@ -38,11 +44,13 @@ class Admission:
         self._settings = hub.settings
         self._record = record = lane.record
         self._port = lane.context.port
-        self._source = record.source
+        self._outbound = lane.outbound
+        self._peer = record.destination if lane.outbound else record.source
         self._by_operation = lane.context.by_operation
-        self._rules = tuple(rule for rule in hub.settings.headers if not rule.ports or self._port in rule.ports)
+        rules = () if lane.outbound else hub.settings.headers  # those speak of our application's ports
+        self._rules = tuple(rule for rule in rules if not rule.ports or self._port in rule.ports)
         self._addons = hub.addons
-        self._certificate = _certificate(lane) if record.source.verified else b""
+        self._certificate = _certificate(lane) if record.source.verified and not lane.outbound else b""
         self._applied: dict[Stream, tuple[HeaderRule, ...]] = {}
         self._upgraded: Stream | None = None
 
@@ -82,7 +90,10 @@ class Admission:
         except BadHead as error:
             self.unreadable(str(error))
             return UNREADABLE
-        decision = exchange.decision = self._hub.judge(self._source, self._port, exchange.operation)
+        if self._outbound and not self._is_for(request):
+            exchange.decision = refusal(Reason.NO_RULE)
+            return OTHER_HOST
+        decision = exchange.decision = self._ask(exchange.operation)
         self._hub_protocol(exchange)
         if not decision.allowed:
             return Refusal.of(decision)
@@ -92,6 +103,19 @@ class Admission:
                 return UNCLEAR_REQUEST
         return None
 
+    def _ask(self, operation: str) -> Decision:
+        return self._hub.judge(self._peer, self._port, operation, outbound=self._outbound)
+
+    def _is_for(self, request: http.Request) -> bool:
+        """Whether a request to what is outside the mesh is for the host that its connection was judged by. Behind one
+        address, and one certificate, there may be many."""
+        host = self._peer.host
+        if not host:
+            return True  # rules by address speak of it, whoever is there
+        said = _PORT.fullmatch((request.data.authority or forms.first(request.headers, b"host")).lower())
+        assert said is not None  # it matches everything
+        return said[1] == host.encode("ascii") and said[2] in (None, b"%d" % self._port)
+
     def _hub_protocol(self, exchange: Exchange) -> None:
         if self._record.protocol != exchange.protocol:
             self._record.protocol = exchange.protocol
@@ -100,6 +124,14 @@ class Admission:
         """Our own headers, then the header rules."""
         headers = request.headers
         forms.without_ours(headers)
+        if self._outbound:  # what is ours is nobody's business out there
+            exchange.request_id = forms.first(headers, b"x-request-id").decode("latin-1")
+            if not request.is_http2:  # for addons; the line that is written has neither
+                request.data.scheme = b"https" if self._lane.context.tls else b"http"
+                request.data.host, request.data.port = self._peer.host or self._peer.address, self._port
+            if stream.upgrade and self._addons is not None and self._addons.wants("websocket_message"):
+                forms.without(headers, frozenset({b"sec-websocket-extensions"}))
+            return
         added = []
         if self._certificate:
             added.append((b"x-forwarded-client-cert", self._certificate))
@@ -132,13 +164,13 @@ class Admission:
             exchange = stream.exchange
             if exchange is None or exchange.done:
                 continue
-            decision = self._hub.judge(self._source, self._port, exchange.operation)
+            decision = self._ask(exchange.operation)
             if not decision.allowed:
                 exchange.decision = decision
                 denied.append(stream)
         if self._upgraded is not None and self._upgraded.exchange is not None and not denied:
             operation = self._upgraded.exchange.operation
-            if not self._hub.judge(self._source, self._port, operation).allowed:
+            if not self._ask(operation).allowed:
                 denied.append(self._upgraded)
         return denied
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from graph.model import Direction
 from sidecar.dataplane.detect import Kind
 from sidecar.dataplane.legs import Leg
 from sidecar.http.frames import ANY_STREAM, goaway
@@ -51,6 +52,8 @@ class InspectedConnection:
         fabric = context.fabric
         self._connection = context.connection
         self.record = context.connection.record
+        #: Our application is the client, and what is outside the mesh takes the application's place.
+        self.outbound = self.record.direction is Direction.OUTBOUND
         self.hub = Inspection.of(fabric)
         self.site = HttpSite.of(fabric)
         self._limits = limits = self.hub.settings.limits
@@ -77,8 +80,19 @@ class InspectedConnection:
         self.site.watch(self, context.port)
         source, opened = self.record.source.address or "", self.record.opened_at
         judge = Judge(self, self.hub)
-        self.layers = Layers(self, judge, limits, source, context.application, opened, http2=http2)
+        host, tls = (self.record.destination.host, context.tls) if self.outbound else ("", False)
+        self.layers = Layers(self, judge, limits, source, context.application, opened, http2=http2, host=host, tls=tls)
         self.layers.start()
+
+    def begin(self) -> None:
+        """Take the application's connection, which is there, before its client asks for anything: so that its end is
+        the client's too."""
+
+        def reach() -> None:
+            self.layers.reach_application()
+
+        self._guarded(reach)
+        self._settle()
 
     @property
     def leaving(self) -> bool:

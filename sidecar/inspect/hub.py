@@ -20,6 +20,7 @@ from sidecar.inspect.taps import Taps
 if TYPE_CHECKING:
     from sidecar.dataplane.fabric import Fabric
     from sidecar.inspect.addons import Addons
+    from sidecar.inspect.certificates import Certificates
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +54,11 @@ class Inspection:
         self.unreadable = 0
         self.requests = 0
         self._lanes: set[Inspected] = set()
-        self._verdicts: dict[tuple[Peer, int, str], Decision] = {}
+        #: What our own application is shown in place of hosts that it calls; None: nobody makes that here.
+        self.certificates: Certificates | None = None
+        #: Connections to inspected hosts that came to nothing, by why (:mod:`sidecar.dataplane.outward`).
+        self.outward: Counter[str] = Counter()
+        self._verdicts: dict[tuple[bool, Peer, int, str], Decision] = {}
         self._authority: Authority | None = None
         self._addons: Addons | None = None
 
@@ -98,13 +103,13 @@ class Inspection:
         """A connection is over."""
         self._lanes.discard(lane)
 
-    def judge(self, source: Peer, port: int, operation: str) -> Decision:
+    def judge(self, peer: Peer, port: int, operation: str, *, outbound: bool = False) -> Decision:
         """:meth:`Authority.operation`, asked once for each policy."""
-        key = (source, port, operation)
+        key = (outbound, peer, port, operation)
         found = self._verdicts.get(key)
         if found is None:
             assert self._authority is not None
-            found = self._authority.operation(source, port, operation)
+            found = self._authority.operation(peer, port, operation, outbound=outbound)
             if len(self._verdicts) >= _MOST:
                 self._verdicts.clear()
             self._verdicts[key] = found

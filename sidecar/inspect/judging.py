@@ -19,7 +19,7 @@ from mitmproxy.websocket import WebSocketData
 
 from sidecar.http.head import RequestHead
 from sidecar.inspect import forms
-from sidecar.inspect.admission import UNCLEAR_REQUEST, Admission, change, is_clear, overridden
+from sidecar.inspect.admission import OTHER_HOST, UNCLEAR_REQUEST, Admission, change, is_clear, overridden
 from sidecar.inspect.exchange import ADDON_FAILED, INTERNAL, UNREADABLE, Exchange, Refusal, grpc_status_of
 from sidecar.inspect.http1 import BadHead
 from sidecar.inspect.hub import Inspection
@@ -110,7 +110,9 @@ class Judge(Admission):
         except BadHead as error:
             self.unreadable(f"addon: {error}")
             return UNREADABLE
-        decision = exchange.decision = self._hub.judge(self._source, self._port, exchange.operation)
+        if self._outbound and not self._is_for(request):
+            return OTHER_HOST
+        decision = exchange.decision = self._ask(exchange.operation)
         if not decision.allowed:
             return Refusal.of(decision)
         if self._by_operation and (overridden(request) or not is_clear(request, exchange.operation)):
@@ -246,7 +248,7 @@ class Judge(Admission):
         if exchange.done:
             return
         now = monotonic()
-        name = self._lane.site.name(self._port, exchange.operation)
+        name = self._lane.site.name(self._port, exchange.operation, self._peer.host)
         self._lane.context.fabric.connections.flows.request(exchange.report(self._record, name, now))
         watcher = self._watchers.pop(stream, None)
         if watcher is not None:

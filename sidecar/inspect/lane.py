@@ -76,6 +76,9 @@ class InspectLane(InspectedConnection):
     def lost(self, leg: Leg, why: str) -> None:
         if self._over:
             return
+        if self.outbound and leg is self._server and not self.layers.streams and not self._closing:
+            self._close_client()  # idle: whatever it got is whole
+            return
         failed = leg is self._server and not self.record.bytes_received
         if leg is self._client:
             if self._server is not None:

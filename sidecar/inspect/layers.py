@@ -43,11 +43,22 @@ class Layers:
 
     :param source: the client's address; ``application`` where ours listens
     :param opened: when the connection was opened, seconds since the epoch
+    :param host: the name of what is called, outside the mesh; ``tls`` whether both halves are within TLS
     :ivar raw: a response 101 has passed, and nobody reads what is behind it
     """
 
     def __init__(
-        self, ends: Ends, judge: Judge, limits: Limits, source: str, application: Address, opened: float, *, http2: bool
+        self,
+        ends: Ends,
+        judge: Judge,
+        limits: Limits,
+        source: str,
+        application: Address,
+        opened: float,
+        *,
+        http2: bool,
+        host: str = "",
+        tls: bool = False,
     ) -> None:
         self._ends = ends
         self.judge = judge
@@ -60,7 +71,11 @@ class Layers:
         )
         options = LayerOptions(stream_large_bodies=judge.collecting)
         self._context = Context(self._client, options)  # type: ignore[arg-type]  # all of the options that are asked for
-        self._server = Server(address=here, peername=here, timestamp_start=opened, alpn=alpn)
+        there = (host or application.host, application.port)
+        self._server = Server(address=there, peername=here, timestamp_start=opened, alpn=alpn)
+        if host:
+            self._client.sni = self._server.sni = host
+        self._client.tls = self._server.tls = tls
         self._server.state = ConnectionState.OPEN
         self._context.server = self._server
         self._discarded = 0

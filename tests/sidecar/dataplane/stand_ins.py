@@ -15,7 +15,7 @@ from certs.keys import make_csr, new_key
 from certs.spiffe import SpiffeId
 from certs.svid import instance_of
 from graph.directory import Destination
-from graph.model import Connection, Direction, Peer, Snapshot, WorkloadRef
+from graph.model import Connection, Direction, InspectedHost, Peer, Snapshot, WorkloadRef
 from graph.policy import Decision, admit, decide
 from sidecar.dataplane.contracts import Record, Request
 from sidecar.errors import Unresolved
@@ -40,17 +40,19 @@ class HeldPolicy:
         return self._snapshot.workload
 
     def outbound(self, destination: Peer, port: int) -> Decision:
-        connection = Connection(Direction.OUTBOUND, Peer(self.workload, verified=True), destination, port)
-        return admit(self._snapshot, connection, time.time())[0]
+        return admit(self._snapshot, self._asked(destination, port, outbound=True), time.time())[0]
 
     def inbound(self, source: Peer, port: int) -> Decision:
-        return admit(self._snapshot, self._inbound(source, port), time.time())[0]
+        return admit(self._snapshot, self._asked(source, port), time.time())[0]
 
-    def by_operation(self, source: Peer, port: int) -> bool:
-        return admit(self._snapshot, self._inbound(source, port), time.time())[1]
+    def by_operation(self, peer: Peer, port: int, *, outbound: bool = False) -> bool:
+        return admit(self._snapshot, self._asked(peer, port, outbound=outbound), time.time())[1]
 
-    def operation(self, source: Peer, port: int, operation: str) -> Decision:
-        return decide(self._snapshot, self._inbound(source, port, operation), time.time())
+    def operation(self, peer: Peer, port: int, operation: str, *, outbound: bool = False) -> Decision:
+        return decide(self._snapshot, self._asked(peer, port, operation, outbound=outbound), time.time())
+
+    def inspects(self, host: str, port: int) -> bool:
+        return InspectedHost(host, port) in self._snapshot.inspects
 
     def protocol(self, port: int) -> str:
         return dict(self._snapshot.protocols).get(port, "")
@@ -63,8 +65,11 @@ class HeldPolicy:
         for changed in self._changed:
             changed()
 
-    def _inbound(self, source: Peer, port: int, operation: str = "") -> Connection:
-        return Connection(Direction.INBOUND, source, Peer(self.workload, verified=True), port, operation=operation)
+    def _asked(self, peer: Peer, port: int, operation: str = "", *, outbound: bool = False) -> Connection:
+        mine = Peer(self.workload, verified=True)
+        ends = (mine, peer) if outbound else (peer, mine)
+        direction = Direction.OUTBOUND if outbound else Direction.INBOUND
+        return Connection(direction, *ends, port, operation=operation)
 
 
 class HeldDirectory:

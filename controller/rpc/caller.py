@@ -89,10 +89,12 @@ def instance_in(view: View, identity: SpiffeId, name: str) -> Instance:
         ref = WorkloadRef.parse(f"{identity.namespace}/{identity.workload}")
     except InvalidValue as error:
         raise Refused(denied, str(error)) from None
-    if view.inventory.identity_of(ref) != str(identity):
-        raise Refused(denied, f"{identity} is not in the inventory; was the workload renamed or its account changed?")
     instance = view.inventory.instances.get(f"{ref.namespace}/{name}")
-    if instance is None or instance.workload != ref:
+    mine = instance is not None and instance.workload == ref
+    known = view.inventory.identity_of_instance(instance) if instance and mine else view.inventory.identity_of(ref)
+    if known != str(identity):
+        raise Refused(denied, f"{identity} is not in the inventory; was the workload renamed or its account changed?")
+    if instance is None or not mine:
         raise Refused(denied, f"the inventory has no instance {name!r:.80} of {ref}; was it removed?")
     return instance
 

@@ -8,7 +8,6 @@ from typing import Final
 PREFIX: Final = "hedgerow.dev/"
 #: Label of a namespace (``enabled``), label or annotation of a pod (``enabled``, ``disabled``).
 INJECTION: Final = f"{PREFIX}injection"
-INJECTION_LABEL: Final = INJECTION
 #: Annotation of an injected pod: what it takes to undo the injection. Never believed, see :mod:`.undoing`.
 RECORD: Final = f"{PREFIX}injected"
 

@@ -1,8 +1,8 @@
 """The kubelet's probes, which can not speak mutual TLS: what the sidecar is told to do in their place.
 
 ``httpGet``, ``tcpSocket`` and ``grpc`` become ``httpGet`` of port 15020, ``/app-health/<container>/<kind>``, and an
-entry of ``probes:`` in the sidecar's settings (docs/sidecar-settings.md). ``exec`` runs in the container and stays as it
-is; so does what the sidecar can not do as the kubelet would, with a warning: a broken probe must not become another.
+entry of ``probes:`` in the sidecar's settings (docs/sidecar-settings.md). ``exec`` runs in the container and stays
+as it is; so does what the sidecar can not do as the kubelet would, with a warning.
 """
 
 from __future__ import annotations

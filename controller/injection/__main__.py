@@ -1,0 +1,55 @@
+"""The webhook: ``python -m controller.injection --config injector.yaml``, which is ``hedgerow injector``.
+
+Exit codes: 0 after an orderly end, 2 when the settings can not be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from controller.errors import ConfigError
+from controller.injection.program_settings import InjectorSettings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code.
+
+    :param arguments: without the program's name; those of this process when None
+    """
+    parser = argparse.ArgumentParser(prog="injector", description="Puts sidecars into pods, for API servers.")
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="injector.yaml")
+    options = parser.parse_args(arguments)
+    try:
+        settings = InjectorSettings.load(options.config)
+        logging.basicConfig(
+            level=settings.log_level.upper(),
+            format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+            stream=sys.stderr,
+        )
+        _no_core_dump()
+
+        from controller.injection import app
+
+        asyncio.run(app.run(settings))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _no_core_dump() -> None:
+    """It would hold the certificate's key."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

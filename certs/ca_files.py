@@ -38,6 +38,20 @@ def load_authority(directory: Path) -> CertificateAuthority | None:
     :raises AuthorityError: when it cannot be read, others can read it, or it is damaged
     """
     path = directory / AUTHORITY_FILE
+    pem = read_private(path)
+    if pem is None:
+        return None
+    try:
+        return CertificateAuthority.load(pem)
+    except AuthorityError as error:
+        raise AuthorityError(f"{path}: {error}") from None
+
+
+def read_private(path: Path) -> bytes | None:
+    """What :func:`write_private` wrote; nothing when there is no such file.
+
+    :raises AuthorityError: when it cannot be read, or others can read it
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -47,15 +61,11 @@ def load_authority(directory: Path) -> CertificateAuthority | None:
     try:
         _check_secret(path, os.fstat(descriptor))
         with os.fdopen(descriptor, "rb", closefd=False) as file:
-            pem = file.read(_MAX_BYTES)
+            return file.read(_MAX_BYTES)
     except OSError as error:
         raise AuthorityError(f"{path}: cannot be read: {error.strerror}") from None
     finally:
         os.close(descriptor)
-    try:
-        return CertificateAuthority.load(pem)
-    except AuthorityError as error:
-        raise AuthorityError(f"{path}: {error}") from None
 
 
 def _check_secret(path: Path, about: os.stat_result) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from controller.engine import Engine, EngineSettings
 from controller.errors import ConfigError, ControllerError, InventoryError, NotReady
+from controller.inspection import InspectionIssuer
 from controller.inventory import Inventory, load_inventory
 from controller.issuer import Issuer
 from controller.keyring import Keyring
@@ -32,7 +33,7 @@ from controller.rpc.directory import DirectoryService
 from controller.rpc.gate import Gate
 from controller.rpc.policy import PolicyService, SnapshotSigner
 from controller.rpc.server import Server
-from controller.rpc.services import AttestingIssuer, RenewingIssuer, TelemetryService
+from controller.rpc.services import AttestingIssuer, InspectionService, RenewingIssuer, TelemetryService
 from controller.rpc.tap import TapDesk, TapService
 from controller.settings import Address, Settings
 from controller.store import SqliteStore
@@ -97,6 +98,8 @@ class Controller:
         mutual = self.grpc_server.grpc
         signer = SnapshotSigner(lambda: keyring.signer)
         rpc.add_IssuerServicer_to_server(RenewingIssuer(issuer, self._gate), mutual)
+        inspection = InspectionIssuer(settings.state_dir, settings.trust_domain, engine, clock)
+        rpc.add_InspectionServicer_to_server(InspectionService(inspection, self._gate), mutual)
         rpc.add_TelemetryServicer_to_server(TelemetryService(engine, self._gate), mutual)
         rpc.add_PolicyServicer_to_server(PolicyService(engine, self._gate, signer), mutual)
         rpc.add_DirectoryServicer_to_server(DirectoryService(engine, self._gate), mutual)

@@ -34,9 +34,11 @@ from sidecar.directory import DirectoryClient
 from sidecar.dns.service import DnsService
 from sidecar.errors import ConfigError, StateBusy
 from sidecar.flows import FlowSource, FlowTracker
+from sidecar.inspect.certificates import Certificates
 from sidecar.inspect.hub import Inspection
 from sidecar.inspect.tap_client import TapClient
 from sidecar.inspect.taps import Taps
+from sidecar.inspection_agent import InspectionAgent
 from sidecar.life import Life
 from sidecar.mesh import Mesh, Parts
 from sidecar.observer import Inside, Observer
@@ -59,6 +61,7 @@ class _Carried:
     flows: FlowSource
     taps: Taps
     followers: Followers | None
+    inspection: InspectionAgent | None = None
 
 
 class Sidecar:
@@ -155,6 +158,7 @@ class Sidecar:
                 flows=carried.flows,
                 telemetry=TelemetryClient(carried.flows, authority, self._boot_id, settings.report_interval, clock),
                 tap=TapClient(carried.taps, self._boot_id),
+                inspection=carried.inspection,
                 dns=dns,
                 path=carried.path,
                 random=self._random,
@@ -183,7 +187,10 @@ class Sidecar:
             names=names,
         )
         observer.inside = Inside(credentials, authority, data_plane)
-        return _Carried(InProcess(data_plane, inspection), tracker, taps, None)
+        egress = settings.inspect.egress
+        inspection.certificates = certificates = Certificates(egress.roots, self._clock)
+        agent = InspectionAgent(authority, certificates, egress, self._random, self._clock)
+        return _Carried(InProcess(data_plane, inspection), tracker, taps, None, agent)
 
     def _have_carried(
         self, credentials: CredentialStore, authority: PolicyAuthority, directory: DirectoryClient, names: Names | None

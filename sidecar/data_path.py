@@ -68,7 +68,7 @@ class InProcess:
         return []
 
     def stats(self) -> dict[str, object]:
-        return carrying(self._data_plane)
+        return carrying(self._data_plane) | {"egress_inspection": dict(self._inspection.outward)}
 
 
 def carrying(data_plane: DataPlane) -> dict[str, object]:

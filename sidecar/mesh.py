@@ -27,6 +27,7 @@ from sidecar.dns.service import DnsService
 from sidecar.errors import CannotListen, ConfigError
 from sidecar.flows import FlowSource
 from sidecar.inspect.tap_client import TapClient
+from sidecar.inspection_agent import InspectionAgent
 from sidecar.life import Life
 from sidecar.policy_client import PolicyClient
 from sidecar.settings import Settings
@@ -43,6 +44,7 @@ class Parts:
     """What a mesh is made of.
 
     :param tap: shows requests to people, when the controller asks
+    :param inspection: keeps what stands in for hosts that are inspected; None where other processes carry connections
     :param flows: what connections did, as ``telemetry`` reports it
     :param dns: None when the application's questions do not go through us
     """
@@ -57,6 +59,7 @@ class Parts:
     flows: FlowSource
     telemetry: TelemetryClient
     tap: TapClient
+    inspection: InspectionAgent | None
     dns: DnsService | None
     path: DataPath
     random: Random
@@ -120,6 +123,8 @@ class Mesh:
             self._begin("telemetry", lambda: parts.link.keep("telemetry", parts.telemetry.session))
             self._begin("reports", parts.telemetry.run)
         self._begin("taps", lambda: parts.link.keep("taps", parts.tap.session))
+        if (inspection := parts.inspection) is not None:
+            self._begin("inspection", lambda: parts.link.keep("inspection", inspection.session))
         self._begin("upkeep", parts.directory.upkeep)
 
     async def drain(self, life: Life) -> None:
@@ -164,6 +169,8 @@ class Mesh:
             missing.append("no policy snapshot yet: none is stored and the controller has not sent one")
         if not self._listening:
             missing.append("not listening yet")
+        if parts.inspection is not None:
+            missing += parts.inspection.missing()
         return missing + parts.path.missing()
 
     def stats(self) -> dict[str, object]:

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 import grpc
 
+from controller.inspection import InspectionIssuer
 from controller.issuer import Issued, Issuer
 from controller.rpc.caller import Caller, Refused
 from controller.rpc.gate import Context, Gate, Outgoing, answered
@@ -76,6 +77,21 @@ class RenewingIssuer(rpc.IssuerServicer):
                     "attestation: not taken on this port, where the certificate says who you are; leave it out",
                 )
             return _signed(await self._issuer.renew(request.csr_der, caller.instance))
+        raise AssertionError("answered() does not swallow")  # for the type checker: abort always raises
+
+
+class InspectionService(rpc.InspectionServicer):
+    """Signs what sidecars show their own applications in place of inspected hosts."""
+
+    def __init__(self, issuer: InspectionIssuer, gate: Gate) -> None:
+        self._issuer = issuer
+        self._gate = gate
+
+    async def Sign(self, request: pb.InspectionRequest, context: Context) -> pb.InspectionResponse:
+        async with answered(context):
+            caller = self._gate.caller(context)
+            chain, hosts = await self._issuer.sign(request.csr_der, caller.instance)
+            return pb.InspectionResponse(chain_der=chain, hosts=hosts)
         raise AssertionError("answered() does not swallow")  # for the type checker: abort always raises
 
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from graph.fields import Check, Fields, Unfit, choice, integer, items, seconds, shown, text, unfit
+from graph.fields import Check, Fields, Unfit, choice, integer, items, optional, seconds, shown, text, unfit
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
 _VALUE: Final = re.compile(r"[\t\x20-\x7e]{0,4096}")
@@ -112,6 +112,18 @@ def fits(pattern: str, operation: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class EgressSettings:
+    """How hosts outside the mesh are inspected; which, says the controller.
+
+    :param directory: where what the application has to trust is written; None: nowhere
+    :param roots: PEM file with what the hosts' own certificates have to lead to; None: what the system trusts
+    """
+
+    directory: Path | None = None
+    roots: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class InspectSettings:
     """The ``inspect:`` section of ``sidecar.yaml``.
 
@@ -122,6 +134,7 @@ class InspectSettings:
     :param ports: of our application, whose HTTP connections are inspected whatever the policy says
     :param visible: names of headers and JSON keys that a tap may show although they are usually hidden
     :param hidden: names that a tap hides beside the usual ones
+    :param egress: of hosts outside the mesh
     """
 
     limits: Limits = Limits()
@@ -132,6 +145,7 @@ class InspectSettings:
     ports: frozenset[int] = frozenset()
     visible: frozenset[str] = frozenset()
     hidden: frozenset[str] = frozenset()
+    egress: EgressSettings = EgressSettings()
 
     def wants(self, port: int) -> bool:
         """Whether connections to ``port`` have to be inspected whatever the policy says."""
@@ -161,6 +175,7 @@ def read_inspect(value: object) -> InspectSettings:
         ports=frozenset(fields.take("ports", items(integer(1, 65535), at_most=256), ())),
         visible=frozenset(fields.take("visible", items(_name, at_most=256), ())),
         hidden=frozenset(fields.take("hidden", items(_name, at_most=256), ())),
+        egress=fields.take("egress", _egress, EgressSettings()),
     )
     fields.finish()
     return settings
@@ -244,6 +259,22 @@ def _name(value: object) -> str:
     if not isinstance(value, str) or not _TOKEN.fullmatch(value):
         raise Unfit(f"{shown(value)} is no name of a header", "use letters, digits and '-'")
     return value.lower()
+
+
+def _egress(value: object) -> EgressSettings:
+    fields = Fields(value, unfit, noun="setting")
+    egress = EgressSettings(
+        directory=fields.take("directory", optional(_path), None), roots=fields.take("roots", optional(_path), None)
+    )
+    fields.finish()
+    return egress
+
+
+def _path(value: object) -> Path:
+    path = Path(text(4096)(value))
+    if not path.is_absolute():
+        raise Unfit(f"{shown(value)} is no absolute path", "begin with '/'")
+    return path
 
 
 def _file(value: object) -> Path:

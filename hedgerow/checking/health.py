@@ -1,0 +1,243 @@
+"""After an installation: is everything there, does it serve, and do the pods have what they should?"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import time
+from collections.abc import Awaitable, Callable
+
+import yaml
+from cryptography import x509
+
+from controller.injection.names import INJECTION, SIDECAR, TRUST_CONFIG_MAP, TRUST_KEY
+from controller.kube.client import Client
+from controller.kube.errors import NoSuchObject
+from controller.kube.kinds import (
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    ENDPOINT_SLICES,
+    MUTATING_WEBHOOKS,
+    NAMESPACES,
+    PODS,
+    Resource,
+)
+from controller.kube.settings import NAMESPACE
+from hedgerow.checking.finding import Finding, failed, good, listed, skipped, warning
+from hedgerow.checking.preflight import INJECTOR, other_meshes
+from hedgerow.checking.reading import (
+    Document,
+    annotations_of,
+    condition,
+    containers,
+    full_name,
+    labels_of,
+    name_of,
+    statuses,
+    trouble,
+)
+
+CONTROLLER = "hedgerow-controller"
+_CRDS = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", False)
+_OURS = ("accessoverrides", "learnedpolicies", "segmentationmodes")
+_SERVED = "v1alpha1"
+_ENDS_SOON = 7 * 86400.0
+
+
+async def resources(client: Client) -> Finding:
+    """Our kinds of resources are there, in the version that this command speaks."""
+    missing = []
+    for plural in _OURS:
+        try:
+            found = await client.get(_CRDS, f"{plural}.hedgerow.dev")
+        except NoSuchObject:
+            missing.append(f"{plural}.hedgerow.dev")
+            continue
+        served = [str(each.get("name")) for each in found.get("spec", {}).get("versions") or () if each.get("served")]
+        if _SERVED not in served:
+            hint = "use the command of the installed version, or `helm upgrade`"
+            return failed("resources", f"{plural}.hedgerow.dev is served as {listed(served)}, not {_SERVED}", hint)
+        if condition(found, "Established").get("status") != "True":
+            hint = f"kubectl describe crd {plural}.hedgerow.dev says why"
+            return failed("resources", f"{plural}.hedgerow.dev is not established", hint)
+    if missing:
+        return failed("resources", f"{listed(missing)} are not there", "helm upgrade with crds.install=true")
+    return good("resources", f"{len(_OURS)} custom resources are served")
+
+
+async def controller(client: Client) -> Finding:
+    """The controller serves. While it does not, sidecars go on by what they have."""
+    return await _deployment(client, "controller", CONTROLLER)
+
+
+async def injector(client: Client) -> Finding:
+    """The injector serves."""
+    return await _deployment(client, "injector", INJECTOR)
+
+
+async def _deployment(client: Client, check: str, name: str) -> Finding:
+    try:
+        found = await client.get(DEPLOYMENTS, name, NAMESPACE)
+    except NoSuchObject:
+        hint = f"helm install hedgerow charts/hedgerow -n {NAMESPACE} --create-namespace"
+        return failed(check, f"there is no Deployment {NAMESPACE}/{name}", hint)
+    wanted = int(found.get("spec", {}).get("replicas", 1))
+    status = found.get("status", {})
+    ready, updated = int(status.get("readyReplicas") or 0), int(status.get("updatedReplicas") or 0)
+    seen = status.get("observedGeneration", 0) == found.get("metadata", {}).get("generation")
+    if wanted and ready >= wanted and updated >= wanted and seen:
+        return good(check, f"{ready} of {wanted} ready")
+    pods = await client.every(PODS, NAMESPACE, labels=f"app.kubernetes.io/name={name}")
+    why = next(filter(None, map(trouble, pods)), "")
+    text = f"{ready} of {wanted} ready{f'; {why}' if why else ''}" if wanted else "it is scaled to 0"
+    hint = f"kubectl -n {NAMESPACE} logs deployment/{name} says why" if wanted else f"scale it: deployment/{name}"
+    return (warning if ready and wanted else failed)(check, text, hint)
+
+
+async def webhook(client: Client) -> Finding:
+    """The API server asks the injector, and knows by which authority to believe it."""
+    try:
+        found = await client.get(MUTATING_WEBHOOKS, INJECTOR)
+    except NoSuchObject:
+        hint = "helm upgrade --install brings it back"
+        return failed("webhook", f"there is no MutatingWebhookConfiguration {INJECTOR}: no pod gets a sidecar", hint)
+    hooks = found.get("webhooks") or []
+    if not hooks:
+        return failed("webhook", f"{INJECTOR} lists no webhook", "helm upgrade --install brings it back")
+    ends = []
+    for hook in hooks:
+        bundle = str(hook.get("clientConfig", {}).get("caBundle") or "")
+        try:
+            certificates = x509.load_pem_x509_certificates(base64.b64decode(bundle, validate=True))
+        except (ValueError, binascii.Error):
+            hint = f"the controller writes it: kubectl -n {NAMESPACE} logs deployment/{CONTROLLER} says why it did not"
+            return failed("webhook", f"{hook.get('name')} has no authority to believe the injector by", hint)
+        ends.append(max(each.not_valid_after_utc.timestamp() for each in certificates))
+    left = min(ends) - time.time()
+    if left <= 0:
+        hint = f"kubectl -n {NAMESPACE} rollout restart deployment/{CONTROLLER} makes a new one"
+        return failed("webhook", "the injector's authority has expired", hint)
+    if left < _ENDS_SOON:
+        hint = f"it is renewed long before; kubectl -n {NAMESPACE} logs deployment/{CONTROLLER} says why it was not"
+        return warning("webhook", f"the injector's authority ends in {left / 3600:.0f} hours", hint)
+    if not await _has_endpoints(client, INJECTOR):
+        policy = {str(hook.get("failurePolicy", "Fail")) for hook in hooks}
+        what = "pods in labelled namespaces can not be made" if "Fail" in policy else "pods get no sidecar"
+        return failed("webhook", f"no injector answers: {what}", f"kubectl -n {NAMESPACE} get pods")
+    return good("webhook", f"the API server asks the injector; its authority holds for {left / 86400:.0f} days")
+
+
+async def _has_endpoints(client: Client, service: str) -> bool:
+    slices = await client.every(ENDPOINT_SLICES, NAMESPACE, labels=f"kubernetes.io/service-name={service}")
+    return any(
+        endpoint.get("conditions", {}).get("ready") is not False
+        for each in slices
+        for endpoint in each.get("endpoints") or ()
+    )
+
+
+async def _labelled(client: Client) -> list[Document]:
+    return await client.every(NAMESPACES, labels=f"{INJECTION}=enabled")
+
+
+async def trust(client: Client) -> Finding:
+    """Every labelled namespace has the roots by which new sidecars believe the controller."""
+    spaces = [name_of(each) for each in await _labelled(client)]
+    if not spaces:
+        hint = f"kubectl label namespace NAMESPACE {INJECTION}=enabled, and start its pods again"
+        return warning("trust", "no namespace asks for sidecars", hint)
+    lacking = []
+    for space in spaces:
+        try:
+            found = await client.get(CONFIG_MAPS, TRUST_CONFIG_MAP, space)
+            roots = x509.load_pem_x509_certificates(str((found.get("data") or {}).get(TRUST_KEY, "")).encode())
+            if all(each.not_valid_after_utc.timestamp() <= time.time() for each in roots):
+                lacking.append(space)
+        except (NoSuchObject, ValueError):
+            lacking.append(space)
+    if lacking:
+        hint = f"the controller keeps it: kubectl -n {NAMESPACE} logs deployment/{CONTROLLER} says why it does not"
+        return failed("trust", f"ConfigMap {TRUST_CONFIG_MAP} is missing or out of date in {listed(lacking)}", hint)
+    return good("trust", f"{len(spaces)} namespaces ask for sidecars and have the trust bundle")
+
+
+async def _pods(client: Client) -> list[Document]:
+    """The pods that should have a sidecar."""
+    found = []
+    for space in await _labelled(client):
+        for pod in await client.every(PODS, name_of(space)):
+            said = {**annotations_of(pod), **labels_of(pod)}.get(INJECTION, "enabled")
+            over = pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+            leaving = "deletionTimestamp" in pod.get("metadata", {})
+            on_host = pod.get("spec", {}).get("hostNetwork") is True
+            if said != "disabled" and not (over or leaving or on_host):
+                found.append(pod)
+    return found
+
+
+async def injected(client: Client) -> Finding:
+    """Every pod of the labelled namespaces has a sidecar."""
+    pods = await _pods(client)
+    if not pods:
+        return skipped("injected", "no pod asks for a sidecar")
+    bare = [pod for pod in pods if not any(each.get("name") == SIDECAR for each in containers(pod))]
+    if not bare:
+        return good("injected", f"{len(pods)} pods have a sidecar")
+    space = str(bare[0].get("metadata", {}).get("namespace", ""))
+    hint = f"they are older than the label: kubectl -n {space} rollout restart deployment"
+    return warning("injected", f"{len(bare)} of {len(pods)} pods have none: {listed(map(full_name, bare))}", hint)
+
+
+async def sidecars(client: Client) -> Finding:
+    """Every sidecar is ready: it has a certificate and a policy."""
+    waiting = []
+    ready = 0
+    for pod in await _pods(client):
+        for status in statuses(pod):
+            if status.get("name") == SIDECAR:
+                if status.get("ready"):
+                    ready += 1
+                else:
+                    waiting.append(pod)
+    if not waiting:
+        return good("sidecars", f"{ready} sidecars are ready") if ready else skipped("sidecars", "there are none")
+    first = waiting[0]
+    space, why = str(first.get("metadata", {}).get("namespace", "")), trouble(first)
+    hint = f"kubectl -n {space} logs {name_of(first)} -c {SIDECAR} says why"
+    text = f"{len(waiting)} sidecars are not ready: {listed(map(full_name, waiting))}{f'; {why}' if why else ''}"
+    return failed("sidecars", text, hint)
+
+
+async def versions(client: Client) -> Finding:
+    """Sidecars run the image that new pods get."""
+    try:
+        found = await client.get(CONFIG_MAPS, INJECTOR, NAMESPACE)
+        settings = yaml.safe_load((found.get("data") or {}).get("injector.yaml", ""))
+        wanted = str(settings["injection"]["image"])
+    except (NoSuchObject, yaml.YAMLError, KeyError, TypeError):
+        return skipped("versions", "the injector's settings can not be read")
+    running = [
+        (pod, str(each.get("image", "")))
+        for pod in await _pods(client)
+        for each in containers(pod)
+        if each.get("name") == SIDECAR
+    ]
+    other = [pod for pod, image in running if image != wanted]
+    if not other:
+        return good("versions", f"all run {wanted}") if running else skipped("versions", "there are no sidecars")
+    space = str(other[0].get("metadata", {}).get("namespace", ""))
+    hint = f"kubectl -n {space} rollout restart deployment, when it suits"
+    return warning("versions", f"{len(other)} of {len(running)} sidecars run another image than {wanted}", hint)
+
+
+CHECKS: tuple[tuple[str, Callable[[Client], Awaitable[Finding]]], ...] = (
+    ("resources", resources),
+    ("controller", controller),
+    ("injector", injector),
+    ("webhook", webhook),
+    ("trust", trust),
+    ("injected", injected),
+    ("sidecars", sidecars),
+    ("versions", versions),
+    ("other-meshes", other_meshes),
+)

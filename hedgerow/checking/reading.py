@@ -1,0 +1,59 @@
+"""Reading from objects as the API server gives them: JSON, in which anything may be missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+type Document = dict[str, Any]
+
+
+def name_of(document: Document) -> str:
+    return str(document.get("metadata", {}).get("name", ""))
+
+
+def full_name(document: Document) -> str:
+    """``namespace/name``."""
+    return f"{document.get('metadata', {}).get('namespace', '')}/{name_of(document)}"
+
+
+def labels_of(document: Document) -> dict[str, str]:
+    return dict(document.get("metadata", {}).get("labels") or {})
+
+
+def annotations_of(document: Document) -> dict[str, str]:
+    return dict(document.get("metadata", {}).get("annotations") or {})
+
+
+def condition(document: Document, kind: str) -> Document:
+    """The condition of this type; empty when there is none."""
+    for each in document.get("status", {}).get("conditions") or ():
+        if each.get("type") == kind:
+            return dict(each)
+    return {}
+
+
+def containers(pod: Document) -> list[Document]:
+    """All of a pod's containers, init containers included."""
+    spec = pod.get("spec", {})
+    return [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]
+
+
+def statuses(pod: Document) -> list[Document]:
+    """The states of all of a pod's containers."""
+    status = pod.get("status", {})
+    return [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+
+
+def trouble(pod: Document) -> str:
+    """Why a pod does not run, in the kubelet's or the scheduler's words; empty when nobody says anything."""
+    for status in statuses(pod):
+        waiting = status.get("state", {}).get("waiting") or {}
+        ended = status.get("lastState", {}).get("terminated") or status.get("state", {}).get("terminated") or {}
+        reason = str(waiting.get("reason") or "")
+        if reason and reason not in ("PodInitializing", "ContainerCreating"):
+            told = str(waiting.get("message") or ended.get("message") or "")
+            return f"{status.get('name')}: {reason}{f': {told}' if told else ''}"
+    unscheduled = condition(pod, "PodScheduled")
+    if unscheduled.get("status") == "False":
+        return str(unscheduled.get("message") or "it is not scheduled")
+    return ""

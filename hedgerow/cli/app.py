@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hedgerow.cli import decide, observe, picture, programs
+from hedgerow.cli.check import check
 from hedgerow.cli.context import Command
 from hedgerow.cli.policy import policy
 from hedgerow.cli.tap import tap
@@ -41,6 +42,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     programs.controller,
     programs.sidecar,
     programs.capture,
+    check,
     observe.status,
     picture.graph,
     observe.flows,

@@ -3,11 +3,14 @@
 The governing rules:
 
 1. The key is made here and leaves this process only for the state directory. A renewal has a fresh key.
-2. The first signature is paid for with the join token, on the issuer's port, where the trust bundle of the settings
-   proves who the issuer is. Every later one is asked for on the mTLS port with the certificate in force.
+2. The first signature is paid for with a token (:mod:`sidecar.proofs`), on the issuer's port, where the trust bundle
+   of the settings proves who the issuer is. Every later one is asked for on the mTLS port with the certificate in
+   force; when that has expired, it is a first one again.
 3. Nothing of an answer is used before all of it was checked (:func:`sidecar.credentials.check_svid`).
-4. Expected trouble (the controller is away) is waited out. What only a person can mend (a spent token) is an
-   :class:`~sidecar.errors.EnrolmentError` that says how.
+4. Expected trouble (the controller is away) is waited out, and in a pod everything is. What only a person can mend (a
+   spent join token) is an :class:`~sidecar.errors.EnrolmentError` that says how.
+5. Roots that the settings' file brings while we run are taken over as those that the controller sends: by overlap, and
+   not backwards. When they do not overlap, the controller has another authority, and we begin again there.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from sidecar.backoff import Backoff
 from sidecar.channel import attestation_channel, mutual_channel, translated
 from sidecar.credentials import CredentialStore, Svid, check_svid, next_bundle
 from sidecar.errors import ConfigError, ControllerRefused, ControllerUnavailable, EnrolmentError, StateError
+from sidecar.proofs import proof_of
 from sidecar.settings import Settings
 from sidecar.state import SVID, TRUST_BUNDLE, StateDirectory, StoredInstance
 
@@ -43,9 +47,8 @@ SIGN_TIMEOUT = 10.0
 #: Seconds after which a sleeping agent looks at the clock again: it may have been set, or the machine suspended.
 MAX_SLEEP = 30.0
 
-MAX_TOKEN_BYTES = 4096
-
-_NEW_TOKEN = "have a new join token made (`hedgerow join-token create WORKLOAD INSTANCE`)"  # noqa: S105  # a text
+#: Seconds between two tries of a pod whose token is refused: what is wrong is mended elsewhere, and by people.
+REFUSED_WAIT = 60.0
 
 
 class CertificateAgent:
@@ -60,11 +63,15 @@ class CertificateAgent:
         self._state = state
         self._random = random
         self._clock = clock
+        self._proof = proof_of(settings)
+        #: Of a first certificate, until there is one: an answer that was lost is asked for again with the same key.
+        self._first_key: ec.EllipticCurvePrivateKey | None = None
+        self._bundle_seen: tuple[int, ...] | None = None
         self.problem = ""
         """Why there is no good certificate now, for people; empty when there is one."""
 
     async def obtain(self) -> CredentialStore:
-        """The stored certificate when it is still good, else a first one for the join token; waits for the issuer.
+        """The stored certificate when it is still good, else a first one for a token; waits for the issuer.
 
         :raises EnrolmentError: when neither is to be had; also StateError and ConfigError for what they name
         """
@@ -79,11 +86,14 @@ class CertificateAgent:
         due = self._due(credentials.svid)
         while True:
             wait = due - self._clock()
-            if wait > 0:
+            if wait > 0 and not self._bundle_changed():
                 await asyncio.sleep(min(wait, MAX_SLEEP))
                 continue
+            held = credentials.svid
             try:
-                svid = await self._renew(credentials)
+                svid = await (self._renew(credentials) if wait <= 0 else self._follow_bundle(held))
+                if svid is None:
+                    continue
                 credentials.replace(svid)
             except (ControllerUnavailable, ControllerRefused, EnrolmentError, ConfigError, CertError) as error:
                 self._failed(credentials, error)
@@ -94,6 +104,8 @@ class CertificateAgent:
                 continue
             backoff.succeeded()
             self.problem = ""
+            if svid.chain_der == held.chain_der:  # only the roots are others
+                continue
             due = self._due(svid)
             log.info("certificate renewed for %s, good for %.0f s", svid.identity, svid.not_after - self._clock())
 
@@ -111,37 +123,41 @@ class CertificateAgent:
     # Asking ----------------------------------------------------------------------------------------------------------
 
     async def _enrol_patiently(self, reason: str) -> Svid:
-        backoff = Backoff(self._random)
+        away = Backoff(self._random)
+        refused = Backoff(self._random, first=1.0, cap=REFUSED_WAIT)
         while True:
             try:
                 svid = await self._enrol(reason)
             except ControllerUnavailable as error:
-                delay = backoff.failed()
+                delay = away.failed()
                 self.problem = f"waiting for a first certificate: {error}"
-                log.warning("the issuer %s is away, next try in %.1f s: %s", self._settings.issuer, delay, error)
-                await asyncio.sleep(delay)
+                log.warning("no certificate from %s yet, next try in %.1f s: %s", self._settings.issuer, delay, error)
+            except (EnrolmentError, ConfigError) as error:
+                if not self._proof.patient:
+                    raise
+                delay = refused.failed()
+                self.problem = f"waiting for a first certificate: {error}"
+                log.error("no certificate, next try in %.1f s: %s", delay, error)
             else:
                 self.problem = ""
                 return svid
+            await asyncio.sleep(delay)
 
     async def _enrol(self, reason: str) -> Svid:
-        """A first certificate for the join token, which is spent by it."""
+        """A first certificate for what proves us."""
         bundle = self._configured_bundle()
-        token = self._read_token(reason)
-        key = new_key()
+        key = self._first_key = self._first_key or new_key()
+        request = self._proof.request(make_csr(key), reason)
         async with attestation_channel(self._settings.issuer, bundle) as channel:
-            request = pb.SignRequest(csr_der=make_csr(key), join_token=token)
             try:
                 svid = self._check(await _sign(channel, request), key, bundle)
             except ControllerRefused as error:
-                raise EnrolmentError(
-                    f"join_token_file: the issuer refused the token ({error}); a token works once and for a limited "
-                    f"time: {_NEW_TOKEN} and write it to {self._settings.join_token_file}"
-                ) from None
+                raise self._proof.refused(error) from None
             except CertError as error:
-                raise EnrolmentError(f"the issuer's answer can not be used: {error}; {_NEW_TOKEN}") from None
+                raise self._proof.unusable(error) from None
+        self._first_key = None
         await self._save(svid)
-        self._delete_token()
+        self._proof.spent()
         log.info("certificate received for %s, good for %.0f s", svid.identity, svid.not_after - self._clock())
         return svid
 
@@ -177,44 +193,55 @@ class CertificateAgent:
         try:
             pem = path.read_bytes()
         except OSError as error:
-            raise ConfigError(
-                f"trust_bundle: {path}: {error.strerror}; copy trust-bundle.pem from the controller's state directory"
-            ) from None
+            remedy = "copy trust-bundle.pem from the controller's state directory"
+            if self._proof.patient:
+                remedy = "the controller keeps it in ConfigMap hedgerow-trust of every meshed namespace"
+            raise ConfigError(f"trust_bundle: {path}: {error.strerror}; {remedy}") from None
         try:
             return TrustBundle.from_pem(pem, self._settings.trust_domain)
         except CertError as error:
             raise ConfigError(f"trust_bundle: {path}: {error}") from None
 
-    # The join token --------------------------------------------------------------------------------------------------
+    # The trust bundle of the settings --------------------------------------------------------------------------------
 
-    def _read_token(self, reason: str) -> str:
-        path = self._settings.join_token_file
-        if path is None:
-            raise EnrolmentError(f"{reason} and join_token_file is not set; {_NEW_TOKEN} and name its file there")
+    def _bundle_stamp(self) -> tuple[int, ...] | None:
+        """Changes when the file does, also when a link on the way to it does; None when there is none."""
         try:
-            with path.open("rb") as file:
-                data = file.read(MAX_TOKEN_BYTES + 1)
-        except FileNotFoundError:
-            raise EnrolmentError(
-                f"{reason} and join_token_file {path} is not there (a used token is deleted); "
-                f"{_NEW_TOKEN} and write it to that file"
-            ) from None
-        except OSError as error:
-            raise EnrolmentError(f"join_token_file: {path}: {error.strerror}; make it readable for this user") from None
-        token = data.strip()
-        # never quoted in a message: it may be half a token
-        if not token or len(data) > MAX_TOKEN_BYTES or not token.isascii() or not token.decode().isprintable():
-            raise EnrolmentError(f"join_token_file: {path} does not hold a join token; {_NEW_TOKEN} and write it there")
-        return token.decode()
+            status = self._settings.trust_bundle.stat()
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
-    def _delete_token(self) -> None:
-        path = self._settings.join_token_file
-        if path is None:
-            return
+    def _bundle_changed(self) -> bool:
+        stamp = self._bundle_stamp()
+        return stamp is not None and stamp != self._bundle_seen
+
+    async def _follow_bundle(self, held: Svid) -> Svid | None:
+        """Our certificate under the roots that the file has now; None when that changes nothing."""
+        stamp = self._bundle_stamp()
         try:
-            path.unlink(missing_ok=True)
-        except OSError as error:  # it is spent, so nothing is lost but tidiness
-            log.warning("join_token_file: %s is spent and can not be deleted: %s", path, error.strerror)
+            configured = self._configured_bundle()
+        except ConfigError as error:
+            self._bundle_seen = stamp  # told once
+            log.warning("the roots in force stay: %s", error)
+            return None
+        if set(configured.roots_der) & set(held.bundle.roots_der):
+            self._bundle_seen = stamp
+            if configured.sequence <= held.bundle.sequence:
+                return None
+            domain = self._settings.trust_domain
+            svid = check_svid(held.chain_der, held.key, configured, domain, self._clock())
+            await self._save(svid)
+            log.info("the trust bundle has changed; sequence %d is in force", configured.sequence)
+            return svid
+        if not self._proof.at_hand():
+            self._bundle_seen = stamp
+            log.warning("trust_bundle: %s holds none of the roots in use", self._settings.trust_bundle)
+            return None
+        log.warning("the trust bundle is of another authority; a certificate is asked for there")
+        svid = await self._enrol("the controller has another authority")
+        self._bundle_seen = stamp
+        return svid
 
     # The state directory ---------------------------------------------------------------------------------------------
 
@@ -254,7 +281,6 @@ class CertificateAgent:
     def _of_another_authority(self, stored: TrustBundle) -> bool:
         """Whether the settings name a new authority and bring a token for it. Without one the stored roots stay good:
         the file may be older than the last change of roots."""
-        token = self._settings.join_token_file
         try:
             configured = self._configured_bundle()
         except ConfigError as error:
@@ -263,7 +289,7 @@ class CertificateAgent:
         if set(configured.roots_der) & set(stored.roots_der):
             return False
         log.warning("trust_bundle: %s holds none of the roots in use", self._settings.trust_bundle)
-        return token is not None and token.exists()
+        return self._proof.at_hand()
 
     async def _save(self, svid: Svid) -> None:
         def save() -> None:

@@ -67,6 +67,9 @@ class FakeController(rpc.IssuerServicer, rpc.TelemetryServicer):
         self.authority = CertificateAuthority.create(TRUST_DOMAIN, now)
         self.lifetime = lifetime
         self.tokens: dict[str, tuple[SpiffeId, str]] = {"token-1": (IDENTITY, INSTANCE)}
+        self.pod_tokens: dict[str, tuple[SpiffeId, str]] = {}  # Kubernetes' own: good again and again
+        self.pod_refusal = (grpc.StatusCode.PERMISSION_DENIED, "service_account_token: unknown [attestation-invalid]")
+        self.shown: list[pb.SignRequest] = []
         self.bundle: TrustBundle | None = None  # when set, sent instead of the authority's
         self.signatures = 0
         self.refuse_renewals = False
@@ -149,7 +152,12 @@ class FakeController(rpc.IssuerServicer, rpc.TelemetryServicer):
 
     async def Sign(self, request: pb.SignRequest, context) -> pb.SignResponse:
         caller = self._caller(context)
-        if caller is None:
+        if caller is None and request.service_account_token:
+            self.shown.append(request)
+            identity, instance = self.pod_tokens.get(request.service_account_token, (None, ""))
+            if identity is None or instance != request.instance:
+                await context.abort(*self.pod_refusal)
+        elif caller is None:
             found = self.tokens.pop(request.join_token, None)
             if found is None:
                 await context.abort(grpc.StatusCode.UNAUTHENTICATED, "join token: unknown, expired or used before")

@@ -124,10 +124,12 @@ class Policy:
     def inbound(self, source, port):
         return admit(self.snapshot, self._ask(source, port), 0.0)[0]
 
-    def by_operation(self, source, port):
+    def by_operation(self, source, port, *, outbound=False):
+        assert not outbound, "these lanes are inbound"
         return admit(self.snapshot, self._ask(source, port), 0.0)[1]
 
-    def operation(self, source, port, operation):
+    def operation(self, source, port, operation, *, outbound=False):
+        assert not outbound, "these lanes are inbound"
         self.asked += 1
         return decide(self.snapshot, self._ask(source, port, operation), 0.0)
 

@@ -1,0 +1,173 @@
+"""What the inspect lane does for our application it does for hosts outside: gRPC by method, taps with redaction, addons;
+for clients that people really use."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+
+import grpc
+import grpc.aio
+import pytest
+
+from certs.certificate import pem_text
+from graph.tap import TapSpec
+from sidecar.inspect.settings import InspectSettings
+from sidecar.inspect.taps import Ended
+from tests.sidecar.dataplane.applications import until
+from tests.sidecar.dataplane.test_outward import API, OTHER, Outside
+from tests.sidecar.dataplane.two_pods import HOST
+
+SAY, COUNT = "/shop.Cart/Say", "/shop.Cart/Count"
+
+
+@pytest.fixture
+async def outside(authority, tmp_path):
+    async with contextlib.AsyncExitStack() as stack:
+        yield Outside(authority, stack, tmp_path)
+
+
+class Partner:
+    """A gRPC server outside."""
+
+    def __init__(self):
+        self.calls = []
+        self.metadata = []
+
+    async def start(self, outside):
+        handlers = {
+            "Say": grpc.unary_unary_rpc_method_handler(self.say),
+            "Count": grpc.unary_stream_rpc_method_handler(self.count),
+        }
+        key, _, certificate = outside.web.chain(API).partition(b"-----BEGIN CERTIFICATE-----")
+        credentials = grpc.ssl_server_credentials([(key, b"-----BEGIN CERTIFICATE-----" + certificate)])
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("shop.Cart", handlers),))
+        assert server.add_secure_port(f"{HOST}:{outside.port}", credentials) == outside.port
+        await server.start()
+        outside.stack.push_async_callback(server.stop, None)
+        return self
+
+    async def say(self, request, context):
+        self.calls.append("Say")
+        self.metadata.append(dict(context.invocation_metadata()))
+        return request[::-1]
+
+    async def count(self, request, context):
+        self.calls.append("Count")
+        for _ in range(int(request)):
+            yield b"z" * 100_000
+
+
+def channel(outside, host=API):
+    credentials = grpc.ssl_channel_credentials(pem_text([outside.root.root_der]).encode())
+    options = [("grpc.ssl_target_name_override", host), ("grpc.use_local_subchannel_pool", 1)]
+    made = grpc.aio.secure_channel(f"{HOST}:{outside.door}", credentials, options)
+    outside.stack.push_async_callback(made.close, None)
+    return made
+
+
+async def test_calls_are_judged_by_their_method_within_tls(outside):
+    await outside.start(f"POST {SAY}")
+    partner = await Partner().start(outside)
+    client = channel(outside)
+    async with asyncio.timeout(60):
+        assert await client.unary_unary(SAY)(b"abc") == b"cba"
+        assert await client.unary_unary(SAY)(b"x" * 300_000) == b"x" * 300_000
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            async for _ in client.unary_stream(COUNT)(b"3"):
+                pass
+        assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        outside.allow(f"POST {SAY}", f"POST {COUNT}")
+        assert [len(one) async for one in client.unary_stream(COUNT)(b"30")] == [100_000] * 30
+    assert partner.calls == ["Say", "Say", "Count"]
+    assert not {name for metadata in partner.metadata for name in metadata if name.startswith(("x-", "traceparent"))}
+    await until(lambda: len(outside.flows.requests) == 4)
+    assert {(one.operation, one.protocol, one.grpc_status) for one in outside.flows.requests} == {
+        (f"POST {SAY}", "grpc", 0),
+        (f"POST {COUNT}", "grpc", 7),
+        (f"POST {COUNT}", "grpc", 0),
+    }
+    assert len(outside.flows.opened_records) == 1, "all on one connection"
+
+
+async def test_a_call_for_another_host_is_refused(outside):
+    await outside.start()
+    partner = await Partner().start(outside)
+    credentials = grpc.ssl_channel_credentials(pem_text([outside.root.root_der]).encode())
+    options = [("grpc.ssl_target_name_override", API), ("grpc.default_authority", OTHER)]
+    async with grpc.aio.secure_channel(f"{HOST}:{outside.door}", credentials, options) as client:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await client.unary_unary(SAY)(b"abc", timeout=20)
+    assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert partner.calls == []
+
+
+async def test_a_tap_shows_what_goes_out_without_its_secrets(outside):
+    await outside.start()
+    await outside.serve()
+    outside.taps.start(TapSpec("t", 60, count=1, bodies=True))
+    outside.stack.callback(outside.taps.stop_all)
+    body = b'{"name": "x", "password": "hunter2"}'
+    fields = ("Authorization: Bearer abcdef", "Content-Type: application/json")
+    assert (await outside.ask("POST /v1/orders?token=abcdef", *fields, body=body))[0] == 200
+    shown = await asyncio.wait_for(outside.taps.next(), 20)
+    assert (shown.source, shown.destination, shown.operation) == ("shop/cart", f"-/{API}", "POST /v1/orders")
+    assert (shown.host, shown.status, shown.port) == (API, 200, outside.port)
+    everything = repr(shown)
+    assert "abcdef" not in everything
+    assert "hunter2" not in everything
+    assert "abcdef" in repr(outside.seen), "only what people see is redacted"
+    assert await asyncio.wait_for(outside.taps.next(), 20) == Ended("t")
+
+
+async def test_an_addon_sees_the_whole_url_and_widens_nothing(outside, tmp_path):
+    path = tmp_path / "addon.py"
+    path.write_text(
+        "def requestheaders(flow):\n"
+        "    flow.request.headers['x-url'] = flow.request.url\n"
+        "    if flow.request.path == '/v1/wider':\n"
+        "        flow.request.path = '/admin'\n"
+        "    if flow.request.path == '/v1/other':\n"
+        f"        flow.request.headers['host'] = '{OTHER}'\n"
+    )
+    await outside.start("GET /v1/{id}", "GET /v1/wider", "GET /v1/other", settings=InspectSettings(addons=(path,)))
+    await outside.serve()
+    connection = await outside.connect()
+    assert (await outside.ask("GET /v1/7", connection=connection))[0] == 200
+    assert f"x-url: https://{API}:{outside.port}/v1/7".encode() in outside.seen[0]
+    assert (await outside.ask("GET /v1/wider", connection=connection))[0] == 403
+    assert (await outside.ask("GET /v1/other", connection=connection))[0] == 200
+    assert f"Host: {API}".encode() in outside.seen[1], "where it goes is not theirs to change"
+    assert len(outside.seen) == 2
+
+
+@pytest.mark.parametrize("trusts", [True, False])
+async def test_curl(outside, trusts):
+    if shutil.which("curl") is None:
+        pytest.fail("curl is needed: apt-get install curl")
+    await outside.start("GET /v1/{id}")
+    await outside.serve()
+    roots = outside.directory / "roots.pem"
+    roots.write_text(pem_text([outside.root.root_der]) if trusts else outside.web.pem.decode())
+
+    async def curl(path):
+        process = await asyncio.create_subprocess_exec(
+            *("curl", "-sS", "-m", "20", "--resolve", f"{API}:{outside.door}:{HOST}", "-H", f"Host: {API}"),
+            *("-o", "/dev/null", "-w", "%{http_code} %{ssl_verify_result}", f"https://{API}:{outside.door}{path}"),
+            env={"SSL_CERT_FILE": str(roots), "CURL_CA_BUNDLE": str(roots), "PATH": "/usr/bin:/bin"},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, err = await process.communicate()
+        return process.returncode, out.decode(), err.decode()
+
+    code, out, err = await curl("/v1/17")
+    if trusts:
+        assert (code, out) == (0, "200 0"), err
+        assert (await curl("/admin"))[1] == "403 0"
+    else:
+        assert code == 60, "curl's word for a certificate that is not trusted"
+        await until(lambda: outside.hub.outward["client"] == 1)
+    assert len(outside.seen) == (1 if trusts else 0)

@@ -189,10 +189,10 @@ def test_a_watch_from_before_a_compaction_is_gone(apiserver: ApiServer, namespac
 
 def test_strangers_are_refused(apiserver: ApiServer) -> None:
     with pytest.raises(ApiError) as anonymous:
-        Api(apiserver.url, apiserver.ca).call("GET", "/api/v1/pods")
+        Api.at(apiserver.url, apiserver.ca).call("GET", "/api/v1/pods")
     assert anonymous.value.status == 403
     with pytest.raises(ApiError) as invalid:
-        Api(apiserver.url, apiserver.ca, token="made.up.token").call("GET", "/api/v1/pods")
+        Api.at(apiserver.url, apiserver.ca, token="made.up.token").call("GET", "/api/v1/pods")
     assert invalid.value.status == 401
 
 

@@ -79,15 +79,15 @@ class ControlPlane:
     @property
     def api(self) -> Api:
         """The API server as the administrator sees it."""
-        return Api(self.url, self.ca, pair=self._admin)
+        return Api.at(self.url, self.ca, pair=self._admin)
 
     @property
     def etcd(self) -> Api:
         """etcd's JSON gateway."""
-        return Api(f"https://127.0.0.1:{self._etcd_port}", self._etcd_authority.certificate, pair=self._etcd_client)
+        return Api.at(f"https://127.0.0.1:{self._etcd_port}", self._etcd_authority.certificate, pair=self._etcd_client)
 
     def program(self, name: str) -> Program:
-        """``etcd``, ``kube-apiserver`` or ``kube-controller-manager``."""
+        """One of its programs, as ``etcd`` or ``kube-apiserver``."""
         return self._programs[name]
 
     def start(self) -> None:
@@ -122,7 +122,7 @@ class ControlPlane:
         controllers.start()
 
     def stop_api_server(self) -> None:
-        """Stop the API server: it closes its listener, then whatever watches are left. etcd and the controllers go on."""
+        """Stop the API server: its listener at once, then the watches that are left. etcd and the controllers stay."""
         self._programs["kube-apiserver"].stop(grace=_STOP_GRACE)
 
     def client_kubeconfig(self, name: str, *, user: str, group: str = "") -> Path:
@@ -145,6 +145,8 @@ class ControlPlane:
         etcd.start()
         etcd.until(lambda: self._answers(self.etcd, "/readyz"), "ready")
         self.start_api_server()
+        if self._node is not None:
+            self._programs["kube-scheduler"].start()
         controllers = self._programs["kube-controller-manager"]
         controllers.until(lambda: self.service_account_exists("default"), "making ServiceAccounts")
 
@@ -165,16 +167,19 @@ class ControlPlane:
 
     def _plan(self) -> None:
         """Choose ports and lay down what each program is started with."""
-        self._etcd_port, peer_port, chosen, controllers_port = free_ports(4)
+        self._etcd_port, peer_port, chosen, controllers_port, scheduler_port = free_ports(5)
         self.port = 6443 if self._node else chosen
         pki.kubeconfig(self.kubeconfig, url=self.url, authority=self.ca, pair=self._admin)
+        planned = {
+            "etcd": self._etcd_arguments(peer_port),
+            "kube-apiserver": self._api_server_arguments(),
+            "kube-controller-manager": self._controllers_arguments(controllers_port),
+        }
+        if self._node is not None:
+            planned["kube-scheduler"] = self._scheduler_arguments(scheduler_port)
         self._programs = {
             name: Program(name, [self._binaries[name], *arguments], self.directory / f"{name}.log")
-            for name, arguments in (
-                ("etcd", self._etcd_arguments(peer_port)),
-                ("kube-apiserver", self._api_server_arguments()),
-                ("kube-controller-manager", self._controllers_arguments(controllers_port)),
-            )
+            for name, arguments in planned.items()
         }
 
     def _etcd_arguments(self, peer_port: int) -> Sequence[str]:
@@ -260,6 +265,17 @@ class ControlPlane:
             f"--cluster-signing-cert-file={self.ca}",
             f"--cluster-signing-key-file={self.authority.pair.key}",
             "--use-service-account-credentials=true",
+            "--bind-address=127.0.0.1",
+            f"--secure-port={port}",
+            "--leader-elect=false",
+        )
+
+    def _scheduler_arguments(self, port: int) -> Sequence[str]:
+        config = self.client_kubeconfig("scheduler", user="system:kube-scheduler")
+        return (
+            f"--kubeconfig={config}",
+            f"--authentication-kubeconfig={config}",
+            f"--authorization-kubeconfig={config}",
             "--bind-address=127.0.0.1",
             f"--secure-port={port}",
             "--leader-elect=false",

@@ -20,7 +20,7 @@ import sys
 import threading
 from pathlib import Path
 
-#: The kubelet insists on these values. The machine's own stay: files that say so are mounted over them, on the node alone.
+#: The kubelet insists on these values. The machine keeps its own: files that say so are mounted over them, on the node.
 _SYSCTLS = {
     "vm/overcommit_memory": "1",
     "vm/panic_on_oom": "0",
@@ -47,7 +47,6 @@ def furnish(directory: Path, name: str) -> None:
     Path("/run/lock").mkdir()
     for inside, outside in (("/var/lib/kubelet", directory / "kubelet"), ("/var/log", directory / "log")):
         outside.mkdir(exist_ok=True)
-        Path(inside).mkdir(exist_ok=True)
         _mount("--bind", outside, inside)
     shown = Path("/run/sysctls")
     shown.mkdir()

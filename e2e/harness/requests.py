@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import ssl
 import urllib.parse
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from e2e.harness.errors import ApiError, HarnessError
 from e2e.harness.pki import Pair
@@ -19,20 +21,44 @@ class ApiUnreachable(HarnessError):
     """Nobody answered; told apart from a refusal."""
 
 
+class _LocalConnection(http.client.HTTPConnection):
+    """To a server that listens on a path."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=_TIMEOUT)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(_TIMEOUT)
+        self.sock.connect(str(self._path))
+
+
 class Api:
-    """An API server as one user sees it. A connection a request, so that a restart of the server needs no care.
+    """An API server as one user sees it. A connection a request, so that a restart of the server needs no care."""
 
-    :param pair: the user's certificate, or
-    :param token: the user's token; neither is anonymous
-    """
-
-    def __init__(self, url: str, ca: Path, *, pair: Pair | None = None, token: str = "") -> None:
-        parts = urllib.parse.urlsplit(url)
-        self._host, self._port = parts.hostname or "", parts.port or 443
-        self._tls = ssl.create_default_context(cafile=str(ca))
-        if pair is not None:
-            self._tls.load_cert_chain(pair.certificate, pair.key)
+    def __init__(self, connect: Callable[[], http.client.HTTPConnection], token: str = "") -> None:
+        self._connect = connect
         self._token = token
+
+    @classmethod
+    def at(cls, url: str, ca: Path, *, pair: Pair | None = None, token: str = "") -> Self:
+        """Straight at the server.
+
+        :param pair: the user's certificate, or
+        :param token: the user's token; neither is anonymous
+        """
+        parts = urllib.parse.urlsplit(url)
+        tls = ssl.create_default_context(cafile=str(ca))
+        if pair is not None:
+            tls.load_cert_chain(pair.certificate, pair.key)
+        host, port = parts.hostname or "", parts.port or 443
+        return cls(lambda: http.client.HTTPSConnection(host, port, timeout=_TIMEOUT, context=tls), token)
+
+    @classmethod
+    def through(cls, proxy: Path) -> Self:
+        """Through ``kubectl proxy`` on a path, which proves who the user is by whatever their kubeconfig says."""
+        return cls(lambda: _LocalConnection(proxy))
 
     def call(
         self, method: str, path: str, body: object = None, *, content_type: str = "application/json"
@@ -66,7 +92,7 @@ class Api:
             headers["Authorization"] = f"Bearer {self._token}"
         if body is not None:
             headers["Content-Type"] = content_type
-        connection = http.client.HTTPSConnection(self._host, self._port, timeout=_TIMEOUT, context=self._tls)
+        connection = self._connect()
         try:
             connection.request(method, path, json.dumps(body) if body is not None else None, headers)
             response = connection.getresponse()

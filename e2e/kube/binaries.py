@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from e2e.harness.errors import HarnessError
-from e2e.kube.parts import PARTS, Part, Suite
+from e2e.kube.parts import Part, Suite, wanted
 
 _GIVEN = ("HEDGEROW_KUBE_BIN", "KUBEBUILDER_ASSETS")
 
@@ -40,20 +40,9 @@ def cache(environment: Mapping[str, str] = os.environ) -> Path:
     return Path(home) / "hedgerow" / "kube"
 
 
-def locate(part: Part, environment: Mapping[str, str] = os.environ) -> dict[str, Path]:
-    """The programs of one part that are there."""
-    found = {}
-    for name in part.names:
-        path = _locate(name, part, environment)
-        if path is not None:
-            found[name] = path
-    return found
-
-
-def missing(part: Part, environment: Mapping[str, str] = os.environ) -> list[str]:
-    """The programs of one part that are nowhere."""
-    found = locate(part, environment)
-    return [name for name in part.names if name not in found]
+def missing(suite: Suite, environment: Mapping[str, str] = os.environ) -> list[str]:
+    """The programs of a suite that are nowhere."""
+    return [name for name, part in wanted(suite).items() if _locate(name, part, environment) is None]
 
 
 def find(suite: Suite, environment: Mapping[str, str] = os.environ) -> Binaries:
@@ -61,22 +50,16 @@ def find(suite: Suite, environment: Mapping[str, str] = os.environ) -> Binaries:
 
     :raises HarnessError: when one is missing, with what to do about it
     """
-    return Binaries(_find(PARTS[suite], suite, environment))
-
-
-def _find(parts: Iterable[Part], suite: Suite, environment: Mapping[str, str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    absent: list[str] = []
-    for part in parts:
-        found |= locate(part, environment)
-        absent += missing(part, environment)
+    located = {name: _locate(name, part, environment) for name, part in wanted(suite).items()}
+    absent = [name for name, path in located.items() if path is None]
     if absent:
         raise HarnessError(
             f"no Kubernetes to test against: {', '.join(absent)} not found in "
             f"{', '.join(_GIVEN)}, {cache(environment)} or PATH",
-            f"run: make e2e-{suite} (it builds them once, from Go modules), or: python -m e2e.kube {suite}",
+            f"run: python -m e2e.kube {suite} (it builds them once, from Go modules; "
+            "make e2e-apiserver and make e2e-cluster do so themselves)",
         )
-    return found
+    return Binaries({name: path for name, path in located.items() if path is not None})
 
 
 def _locate(name: str, part: Part, environment: Mapping[str, str]) -> Path | None:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from e2e.harness.errors import HarnessError
 from e2e.kube import binaries
-from e2e.kube.parts import PARTS, Part, Suite
+from e2e.kube.parts import Part, Suite, wanted
 
 #: What the modules' ``go`` lines ask for.
 GO = (1, 26)
@@ -36,9 +36,9 @@ def prepare(suite: Suite, say: Callable[[str], None] = print) -> binaries.Binari
     :raises HarnessError: when something cannot be built, with what to do about it
     """
     cache = binaries.cache()
-    if any(binaries.missing(part) for part in PARTS[suite]):
+    if binaries.missing(suite):
         with _alone(cache, say):
-            absent = [part for part in PARTS[suite] if binaries.missing(part)]
+            absent = list(dict.fromkeys(wanted(suite)[name] for name in binaries.missing(suite)))
             go = toolchain(cache, say) if absent else Path()
             for part in absent:
                 begun = time.monotonic()

@@ -22,6 +22,8 @@ class Suite(StrEnum):
 
     APISERVER = "apiserver"
     CLUSTER = "cluster"
+    #: A cluster that is there already: kubectl and Helm.
+    TOOLS = "tools"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,5 +100,12 @@ _NODE = (
     Part("coredns", ("coredns",), (".",), "coredns"),
     Part("pause", ("pause",), (".",), "pause"),
 )
-#: The parts that each suite needs.
-PARTS: dict[Suite, tuple[Part, ...]] = {Suite.APISERVER: _APISERVER, Suite.CLUSTER: _APISERVER + _NODE}
+#: Every part.
+PARTS = _APISERVER + _NODE
+
+
+def wanted(suite: Suite) -> dict[str, Part]:
+    """The programs that a suite needs, and the part that each comes from."""
+    parts = PARTS if suite is Suite.CLUSTER else _APISERVER
+    programs = {name: part for part in parts for name in part.names}
+    return {name: programs[name] for name in ("kubectl", "helm")} if suite is Suite.TOOLS else programs

@@ -1,0 +1,397 @@
+"""One node in namespaces and control groups of its own: containerd, kubelet, kube-proxy, the NetworkPolicy agent.
+
+It shares the session's network namespace, which is its "machine": tests reach pods and Services as a node does, and
+that is not filtered by NetworkPolicies. Mounts, processes, host name and control groups are the node's own. Pods get
+addresses of :data:`POD_NETWORK` from the ``ptp`` plugin, each behind a route, so that every packet between two pods
+passes the session's netfilter, where NetworkPolicies are enforced.
+
+The kernel removes processes, mounts and links with the session. Control groups stay behind a session that was killed:
+the next one removes those that are empty.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from e2e.harness.control_plane import ControlPlane, Node
+from e2e.harness.errors import HarnessError
+from e2e.harness.programs import run, until
+from e2e.kube.binaries import Binaries
+
+NODE = Node("node-1", "10.250.0.1")
+POD_NETWORK = "10.244.0.0/16"
+_PODS_HERE = "10.244.0.0/24"
+CLUSTER_DNS = "10.96.0.10"
+PAUSE_IMAGE = "e2e.local/pause:1"
+_QUEUE = 100
+_GROUP = "hedgerow-e2e-"
+#: Parts of the kubelet have this path built in.
+_KUBELET = Path("/var/lib/kubelet")
+#: How old an empty control group must be to be one that was left behind, seconds.
+_LEFT_BEHIND = 600
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    pid: int
+    log: Path
+
+
+class NodeMachine:
+    """The node; :meth:`start` it once, :meth:`close` it once.
+
+    :param directory: for its state and logs; must exist and be on a file system that overlayfs accepts
+    """
+
+    def __init__(self, binaries: Binaries, directory: Path, plane: ControlPlane, runc: Path) -> None:
+        self._binaries = binaries
+        self._directory = directory
+        self._plane = plane
+        self._runc = runc
+        self._socket = directory / "run" / "containerd.sock"
+        self._init: subprocess.Popen[bytes] | None = None
+        self._groups: list[Path] = []
+        self._running: dict[str, _Running] = {}
+        self._ended: dict[str, int] = {}
+        self._furnished = threading.Event()
+        self._kubelet_made = False
+        for name in ("run", "kubelet", "log", "containerd", "cni"):
+            (directory / name).mkdir(exist_ok=True)
+
+    def prepare(self) -> None:
+        """Give the machine the node's address, before the API server says that it is there."""
+        self._make_network()
+
+    def start(self, images: Sequence[Path]) -> None:
+        """Start it beside a running control plane and wait until pods can run on it.
+
+        :param images: docker archives, imported before the kubelet starts; pause's is among them
+        :raises HarnessError: when a part ends or is not ready in time, with its last words
+        """
+        if not _KUBELET.exists():  # the node mounts its own over it; the place for that must be there
+            _KUBELET.mkdir()
+            self._kubelet_made = True
+        self._enter()
+        self._configure()
+        containerd = ["containerd", "--config", self._directory / "containerd.toml"]
+        self._run("containerd", [self._binaries[containerd[0]], *containerd[1:]])
+        self._until("containerd", lambda: self._containerd_answers(), "answering")
+        for image in images:
+            self.import_image(image)
+        self._start_kubelet()
+        proxy = [self._binaries["kube-proxy"], f"--config={self._directory / 'kube-proxy.json'}"]
+        self._run("kube-proxy", proxy)
+        self._start_policies()
+        self._until("kubelet", self._is_ready, "ready")
+
+    def import_image(self, archive: Path) -> None:
+        """Put an image onto the node, as a pull would.
+
+        :raises CommandFailed: when containerd refuses it
+        """
+        command = [self._binaries["ctr"], "--address", self._socket, "--namespace", "k8s.io", "images", "import"]
+        run([*command, "--local", archive])
+
+    def log(self, name: str) -> str:
+        """What ``containerd``, ``kubelet``, ``kube-proxy`` or ``network-policies`` wrote so far."""
+        return self._running[name].log.read_text(errors="replace")
+
+    def close(self) -> None:
+        """End everything on the node and remove what the kernel would not."""
+        if self._init is not None:
+            assert self._init.stdin is not None
+            with contextlib.suppress(OSError):
+                self._init.stdin.close()
+            try:
+                self._init.wait(10)
+            except subprocess.TimeoutExpired:
+                self._init.kill()
+                self._init.wait()
+        for group in self._groups:
+            with contextlib.suppress(HarnessError):
+                until(lambda group=group: _remove_group(group), f"{group} empty", seconds=10)  # type: ignore[misc]
+
+        if self._kubelet_made:
+            with contextlib.suppress(OSError):
+                _KUBELET.rmdir()
+
+    # Namespaces and control groups.
+
+    def _enter(self) -> None:
+        self._groups = _make_groups(f"{_GROUP}{os.getpid()}-{self._directory.parent.name}")
+        join = "".join(f"echo $$ >'{group}/cgroup.procs'\n" for group in self._groups)
+        command = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        command += ["--uts", "--cgroup", sys.executable, "-m", "e2e.harness.node_init"]
+        command += [str(self._directory), NODE.name]
+        log = (self._directory / "log" / "init.log").open("ab")
+        with log:
+            self._init = subprocess.Popen(
+                ["sh", "-e", "-c", f'{join}exec "$@"', "sh", *command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+        threading.Thread(target=self._listen, args=(self._init,), daemon=True).start()
+        self._until("init", self._furnished.is_set, "furnished")
+
+    def _listen(self, init: subprocess.Popen[bytes]) -> None:
+        assert init.stdout is not None
+        for line in init.stdout:
+            message: dict[str, Any] = json.loads(line)
+            if "furnished" in message:
+                self._furnished.set()
+            elif "ended" in message:
+                self._ended[message["ended"]] = message["code"]
+
+    def _run(self, name: str, argv: Sequence[str | Path]) -> None:
+        assert self._init is not None
+        assert self._init.stdin is not None
+        log = self._directory / "log" / f"{name}.log"
+        self._running[name] = _Running(0, log)
+        command = {"start": name, "argv": [str(word) for word in argv], "log": str(log)}
+        self._init.stdin.write(json.dumps(command).encode() + b"\n")
+        self._init.stdin.flush()
+
+    def _until(self, name: str, ready: Any, what: str, *, seconds: float = 90.0) -> None:
+        """Wait for a condition; the end of the program that is to make it true ends the waiting."""
+        assert self._init is not None
+        init = self._init
+        log = self._directory / "log" / f"{name}.log"
+
+        def settled() -> bool:
+            if init.poll() is not None or name in self._ended:
+                raise HarnessError(f"the node's {name} ended before {what}:\n{_tail(log)}")
+            return bool(ready())
+
+        try:
+            until(settled, what, seconds=seconds)
+        except HarnessError as error:
+            raise HarnessError(f"the node's {name}: {error}\n{_tail(log)}") from error
+
+    # Programs and what they are configured with.
+
+    def _configure(self) -> None:
+        (self._directory / "resolv.conf").write_text("")
+        (self._directory / "containerd.toml").write_text(self._containerd_toml())
+        (self._directory / "cni" / "10-pods.conflist").write_text(json.dumps(self._cni()))
+        (self._directory / "kubelet.json").write_text(json.dumps(self._kubelet()))
+        (self._directory / "kube-proxy.json").write_text(json.dumps(self._kube_proxy()))
+
+    def _containerd_toml(self) -> str:
+        # The state lies where the test process reaches the socket too; shims find theirs by absolute paths.
+        return f"""version = 3
+root = "{self._directory}/containerd"
+state = "/run/containerd"
+[grpc]
+  address = "{self._socket}"
+[plugins.'io.containerd.cri.v1.images']
+  snapshotter = "overlayfs"
+  [plugins.'io.containerd.cri.v1.images'.pinned_images]
+    sandbox = "{PAUSE_IMAGE}"
+[plugins.'io.containerd.cri.v1.runtime']
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+  [plugins.'io.containerd.cri.v1.runtime'.cni]
+    bin_dirs = ["{self._binaries["ptp"].parent}"]
+    conf_dir = "{self._directory}/cni"
+  [plugins.'io.containerd.cri.v1.runtime'.containerd]
+    default_runtime_name = "runc"
+    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      runtime_path = "{self._binaries["containerd-shim-runc-v2"]}"
+      [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+        SystemdCgroup = false
+        BinaryName = "{self._runc}"
+"""
+
+    def _cni(self) -> dict[str, Any]:
+        addresses = {
+            "type": "host-local",
+            "dataDir": "/run/cni-addresses",
+            "ranges": [[{"subnet": _PODS_HERE}]],
+            "routes": [{"dst": "0.0.0.0/0"}],
+        }
+        plugins = [
+            {"type": "ptp", "ipMasq": False, "mtu": 1500, "ipam": addresses},
+            {"type": "portmap", "capabilities": {"portMappings": True}},
+        ]
+        return {"cniVersion": "1.0.0", "name": "pods", "plugins": plugins}
+
+    def _kubelet(self) -> dict[str, Any]:
+        serving = self._plane.authority.serving(
+            "kubelet",
+            [NODE.name, NODE.address, "127.0.0.1"],
+            common_name=f"system:node:{NODE.name}",
+            organization="system:nodes",
+        )
+        return {
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "failCgroupV1": False,
+            "cgroupDriver": "cgroupfs",
+            "failSwapOn": False,
+            "containerRuntimeEndpoint": f"unix://{self._socket}",
+            "address": "0.0.0.0",
+            "authentication": {
+                "anonymous": {"enabled": False},
+                "webhook": {"enabled": True},
+                "x509": {"clientCAFile": str(self._plane.ca)},
+            },
+            "authorization": {"mode": "Webhook"},
+            "tlsCertFile": str(serving.certificate),
+            "tlsPrivateKeyFile": str(serving.key),
+            "clusterDomain": "cluster.local",
+            "clusterDNS": [CLUSTER_DNS],
+            "resolvConf": str(self._directory / "resolv.conf"),
+            "oomScoreAdj": 0,
+            "evictionHard": {
+                "memory.available": "50Mi",
+                "nodefs.available": "1%",
+                "imagefs.available": "1%",
+                "nodefs.inodesFree": "1%",
+            },
+            "imageGCHighThresholdPercent": 100,  # nobody could pull again what it removes
+            "imageGCLowThresholdPercent": 99,
+            "syncFrequency": "10s",
+            "nodeStatusUpdateFrequency": "2s",
+        }
+
+    def _start_kubelet(self) -> None:
+        config = self._plane.client_kubeconfig("kubelet-1", user=f"system:node:{NODE.name}", group="system:nodes")
+        self._run(
+            "kubelet",
+            [
+                self._binaries["kubelet"],
+                f"--config={self._directory / 'kubelet.json'}",
+                f"--kubeconfig={config}",
+                f"--hostname-override={NODE.name}",
+                f"--node-ip={NODE.address}",
+                f"--root-dir={_KUBELET}",
+            ],
+        )
+
+    def _kube_proxy(self) -> dict[str, Any]:
+        config = self._plane.client_kubeconfig("kube-proxy", user="system:kube-proxy")
+        unlimited = {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"}
+        return {
+            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+            "kind": "KubeProxyConfiguration",
+            "mode": "nftables",
+            "hostnameOverride": NODE.name,
+            "clusterCIDR": POD_NETWORK,
+            "clientConnection": {"kubeconfig": str(config)},
+            "conntrack": unlimited,  # the machine's own setting stays
+            "oomScoreAdj": 0,
+        }
+
+    def _start_policies(self) -> None:
+        """Enforce NetworkPolicies with sigs.k8s.io/kube-network-policies, failing closed.
+
+        The agent diverts packets to itself with nft's ``queue``. A kernel without that expression gets the same
+        diversion from iptables' NFQUEUE; the agent's own attempts then fail and change nothing. Only the direction from
+        client to server is judged, so that a new policy cuts connections that are open.
+        """
+        config = self._plane.kubeconfig
+        self._run(
+            "network-policies",
+            [
+                self._binaries["kube-network-policies"],
+                f"--kubeconfig={config}",
+                f"--hostname-override={NODE.name}",
+                "--fail-open=false",
+                "--strict-mode=true",
+                "--disable-nri=false",
+                f"--nfqueue-id={_QUEUE}",
+                "--v=2",
+            ],
+        )
+        if _nft_can_queue():
+            return
+        rules = ["*mangle", ":PODS -", "-A PODS -m owner --uid-owner 0 -j RETURN"]
+        rules += ["-A PODS -m conntrack --ctdir REPLY -j RETURN", f"-A PODS -j NFQUEUE --queue-num {_QUEUE}"]
+        rules += [f"-A POSTROUTING -s {POD_NETWORK} -j PODS", f"-A POSTROUTING -d {POD_NETWORK} -j PODS", "COMMIT"]
+        run(["iptables-restore", "--noflush"], stdin="\n".join(rules) + "\n")
+
+    @staticmethod
+    def _make_network() -> None:
+        """The node's address on an end of a veth pair, with the default route: API server and kubelet look for it."""
+        run(["ip", "link", "add", "node0", "type", "veth", "peer", "name", "node0-peer"])
+        run(["ip", "address", "add", f"{NODE.address}/24", "dev", "node0"])
+        run(["ip", "link", "set", "node0", "up"])
+        run(["ip", "link", "set", "node0-peer", "up"])
+        run(["ip", "route", "add", "default", "dev", "node0"])
+        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+
+    def _containerd_answers(self) -> bool:
+        command = [self._binaries["ctr"], "--address", self._socket, "--timeout", "2s", "version"]
+        return "Server:" in run(command, check=False)
+
+    def _is_ready(self) -> bool:
+        nodes = self._plane.api.call("GET", "/api/v1/nodes")["items"]
+        conditions = [condition for node in nodes for condition in node["status"].get("conditions", [])]
+        return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+
+
+def _nft_can_queue() -> bool:
+    probe = "table inet e2e-probe { chain c { queue num 1; }; }"
+    return not run(["nft", "--check", "--file", "-"], stdin=probe, check=False)
+
+
+def _tail(log: Path, lines: int = 20) -> str:
+    with contextlib.suppress(OSError):
+        return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+    return ""
+
+
+def _make_groups(name: str) -> list[Path]:
+    """A control group in every hierarchy, below the one that this process is in."""
+    groups = []
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        root = Path("/sys/fs/cgroup")
+        if (root / "cgroup.controllers").exists():
+            parent = root / path.lstrip("/")
+        else:
+            parent = root / (controllers.removeprefix("name=") or "unified") / path.lstrip("/")
+        if not parent.is_dir():
+            continue
+        for left_behind in parent.glob(f"{_GROUP}*"):
+            with contextlib.suppress(OSError):
+                if time.time() - left_behind.stat().st_mtime > _LEFT_BEHIND:
+                    _remove_group(left_behind)
+        group = parent / name
+        try:
+            group.mkdir(exist_ok=True)
+        except OSError as error:
+            raise HarnessError(
+                f"no control group in {parent}: {error.strerror}",
+                "a cluster in here needs root or a privileged container, with writable control groups; "
+                "KUBECONFIG=FILE uses a cluster that is there",
+            ) from None
+        for setting in ("cpuset.cpus", "cpuset.mems") if "cpuset" in controllers else ():
+            (group / setting).write_text((parent / setting).read_text())
+        groups.append(group)
+    return groups
+
+
+def _remove_group(group: Path) -> bool:
+    """Remove a control group and those in it; False while a process is in one."""
+    if not group.is_dir():
+        return True
+    try:
+        for directory, _, _ in os.walk(group, topdown=False):
+            os.rmdir(directory)
+    except OSError:
+        return False
+    return True

@@ -49,6 +49,7 @@ class WorkloadSpec:
     :param program: None for a pod in which commands are run from outside alone
     :param meshed: whether its pods have a sidecar
     :param listed: whether the controller's inventory knows of it
+    :param inspects: hosts outside, ``host:port``, that its sidecars read
     """
 
     ref: WorkloadRef
@@ -62,6 +63,7 @@ class WorkloadSpec:
     schedule: str = ""
     meshed: bool = True
     listed: bool = True
+    inspects: tuple[str, ...] = ()
 
     def pod_names(self) -> list[str]:
         return [f"{self.ref.name}-{index}" for index in range(self.replicas)]
@@ -195,4 +197,6 @@ def _workload(spec: WorkloadSpec) -> dict[str, Any]:
     }
     if spec.schedule:
         entry["schedule"] = spec.schedule
+    if spec.inspects:
+        entry["inspects"] = list(spec.inspects)
     return entry

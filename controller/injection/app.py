@@ -3,8 +3,8 @@
 It has no state and asks nobody anything, so that any number of them may run, and pods start while the controller is
 away. What comes in is bounded before it is read: connections, bytes of one review and of all, time.
 
-After SIGTERM it is no longer ready, goes on serving for ``drain_seconds`` with ``Connection: close``, and ends when what
-it was answering is answered.
+After SIGTERM it is no longer ready, goes on serving for ``drain_seconds`` with ``Connection: close``, and ends when
+what it was answering is answered.
 """
 
 from __future__ import annotations

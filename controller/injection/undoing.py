@@ -159,7 +159,7 @@ def empties_of(pod: Mapping[str, Any]) -> dict[str, Any]:
         section, _, name = place.rpartition(".")
         parent: Any = pod.get(section) if section else pod
         if isinstance(parent, Mapping) and name in parent and not parent[name]:
-            found[place] = parent[name]
+            found[place] = copy.deepcopy(parent[name])
     return found
 
 

@@ -115,6 +115,7 @@ class Controller:
             clock,
             metadata.version("hedgerow"),
             taps,
+            author=self.cluster.author if self.cluster is not None else None,
         )
         self.web_server = WebServer(app, settings)
         self.monitoring_server: MonitoringServer | None = None

@@ -14,6 +14,8 @@ from controller.engine import Engine
 from controller.keyring import Keyring
 from controller.kube.attestation import Attestor
 from controller.kube.client import Client
+from controller.kube.resources.author import ResourceAuthor
+from controller.kube.resources.sync import ResourceSync
 from controller.kube.settings import KubernetesSettings
 from controller.kube.supervision import Part, Supervision
 
@@ -56,7 +58,9 @@ class Cluster:
         self.client = Client(settings)
         self.surroundings = Surroundings(settings, self.client, engine, keyring, trust_domain, recheck, clock)
         self.attestor = Attestor(self.client, engine, settings.namespace)
-        self.supervision = Supervision(parts_of(self.surroundings), time.monotonic)
+        self.resources = ResourceSync(self.client, engine, clock)
+        self.author = ResourceAuthor(self.client, engine, self.resources, clock)
+        self.supervision = Supervision((*parts_of(self.surroundings), self.resources), time.monotonic)
 
     async def open(self) -> None:
         """Read the credentials.

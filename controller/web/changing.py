@@ -11,6 +11,8 @@ from enum import StrEnum
 
 from aiohttp import web
 
+from controller.authoring import Author, ModeRequest
+from controller.declarations import NetworkPolicyMode
 from controller.engine import Engine
 from controller.errors import InvalidRequest
 from controller.overrides import MAX_OPERATIONS, OverrideRequest
@@ -40,10 +42,12 @@ class Both(StrEnum):
 class Changing:
     """The handlers of everything that changes something.
 
+    :param author: writes overrides and modes down
     :param clock: seconds since the epoch
     """
 
     engine: Engine
+    author: Author
     clock: Callable[[], float]
 
     def routes(self) -> list[web.RouteDef]:
@@ -74,7 +78,7 @@ class Changing:
         operations = fields.take("operations", items(inputs.operation, at_most=MAX_OPERATIONS), ())
         wait = fields.take("wait", seconds(0, MAX_WAIT), WAIT)
         fields.finish()
-        made = await self.engine.create_override(
+        made = await self.author.create_override(
             OverrideRequest(effect, source, destination, port, protocol, owner, reason, expires_in, operations)
         )
         pushed = await self._arrived((source, destination), wait)
@@ -85,9 +89,11 @@ class Changing:
         owner, reason = fields.take("owner", OWNER), fields.take("reason", REASON)
         wait = fields.take("wait", _wait_text, WAIT)
         fields.finish()
-        ended = await self.engine.revoke_override(request.match_info["id"], owner, reason)
+        revoked = await self.author.revoke_override(request.match_info["id"], owner, reason)
+        ended = revoked.override
         pushed = await self._arrived((ended.source, ended.destination), wait)
-        return answer(self._override(ended) | {"generation": self.engine.view.generation, "pushed": pushed})
+        said = {"generation": self.engine.view.generation, "pushed": pushed, "note": revoked.note}
+        return answer(self._override(ended) | said)
 
     async def set_mode(self, request: web.Request) -> web.Response:
         fields = await inputs.body(request)
@@ -96,21 +102,27 @@ class Changing:
         given = fields.take("direction", choice(*Direction, Both.BOTH), Both.BOTH)
         mode = fields.take("mode", optional(choice(*Mode)), None)
         inbound_tls = fields.take("inbound_tls", optional(choice(*InboundTls)), None)
+        network_policy = fields.take("network_policy", optional(choice(*NetworkPolicyMode)), None)
         owner, reason = fields.take("owner", OWNER), fields.take("reason", REASON)
         wait = fields.take("wait", seconds(0, MAX_WAIT), WAIT)
         fields.finish()
         target = workload if workload is not None else namespace
         if target is None or (workload is not None and namespace is not None):
             fields.fail("workload", "give workload or namespace, and not both", "name one workload, or one namespace")
-        if mode is None and inbound_tls is None:
-            fields.fail("mode", "neither mode nor inbound_tls is given", "give one of them")
+        if mode is None and inbound_tls is None and network_policy is None:
+            fields.fail("mode", "neither mode nor inbound_tls nor network_policy is given", "give one of them")
+        if workload is not None and network_policy is not None:
+            fields.fail("network_policy", "set for one workload", "it is for a whole namespace: give namespace instead")
         direction = given if isinstance(given, Direction) else None
-        workloads = await self.engine.set_mode(target, direction, mode, inbound_tls, owner, reason)
+        done = await self.author.set_mode(
+            ModeRequest(target, direction, mode, inbound_tls, network_policy, owner, reason)
+        )
         return answer(
             {
-                "workloads": [str(ref) for ref in workloads],
+                "workloads": [str(ref) for ref in done.workloads],
+                "kept": [str(ref) for ref in done.kept],
                 "generation": self.engine.view.generation,
-                "pushed": await self._arrived(workloads, wait),
+                "pushed": await self._arrived(done.workloads, wait),
             }
         )
 

@@ -97,7 +97,7 @@ class Looking:
 
     def _workload(self, view: View, ref: WorkloadRef, now: float) -> Any:
         workload, mode = view.inventory.workloads[ref], view.modes.get(ref)
-        ready = readiness((view.edges[key] for key in view.edges_of.get(ref, ())), self.gate, now)
+        ready = readiness((view.edges[key] for key in view.edges_of.get(ref, ())), view.gates.get(ref, self.gate), now)
         return {
             "workload": str(ref),
             "kind": workload.kind,
@@ -200,7 +200,7 @@ class Looking:
                         "edge": str(edge.key),
                         "state": str(edge.state),
                         "evidence": list(edge.evidence()),
-                        "waiting_for": waiting_for(edge, self.gate, now),
+                        "waiting_for": waiting_for(edge, gate_of(view, edge.key, self.gate), now),
                     }
                     for edge in open_edges
                 ],
@@ -242,7 +242,7 @@ class Looking:
         view = self.engine.view
         known(view, key.source, "from")
         known(view, key.destination, "to")
-        said = explain(view, key, self.gate, self.clock(), operation or "")
+        said = explain(view, key, gate_of(view, key, self.gate), self.clock(), operation or "")
         return answer(
             {
                 "verdict": str(said.verdict),
@@ -282,6 +282,11 @@ class Looking:
                 "problem": page.problem,
             }
         )
+
+
+def gate_of(view: View, key: EdgeKey, standard: Gate) -> Gate:
+    """What learning waits for at an edge: who is called decides; where that is outside, who calls."""
+    return view.gates.get(key.source if key.destination.is_external else key.destination, standard)
 
 
 def known(view: View, ref: WorkloadRef, field: str) -> None:

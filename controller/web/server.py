@@ -13,6 +13,7 @@ from collections.abc import Callable
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from controller.authoring import Author, EngineAuthor, NetworkPolicies
 from controller.engine import Engine
 from controller.errors import ConfigError
 from controller.learner import Gate
@@ -25,6 +26,7 @@ from controller.web.changing import Changing
 from controller.web.inputs import MAX_BODY_BYTES
 from controller.web.live import Live
 from controller.web.looking import Looking
+from controller.web.network_policies import Fencing
 from controller.web.tap import Tapping
 
 log = logging.getLogger("hedgerow.web")
@@ -42,8 +44,15 @@ def application(
     clock: Callable[[], float],
     version: str,
     taps: TapDesk,
+    *,
+    author: Author | None = None,
+    network_policies: NetworkPolicies | None = None,
 ) -> web.Application:
-    """Everything that is served, ready for a server or a test."""
+    """Everything that is served, ready for a server or a test.
+
+    :param author: writes down what people decide; None: the engine itself
+    :param network_policies: of the cluster; None where there is none
+    """
     app = web.Application(middlewares=[answers.errors, answers.guard(tokens, hosts)], client_max_size=MAX_BODY_BYTES)
     app.on_response_prepare.append(answers.add_headers)
 
@@ -61,10 +70,11 @@ def application(
         return web.Response(text="ready\n" if loaded else "starting\n", status=200 if loaded else 503)
 
     looking = Looking(engine, gate, live, version, clock)
-    changing = Changing(engine, clock)
+    changing = Changing(engine, author or EngineAuthor(engine), clock)
+    fencing = Fencing(engine, network_policies)
     routes = [
         web.RouteDef(route.method, answers.API + route.path, route.handler, route.kwargs)
-        for route in (*looking.routes(), *changing.routes(), *Tapping(engine, taps).routes())
+        for route in (*looking.routes(), *changing.routes(), *fencing.routes(), *Tapping(engine, taps).routes())
     ]
     app.add_routes([web.get("/healthz", healthy), web.get("/readyz", ready), *routes])
     app.add_routes(page.Page(page.load()).routes())

@@ -1,0 +1,242 @@
+"""Lets the custom resources be what the engine goes by, and tells each resource what became of it.
+
+The order of things:
+
+1. Nothing is given to the engine before both kinds were listed as a whole: until then what it stored is in force.
+2. Every change gives it all resources again, so that nothing depends on the order in which watches speak.
+3. A status is written after the engine has stored what it says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from controller.declarations import Declaration, Judgement, Kind
+from controller.engine import Engine
+from controller.engine.declared import Acting
+from controller.errors import InvalidRequest
+from controller.kube.client import Client, Document
+from controller.kube.errors import Conflicting, NoSuchObject, Refused
+from controller.kube.kinds import Resource
+from controller.kube.reflector import Changed, Ledger, Reflector
+from controller.kube.resources.kinds import ACCESS_OVERRIDES, SEGMENTATION_MODES, is_ours
+from controller.kube.resources.reading import mode_declaration, override_declaration
+from controller.kube.resources.status import says_already, status_of
+
+log = logging.getLogger("hedgerow.kube.resources")
+
+#: The most statuses that are written at one time.
+WRITERS = 8
+#: Seconds between two looks at what is not told to us: overrides of ours that ended long ago.
+HOUSEKEEPING = 300.0
+#: Seconds for which an override that we made is still there after its end.
+ENDED_KEPT = 86400.0
+
+_RESOURCES: Mapping[Kind, Resource] = {Kind.OVERRIDE: ACCESS_OVERRIDES, Kind.MODE: SEGMENTATION_MODES}
+
+
+class ResourceSync:
+    """A :class:`~controller.kube.supervision.Part`.
+
+    :param clock: seconds since the epoch
+    """
+
+    name = "custom resources"
+
+    def __init__(self, client: Client, engine: Engine, clock: Callable[[], float]) -> None:
+        self._client = client
+        self._engine = engine
+        self._clock = clock
+        self._arrived = asyncio.Event()
+        self._held = {
+            kind: Reflector(client, resource, Ledger(_whole), self._changed) for kind, resource in _RESOURCES.items()
+        }
+        self._read: dict[str, tuple[str, Declaration | Judgement]] = {}
+        self._acting: dict[str, Acting] = {}
+        self._taken = asyncio.Event()
+        self._synced = False
+
+    @property
+    def synced(self) -> bool:
+        return self._synced
+
+    # --- for the author
+
+    def document(self, key: str) -> Document | None:
+        """A resource as it was last seen, by ``Kind/namespace/name``."""
+        kind, namespace, name = key.split("/")
+        return self._held[Kind(kind)].ledger.items.get((namespace, name))
+
+    def declarations(self) -> list[Declaration]:
+        """What all resources declare that can be read."""
+        return [each for _, each in self._read.values() if not isinstance(each, Judgement)]
+
+    @contextmanager
+    def acting(self, key: str, by: Acting) -> Iterator[None]:
+        """Who changes a resource meanwhile, for the audit log."""
+        self._acting[key] = by
+        try:
+            yield
+        finally:
+            self._acting.pop(key, None)
+
+    async def taken(self) -> None:
+        """Wait until the engine was given resources again."""
+        await self._taken.wait()
+
+    def judgement(self, key: str) -> Judgement | None:
+        """What became of a resource, as far as it is stored."""
+        found = self._read.get(key)
+        if found is not None and isinstance(found[1], Judgement):
+            return found[1]
+        return self._engine.view.judgements.get(key)
+
+    # --- the part
+
+    async def run(self) -> None:
+        """Follow the resources until cancelled, or until the API server fails us."""
+        tasks = [asyncio.create_task(held.run()) for held in self._held.values()]
+        tasks += [asyncio.create_task(self._follow()), asyncio.create_task(self._housekeep())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _changed(self, _: list[Changed[Document]]) -> None:
+        self._arrived.set()
+
+    async def _follow(self) -> None:
+        self._arrived.set()  # what is there may not have been taken when we were stopped
+        watcher = asyncio.create_task(self._watch_engine())
+        try:
+            while True:
+                await self._arrived.wait()
+                self._arrived.clear()
+                if not all(held.synced for held in self._held.values()):
+                    continue
+                await self._take()
+                await self._tell()
+                if watcher.done():
+                    watcher.result()
+                    return
+        finally:
+            watcher.cancel()
+            await asyncio.gather(watcher, return_exceptions=True)
+
+    async def _watch_engine(self) -> None:
+        """Overrides end and workloads come without a word from the API server."""
+        async with self._engine.subscribe() as changes:
+            async for change in changes:
+                if change.judgements or change.resync:
+                    self._arrived.set()
+        self._arrived.set()
+
+    async def _take(self) -> None:
+        """Give the engine everything."""
+        fresh: dict[str, tuple[str, Declaration | Judgement]] = {}
+        for key, kind, document in self._documents():
+            version = _version(document)
+            held = self._read.get(key)
+            fresh[key] = held if held is not None and held[0] == version else (version, _read(kind, document))
+        self._read = fresh
+        await self._engine.declare(self.declarations(), dict(self._acting))
+        self._synced = True
+        taken, self._taken = self._taken, asyncio.Event()
+        taken.set()
+
+    def _documents(self) -> Iterator[tuple[str, Kind, Document]]:
+        for kind, held in self._held.items():
+            for (namespace, name), document in held.ledger.items.items():
+                yield f"{kind}/{namespace}/{name}", kind, document
+
+    async def _tell(self) -> None:
+        """Write the statuses that are not what they should be."""
+        now = self._clock()
+        waiting: list[tuple[Resource, Document, Document]] = []
+        for key, kind, document in self._documents():
+            judgement = self.judgement(key)
+            meta = document["metadata"]
+            if judgement is None or judgement.uid != meta["uid"] or "deletionTimestamp" in meta:
+                continue
+            read = self._read.get(key, ("", judgement))[1]
+            declaration = None if isinstance(read, Judgement) else read
+            status = status_of(document, declaration, judgement, now, override=kind is Kind.OVERRIDE)
+            if not says_already(document.get("status"), status):
+                waiting.append((_RESOURCES[kind], document, status))
+        room = asyncio.Semaphore(WRITERS)
+        for failed in await asyncio.gather(*(self._write(room, *each) for each in waiting), return_exceptions=True):
+            if isinstance(failed, BaseException):
+                raise failed
+
+    async def _write(self, room: asyncio.Semaphore, resource: Resource, document: Document, status: Document) -> None:
+        meta = document["metadata"]
+        body = {
+            "apiVersion": resource.api_version,
+            "kind": resource.kind,
+            "metadata": {"name": meta["name"], "namespace": meta["namespace"], "uid": meta["uid"]},
+            "status": status,
+        }
+        async with room:
+            try:
+                await self._client.apply(
+                    resource, meta["name"], body, meta["namespace"], subresource="status", force=True
+                )
+            except (NoSuchObject, Conflicting):
+                return  # it is gone, or another one by now: the watch tells
+            except Refused as error:
+                log.error("the status of %s %s/%s: %s", resource.kind, meta["namespace"], meta["name"], error)
+
+    async def _housekeep(self) -> None:
+        """Delete overrides that we made, once they have ended long ago. Those of others are theirs."""
+        while True:
+            await asyncio.sleep(HOUSEKEEPING)
+            now = self._clock()
+            for key, kind, document in list(self._documents()):
+                judgement = self.judgement(key)
+                over = judgement is not None and judgement.ended and judgement.expires_at is not None
+                if kind is not Kind.OVERRIDE or not over or not is_ours(document):
+                    continue
+                assert judgement is not None
+                assert judgement.expires_at is not None
+                if now - judgement.expires_at > ENDED_KEPT:
+                    meta = document["metadata"]
+                    try:
+                        await self._client.delete(ACCESS_OVERRIDES, meta["name"], meta["namespace"], uid=meta["uid"])
+                    except (NoSuchObject, Conflicting):
+                        continue
+
+
+def _whole(document: Document) -> Document:
+    """Everything but what is only in the way."""
+    meta = {key: value for key, value in document["metadata"].items() if key != "managedFields"}
+    return document | {"metadata": meta}
+
+
+def _version(document: Document) -> str:
+    """Changes with what a resource says; its status does not count."""
+    meta = document["metadata"]
+    return f"{meta.get('uid')}/{meta.get('generation')}"
+
+
+def _read(kind: Kind, document: Document) -> Declaration | Judgement:
+    """What a resource declares, or why it can not be read."""
+    try:
+        return override_declaration(document) if kind is Kind.OVERRIDE else mode_declaration(document)
+    except InvalidRequest as error:
+        meta = document["metadata"]
+        return Judgement(
+            str(meta.get("uid")),
+            int(meta.get("generation", 1)),
+            False,
+            error.code,
+            error.field,
+            error.problem,
+            error.remedy,
+        )

@@ -126,7 +126,8 @@ class Attestor:
                     check_claim(bound, instance)
                     pod = await self._read(bound)
                 check_pod(pod, bound)
-                self._check_namespace(bound)
+                if bound.namespace in self._unmeshed:
+                    raise _namespace_refused(bound, "are never meshed", "move the workload to a namespace of its own")
                 found = await self._known(bound, _addresses(pod), address)
         except TimeoutError:
             raise AttestationUnavailable(
@@ -157,27 +158,6 @@ class Attestor:
         except KubernetesError as error:
             raise _unable(f"pod {bound} can not be read", error) from None
 
-    def _check_namespace(self, bound: BoundPod) -> None:
-        """:raises AttestationRefused: when pods of the namespace are not meshed"""
-        if bound.namespace in self._unmeshed:
-            raise AttestationRefused(
-                f"pods in namespace {bound.namespace} are never meshed",
-                code="attestation-namespace",
-                remedy="move the workload to a namespace of its own",
-                pod=str(bound),
-            )
-        view = self._inventories.view
-        known = view.inventory.namespaces.get(bound.namespace) if view.ready else None
-        if known is None:
-            raise _not_yet(f"the inventory does not have namespace {bound.namespace} yet")
-        if dict(known.labels).get(INJECTION) != "enabled":
-            raise AttestationRefused(
-                f"namespace {bound.namespace} is not meshed",
-                code="attestation-namespace",
-                remedy=f"`kubectl label namespace {bound.namespace} {INJECTION}=enabled`",
-                pod=str(bound),
-            )
-
     async def _known(self, bound: BoundPod, addresses: frozenset[str], caller: str) -> Instance:
         """The inventory's instance for the pod, waited for where it is not there yet."""
         async with self._inventories.subscribe() as changes:
@@ -186,14 +166,15 @@ class Attestor:
                     while True:
                         inventory = self._inventories.view.inventory
                         check_address(inventory, bound, addresses, caller)
-                        found, missing = instance_of(inventory, bound, addresses)
-                        if found is not None:
+                        found = instance_of(inventory, bound, addresses)
+                        if isinstance(found, Instance):
                             return found
+                        problem = found
                         await anext(changes)
             except StopAsyncIteration:
                 raise _not_yet("the controller is stopping") from None
             except TimeoutError:
-                raise _not_yet(missing) from None
+                raise problem from None
 
 
 # --- the rules
@@ -257,25 +238,34 @@ def check_address(inventory: Inventory, bound: BoundPod, addresses: frozenset[st
         )
 
 
-def instance_of(inventory: Inventory, bound: BoundPod, addresses: frozenset[str]) -> tuple[Instance | None, str]:
-    """Rule 6: the instance; else None and why not.
+def instance_of(
+    inventory: Inventory, bound: BoundPod, addresses: frozenset[str]
+) -> Instance | AttestationRefused | AttestationUnavailable:
+    """Rule 6: the instance; else what to answer, unless the inventory says something else in a moment.
 
     :param addresses: the pod's own
     """
+    namespace = inventory.namespaces.get(bound.namespace)
+    if namespace is None:
+        return _not_yet(f"the inventory does not have namespace {bound.namespace} yet")
+    if dict(namespace.labels).get(INJECTION) != "enabled":
+        remedy = f"`kubectl label namespace {bound.namespace} {INJECTION}=enabled`"
+        return _namespace_refused(bound, "are not meshed", remedy)
     found = inventory.instances.get(f"{bound.namespace}/{bound.name}")
     if found is None:
-        return None, (
+        return _not_yet(
             f"the inventory does not have pod {bound} yet, or can not tell which workload it is of (see "
             "`hedgerow status`)"
         )
     if found.address not in addresses:
-        return None, f"the inventory still has an earlier pod {bound}"
+        return _not_yet(f"the inventory still has an earlier pod {bound}")
     workload = inventory.workloads[found.workload]
     if workload.service_account != bound.account:
-        return None, f"the inventory has workload {found.workload} under another ServiceAccount than {bound.account}"
+        problem = f"the inventory has workload {found.workload} under another ServiceAccount than {bound.account}"
+        return _not_yet(problem)
     if not workload.meshed or workload.account_identity:
-        return None, f"the inventory has workload {found.workload} as one without a sidecar of ours"
-    return found, ""
+        return _not_yet(f"the inventory has workload {found.workload} as one without a sidecar of ours")
+    return found
 
 
 def _addresses(pod: Mapping[str, Any]) -> frozenset[str]:
@@ -299,6 +289,12 @@ def _gone(bound: BoundPod) -> AttestationRefused:
         code="attestation-pod-gone",
         remedy="nothing is to be done; its successor gets a certificate",
         pod=str(bound),
+    )
+
+
+def _namespace_refused(bound: BoundPod, problem: str, remedy: str) -> AttestationRefused:
+    return AttestationRefused(
+        f"pods in namespace {bound.namespace} {problem}", code="attestation-namespace", remedy=remedy, pod=str(bound)
     )
 
 

@@ -57,3 +57,15 @@ affinity: {{- toYaml . | nindent 2 }}
 priorityClassName: {{ . }}
 {{- end }}
 {{- end -}}
+
+{{/* What all webhooks share. */}}
+{{- define "hedgerow.webhook" -}}
+admissionReviewVersions: [v1]
+clientConfig:
+  service: {name: hedgerow-injector, namespace: {{ .root.Release.Namespace }}, path: {{ .path }}, port: 443}
+failurePolicy: {{ .root.Values.injector.failurePolicy }}
+matchPolicy: Equivalent
+reinvocationPolicy: IfNeeded
+sideEffects: None
+timeoutSeconds: 10
+{{- end -}}

@@ -29,6 +29,10 @@ kubernetes:
 {{- define "hedgerow.injectorSettings" -}}
 {{- $s := .Values.sidecar -}}
 log_level: {{ .Values.injector.logLevel }}
+certificate: /etc/hedgerow-tls/tls.crt
+key: /etc/hedgerow-tls/tls.key
+listen: {{ printf "%s:8443" .Values.controller.listenHost | quote }}
+health_listen: {{ printf "%s:15014" .Values.controller.listenHost | quote }}
 injection:
   image: {{ include "hedgerow.image" (dict "image" $s.image "root" .) | quote }}
   image_pull_policy: {{ $s.image.pullPolicy }}

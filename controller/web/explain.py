@@ -72,7 +72,7 @@ def explain(view: View, key: EdgeKey, gate: Gate, now: float, operation: str = "
         edge,
         (
             *_sentences(view, key, gate, outbound, inbound, edge, now),
-            *_of_operations(view, key, coming, operation, now),
+            *_of_operations(view, key, going if _reads(view, key) else coming, operation, now),
             *_advice(view, key, outbound, inbound, operation),
         ),
     )
@@ -89,10 +89,16 @@ def _judged(view: View, key: EdgeKey, direction: Direction, now: float, operatio
         known = replace(known, workload=None)
     connection = Connection(direction, known, peer(view, key.destination), key.port, key.protocol)
     opened, by_operation = admit(snapshot, connection, now)
-    if operation and direction is Direction.INBOUND:
+    if operation and (direction is Direction.INBOUND or _reads(view, key)):
         asked = replace(connection, operation=operation)
         return _Judged(decide(snapshot, asked, now), asked, by_operation)
     return _Judged(opened, connection, by_operation)
+
+
+def _reads(view: View, key: EdgeKey) -> bool:
+    """Whether the source's sidecar judges what is asked, because it is asked outside the mesh and inspected."""
+    snapshot, host = view.snapshots.get(key.source), key.destination.host
+    return snapshot is not None and any((one.host, one.port) == (host, key.port) for one in snapshot.inspects)
 
 
 def _worst(verdicts: list[Verdict]) -> Verdict:
@@ -133,20 +139,21 @@ def _sentences(
     return said
 
 
-def _of_operations(view: View, key: EdgeKey, coming: _Judged | None, operation: str, now: float) -> list[str]:
-    """What the destination makes of single operations, where that is not what it makes of the connection."""
+def _of_operations(view: View, key: EdgeKey, judge: _Judged | None, operation: str, now: float) -> list[str]:
+    """What the end that judges single operations makes of them, where that is not what it makes of the connection."""
     if operation:
-        if coming is not None:
+        if judge is not None:
             return []
         what = "is outside the inventory" if key.destination.is_external else "has no sidecar"
         return [f"{key.destination} {what}: nothing here sees or stops single operations."]
-    if coming is None or not coming.by_operation:
+    if judge is None or not judge.by_operation:
         return []
     said = []
-    for rule in view.snapshots[key.destination].rules:
-        if rule.operations and matches(rule, replace(coming.connection, operation=rule.operations[0]), now):
+    mine = key.source if _reads(view, key) else key.destination
+    for rule in view.snapshots[mine].rules:
+        if rule.operations and matches(rule, replace(judge.connection, operation=rule.operations[0]), now):
             named = ", ".join(rule.operations)
-            said.append(f"{key.destination} judges what is asked one by one: {_of_rule(rule)}, for {named} only.")
+            said.append(f"{mine} judges what is asked one by one: {_of_rule(rule)}, for {named} only.")
     return said
 
 

@@ -1,5 +1,5 @@
-"""What the inspect lane does for our application it does for hosts outside: gRPC by method, taps with redaction, addons;
-for clients that people really use."""
+"""What the inspect lane does for our application it does for hosts outside: gRPC by method, taps, addons. Clients are
+those that people really use."""
 
 from __future__ import annotations
 

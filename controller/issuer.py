@@ -231,7 +231,7 @@ class Issuer:
         self, csr_der: bytes, instance: Instance, action: str, evidence: Mapping[str, object] = MappingProxyType({})
     ) -> Issued:
         view = self._engine.view
-        identity = SpiffeId.parse(view.inventory.identity_of(instance.workload))
+        identity = SpiffeId.parse(view.inventory.identity_of_instance(instance))
         chain = self._keyring.sign_workload(csr_der, identity, instance.name, self._lifetime)
         await self._engine.record(
             f"sidecar:{instance.workload.namespace}/{instance.name}",

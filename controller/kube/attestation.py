@@ -260,11 +260,10 @@ def instance_of(
     if found.address not in addresses:
         return _not_yet(f"the inventory still has an earlier pod {bound}")
     workload = inventory.workloads[found.workload]
-    if workload.service_account != bound.account:
-        problem = f"the inventory has workload {found.workload} under another ServiceAccount than {bound.account}"
-        return _not_yet(problem)
-    if not workload.meshed or workload.account_identity:
-        return _not_yet(f"the inventory has workload {found.workload} as one without a sidecar of ours")
+    if (found.service_account or workload.service_account) != bound.account:
+        return _not_yet(f"the inventory has pod {bound} under another ServiceAccount than {bound.account}")
+    if not found.meshed or not workload.meshed or workload.account_identity:
+        return _not_yet(f"the inventory has pod {bound}, of workload {found.workload}, as one without our sidecar")
     return found
 
 

@@ -354,7 +354,9 @@ async def test_a_pod_that_the_inventory_does_not_have_yet_is_waited_for(cluster:
         ("  - {name: cart-1, workload: shop/cart, address: 10.0.0.2}\n", "", "does not have pod shop/cart-1 yet"),
         ("address: 10.0.0.2}", "address: 10.0.0.22}", "an earlier pod shop/cart-1"),
         ("name: cart, serviceAccount: cart}", "name: cart, serviceAccount: other}", "under another ServiceAccount"),
-        ("cart-1, workload: shop/cart,", "cart-1, workload: shop/legacy,", "without a sidecar of ours"),
+        ("address: 10.0.0.2}", "address: 10.0.0.2, meshed: false}", "without our sidecar"),
+        ("address: 10.0.0.2}", "address: 10.0.0.2, serviceAccount: other}", "under another ServiceAccount"),
+        ("cart-1, workload: shop/cart,", "cart-1, workload: shop/legacy,", "without our sidecar"),
     ],
 )
 async def test_what_the_inventory_does_not_know_gets_nothing_and_is_told_to_come_again(

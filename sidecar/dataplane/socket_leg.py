@@ -278,10 +278,17 @@ class SocketLeg:
         if self._eof:
             self._fail_soon(why)
             return
+        awaited = bool(self._held)
         self._send_nothing(why)
+        if awaited:  # the lane may have paused us until what it wrote is taken, and then nobody would read on
+            self._reactor.loop.call_soon(self._tell_drained)
         self._readable = self._hup = True
         if not self.queued and not self._paused:
             self._reactor.pump_again(self)
+
+    def _tell_drained(self) -> None:
+        if self._sock is not None:
+            self.lane.drained(self)
 
     def _fail_soon(self, why: str) -> None:
         """Fail outside the call of the lane that noticed it."""

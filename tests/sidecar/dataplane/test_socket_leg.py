@@ -334,3 +334,15 @@ async def test_a_socket_may_be_registered_already(rigs):
     rig.leg = leg
     rig.far_write(b"hello")
     await rig.until(lambda: rig.lane.data == b"hello")
+
+
+async def test_a_paused_leg_whose_other_end_resets_says_that_what_is_held_will_not_be_taken(rigs):
+    """Else a lane that waits for that before it reads on waits for ever, and the reset is never told."""
+    rig = rigs(buffers=8192)
+    rig.write(os.urandom(MEGABYTE))
+    rig.do(rig.leg.pause)
+    rig.far_reset()
+    await rig.until(lambda: rig.lane.events == ["drained"])
+    assert rig.leg.unsent == 0
+    rig.do(rig.leg.resume)
+    await rig.until(lambda: rig.lane.events == ["drained", "lost"])

@@ -1,6 +1,6 @@
 """The controller on a Kubernetes cluster: the one place that makes and joins everything in this package.
 
-Each part is one line in :func:`parts_of`. :mod:`controller.kube.supervision` keeps them going; the controller serves
+Each part is one line in :class:`Cluster`. :mod:`controller.kube.supervision` keeps them going; the controller serves
 from the state that it stored until they have caught up, and goes on from what it has when the API server is away.
 """
 
@@ -11,11 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from controller.engine import Engine
+from controller.inventory import Inventory
 from controller.keyring import Keyring
 from controller.kube.attestation import Attestor
 from controller.kube.client import Client
 from controller.kube.resources.author import ResourceAuthor
 from controller.kube.resources.sync import ResourceSync
+from controller.kube.inventory.following import ACTOR, Following
 from controller.kube.settings import KubernetesSettings
 from controller.kube.supervision import Part, Supervision
 
@@ -38,9 +40,14 @@ class Surroundings:
     clock: Callable[[], float]
 
 
-def parts_of(around: Surroundings) -> tuple[Part, ...]:
-    """Everything that the controller does on the cluster."""
-    return ()
+def following_of(around: Surroundings) -> Following:
+    """The inventory's watches, which give what they see to the engine."""
+
+    async def take(inventory: Inventory) -> None:
+        await around.engine.follow_inventory(inventory, ACTOR)
+        around.recheck()
+
+    return Following(around.client, around.settings, around.trust_domain, take)
 
 
 class Cluster:
@@ -60,7 +67,9 @@ class Cluster:
         self.attestor = Attestor(self.client, engine, settings.namespace)
         self.resources = ResourceSync(self.client, engine, clock)
         self.author = ResourceAuthor(self.client, engine, self.resources, clock)
-        self.supervision = Supervision((*parts_of(self.surroundings), self.resources), time.monotonic)
+        self.inventory = following_of(self.surroundings)
+        parts: tuple[Part, ...] = (*self.inventory.parts, self.resources)
+        self.supervision = Supervision(parts, time.monotonic)
 
     async def open(self) -> None:
         """Read the credentials.

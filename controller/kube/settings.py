@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from controller.inventory.reader import cluster_networks
-from graph.fields import Check, Fields, Unfit, matching, namespace_name, optional, seconds, text, unfit
+from graph.fields import Check, Fields, Unfit, matching, namespace_name, optional, seconds, text, unfit, word
 
 #: The namespace that the chart installs into.
 NAMESPACE = "hedgerow-system"
@@ -30,6 +30,7 @@ class KubernetesSettings:
     :param cluster_networks: of pods, services and nodes; empty: what nodes and ServiceCIDRs say
     :param request_timeout: that a single request may take
     :param coalesce: at the shortest between two inventories; what changes meanwhile goes into one
+    :param injector_certificate: ``controller``: we make and renew it; ``external``: somebody else does
     """
 
     kubeconfig: Path | None = None
@@ -38,6 +39,7 @@ class KubernetesSettings:
     cluster_networks: tuple[str, ...] = ()
     request_timeout: float = 30.0
     coalesce: float = 0.25
+    injector_certificate: str = "controller"
 
 
 def kubernetes_settings(base: Path) -> Check[KubernetesSettings]:
@@ -55,6 +57,7 @@ def kubernetes_settings(base: Path) -> Check[KubernetesSettings]:
             cluster_networks=fields.take("cluster_networks", cluster_networks, ()),
             request_timeout=fields.take("request_timeout", seconds(1, 600), 30.0),
             coalesce=fields.take("coalesce", seconds(0.01, 60), 0.25),
+            injector_certificate=fields.take("injector_certificate", word("controller", "external"), "controller"),
         )
         fields.finish()
         if settings.context and settings.kubeconfig is None:

@@ -15,11 +15,12 @@ from controller.inventory import Inventory
 from controller.keyring import Keyring
 from controller.kube.attestation import Attestor
 from controller.kube.client import Client
+from controller.kube.inventory.following import ACTOR, Following
 from controller.kube.resources.author import ResourceAuthor
 from controller.kube.resources.sync import ResourceSync
-from controller.kube.inventory.following import ACTOR, Following
 from controller.kube.settings import KubernetesSettings
 from controller.kube.supervision import Part, Supervision
+from controller.kube.webhook_certificate import WebhookCertificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,9 @@ class Cluster:
         self.resources = ResourceSync(self.client, engine, clock)
         self.author = ResourceAuthor(self.client, engine, self.resources, clock)
         self.inventory = following_of(self.surroundings)
-        parts: tuple[Part, ...] = (*self.inventory.parts, self.resources)
+        parts: list[Part] = [*self.inventory.parts, self.resources]
+        if settings.injector_certificate == "controller":
+            parts.append(WebhookCertificate(self.client, settings.namespace, clock))
         self.supervision = Supervision(parts, time.monotonic)
 
     async def open(self) -> None:

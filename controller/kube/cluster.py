@@ -51,6 +51,16 @@ def following_of(around: Surroundings) -> Following:
     return Following(around.client, around.settings, around.trust_domain, take)
 
 
+def trust_of(around: Surroundings) -> TrustDistributor:
+    """What keeps the trust bundle where pods mount it."""
+
+    def in_use(namespace: str) -> bool:
+        instances = around.engine.view.inventory.instances.values()
+        return any(each.meshed and each.workload.namespace == namespace for each in instances)
+
+    return TrustDistributor(around.client, lambda: around.keyring.bundle.to_pem(), in_use, time.monotonic)
+
+
 class Cluster:
     """Made by :class:`controller.app.Controller` when there is a ``kubernetes:`` section."""
 
@@ -69,7 +79,8 @@ class Cluster:
         self.resources = ResourceSync(self.client, engine, clock)
         self.author = ResourceAuthor(self.client, engine, self.resources, clock)
         self.inventory = following_of(self.surroundings)
-        parts: list[Part] = [*self.inventory.parts, self.resources]
+        trust = trust_of(self.surroundings)
+        parts: list[Part] = [*self.inventory.parts, self.resources, *trust.watches, trust]
         if settings.injector_certificate == "controller":
             parts.append(WebhookCertificate(self.client, settings.namespace, clock))
         self.supervision = Supervision(parts, time.monotonic)

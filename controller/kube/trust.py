@@ -1,0 +1,203 @@
+"""Keeps the trust bundle in every meshed namespace, where pods mount it: ConfigMap ``hedgerow-trust``.
+
+Rules:
+
+1. A namespace with the injection label has it. Whoever edits or deletes it gets it back; with another sidecar's roots
+   in it, its pods would trust strangers, so our key is taken over by force and nothing else in the object is touched.
+2. It is ours by its labels and its field manager. One without both is never deleted, in whatever namespace.
+3. Where the label has gone it stays for as long as the inventory has a pod with a sidecar there, then it is deleted.
+4. New roots of the authority are everywhere within a few seconds.
+5. Who fights with us about one of them is answered more and more slowly, and it is in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from random import Random
+
+from controller.injection.names import INJECTION, TRUST_CONFIG_MAP, TRUST_KEY
+from controller.kube.client import FIELD_MANAGER, Client, Document
+from controller.kube.errors import Conflicting, NoSuchObject, Refused
+from controller.kube.kinds import CONFIG_MAPS, NAMESPACES
+from controller.kube.reflector import Changed, Ledger, Reflector, Selection
+from controller.kube.retry import Retry
+
+log = logging.getLogger("hedgerow.kube.trust")
+
+OWNED = {"app.kubernetes.io/managed-by": "hedgerow", "hedgerow.dev/owned-by": "controller"}
+
+#: Seconds between two looks at what no event tells: our roots, and pods that have gone.
+LOOK = 3.0
+#: Seconds without a repair after which a namespace's next one is not put off.
+SETTLED = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A ConfigMap of our name.
+
+    :param digest: of the text under our key; empty when there is none
+    :param labelled: it has our labels
+    :param ours: it has our labels, and we have written to it
+    """
+
+    uid: str
+    digest: str
+    labelled: bool
+    ours: bool
+    immutable: bool
+
+
+def digest_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_held(document: Document) -> Held:
+    """What is needed of a ConfigMap."""
+    metadata = _mapping(document, "metadata")
+    labels, data = _mapping(metadata, "labels"), _mapping(document, "data")
+    text = data.get(TRUST_KEY)
+    labelled = all(labels.get(name) == value for name, value in OWNED.items())
+    fields = metadata.get("managedFields")
+    managers = {each.get("manager") for each in fields if isinstance(each, dict)} if isinstance(fields, list) else set()
+    return Held(
+        uid=str(metadata.get("uid", "")),
+        digest=digest_of(text) if isinstance(text, str) else "",
+        labelled=labelled,
+        ours=labelled and FIELD_MANAGER in managers,
+        immutable=document.get("immutable") is True,
+    )
+
+
+def body(namespace: str, text: str) -> Document:
+    """What we apply."""
+    return {
+        "apiVersion": CONFIG_MAPS.api_version,
+        "kind": CONFIG_MAPS.kind,
+        "metadata": {"name": TRUST_CONFIG_MAP, "namespace": namespace, "labels": OWNED},
+        "data": {TRUST_KEY: text},
+    }
+
+
+class TrustDistributor:
+    """A :class:`~controller.kube.supervision.Part`; the watches that it needs are parts of their own.
+
+    :param bundle: the roots in force as PEM
+    :param in_use: whether a namespace has a pod with a sidecar
+    :param clock: seconds; only differences count
+    """
+
+    name = "trust bundle"
+
+    def __init__(
+        self,
+        client: Client,
+        bundle: Callable[[], str],
+        in_use: Callable[[str], bool],
+        clock: Callable[[], float],
+        random: Random | None = None,
+    ) -> None:
+        self._client = client
+        self._bundle = bundle
+        self._in_use = in_use
+        self._clock = clock
+        self._random = random or Random()  # noqa: S311  # spreads retries, keeps no secret
+        self._woken = asyncio.Event()
+        self._repairs: dict[str, _Repairs] = {}
+        self.synced = False
+        self._namespaces: Ledger[bool] = Ledger(lambda _: True)
+        self._held = Ledger(read_held)
+        self.watches = (
+            Reflector(client, NAMESPACES, self._namespaces, self._wake, Selection(labels=f"{INJECTION}=enabled")),
+            Reflector(
+                client, CONFIG_MAPS, self._held, self._wake, Selection(fields=f"metadata.name={TRUST_CONFIG_MAP}")
+            ),
+        )
+
+    def _wake(self, _: list[Changed[bool]] | list[Changed[Held]]) -> None:
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Bring everything in order, again and again, until cancelled.
+
+        :raises KubernetesError: when the API server is away or forbids it
+        """
+        while True:
+            self._woken.clear()
+            if all(watch.synced for watch in self.watches):
+                await self._reconcile()
+                self.synced = True
+            try:
+                async with asyncio.timeout(LOOK):
+                    await self._woken.wait()
+            except TimeoutError:
+                continue
+
+    async def _reconcile(self) -> None:
+        text = self._bundle()
+        meshed = {namespace for _, namespace in self._namespaces.items}
+        for namespace in tuple(self._wrong(meshed, digest_of(text))):
+            await self._put(namespace, text)
+        for (namespace, _), held in tuple(self._held.items.items()):
+            if held.ours and namespace not in meshed and not self._in_use(namespace):
+                await self._remove(namespace, held)
+        self._repairs = {namespace: each for namespace, each in self._repairs.items() if namespace in meshed}
+
+    def _wrong(self, meshed: set[str], digest: str) -> Iterator[str]:
+        """The meshed namespaces whose ConfigMap is not there or not right, and that are to be seen to now."""
+        now = self._clock()
+        for namespace in sorted(meshed):
+            held = self._held.items.get((namespace, TRUST_CONFIG_MAP))
+            if held is not None and held.digest == digest and held.labelled:
+                continue
+            repairs = self._repairs.get(namespace)
+            if repairs is None or now >= repairs.not_before:
+                yield namespace
+
+    async def _put(self, namespace: str, text: str) -> None:
+        held = self._held.items.get((namespace, TRUST_CONFIG_MAP))
+        self._count(namespace)
+        try:
+            if held is not None and held.immutable and held.labelled:
+                await self._client.delete(CONFIG_MAPS, TRUST_CONFIG_MAP, namespace, uid=held.uid)
+            await self._client.apply(CONFIG_MAPS, TRUST_CONFIG_MAP, body(namespace, text), namespace, force=True)
+        except NoSuchObject:
+            return  # the namespace has gone; the watch will say so
+        except (Refused, Conflicting) as error:
+            # such as a namespace that is ending; not a reason to leave the others without
+            log.warning("ConfigMap %s/%s can not be kept: %s", namespace, TRUST_CONFIG_MAP, error)
+            return
+        log.info("ConfigMap %s/%s holds the trust bundle%s", namespace, TRUST_CONFIG_MAP, " again" if held else "")
+
+    def _count(self, namespace: str) -> None:
+        """One more write there; the next one waits, the longer the more of them there were lately."""
+        now = self._clock()
+        repairs = self._repairs.get(namespace)
+        if repairs is None or now - repairs.not_before > SETTLED:
+            repairs = self._repairs[namespace] = _Repairs(Retry(self._random))
+        repairs.not_before = now + repairs.retry.failed()
+
+    async def _remove(self, namespace: str, held: Held) -> None:
+        try:
+            await self._client.delete(CONFIG_MAPS, TRUST_CONFIG_MAP, namespace, uid=held.uid)
+        except (NoSuchObject, Conflicting):
+            return
+        except Refused as error:
+            log.warning("ConfigMap %s/%s can not be deleted: %s", namespace, TRUST_CONFIG_MAP, error)
+            return
+        log.info("ConfigMap %s/%s is deleted: the namespace is not meshed any more", namespace, TRUST_CONFIG_MAP)
+
+
+@dataclass(slots=True)
+class _Repairs:
+    retry: Retry
+    not_before: float = 0.0
+
+
+def _mapping(document: Document, name: str) -> Document:
+    found = document.get(name)
+    return found if isinstance(found, dict) else {}

@@ -20,7 +20,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    do_GET = do_DELETE = answer  # noqa: N815 - names of http.server
+    do_GET = do_DELETE = answer
 
     def log_message(self, format: str, *args: object) -> None:
         print(format % args, flush=True)

@@ -20,6 +20,7 @@ from controller.kube.resources.author import ResourceAuthor
 from controller.kube.resources.sync import ResourceSync
 from controller.kube.settings import KubernetesSettings
 from controller.kube.supervision import Part, Supervision
+from controller.kube.trust import TrustDistributor
 from controller.kube.webhook_certificate import WebhookCertificate
 
 

@@ -149,6 +149,14 @@ class Engine:
         await self._worker.ask(lambda state, now: operations.set_inventory(state, now, inventory, actor))
         return self.view.generation
 
+    async def follow_inventory(self, inventory: Inventory, actor: str) -> None:
+        """Replace the inventory by one that changes all the time and can be read again from where it comes from.
+
+        It is in force when this returns, and on disk within :attr:`~controller.engine.EngineSettings.inventory_pause`.
+        The audit log tells of workloads that come, go or change, and not of every replica.
+        """
+        await self._worker.ask(lambda state, now: operations.set_inventory(state, now, inventory, actor, followed=True))
+
     async def set_mode(
         self,
         target: WorkloadRef | str,

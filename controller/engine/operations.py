@@ -16,6 +16,7 @@ from controller.engine import declared
 from controller.engine.policy import concerns_everybody
 from controller.engine.sidecars import forget_gone
 from controller.engine.state import State
+from controller.engine.timers import Due
 from controller.errors import Conflict, InvalidRequest, InventoryError, JoinTokenError, NotFound
 from controller.inventory import Inventory
 from controller.learner import EdgeState, LearnedEdge, approve
@@ -29,8 +30,11 @@ _SHOWN = 50
 _COMPARED = 2_000
 
 
-def set_inventory(state: State, now: float, inventory: Inventory, actor: str) -> None:
-    """Replace the inventory; see :meth:`controller.engine.Engine.set_inventory`."""
+def set_inventory(state: State, now: float, inventory: Inventory, actor: str, *, followed: bool = False) -> None:
+    """Replace the inventory; see :meth:`controller.engine.Engine.set_inventory`.
+
+    :param followed: see :meth:`controller.engine.Engine.follow_inventory`
+    """
     if inventory.trust_domain != state.trust_domain:
         raise InventoryError(
             f"it was read for the trust domain {inventory.trust_domain!r}", field="trust_domain", remedy="read it anew"
@@ -42,15 +46,21 @@ def set_inventory(state: State, now: float, inventory: Inventory, actor: str) ->
     state.changed()
     state.inventory = replace(inventory, revision=before.revision + 1)
     state.inventory_changed = True
-    state.writes.inventory = inventory.to_dict()
-    state.writes.inventory_revision = state.inventory.revision
+    if followed:
+        state.timers.at(now + state.settings.inventory_pause, Due.INVENTORY, "")
+    else:
+        state.store_inventory()
     changed = _changed_workloads(before, inventory)
+    redefined = {ref for ref in changed if before.workloads.get(ref) != inventory.workloads.get(ref)}
     _follow_in_graph(state, before, changed, now)
-    _follow_in_policy(state, before, changed)
+    _follow_in_policy(state, before, redefined)
+    _follow_addresses(state, before, changed - redefined)
     declared.follow_inventory(state, now, changed)
     for ref in changed:
         for gone in set(before.instances_of(ref)) - set(inventory.instances_of(ref)):
             forget_gone(state, gone)
+    if followed and not redefined and before.networks == inventory.networks:
+        return
     refs, known = {str(ref) for ref in before.workloads}, {str(ref) for ref in inventory.workloads}
     state.log(
         now,
@@ -105,12 +115,27 @@ def _follow_in_policy(state: State, before: Inventory, changed: set[WorkloadRef]
             state.refresh_rule(key)
         touched |= state.index.neighbours(ref, state.rules)  # and as they are
         for instance in (*before.instances_of(ref), *after.instances_of(ref)):
-            touched |= state.index.neighbours(WorkloadRef.external(instance.address), state.rules)
+            for address in instance.addresses:
+                touched |= state.index.neighbours(WorkloadRef.external(address), state.rules)
     if before.networks != after.networks or any(
         concerns_everybody(before.workloads.get(ref), after.workloads.get(ref)) for ref in changed
     ):
         touched |= set(after.workloads)
     state.stale |= touched
+
+
+def _follow_addresses(state: State, before: Inventory, changed: set[WorkloadRef]) -> None:
+    """For workloads that are what they were, with other instances: addresses matter to a policy only where a rule names
+    them, or where they stand for a workload that proves nothing, or for the source of a deny."""
+    after = state.inventory
+    for ref in changed:
+        if not after.workloads[ref].has_sidecar or state.index.denies(ref, state.rules):
+            state.stale |= state.index.neighbours(ref, state.rules) | {ref}
+        old, new = ({at for each in one.instances_of(ref) for at in each.addresses} for one in (before, after))
+        for address in old ^ new:
+            named = WorkloadRef.external(address)
+            if state.index.names(named):
+                state.stale |= state.index.neighbours(named, state.rules) | {ref}
 
 
 def set_mode(

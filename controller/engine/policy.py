@@ -12,7 +12,7 @@ from controller.compiler import PolicyInput, compile_snapshots
 from controller.compiler.baseline import is_dns
 from controller.inventory import Inventory
 from controller.view import WorkloadMode
-from graph.model import Rule, Selector, Snapshot, Workload, WorkloadRef
+from graph.model import Rule, Selector, Snapshot, Verdict, Workload, WorkloadRef
 
 
 class PolicyIndex:
@@ -47,8 +47,17 @@ class PolicyIndex:
         """Ids of the rules that name a workload, or the address of one of its instances."""
         found = set(self._by_ref.get(ref, ()))
         for instance in inventory.instances_of(ref):
-            found |= self._by_ref.get(WorkloadRef.external(instance.address), set())
+            for address in instance.addresses:
+                found |= self._by_ref.get(WorkloadRef.external(address), set())
         return found
+
+    def names(self, ref: WorkloadRef) -> bool:
+        """Whether some rule names it."""
+        return ref in self._by_ref
+
+    def denies(self, ref: WorkloadRef, rules: Mapping[str, Rule]) -> bool:
+        """Whether some rule that names it denies."""
+        return any(rules[rule_id].effect is Verdict.DENY for rule_id in self._by_ref.get(ref, ()))
 
     def neighbours(self, ref: WorkloadRef, rules: Mapping[str, Rule]) -> set[WorkloadRef]:
         """The workloads that some rule names together with ``ref``; their policies may hold its addresses."""

@@ -25,6 +25,7 @@ class EngineSettings:
     :param oldest_flow: a flow is taken to be no older than this, whatever a sidecar's clock says
     :param token_kept: how long a join token that ended is remembered, to tell that it ended
     :param refusal_pause: how often at most one sidecar's refused flows make an audit entry
+    :param inventory_pause: an inventory that follows a cluster is stored no more often than this
     :param housekeeping: how often what is no longer needed is cleared away
     :param max_edges: the most edges remembered, and ``max_external`` the most addresses and hosts outside the
         inventory; what goes beyond is counted and teaches nothing
@@ -43,6 +44,7 @@ class EngineSettings:
     override_kept: float = 86400.0
     token_kept: float = 7 * 86400.0
     refusal_pause: float = 60.0
+    inventory_pause: float = 30.0
     housekeeping: float = 600.0
     oldest_flow: float = 86400.0
     max_edges: int = 200_000

@@ -183,6 +183,12 @@ class State:
         self.audit_head = audit.append(self.audit_head, now, actor, action, subject, detail)
         self.writes.audit.append(self.audit_head)
 
+    def store_inventory(self) -> None:
+        """Let the inventory be written."""
+        self.changed()
+        self.writes.inventory = self.inventory.to_dict()
+        self.writes.inventory_revision = self.inventory.revision
+
     def mode_of(self, ref: WorkloadRef) -> WorkloadMode:
         if self.declared:
             return self.declared_modes.mode_of(ref, self.settings.default_mode)

@@ -16,6 +16,7 @@ class Due(StrEnum):
     OVERRIDE = "override"
     EDGE = "edge"
     REFUSALS = "refusals"
+    INVENTORY = "inventory"
     HOUSEKEEPING = "housekeeping"
 
 

@@ -23,6 +23,8 @@ def advance(state: State, now: float) -> None:
             _end_override(state, now, subject)
         elif kind is Due.REFUSALS:
             _report_refusals(state, now, subject)
+        elif kind is Due.INVENTORY:
+            state.store_inventory()
         elif kind is Due.HOUSEKEEPING:
             _clear_away(state, now)
 

@@ -1,0 +1,60 @@
+"""Whose an address is, when several pods say that they have it. Pure.
+
+Addresses are given again when a pod is gone, and an object can outlive its pod. One that is ending gives way to one
+that is not; where two are left, the address is nobody's until one of them goes.
+"""
+
+from __future__ import annotations
+
+from controller.kube.inventory.objects import PodFacts
+from controller.kube.reflector import Key
+
+
+class AddressBook:
+    """Claims of pods to addresses. Pods on their node's network claim none: that address is not theirs alone."""
+
+    def __init__(self) -> None:
+        self._claims: dict[str, dict[Key, bool]] = {}  # and whether the pod is ending
+
+    def put(self, key: Key, before: PodFacts | None, after: PodFacts | None) -> set[Key]:
+        """Follow a changed pod. :return: the other pods whose addresses may have changed hands"""
+        others: set[Key] = set()
+        old, new = _claimed(before), _claimed(after)
+        for address in old - new:
+            claims = self._claims[address]
+            del claims[key]
+            others |= claims.keys()
+            if not claims:
+                del self._claims[address]
+        ending = after is not None and after.ending
+        for address in new:
+            claims = self._claims.setdefault(address, {})
+            if claims.get(key) != ending:
+                claims[key] = ending
+                others |= claims.keys()
+        return others - {key}
+
+    def of(self, key: Key, pod: PodFacts) -> tuple[str, ...]:
+        """The addresses that are this pod's alone."""
+        return tuple(address for address in pod.addresses if self._holder(address) == key)
+
+    def _holder(self, address: str) -> Key | None:
+        claims = self._claims.get(address)
+        if not claims:
+            return None
+        if len(claims) == 1:
+            return next(iter(claims))
+        staying = [key for key, ending in claims.items() if not ending]
+        return staying[0] if len(staying) == 1 else None
+
+    def claimants(self, address: str) -> tuple[Key, ...]:
+        """The pods that say that they have it."""
+        return tuple(self._claims.get(address, ()))
+
+    def contested(self) -> int:
+        """How many addresses are claimed by more than one pod."""
+        return sum(1 for claims in self._claims.values() if len(claims) > 1)
+
+
+def _claimed(pod: PodFacts | None) -> set[str]:
+    return set() if pod is None or pod.spec.host_network else set(pod.addresses)

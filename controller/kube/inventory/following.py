@@ -1,0 +1,176 @@
+"""The inventory follows the cluster: watches of everything that it is made from, and one that puts it together.
+
+Rules:
+
+1. Nothing is put together before everything was listed: half a cluster is no inventory. What the store kept is in force
+   until then, and while the API server is away.
+2. What changes within :attr:`~controller.kube.settings.KubernetesSettings.coalesce` seconds goes into one inventory.
+3. When the engine refuses one, the next change brings the next; the one before stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from controller.inventory import Inventory
+from controller.kube import kinds
+from controller.kube.client import Client
+from controller.kube.inventory import objects
+from controller.kube.inventory.assembly import Assembly
+from controller.kube.inventory.objects import PolicyFacts
+from controller.kube.reflector import Changed, Counts, Key, Ledger, Reflector, Selection
+from controller.kube.settings import KubernetesSettings
+
+log = logging.getLogger("hedgerow.kube")
+
+#: In the audit log: changes that came with the cluster.
+ACTOR = "kubernetes"
+#: Pods that have ended are nobody to talk to, and there can be very many of them.
+_LIVING = Selection(fields="status.phase!=Succeeded,status.phase!=Failed")
+
+#: Of each: the resource, how it is read, and which of the assembly's methods takes its changes.
+_FOLLOWED: tuple[tuple[kinds.Resource, Callable[[Any], Any], str], ...] = (
+    (kinds.NAMESPACES, objects.namespace, "namespaces"),
+    (kinds.NODES, objects.node, "nodes"),
+    (kinds.PODS, objects.pod, "pods"),
+    (kinds.REPLICA_SETS, objects.bare_owner_of_kind("ReplicaSet"), "owners"),
+    (kinds.DEPLOYMENTS, objects.owner_of_kind("Deployment"), "owners"),
+    (kinds.STATEFUL_SETS, objects.owner_of_kind("StatefulSet"), "owners"),
+    (kinds.DAEMON_SETS, objects.owner_of_kind("DaemonSet"), "owners"),
+    (kinds.JOBS, objects.bare_owner_of_kind("Job"), "owners"),
+    (kinds.CRON_JOBS, objects.owner_of_kind("CronJob"), "owners"),
+    (kinds.SERVICES, objects.service, "services"),
+    (kinds.ENDPOINT_SLICES, objects.endpoint_slice, "slices"),
+    (kinds.SERVICE_CIDRS, objects.service_range, "ranges"),
+)
+#: Kubernetes has ServiceCIDRs since 1.33. Without them the services' network has to be written.
+_OPTIONAL = frozenset({kinds.SERVICE_CIDRS})
+
+#: Every resource that the inventory lists and watches; for RBAC.
+WATCHED: tuple[kinds.Resource, ...] = (*(resource for resource, _, _ in _FOLLOWED), kinds.NETWORK_POLICIES)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """How the following fares, for people and metrics.
+
+    :param objects: held, by resource; ``counts`` what happened to them
+    :param inventories: how many were made; ``seconds`` that the last one took to make and to be taken
+    :param problems: what could not be attributed; at most a hundred of ``unattributed``
+    """
+
+    objects: Mapping[str, int]
+    counts: Mapping[str, Counts]
+    inventories: int
+    seconds: float
+    unattributed: int
+    problems: tuple[str, ...]
+
+
+class Following:
+    """Makes the parts. Its own part is the one that puts together.
+
+    :param take: gives an inventory to the engine
+    """
+
+    name = "inventory"
+
+    def __init__(
+        self,
+        client: Client,
+        settings: KubernetesSettings,
+        trust_domain: str,
+        take: Callable[[Inventory], Awaitable[object]],
+    ) -> None:
+        self._take = take
+        self._coalesce = settings.coalesce
+        self._assembly = Assembly(trust_domain, settings.cluster_networks)
+        self._changed = asyncio.Event()
+        self._taken = False
+        self._inventories = 0
+        self._seconds = 0.0
+        self._told: tuple[str, ...] = ()
+        self.reflectors: tuple[Reflector[Any], ...] = tuple(
+            Reflector(
+                client,
+                resource,
+                Ledger(read),
+                partial(self._note, getattr(self._assembly, method)),
+                _LIVING if resource is kinds.PODS else Selection(),
+                optional=resource in _OPTIONAL,
+            )
+            for resource, read, method in _FOLLOWED
+        )
+        #: NetworkPolicies of everybody, by namespace and name: nothing of the inventory follows from them.
+        self.policies: Ledger[PolicyFacts] = Ledger(objects.network_policy)
+        self.policies_changed = asyncio.Event()
+        self.policy_reflector = Reflector(
+            client, kinds.NETWORK_POLICIES, self.policies, lambda _: self.policies_changed.set()
+        )
+
+    @property
+    def parts(self) -> tuple[Reflector[Any] | Following, ...]:
+        """For the supervision."""
+        return (*self.reflectors, self.policy_reflector, self)
+
+    @property
+    def synced(self) -> bool:
+        """Whether the engine has an inventory of this run."""
+        return self._taken
+
+    def _note(self, follow: Callable[[list[Changed[Any]]], None], changes: list[Changed[Any]]) -> None:
+        follow(changes)
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Put together what changed, until cancelled."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            if all(each.synced for each in self.reflectors):
+                try:
+                    await self._put_together()
+                except BaseException:
+                    self._changed.set()  # what was built is still to be taken
+                    raise
+            await asyncio.sleep(self._coalesce)
+
+    async def _put_together(self) -> None:
+        began = time.perf_counter()
+        await self._take(self._assembly.build())
+        self._seconds = time.perf_counter() - began
+        self._inventories += 1
+        if not self._taken:
+            self._taken = True
+            log.info("the cluster is known: %s", ", ".join(f"{n} {what}" for what, n in self._objects().items() if n))
+        self._tell()
+
+    def _tell(self) -> None:
+        problems = self._assembly.problems
+        for problem in set(problems) - set(self._told):
+            log.warning("%s", problem)
+        self._told = problems
+
+    def _objects(self) -> dict[str, int]:
+        return {str(each.resource): len(each.ledger.items) for each in (*self.reflectors, self.policy_reflector)}
+
+    def figures(self) -> Figures:
+        watches = (*self.reflectors, self.policy_reflector)
+        return Figures(
+            self._objects(),
+            {str(each.resource): each.ledger.counts for each in watches},
+            self._inventories,
+            self._seconds,
+            self._assembly.unattributed,
+            self._assembly.problems,
+        )
+
+    def foreign_policies(self, ours: Callable[[PolicyFacts], bool]) -> dict[Key, PolicyFacts]:
+        """The NetworkPolicies that are not ours."""
+        return {key: facts for key, facts in self.policies.items.items() if not ours(facts)}

@@ -1,0 +1,97 @@
+"""One service of the inventory, from its object and its EndpointSlices. Pure.
+
+Where a service's connections go is what its slices say, and nothing else: they know which pods are ready, which port a
+name means in each of them, and endpoints that people write by hand. Whose an endpoint is, the inventory says by its
+address.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+from controller.kube.inventory.objects import ServiceFacts, ServicePortFacts, SliceFacts
+from graph.model import Protocol, Service, ServiceEndpoint, ServicePort, WorkloadRef
+from graph.wire.bounds import MAX_ENDPOINTS
+
+_APP_PROTOCOL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_./]{0,251}[A-Za-z0-9])?")
+
+
+def service_of(facts: ServiceFacts, slices: Iterable[SliceFacts], workload: WorkloadRef | None) -> Service | None:
+    """The service; None when nobody can connect to it by itself (no ports, or a name in DNS only).
+
+    :param workload: whose its endpoints are, where that is one workload
+    """
+    if not facts.ports:
+        return None
+    held = tuple(slices)
+    ports = {(port.number, port.protocol): _port(port, held) for port in facts.ports}
+    return Service(
+        facts.namespace,
+        facts.name,
+        facts.addresses[0] if facts.addresses else "",
+        workload,
+        tuple(ports.values()),
+        facts.addresses[1:],
+    )
+
+
+def _port(facts: ServicePortFacts, slices: Sequence[SliceFacts]) -> ServicePort:
+    found: dict[tuple[str, int], bool] = {}
+    ending: dict[tuple[str, int], bool] = {}
+    for each in slices:
+        for port in each.ports:
+            if port.name != facts.name or port.protocol is not facts.protocol:
+                continue
+            for endpoint in each.endpoints:
+                for address in endpoint.addresses[:1]:  # the others are the same place (discovery.k8s.io/v1)
+                    at = address, port.number
+                    found[at] = found.get(at, False) or endpoint.ready
+                    ending[at] = ending.get(at, False) or endpoint.serving
+    if not any(found.values()):
+        found = ending  # where all that is left is ending, it serves to the end, as with kube-proxy
+    numbers = Counter(number for _, number in found)
+    target = min(numbers, key=lambda number: (-numbers[number], number), default=facts.target or facts.number)
+    endpoints = [ServiceEndpoint(address, number, ready) for (address, number), ready in sorted(found.items())]
+    return ServicePort(facts.number, target, facts.protocol, facts.name, tuple(endpoints[:MAX_ENDPOINTS]))
+
+
+def endpoint_addresses(slices: Iterable[SliceFacts]) -> set[str]:
+    return {address for each in slices for endpoint in each.endpoints for address in endpoint.addresses[:1]}
+
+
+def owner_of(
+    facts: ServiceFacts, found: Iterable[WorkloadRef | None], selected: Callable[[], Iterable[WorkloadRef]]
+) -> WorkloadRef | None:
+    """The one workload behind a service; None when there is none, more than one, or an address that is nobody's.
+
+    :param found: whose its endpoints are
+    :param selected: the workloads of the namespace that its selector selects, with or without pods
+    """
+    refs = set(found)
+    if facts.selector and None not in refs:
+        refs |= set(selected())
+    if len(refs) != 1:
+        return None
+    ref = next(iter(refs))
+    return ref if ref is not None and ref.namespace == facts.namespace else None
+
+
+def spoken_by(facts: ServiceFacts, slices: Iterable[SliceFacts]) -> dict[str, dict[tuple[int, Protocol], str]]:
+    """``appProtocol`` by address and port, as the service says it of what is behind it."""
+    said = {(port.name, port.protocol): port.app_protocol for port in facts.ports if _usable(port.app_protocol)}
+    found: dict[str, dict[tuple[int, Protocol], str]] = {}
+    for each in slices:
+        for port in each.ports:
+            name = said.get((port.name, port.protocol)) or (port.app_protocol if _usable(port.app_protocol) else "")
+            if not name:
+                continue
+            for endpoint in each.endpoints:
+                for address in endpoint.addresses[:1]:
+                    found.setdefault(address, {})[port.number, port.protocol] = name
+    return found
+
+
+def _usable(said: str) -> bool:
+    return _APP_PROTOCOL.fullmatch(said) is not None

@@ -1,0 +1,111 @@
+"""One workload of the inventory and its instances, from an owner and its pods. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from certs.errors import CertError
+from certs.spiffe import SpiffeId
+from controller.inventory.ports import MAX_NAMED_PORTS
+from controller.kube.inventory.objects import OwnerFacts, PodFacts, Template
+from controller.kube.inventory.owners import Top
+from controller.kube.inventory.reading import Labels
+from graph.model import Instance, Port, Protocol, Workload
+
+_KIND = re.compile(r"[A-Z][A-Za-z]{0,62}")
+#: As the inventory's file takes it.
+_SCHEDULE = re.compile(r"@(yearly|annually|monthly|weekly|daily|midnight|hourly)|(\S+ +){4}\S+")
+
+type Spoken = Mapping[tuple[int, Protocol], str]
+"""``appProtocol`` by port, as services and their slices say it."""
+
+
+def workload_of(
+    top: Top, owner: OwnerFacts | None, pods: Sequence[PodFacts], *, injected: bool, spoken: Spoken
+) -> Workload:
+    """The workload of a top owner.
+
+    :param owner: its object, where its kind is followed
+    :param pods: those that it has now
+    :param injected: whether pods of the namespace get a sidecar when they are made
+    """
+    template = owner.template if owner is not None else None
+    made = [pod.spec for pod in pods] or ([template] if template is not None else [])
+    return Workload(
+        top.ref,
+        kind=top.kind if _KIND.fullmatch(top.kind) else "Other",
+        service_account=_account(template, pods),
+        labels=_common_labels(made),
+        ports=_ports(template, pods, spoken),
+        meshed=_meshed(template, pods, injected),
+        schedule=owner.schedule if owner is not None and _SCHEDULE.fullmatch(owner.schedule) else "",
+    )
+
+
+def instance_of(pod: PodFacts, addresses: tuple[str, ...], workload: Workload) -> Instance | None:
+    """A pod as an instance; None while nobody could tell it by an address."""
+    if not addresses or pod.spec.host_network:
+        return None
+    account = pod.spec.account
+    return Instance(
+        pod.name,
+        workload.ref,
+        addresses[0],
+        pod.ready and not pod.ending,
+        pod.spec.sidecar,
+        account if account != workload.service_account else "",
+        addresses[1:],
+    )
+
+
+def identity_problem(trust_domain: str, workload: Workload, accounts: Iterable[str]) -> str:
+    """Why there can be no SPIFFE ID for it; empty when there can."""
+    for account in {workload.service_account, *accounts}:
+        try:
+            SpiffeId.for_workload(trust_domain, workload.ref.namespace, account, workload.ref.name)
+        except CertError as error:
+            return f"{workload.ref} under the ServiceAccount {account} can have no SPIFFE ID: {error}"
+    return ""
+
+
+def _account(template: Template | None, pods: Sequence[PodFacts]) -> str:
+    if template is not None:
+        return template.account
+    counted = Counter(pod.spec.account for pod in pods)
+    return min(counted, key=lambda account: (-counted[account], account), default="default")
+
+
+def _common_labels(made: Sequence[Template]) -> Labels:
+    """What every pod carries, so that a policy that selects by it misses none."""
+    kinds = {each.labels for each in made}
+    if len(kinds) < 2:
+        return kinds.pop() if kinds else ()
+    return tuple(sorted(set.intersection(*(set(each) for each in kinds))))
+
+
+def _ports(template: Template | None, pods: Sequence[PodFacts], spoken: Spoken) -> tuple[Port, ...]:
+    declared = template.ports if template is not None else ()
+    for pod in () if template is not None else pods:
+        if pod.spec.ports != declared:
+            declared = (*declared, *pod.spec.ports)
+    found = {(port.number, port.protocol): port for port in reversed(declared)}
+    for (number, protocol), said in sorted(spoken.items())[:MAX_NAMED_PORTS]:
+        known = found.get((number, protocol), Port(number, protocol))
+        found[number, protocol] = Port(number, protocol, known.name, said)
+    names = Counter(port.name for port in found.values())
+    return tuple(
+        port if names[port.name] == 1 else Port(port.number, port.protocol, "", port.app_protocol)
+        for _, port in sorted(found.items())
+    )
+
+
+def _meshed(template: Template | None, pods: Sequence[PodFacts], injected: bool) -> bool:
+    """Whether it proves who it is: one that has a sidecar in any pod does, also while others have none yet."""
+    able = [pod.spec for pod in pods if not pod.spec.host_network]
+    if able:
+        return any(each.sidecar for each in able)
+    if template is None or pods or template.host_network:
+        return False
+    return template.sidecar or (injected and template.wanted is not False)

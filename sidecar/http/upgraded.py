@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graph.model import Direction, Peer
 from sidecar.dataplane.leg_relay import LegRelay
 from sidecar.dataplane.legs import Leg
 from sidecar.dataplane.live import Connection
@@ -32,6 +33,16 @@ class UpgradedRelay(LegRelay):
             self._site.forget(self)
 
     def judge_again(self) -> None:
-        verdicts = self._site.verdicts(self._under.record.source, self._port)
+        record = self._under.record
+        if record.direction is Direction.OUTBOUND:
+            self._judge_outbound(record.destination)
+            return
+        verdicts = self._site.verdicts(record.source, self._port)
         if verdicts.by_operation and not verdicts.of(self._operation).allowed:
+            self.reset()
+
+    def _judge_outbound(self, peer: Peer) -> None:
+        authority, port = self._site.fabric.authority, self._port
+        by_operation = authority.by_operation(peer, port, outbound=True)
+        if by_operation and not authority.operation(peer, port, self._operation, outbound=True).allowed:
             self.reset()

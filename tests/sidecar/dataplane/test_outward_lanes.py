@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import ssl
 
 import grpc
 import grpc.aio
@@ -171,3 +172,106 @@ async def test_curl(outside, trusts):
         assert code == 60, "curl's word for a certificate that is not trusted"
         await until(lambda: outside.hub.outward["client"] == 1)
     assert len(outside.seen) == (1 if trusts else 0)
+
+
+async def test_what_goes_on_behind_101_stays_under_its_operation(outside):
+    await outside.start("WEBSOCKET /chat")
+    key = "dGhlIHNhbXBsZSBub25jZQ=="
+
+    async def chat(reader, writer):
+        outside.seen.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
+        )
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            while data := await reader.read(1000):
+                writer.write(data)
+
+    await outside.serve(chat)
+    reader, writer = await outside.connect("http/1.1")
+    fields = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}"
+    writer.write(f"GET /chat HTTP/1.1\r\nHost: {API}\r\n{fields}\r\n\r\n".encode())
+    async with asyncio.timeout(20):
+        assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
+        for _ in range(2):
+            writer.write(b"\x81\x02hi")
+            assert await reader.readexactly(4) == b"\x81\x02hi"
+            outside.allow("WEBSOCKET /chat", "GET /")  # another policy that allows it too
+        outside.allow("GET /")
+        with pytest.raises((ConnectionError, ssl.SSLError, asyncio.IncompleteReadError)):
+            await reader.readexactly(1)
+    assert [one.operation for one in outside.flows.requests] == ["WEBSOCKET /chat"]
+
+
+async def test_a_slow_host_and_a_client_that_goes_leave_nothing_behind(outside):
+    await outside.start()
+    arrived = asyncio.Event()
+
+    async def silent(reader, writer):
+        arrived.set()
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+    await outside.serve(silent, tls=False)  # it takes the connection, and never shakes hands
+    context = outside.client("http/1.1")
+    connecting = asyncio.create_task(asyncio.open_connection(HOST, outside.door, ssl=context, server_hostname=API))
+    await asyncio.wait_for(arrived.wait(), 20)
+    connecting.cancel()
+    await asyncio.gather(connecting, return_exceptions=True)
+    await until(lambda: outside.plane.live_connections == 0)
+    assert outside.hub.outward["handshake"] == 1
+    assert outside.names.users == 0
+
+
+async def test_a_policy_that_changes_during_the_handshakes_ends_them(outside):
+    await outside.start()
+    arrived = asyncio.Event()
+
+    async def silent(reader, writer):
+        arrived.set()
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+    await outside.serve(silent, tls=False)
+    context = outside.client("http/1.1")
+    connecting = asyncio.create_task(asyncio.open_connection(HOST, outside.door, ssl=context, server_hostname=API))
+    await asyncio.wait_for(arrived.wait(), 20)
+    outside.allow(host=OTHER)
+    with pytest.raises((ConnectionError, ssl.SSLError)):
+        await asyncio.wait_for(connecting, 20)
+    await until(lambda: outside.plane.live_connections == 0)
+
+
+async def test_many_bytes_pass_in_both_directions_at_the_pace_of_the_slower(outside):
+    await outside.start()
+    size = 8 << 20
+
+    async def echo(reader, writer):
+        head = await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size)
+        left = size
+        while left:
+            data = await reader.read(1 << 16)
+            left -= len(data)
+            writer.write(data)
+            await writer.drain()
+        outside.seen.append(head)
+
+    await outside.serve(echo)
+    reader, writer = await outside.connect("http/1.1")
+    body = bytes(range(256)) * (size // 256)
+    writer.write(f"POST /v1 HTTP/1.1\r\nHost: {API}\r\nContent-Length: {size}\r\n\r\n".encode())
+
+    async def send():
+        for start in range(0, size, 1 << 18):
+            writer.write(body[start : start + (1 << 18)])
+            await writer.drain()
+
+    async with asyncio.timeout(60):
+        sending = asyncio.create_task(send())
+        await reader.readuntil(b"\r\n\r\n")
+        assert await reader.readexactly(size) == body
+        await sending

@@ -265,6 +265,10 @@ class Modes:
             next((each.inbound_tls for each in about if each.inbound_tls is not None), standard.inbound_tls),
         )
 
+    def mode_of_namespace(self, namespace: str, standard: WorkloadMode) -> WorkloadMode:
+        """How a workload of a namespace is set that nothing speaks of by name."""
+        return self.mode_of(WorkloadRef(namespace, ""), standard)
+
     def gate_of(self, ref: WorkloadRef, standard: Gate) -> Gate:
         """The learning gate of a workload."""
         about = self._about(ref)

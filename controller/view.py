@@ -151,6 +151,7 @@ class View:
     :param judgements: of those resources, by ``Kind/namespace/name``
     :param gates: the learning gates of workloads that have one of their own
     :param network_policies: by namespace, where a resource says what is done with its NetworkPolicies
+    :param namespace_modes: how a workload that comes is set, where a resource speaks for a whole namespace
     :param fences: by namespace: the NetworkPolicies that were applied to the cluster
     """
 
@@ -173,6 +174,7 @@ class View:
     judgements: Mapping[str, Judgement] = field(default_factory=FrozenMap)
     gates: Mapping[WorkloadRef, Gate] = field(default_factory=FrozenMap)
     network_policies: Mapping[str, NetworkPolicyMode] = field(default_factory=FrozenMap)
+    namespace_modes: Mapping[str, WorkloadMode] = field(default_factory=FrozenMap)
     fences: Mapping[str, Fence] = field(default_factory=FrozenMap)
 
     @property
@@ -191,6 +193,7 @@ class Change:
     :param sidecars: keys of :attr:`View.sidecars`
     :param judgements: resources that are judged differently now, or are gone
     :param modes: workloads whose mode may have changed; ``fences``: namespaces whose applied NetworkPolicies have
+    :param network_policies: namespaces about which something else is said
     :param inventory: the inventory was replaced: directory answers may differ
     :param resync: this subscriber was too slow and missed changes: read the whole view again
     """
@@ -209,5 +212,6 @@ class Change:
     judgements: tuple[str, ...] = ()
     modes: tuple[WorkloadRef, ...] = ()
     fences: tuple[str, ...] = ()
+    network_policies: tuple[str, ...] = ()
     inventory: bool = False
     resync: bool = False

@@ -339,13 +339,6 @@ def _follow(state: State, now: float, concerned: Iterable[WorkloadRef]) -> None:
                 state.timers.at(now, Due.EDGE, key)  # it may have passed the new gate already
     for ref in [ref for ref in state.gates if ref not in state.inventory.workloads]:
         state.gates.drop(ref)
-    spoken = {target for target in state.declared_modes.by_target if "/" not in target}
-    for namespace in spoken | set(state.network_policies):
-        said = state.declared_modes.network_policy_of(namespace)
-        if said == state.network_policies.get(namespace):
-            continue
+    state.follow_namespaces()
+    if state.network_policies.touched or state.namespace_modes.touched:
         state.changed()
-        if said is None:
-            state.network_policies.drop(namespace)
-        else:
-            state.network_policies.put(namespace, said)

@@ -43,6 +43,7 @@ class Publisher:
         self._judgements: FrozenMap[str, Judgement] = FrozenMap()
         self._gates: FrozenMap[WorkloadRef, Gate] = FrozenMap()
         self._network_policies: FrozenMap[str, NetworkPolicyMode] = FrozenMap()
+        self._namespace_modes: FrozenMap[str, WorkloadMode] = FrozenMap()
         self._fences: FrozenMap[str, Fence] = FrozenMap()
         self._overrides_of: dict[tuple[WorkloadRef, WorkloadRef], set[str]] = {}
         self._between: dict[tuple[WorkloadRef, WorkloadRef], set[EdgeKey]] = {}  # the keys of _traffic by their ends
@@ -72,6 +73,8 @@ class Publisher:
         self._sidecars = state.sidecars.published(self._sidecars)
         self._judgements = state.judgements.published(self._judgements)
         self._gates = state.gates.published(self._gates)
+        spoken = state.network_policies.touched | state.namespace_modes.touched
+        self._namespace_modes = state.namespace_modes.published(self._namespace_modes)
         self._network_policies = state.network_policies.published(self._network_policies)
         self._fences = state.fences.published(self._fences)
         nodes, removed_nodes = self._publish_nodes(state, touched_modes)
@@ -94,6 +97,7 @@ class Publisher:
             judgements=judgements,
             modes=tuple(sorted(touched_modes)),
             fences=fences,
+            network_policies=tuple(sorted(spoken)),
             inventory=inventory_changed,
             resync=afresh,
         )
@@ -117,6 +121,7 @@ class Publisher:
             judgements=self._judgements,
             gates=self._gates,
             network_policies=self._network_policies,
+            namespace_modes=self._namespace_modes,
             fences=self._fences,
         )
         return self._view, change

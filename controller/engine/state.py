@@ -88,6 +88,7 @@ class State:
         self.judged_anew = False  # since the state was loaded
         self.gates: Tracked[WorkloadRef, Gate] = Tracked()
         self.network_policies: Tracked[str, NetworkPolicyMode] = Tracked()
+        self.namespace_modes: Tracked[str, WorkloadMode] = Tracked()
         self.fences: Tracked[str, Fence] = Tracked()
         self.marks: dict[WorkloadRef, Mark] = dict(stored.marks)
         self.tokens: dict[str, JoinToken] = {token.id: token for token in stored.tokens}
@@ -159,10 +160,8 @@ class State:
             if override.revoked_at is None and not override.ended:
                 self.put_rule(overrides.rule_of(override))
                 self.schedule_override(override)
-        for namespace in {each.source.namespace for each in self.declarations.values()}:
-            said = self.declared_modes.network_policy_of(namespace)
-            if said is not None:
-                self.network_policies.put(namespace, said)
+        if self.declared:
+            self.follow_namespaces()
         self.timers.at(now + self.settings.housekeeping, Due.HOUSEKEEPING, "")
         self.stale = {ref for ref, workload in self.inventory.workloads.items() if workload.has_sidecar}
         self._compile(now, len(self.stale))
@@ -207,6 +206,14 @@ class State:
         else:
             self.gates.drop(ref)
         return before != self.gate_of(ref)
+
+    def follow_namespaces(self) -> None:
+        """Let what is known of whole namespaces be what is declared."""
+        spoken = {target for target in self.declared_modes.by_target if "/" not in target}
+        for namespace in spoken | set(self.network_policies) | set(self.namespace_modes):
+            _follow(self.network_policies, namespace, self.declared_modes.network_policy_of(namespace))
+            whole = self.declared_modes.mode_of_namespace(namespace, self.settings.default_mode)
+            _follow(self.namespace_modes, namespace, whole if namespace in spoken else None)
 
     def gate_of_edge(self, key: EdgeKey) -> Gate:
         """Who is called decides; where that is outside, who calls."""
@@ -411,6 +418,15 @@ class State:
             self.marks[fresh.workload] = mark
             self.writes.marks[fresh.workload] = mark
         return replace(fresh, version=mark.version, issued_at=mark.issued_at)
+
+
+def _follow[K, V](held: Tracked[K, V], key: K, value: V | None) -> None:
+    if held.get(key) == value:
+        return
+    if value is None:
+        held.drop(key)
+    else:
+        held.put(key, value)
 
 
 def _by_workload(edges: tuple[LearnedEdge, ...]) -> dict[WorkloadRef, frozenset[EdgeKey]]:

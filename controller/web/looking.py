@@ -11,10 +11,11 @@ from typing import Any
 import yaml
 from aiohttp import web
 
-from controller.compiler import PolicyInput, Proof, compile_policy, rule_id
+from controller.compiler import Proof, compile_policy, rule_id
 from controller.engine import Engine
 from controller.errors import NotFound, UnknownWorkload
 from controller.learner import EdgeState, Gate, readiness, rule_of, waiting_for
+from controller.mesh_policy import policy_input
 from controller.view import OverrideState, View
 from controller.web import inputs
 from controller.web.answers import answer
@@ -298,20 +299,6 @@ def known(view: View, ref: WorkloadRef, field: str) -> None:
         f"{ref} is not in the inventory",
         field=field,
         remedy=f"did you mean {near}?" if near else "see `hedgerow status` for the workloads there are",
-    )
-
-
-def policy_input(view: View) -> PolicyInput:
-    """What the compiler makes the whole mesh's policy from."""
-    inventory = view.inventory
-    return PolicyInput(
-        trust_domain=view.trust_domain,
-        workloads=tuple(workload for _, workload in sorted(inventory.workloads.items())),
-        instances=tuple(instance for _, instance in sorted(inventory.instances.items())),
-        services=tuple(service for _, service in sorted(inventory.services.items())),
-        modes=view.modes,
-        rules=tuple(rule for _, rule in sorted(view.rules.items())),
-        networks=inventory.networks,
     )
 
 

@@ -49,6 +49,8 @@ from graph.model import Direction, Protocol, WorkloadRef
 #: Seconds that the engine has to take what was written.
 TAKING = 15.0
 MAX_NAME = 63
+#: How often a resource of ours that is changed meanwhile (its status is, too) is read again.
+MODE_ATTEMPTS = 5
 
 #: By these others say that a resource comes out of their repository.
 _GITOPS = (
@@ -149,29 +151,49 @@ class ResourceAuthor:
             )
         name = _mode_name(workload)
         key = f"{Kind.MODE}/{namespace}/{name}"
-        held = self._sync.document(key)
-        if held is not None and not is_ours(held):
-            raise Conflict(
-                f"the SegmentationMode {namespace}/{name} is not ours to edit",
-                remedy=f"change it where it comes from{_from_where(held)}, or rename it",
-            )
-        body = mode_document(namespace, name, workload, asked, owner, reason, held)
-        self._check_effect(asked, body, held, now)
         with self._sync.acting(key, Acting(owner, reason)):
-            with _told(f"the SegmentationMode {namespace}/{name}"):
-                if held is None:
-                    done = await self._client.create(SEGMENTATION_MODES, body, namespace)
-                else:
-                    done = await self._client.replace(SEGMENTATION_MODES, name, body, namespace)
-            await self._taken(key, done)
+            await self._taken(key, await self._put_mode(asked, namespace, name, workload, owner, reason, now))
         return self._effect(asked)
+
+    async def _put_mode(
+        self, asked: ModeRequest, namespace: str, name: str, workload: str, owner: str, reason: str, now: float
+    ) -> Document:
+        """Make our resource, or change it as it is now."""
+        what = f"the SegmentationMode {namespace}/{name}"
+        for attempt in range(MODE_ATTEMPTS):
+            with _told(what):
+                held = await self._present(namespace, name)
+            if held is not None and not is_ours(held):
+                raise Conflict(
+                    f"{what} is not ours to edit",
+                    remedy=f"change it where it comes from{_from_where(held)}, or rename it",
+                )
+            body = mode_document(namespace, name, workload, asked, owner, reason, held)
+            self._check_effect(asked, body, held, now)
+            with _told(what):
+                try:
+                    if held is None:
+                        return await self._client.create(SEGMENTATION_MODES, body, namespace)
+                    return await self._client.replace(SEGMENTATION_MODES, name, body, namespace)
+                except Conflicting:  # it was changed, or made, since it was read
+                    if attempt + 1 == MODE_ATTEMPTS:
+                        raise
+        raise AssertionError("unreachable")
+
+    async def _present(self, namespace: str, name: str) -> Document | None:
+        try:
+            return await self._client.get(SEGMENTATION_MODES, name, namespace)
+        except NoSuchObject:
+            return None
 
     def _check_effect(self, asked: ModeRequest, body: Document, held: Document | None, now: float) -> None:
         """Whether what is asked would be what holds afterwards.
 
         :raises Conflict: when a resource of somebody else is heard before ours
         """
-        meta = held["metadata"] if held is not None else {"uid": "new", "creationTimestamp": moment_written(now)}
+        # the API server's times are whole seconds: a new one is taken to be younger than what is there
+        born = {"uid": "new", "creationTimestamp": moment_written(now + 2)}
+        meta = held["metadata"] if held is not None else born
         planned = mode_declaration({**body, "metadata": {**meta, **body["metadata"]}})
         check_mode(planned, self._engine.view.inventory, self._settings.gate)
         declared = [each for each in self._sync.declarations() if isinstance(each, ModeDeclaration)]

@@ -1,0 +1,469 @@
+"""AccessOverrides and SegmentationModes in a real API server, an engine that goes by them, and the author of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controller.authoring import ModeRequest
+from controller.declarations import NetworkPolicyMode
+from controller.engine import Engine, EngineSettings
+from controller.errors import Conflict, InvalidRequest, NotReady
+from controller.inventory import Inventory, read_inventory
+from controller.kube.client import Client
+from controller.kube.resources.author import ResourceAuthor
+from controller.kube.resources.sync import ResourceSync
+from controller.kube.settings import KubernetesSettings
+from controller.kube.supervision import Supervision
+from controller.overrides import OverrideRequest
+from controller.store import SqliteStore
+from controller.view import Override, OverrideState
+from e2e.apiserver.custom_resources import access_override, install_crds, put, segmentation_mode
+from e2e.harness.apiserver import ApiServer
+from graph.model import Direction, InboundTls, Mode, Protocol, Verdict, WorkloadRef
+
+TRUST_DOMAIN = "hedgerow.test"
+WORKLOADS = ("front", "cart", "redis")
+
+
+def inventory(namespace: str, workloads: tuple[str, ...] = WORKLOADS) -> Inventory:
+    """Meshed workloads of one namespace, and of ``web``."""
+    named = [(namespace, name) for name in workloads] + [("web", "front")]
+    lines = ["apiVersion: hedgerow.dev/v1alpha1", "kind: Inventory", "workloads:"]
+    lines += [f"- {{namespace: {space}, name: {name}, labels: {{app: {name}}}}}" for space, name in named]
+    lines += ["instances:"]
+    lines += [
+        f"- {{name: {name}-0, workload: {space}/{name}, address: 10.9.0.{index}}}"
+        for index, (space, name) in enumerate(named, 1)
+    ]
+    return read_inventory("\n".join(lines).encode(), TRUST_DOMAIN)
+
+
+class Mesh:
+    """An engine on a database, and the parts that join it to the API server."""
+
+    def __init__(self, apiserver: ApiServer, namespace: str, path: Path, settings: EngineSettings) -> None:
+        self.server = apiserver
+        self.namespace = namespace
+        self.engine = Engine(SqliteStore(path / "controller.db"), TRUST_DOMAIN, settings)
+        self.client = Client(KubernetesSettings(kubeconfig=apiserver.kubeconfig, request_timeout=5.0))
+        self.sync = ResourceSync(self.client, self.engine, time.time)
+        self.author = ResourceAuthor(self.client, self.engine, self.sync, time.time, settings)
+        self.supervision = Supervision([self.sync], time.monotonic, random.Random(1))
+
+    def ref(self, name: str) -> WorkloadRef:
+        return WorkloadRef(self.namespace, name)
+
+    def asked(self, source: str = "front", destination: str = "cart", **changes: Any) -> OverrideRequest:
+        given: dict[str, Any] = {
+            "effect": Verdict.ALLOW,
+            "source": self.ref(source),
+            "destination": self.ref(destination),
+            "port": 8080,
+            "protocol": Protocol.TCP,
+            "owner": "anna",
+            "reason": "release 7",
+            "expires_in": None,
+        }
+        return OverrideRequest(**(given | changes))
+
+    def mode(self, target: WorkloadRef | str, mode: Mode | None = None, **changes: Any) -> ModeRequest:
+        given: dict[str, Any] = {
+            "target": target,
+            "direction": None,
+            "mode": mode,
+            "inbound_tls": None,
+            "network_policy": None,
+            "owner": "anna",
+            "reason": "closing it",
+        }
+        return ModeRequest(**(given | changes))
+
+    def found(self, kind: str, name: str) -> dict[str, Any]:
+        return dict(json.loads(self.server.kubectl("get", kind, name, "-n", self.namespace, "-o", "json")))
+
+    def listed(self, kind: str) -> list[dict[str, Any]]:
+        return list(json.loads(self.server.kubectl("get", kind, "-n", self.namespace, "-o", "json"))["items"])
+
+    def active(self) -> list[Override]:
+        now = time.time()
+        here = [each for each in self.engine.view.overrides.values() if each.destination.namespace == self.namespace]
+        return [each for each in here if each.state(now) is OverrideState.ACTIVE]
+
+    async def told(self, kind: str, name: str, state: str) -> dict[str, Any]:
+        """Wait until a resource's status says this."""
+
+        async def status() -> dict[str, Any]:
+            document = await asyncio.to_thread(self.found, kind, name)
+            found = document.get("status") or {}
+            return found if found.get("state") == state else {}
+
+        return await eventually_async(status)
+
+
+async def eventually(met: Callable[[], Any], seconds: float = 60.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := met()):
+        assert time.monotonic() < deadline, "the condition was not met in time"
+        await asyncio.sleep(0.05)
+    return found
+
+
+async def eventually_async(met: Callable[[], Any], seconds: float = 60.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := await met()):
+        assert time.monotonic() < deadline, "the condition was not met in time"
+        await asyncio.sleep(0.05)
+    return found
+
+
+@asynccontextmanager
+async def running(
+    apiserver: ApiServer, namespace: str, path: Path, *, known: Inventory | None = None, **settings: Any
+) -> AsyncIterator[Mesh]:
+    mesh = Mesh(apiserver, namespace, path, EngineSettings(**settings))
+    serving = asyncio.create_task(mesh.engine.run())
+    await mesh.engine.started()
+    if known is not None:
+        await mesh.engine.set_inventory(known, "test")
+    following = asyncio.create_task(mesh.supervision.run())
+    try:
+        yield mesh
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        await mesh.client.close()
+        await mesh.engine.stop()
+        await serving
+
+
+@asynccontextmanager
+async def away(apiserver: ApiServer) -> AsyncIterator[None]:
+    """No API server, until the block ends. Not in another thread: what a thread starts ends with it."""
+    apiserver.stop()
+    try:
+        yield
+    finally:
+        apiserver.start()
+
+
+@pytest.fixture(scope="module")
+def server(apiserver: ApiServer) -> ApiServer:
+    install_crds(apiserver)
+    return apiserver
+
+
+async def test_a_resource_becomes_a_rule_and_its_deletion_ends_it(
+    server: ApiServer, namespace: str, tmp_path: Path
+) -> None:
+    async with running(server, namespace, tmp_path, known=inventory(namespace)) as mesh:
+        await asyncio.to_thread(put, server, access_override(namespace))
+        status = await mesh.told("accessoverride", "one", "Active")
+        (override,) = mesh.active()
+        assert override.id == status["override"]
+        assert override.id in mesh.engine.view.rules
+        assert (override.owner, override.reason, override.port) == ("anna", "release 7", 8080)
+        assert status["from"] == "web/front"
+        assert [each["type"] for each in status["conditions"]] == ["Accepted"]
+        listed = await asyncio.to_thread(server.kubectl, "get", "hao", "-n", namespace)
+        assert "web/front" in listed
+
+        await asyncio.to_thread(server.kubectl, "delete", "hao", "one", "-n", namespace)
+        await eventually(lambda: override.id not in mesh.engine.view.rules)
+        ended = mesh.engine.view.overrides[override.id]
+        assert (ended.state(time.time()), ended.revoked_by) == (OverrideState.REVOKED, "kubernetes")
+
+
+async def test_the_end_of_an_override_is_shown_and_the_resource_stays(
+    server: ApiServer, namespace: str, tmp_path: Path
+) -> None:
+    async with running(server, namespace, tmp_path, known=inventory(namespace)) as mesh:
+        await asyncio.to_thread(put, server, access_override(namespace, ttl="3s"))
+        await mesh.told("accessoverride", "one", "Expired")
+        assert not [rule for rule in mesh.engine.view.rules if rule.startswith("override/")]
+        document = mesh.found("accessoverride", "one")
+        expired = next(each for each in document["status"]["conditions"] if each["type"] == "Expired")
+        assert (expired["status"], expired["reason"]) == ("True", "Ended")
+        assert document["spec"] == access_override(namespace, ttl="3s")["spec"]
+        # somebody puts its end off
+        await asyncio.to_thread(put, server, access_override(namespace, ttl="1h"))
+        await mesh.told("accessoverride", "one", "Active")
+        assert len(mesh.active()) == 1
+
+
+async def test_what_the_engine_refuses_is_told_with_field_and_remedy_and_taken_when_it_can_be(
+    server: ApiServer, namespace: str, tmp_path: Path
+) -> None:
+    async with running(server, namespace, tmp_path, known=inventory(namespace, ("front",))) as mesh:
+        await asyncio.to_thread(put, server, access_override(namespace))
+        far = access_override(namespace, "far", to={"namespace": "web", "workload": "front"})
+        await asyncio.to_thread(put, server, far)
+        status = await mesh.told("accessoverride", "one", "Refused")
+        (accepted,) = status["conditions"]
+        assert (accepted["status"], accepted["reason"]) == ("False", "UnknownWorkload")
+        assert f"spec.to: there is no workload {namespace}/cart" in accepted["message"]
+        (foreign,) = (await mesh.told("accessoverride", "far", "Refused"))["conditions"]
+        assert foreign["reason"] == "WrongNamespace"
+        assert "create it in the namespace web" in foreign["message"]
+        assert mesh.active() == []
+
+        await mesh.engine.set_inventory(inventory(namespace), "test")  # the workload has come
+        await mesh.told("accessoverride", "one", "Active")
+        assert [each.destination for each in mesh.active()] == [mesh.ref("cart")]
+        await mesh.engine.set_inventory(inventory(namespace, ("front",)), "test")
+        await mesh.told("accessoverride", "one", "Refused")
+        assert mesh.active() == []
+
+
+async def test_a_status_says_nothing_new_without_need(server: ApiServer, namespace: str, tmp_path: Path) -> None:
+    """No churn: a second look, a restart and a foreign change of labels write nothing."""
+    async with running(server, namespace, tmp_path, known=inventory(namespace)) as mesh:
+        await asyncio.to_thread(put, server, access_override(namespace, ttl="8h"))
+        await asyncio.to_thread(put, server, segmentation_mode(namespace, ingress="audit"))
+        await mesh.told("accessoverride", "one", "Active")
+        await mesh.told("segmentationmode", "default", "Active")
+    before = [mesh.found(kind, name) for kind, name in (("hao", "one"), ("hsm", "default"))]
+    async with running(server, namespace, tmp_path) as mesh:
+        await eventually(lambda: mesh.sync.synced)
+        await asyncio.to_thread(put, server, access_override(namespace, "two"))
+        await mesh.told("accessoverride", "two", "Active")
+        after = [mesh.found(kind, name) for kind, name in (("hao", "one"), ("hsm", "default"))]
+    assert after == before
+    assert "labels" not in after[0]["metadata"]
+
+
+async def test_modes_of_a_namespace_and_of_a_workload(server: ApiServer, namespace: str, tmp_path: Path) -> None:
+    async with running(server, namespace, tmp_path, known=inventory(namespace)) as mesh:
+        gate = {"minConnections": 7, "minAge": "5m"}
+        whole = segmentation_mode(namespace, ingress="enforce", inboundTLS="strict", learning=gate)
+        await asyncio.to_thread(put, server, whole)
+        await asyncio.to_thread(put, server, segmentation_mode(namespace, "cart", workload="cart", ingress="audit"))
+        await mesh.told("segmentationmode", "default", "Active")
+        await mesh.told("segmentationmode", "cart", "Active")
+        view = mesh.engine.view
+        assert view.modes[mesh.ref("front")].inbound is Mode.ENFORCE
+        assert view.modes[mesh.ref("front")].outbound is Mode.LEARN
+        assert view.modes[mesh.ref("cart")].inbound is Mode.AUDIT
+        assert view.modes[mesh.ref("cart")].inbound_tls is InboundTls.STRICT
+        assert view.gates[mesh.ref("cart")].min_connections == 7
+        assert view.gates[mesh.ref("cart")].min_seconds == 300
+        assert view.modes[WorkloadRef("web", "front")].inbound is Mode.LEARN
+
+        await asyncio.to_thread(put, server, segmentation_mode(namespace, "second", ingress="learn"))
+        status = await mesh.told("segmentationmode", "second", "Shadowed")
+        assert "ingress" in status["conditions"][0]["message"]
+        assert mesh.engine.view.modes[mesh.ref("front")].inbound is Mode.ENFORCE
+
+        await asyncio.to_thread(put, server, segmentation_mode(namespace, "third", ingress="quarantine"))
+        await mesh.told("segmentationmode", "third", "Active")
+        assert {mesh.engine.view.modes[mesh.ref(name)].inbound for name in WORKLOADS} == {Mode.QUARANTINE}
+
+        await asyncio.to_thread(server.kubectl, "delete", "hsm", "--all", "-n", namespace)
+        await eventually(lambda: mesh.engine.view.modes[mesh.ref("cart")].inbound is Mode.LEARN)
+        assert mesh.engine.view.modes[mesh.ref("cart")].inbound_tls is InboundTls.PERMISSIVE
+        assert mesh.ref("cart") not in mesh.engine.view.gates
+
+
+async def test_what_people_ask_becomes_a_resource_and_is_in_force_when_it_is_answered(
+    server: ApiServer, namespace: str, tmp_path: Path
+) -> None:
+    async with running(server, namespace, tmp_path, known=inventory(namespace)) as mesh:
+        await eventually(lambda: mesh.sync.synced)
+        made = await mesh.author.create_override(mesh.asked(expires_in=3600.0, operations=("GET /cart/{id}",)))
+        assert made.id in mesh.engine.view.rules
+        (document,) = await asyncio.to_thread(mesh.listed, "hao")
+        assert document["spec"]["ttl"] == "1h"
+        assert document["metadata"]["annotations"]["hedgerow.dev/created-by"] == "anna"
+        assert document["metadata"]["labels"]["hedgerow.dev/owned-by"] == "controller"
+
+        revoked = await mesh.author.revoke_override(made.id, "bert", "it is over")
+        assert made.id not in mesh.engine.view.rules
+        assert (revoked.override.revoked_by, revoked.override.revoke_reason) == ("bert", "it is over")
+        assert await asyncio.to_thread(mesh.listed, "hao") == []
+        audit = await mesh.engine.audit(10)
+        assert [(each.actor, each.action) for each in audit.entries[:2]] == [
+            ("bert", "override.revoke"),
+            ("anna", "override.create"),
+        ]
+        with pytest.raises(InvalidRequest, match="did you mean"):
+            await mesh.author.create_override(mesh.asked(destination="carr"))
+        with pytest.raises(Conflict, match="revoked already"):
+            await mesh.author.revoke_override(made.id, "bert", "twice")
+
+
+async def test_modes_that_people_set_become_resources_of_ours(
+    server: ApiServer, namespace: str, tmp_path: Path
+) -> None:
+    async with running(server, namespace, tmp_path, known=inventory(namespace)) as mesh:
+        await eventually(lambda: mesh.sync.synced)
+        done = await mesh.author.set_mode(mesh.mode(mesh.ref("cart"), Mode.AUDIT))
+        assert done.workloads == (mesh.ref("cart"),)
+        done = await mesh.author.set_mode(mesh.mode(namespace, Mode.ENFORCE, network_policy=NetworkPolicyMode.REPORT))
+        assert done.workloads == (mesh.ref("front"), mesh.ref("redis"))
+        assert done.kept == (mesh.ref("cart"),)
+        assert mesh.engine.view.network_policies[namespace] is NetworkPolicyMode.REPORT
+        # the same resource is changed, and what is not asked for stays
+        await mesh.author.set_mode(mesh.mode(namespace, Mode.LEARN, direction=Direction.OUTBOUND))
+        spec = mesh.found("hsm", "hedgerow-namespace")["spec"]
+        assert (spec["ingress"], spec["egress"], spec["networkPolicy"]) == ("enforce", "learn", "report")
+
+        # what somebody else keeps there is not edited; a quarantine is heard beside it
+        theirs = segmentation_mode(namespace, "theirs", workload="redis", ingress="enforce", egress="enforce")
+        theirs["metadata"]["labels"] = {"kustomize.toolkit.fluxcd.io/name": "shop"}
+        await asyncio.to_thread(put, server, theirs)
+        await mesh.told("segmentationmode", "theirs", "Active")
+        with pytest.raises(Conflict, match=r"theirs says otherwise.*Flux"):
+            await mesh.author.set_mode(mesh.mode(mesh.ref("redis"), Mode.LEARN))
+        await mesh.author.set_mode(mesh.mode(mesh.ref("redis"), Mode.QUARANTINE))
+        assert mesh.engine.view.modes[mesh.ref("redis")].inbound is Mode.QUARANTINE
+        await mesh.author.set_mode(mesh.mode(mesh.ref("redis"), Mode.ENFORCE))
+        assert mesh.engine.view.modes[mesh.ref("redis")].inbound is Mode.ENFORCE
+        assert mesh.found("hsm", "theirs")["spec"] == theirs["spec"]
+
+
+async def test_an_admission_rule_of_the_cluster_is_told(server: ApiServer, namespace: str, tmp_path: Path) -> None:
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "none", "namespace": namespace},
+        "spec": {"hard": {"count/accessoverrides.hedgerow.dev": "0"}},
+    }
+    await asyncio.to_thread(put, server, quota)
+
+    async def counted() -> bool:
+        found = await asyncio.to_thread(server.kubectl, "get", "quota", "none", "-n", namespace, "-o", "json")
+        return bool(json.loads(found).get("status", {}).get("hard"))
+
+    await eventually_async(counted)
+    async with running(server, namespace, tmp_path, known=inventory(namespace)) as mesh:
+        await eventually(lambda: mesh.sync.synced)
+        with pytest.raises(InvalidRequest, match=r"the API server refuses.*quota"):
+            await mesh.author.create_override(mesh.asked())
+        assert mesh.active() == []
+
+
+async def test_an_api_server_that_is_away_changes_nothing_and_takes_nothing(
+    server: ApiServer, namespace: str, tmp_path: Path
+) -> None:
+    async with running(server, namespace, tmp_path, known=inventory(namespace)) as mesh:
+        await asyncio.to_thread(put, server, access_override(namespace))
+        await mesh.told("accessoverride", "one", "Active")
+    async with AsyncExitStack() as meanwhile:
+        await meanwhile.enter_async_context(away(server))
+        mesh = await meanwhile.enter_async_context(running(server, namespace, tmp_path))  # one that starts meanwhile
+        (override,) = mesh.active()
+        assert override.id in mesh.engine.view.rules
+        with pytest.raises(NotReady, match="not read yet"):
+            await mesh.author.create_override(mesh.asked())
+    async with running(server, namespace, tmp_path) as mesh:
+        await eventually(lambda: mesh.sync.synced)
+        assert [each.id for each in mesh.active()] == [override.id]
+        async with away(server):
+            with pytest.raises(NotReady, match="was not written, and nothing is changed"):
+                await mesh.author.create_override(mesh.asked())
+            with pytest.raises(NotReady, match="was not written, and nothing is changed"):
+                await mesh.author.revoke_override(override.id, "anna", "over")
+            assert [each.id for each in mesh.active()] == [override.id]
+        # deleted while nobody watched, perhaps
+        await asyncio.to_thread(server.kubectl, "delete", "hao", "one", "-n", namespace)
+        await eventually(lambda: not mesh.active())
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_store_and_resources_agree_whatever_is_done_on_either_side(
+    server: ApiServer, namespace: str, tmp_path: Path, seed: int
+) -> None:
+    """Random changes by kubectl and by the author, with API servers and controllers that go away in between."""
+    dice = random.Random(seed)
+    for _ in range(3):
+        async with running(server, namespace, tmp_path, known=inventory(namespace)) as mesh:
+            await eventually(lambda mesh=mesh: mesh.sync.synced)
+            for _ in range(10):
+                await _something(mesh, dice)
+            if dice.random() < 0.5:
+                async with away(server):
+                    pass
+                await _something(mesh, dice)
+            await asyncio.wait_for(_agree(mesh), 60)
+        for _ in range(3):  # nobody listens
+            await _by_kubectl(mesh, dice)
+    async with running(server, namespace, tmp_path) as mesh:
+        await eventually(lambda: mesh.sync.synced)
+        await asyncio.wait_for(_agree(mesh), 60)
+
+
+async def _something(mesh: Mesh, dice: random.Random) -> None:
+    if dice.random() < 0.5:
+        await _by_kubectl(mesh, dice)
+        return
+    choice = dice.randrange(3)
+    if choice == 0:
+        await mesh.author.create_override(mesh.asked(port=dice.randint(1, 60000), effect=dice.choice(list(Verdict))))
+    elif choice == 1 and (found := mesh.active()):
+        try:
+            await mesh.author.revoke_override(dice.choice(found).id, "anna", "dice")
+        except ControllerRefusals:
+            return  # kubectl was faster
+    else:
+        target = dice.choice([mesh.namespace, *(mesh.ref(name) for name in WORKLOADS)])
+        try:
+            await mesh.author.set_mode(mesh.mode(target, dice.choice(list(Mode))))
+        except ControllerRefusals:
+            return  # a resource of somebody else says otherwise
+
+
+async def _by_kubectl(mesh: Mesh, dice: random.Random) -> None:
+    name = f"k{dice.randrange(4)}"
+    kubectl = mesh.server.kubectl
+    match dice.randrange(4):
+        case 0:
+            await asyncio.to_thread(kubectl, "delete", "hao", name, "-n", mesh.namespace, "--ignore-not-found")
+            spec = {"ttl": "1h", "owner": f"o{dice.randrange(3)}", "port": dice.randint(1, 60000)}
+            await asyncio.to_thread(put, mesh.server, access_override(mesh.namespace, name, **spec))
+        case 1:
+            await asyncio.to_thread(kubectl, "delete", "hao", name, "-n", mesh.namespace, "--ignore-not-found")
+        case 2:
+            spec = {"ingress": str(dice.choice(list(Mode))), "workload": None}
+            await asyncio.to_thread(put, mesh.server, segmentation_mode(mesh.namespace, name, **spec))
+        case _:
+            await asyncio.to_thread(kubectl, "delete", "hsm", name, "-n", mesh.namespace, "--ignore-not-found")
+
+
+ControllerRefusals = (Conflict, InvalidRequest, LookupError)
+
+
+async def _agree(mesh: Mesh) -> None:
+    """Wait until what is in force is what the resources say, read anew and put together here by other means."""
+    while True:
+        listed = await asyncio.to_thread(mesh.server.kubectl, "get", "hao,hsm", "-n", mesh.namespace, "-o", "json")
+        items = json.loads(listed)["items"]
+        wanted = {
+            (each["spec"]["effect"], each["spec"]["port"], each["spec"]["owner"])
+            for each in items
+            if each["kind"] == "AccessOverride"
+        }
+        found = {(str(each.effect), each.port, each.owner) for each in mesh.active()}
+        modes = {name: mesh.engine.view.modes[mesh.ref(name)].inbound for name in WORKLOADS}
+        if found == wanted and modes == {name: _expected(items, name) for name in WORKLOADS}:
+            return
+        await asyncio.sleep(0.1)
+
+
+def _expected(items: list[dict[str, Any]], workload: str) -> Mode:
+    """The ingress mode of a workload by the documented rules."""
+    modes = [each for each in items if each["kind"] == "SegmentationMode" and "ingress" in each["spec"]]
+    modes.sort(key=lambda each: (each["metadata"]["creationTimestamp"], each["metadata"]["name"]))
+    about = [each["spec"]["ingress"] for each in modes if each["spec"].get("workload") == workload]
+    about += [each["spec"]["ingress"] for each in modes if "workload" not in each["spec"]]
+    if "quarantine" in about:
+        return Mode.QUARANTINE
+    return Mode(about[0]) if about else Mode.LEARN

@@ -71,12 +71,12 @@ class LocalCluster(Cluster):
             found,
             directory,
             kubeconfig=self._plane.kubeconfig,
-            url="https://127.0.0.1:6443",
+            url=self._plane.url,
             ca=self._plane.ca,
             api=self._plane.api,
         )
-        references = {built.image: built.reference for built in images}
-        self.sidecar_image, self.controller_image = references[SIDECAR], references[CONTROLLER]
+        references = {built.image.name: built.reference for built in images}
+        self.sidecar_image, self.controller_image = references[SIDECAR.name], references[CONTROLLER.name]
         own = directory / "images"
         own.mkdir()
         try:

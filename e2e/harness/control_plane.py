@@ -25,6 +25,8 @@ KUBERNETES_SERVICE = "10.96.0.1"
 AUDIENCE = "https://kubernetes.default.svc"
 _TAKEN = "address already in use"
 _ATTEMPTS = 3
+#: Where nodes look for an API server; alone in the session's network, it is free.
+_PORT_OF_NODES = 6443
 #: Open watches would keep the API server for a minute, seconds.
 _STOP_GRACE = 1.0
 #: Who did what to which object, without bodies: tests of RBAC read it.
@@ -65,7 +67,7 @@ class ControlPlane:
         self._admin = self.authority.client("admin", common_name="admin", organization="system:masters")
         self._etcd_client = self._etcd_authority.client("etcd-client", common_name="kube-apiserver")
         self._programs: dict[str, Program] = {}
-        self.port = 0
+        self.port = _PORT_OF_NODES if node else 0
         self._etcd_port = 0
 
     @property
@@ -168,7 +170,7 @@ class ControlPlane:
     def _plan(self) -> None:
         """Choose ports and lay down what each program is started with."""
         self._etcd_port, peer_port, chosen, controllers_port, scheduler_port = free_ports(5)
-        self.port = 6443 if self._node else chosen
+        self.port = self.port if self._node else chosen
         pki.kubeconfig(self.kubeconfig, url=self.url, authority=self.ca, pair=self._admin)
         planned = {
             "etcd": self._etcd_arguments(peer_port),

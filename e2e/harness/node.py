@@ -117,6 +117,9 @@ class NodeMachine:
             except subprocess.TimeoutExpired:
                 self._init.kill()
                 self._init.wait()
+            assert self._init.stdout is not None
+            self._listener.join()
+            self._init.stdout.close()
         for group in self._groups:
             with contextlib.suppress(HarnessError):
                 until(lambda group=group: _remove_group(group), f"{group} empty", seconds=10)  # type: ignore[misc]
@@ -142,7 +145,8 @@ class NodeMachine:
                 stderr=log,
                 start_new_session=True,
             )
-        threading.Thread(target=self._listen, args=(self._init,), daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, args=(self._init,), daemon=True)
+        self._listener.start()
         self._until("init", self._furnished.is_set, "furnished")
 
     def _listen(self, init: subprocess.Popen[bytes]) -> None:

@@ -116,6 +116,7 @@ class Controller:
             metadata.version("hedgerow"),
             taps,
             author=self.cluster.author if self.cluster is not None else None,
+            network_policies=self.cluster.network_policies if self.cluster is not None else None,
         )
         self.web_server = WebServer(app, settings)
         self.monitoring_server: MonitoringServer | None = None

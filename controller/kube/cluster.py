@@ -16,6 +16,7 @@ from controller.keyring import Keyring
 from controller.kube.attestation import Attestor
 from controller.kube.client import Client
 from controller.kube.inventory.following import ACTOR, Following
+from controller.kube.network_policies import NetworkPolicyKeeper
 from controller.kube.resources.author import ResourceAuthor
 from controller.kube.resources.sync import ResourceSync
 from controller.kube.settings import KubernetesSettings
@@ -79,9 +80,10 @@ class Cluster:
         self.attestor = Attestor(self.client, engine, settings.namespace)
         self.resources = ResourceSync(self.client, engine, clock)
         self.author = ResourceAuthor(self.client, engine, self.resources, clock)
+        self.network_policies = NetworkPolicyKeeper(self.client, engine, self.resources, settings.namespace, clock)
         self.inventory = following_of(self.surroundings)
         trust = trust_of(self.surroundings)
-        parts: list[Part] = [*self.inventory.parts, self.resources, *trust.watches, trust]
+        parts: list[Part] = [*self.inventory.parts, self.resources, self.network_policies, *trust.watches, trust]
         if settings.injector_certificate == "controller":
             parts.append(WebhookCertificate(self.client, settings.namespace, clock))
         self.supervision = Supervision(parts, time.monotonic)

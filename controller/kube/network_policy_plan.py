@@ -30,7 +30,8 @@ from graph.model import Direction, Mode, Workload, WorkloadRef
 
 type Manifest = dict[str, Any]
 
-#: Denies to every pod of the namespace what nothing allows. No policy of a workload is called so: that begins with ``hedgerow-``.
+#: Denies to every pod of the namespace what nothing allows. No policy of a workload is called so: those begin with
+#: ``hedgerow-``.
 DEFAULT_DENY = "hedgerow.default-deny"
 #: Namespaces whose pods the cluster itself needs, and ours: no policies are applied there.
 PROTECTED = frozenset({"kube-system", "kube-public", "kube-node-lease"})

@@ -188,8 +188,8 @@ class Sidecar:
         )
         observer.inside = Inside(credentials, authority, data_plane)
         egress = settings.inspect.egress
-        inspection.certificates = certificates = Certificates(egress.roots, self._clock)
-        agent = InspectionAgent(authority, certificates, egress, self._random, self._clock)
+        inspection.certificates = Certificates(egress.roots, self._clock)
+        agent = InspectionAgent(authority, inspection.certificates, egress, self._random, self._clock)
         return _Carried(InProcess(data_plane, inspection), tracker, taps, None, agent)
 
     def _have_carried(
@@ -210,7 +210,11 @@ class Sidecar:
         taps = RelayedTaps(asyncio.get_running_loop())
         workers = Workers(settings, credentials, questions, harvests, figures, taps, self._random)
         observer.inside = Inside(credentials, authority, None, workers)
-        return _Carried(workers, harvests, taps, workers)
+        egress = settings.inspect.egress
+        certificates = Certificates(egress.roots, self._clock)
+        workers.stand_in(certificates)
+        agent = InspectionAgent(authority, certificates, egress, self._random, self._clock)
+        return _Carried(workers, harvests, taps, workers, agent)
 
     def _listeners(self) -> list[tuple[Address, socket.socket]]:
         listeners = self._mesh.listeners if self._mesh is not None else []

@@ -68,7 +68,7 @@ class InProcess:
         return []
 
     def stats(self) -> dict[str, object]:
-        return carrying(self._data_plane) | {"egress_inspection": dict(self._inspection.outward)}
+        return carrying(self._data_plane)
 
 
 def carrying(data_plane: DataPlane) -> dict[str, object]:
@@ -84,4 +84,5 @@ def carrying(data_plane: DataPlane) -> dict[str, object]:
         "detection": {"timeouts": data_plane.detection.timeouts},
         "limits": {"shedding": data_plane.shedding, **dataclasses.asdict(data_plane.counters)},
         "unbound_claims": data_plane.unbound_claims,
+        "egress_inspection": dict(data_plane.uninspected),
     }

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from sidecar.dataplane import sockets
@@ -111,6 +111,13 @@ class DataPlane:
     def unbound_claims(self) -> int:
         """Connections out of the mesh that claimed a name which DNS has not bound to their address."""
         return self._outbound.egress.unbound
+
+    @property
+    def uninspected(self) -> Mapping[str, int]:
+        """Connections to hosts outside that should have been read and were not, by why."""
+        from sidecar.inspect.hub import Inspection
+
+        return Inspection.of(self._fabric).outward
 
     @property
     def inbound_tunnels(self) -> list[Tunnel]:

@@ -49,6 +49,8 @@ class Certificates:
         self._key: ec.EllipticCurvePrivateKey | None = None
         self._shown: OrderedDict[tuple[str, str], ssl.SSLContext] = OrderedDict()
         self._upstream: dict[tuple[str, ...], ssl.SSLContext] = {}
+        #: Called after every change of the signing certificate.
+        self.changed: Callable[[], None] = lambda: None
 
     @property
     def signer(self) -> HostSigner | None:
@@ -68,11 +70,14 @@ class Certificates:
         self._signer = signer
         self._key = new_key()
         self._shown.clear()
+        self.changed()
 
     def drop(self) -> None:
         """Inspect nothing any more."""
-        self._signer = self._key = None
-        self._shown.clear()
+        if self._signer is not None:
+            self._signer = self._key = None
+            self._shown.clear()
+            self.changed()
 
     def why_not(self, host: str) -> str:
         """Why we can not stand in for ``host`` now, for people; empty: we can."""

@@ -21,6 +21,7 @@ from sidecar.dataplane.proxy import DataPlane
 from sidecar.dataplane.sockets import Address
 from sidecar.errors import SidecarError
 from sidecar.flows import FlowTracker
+from sidecar.inspect.certificates import Certificates
 from sidecar.inspect.hub import Inspection
 from sidecar.inspect.taps import Taps
 from sidecar.metrics.fanout import Fanout
@@ -145,6 +146,7 @@ def _make(settings: WorkerSettings, credentials: CredentialStore, link: Link) ->
     access_log = AccessLog(LogWriter(), listen=switched)
     taps = Taps(loop)
     inspection = Inspection(settings.inspect, taps)
+    inspection.certificates = Certificates(settings.inspect.egress.roots, time.time)
     if settings.inspect.addons:
         _ = inspection.addons  # a fault of theirs is to be known now, and not at the first request
     data_plane = DataPlane(

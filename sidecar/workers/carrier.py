@@ -18,6 +18,7 @@ from typing import Any, Final
 from google.protobuf.message import DecodeError as ProtobufDecodeError
 
 from certs.errors import CertError
+from certs.inspection import HostSigner
 from graph.errors import DecodeError
 from graph.model import Snapshot
 from graph.wire import hedgerow_pb2 as pb
@@ -28,13 +29,14 @@ from sidecar.credentials import CredentialStore
 from sidecar.dataplane.proxy import DataPlane
 from sidecar.dataplane.sockets import Address, Inherited
 from sidecar.errors import SnapshotRejected
+from sidecar.inspect.certificates import Certificates
 from sidecar.inspect.hub import Inspection
 from sidecar.inspect.taps import Ended, Taps, TooManyTapsError
 from sidecar.metrics.istio import IstioMetrics
 from sidecar.snapshots import read_snapshot
 from sidecar.workers.frames import Broken, Frame, Kind, number, one_blob, words
 from sidecar.workers.link import Link
-from sidecar.workers.messages import read_proof, read_svid
+from sidecar.workers.messages import read_proof, read_signer, read_svid
 from sidecar.workers.remote import RemoteDirectory
 from sidecar.workers.reports import Reports
 from sidecar.workers.settings import WorkerSettings
@@ -78,6 +80,7 @@ class Carrier:
         self.access_log = access_log
         self._reports = reports
         self._prepared: tuple[int, Snapshot] | None = None
+        self._signer: HostSigner | None = None
         self._listening = False
         self._adopted: dict[int, list[Callable[[], None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -95,6 +98,7 @@ class Carrier:
             Kind.DRAIN: self._drain,
             Kind.SHOW: self._show,
             Kind.TAP: self._tap,
+            Kind.INSPECT: self._inspect,
         }
 
     def obey(self, frame: Frame) -> None:
@@ -162,6 +166,24 @@ class Carrier:
             self._credentials.replace(svid)
         except CertError as error:
             raise Broken(f"SVID: {error}") from None
+
+    def _inspect(self, frame: Frame) -> None:
+        certificates = self._inspection.certificates
+        assert certificates is not None
+        self._signer = signer = read_signer(frame, time.time())
+        if signer is None:
+            certificates.drop()
+        else:
+            self._begin(self._stand_in(certificates, signer))
+
+    async def _stand_in(self, certificates: Certificates, signer: HostSigner) -> None:
+        try:
+            await asyncio.to_thread(certificates.prepare)
+        except OSError as error:
+            log.error("inspect.egress can not be used: %s", error.strerror or error)
+            return
+        if signer is self._signer:
+            certificates.hold(signer)
 
     def _read(self, frame: Frame) -> Snapshot:
         """:raises SnapshotRejected: when it may not be put in force"""

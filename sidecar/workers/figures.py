@@ -23,6 +23,7 @@ _ADDED: Final[Mapping[str, bool]] = {
     "limits": True,
     "access_log": True,
     "telemetry": True,
+    "egress_inspection": True,
 }
 _ALONE: Final[Mapping[str, bool]] = {"connections": False, "unbound_claims": True, "buffered": False}
 

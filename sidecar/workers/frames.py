@@ -73,6 +73,8 @@ class Kind(IntEnum):
     """id, what. For people"""
     TAP = 17
     """blob: ``TapCommand``"""
+    INSPECT = 18
+    """hosts; blobs: private key in PEM, signing certificate, its root. What stands in for them; none: nothing does"""
     # a worker says
     READY = 64
     """It could carry connections, were there any"""
@@ -121,6 +123,7 @@ TO_WORKER: Final[Mapping[Kind, int]] = {
     Kind.LOG: _KIB,
     Kind.SHOW: _KIB,
     Kind.TAP: _MIB,
+    Kind.INSPECT: 64 * _KIB,
 }
 #: What a worker may say. It reads what peers write, so it is not believed more than it has to be.
 FROM_WORKER: Final[Mapping[Kind, int]] = {

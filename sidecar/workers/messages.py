@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf.message import DecodeError as ProtobufDecodeError
 
 from certs.bundle import TrustBundle
 from certs.certificate import read_certificate
 from certs.errors import CertError
+from certs.inspection import HostSigner
 from certs.keys import key_from_pem, key_to_pem
 from graph.wire import hedgerow_pb2 as pb
 from sidecar.credentials import Svid, check_svid
@@ -52,6 +54,32 @@ def read_svid(frame: Frame, trust_domain: str, now: float) -> Svid:
         return check_svid(chain, key, bundle, trust_domain, now)
     except (CertError, ProtobufDecodeError) as error:
         raise Broken(f"SVID: {error}") from None
+
+
+def signer_parts(signer: HostSigner | None) -> tuple[dict[str, object], tuple[bytes, ...]]:
+    """Head and blobs of INSPECT: for the socket pair to a worker, and for nothing else."""
+    if signer is None:
+        return {"hosts": []}, ()
+    certificate = signer.signer.certificate.public_bytes(Encoding.DER)
+    return {"hosts": sorted(signer.hosts)}, (key_to_pem(signer.signer.key), certificate, signer.root_der)
+
+
+def read_signer(frame: Frame, now: float) -> HostSigner | None:
+    """What stands in for hosts, checked as if it came from anywhere; None: nothing does, or what did has ended.
+
+    :param now: seconds since the epoch
+    :raises Broken: when it is none that may be used
+    """
+    hosts = frame.head.get("hosts")
+    if not frame.blobs and hosts == []:
+        return None
+    if len(frame.blobs) != 3 or not isinstance(hosts, list) or not all(isinstance(host, str) for host in hosts):
+        raise Broken("INSPECT: not a key, two certificates and their hosts")
+    try:
+        ended = read_certificate(frame.blobs[1], "inspection").not_valid_after_utc.timestamp() <= now
+        return None if ended else HostSigner.checked(frame.blobs[1:], key_from_pem(frame.blobs[0]), hosts, now)
+    except CertError as error:
+        raise Broken(f"INSPECT: {error}") from None
 
 
 def proof_head(proof: Proof) -> dict[str, object]:

@@ -30,13 +30,14 @@ from graph.wire.taps import shown_from_message
 from sidecar.credentials import CredentialStore
 from sidecar.dataplane.sockets import Address, Inherited
 from sidecar.errors import SnapshotRejected
+from sidecar.inspect.certificates import Certificates
 from sidecar.settings import Settings
 from sidecar.workers import values
 from sidecar.workers.crew import END_SECONDS, Crew
 from sidecar.workers.figures import Figures
 from sidecar.workers.frames import Broken, Frame, Kind, number, one_blob, words
 from sidecar.workers.harvests import Harvests
-from sidecar.workers.messages import proof_head, read_proof, svid_blobs
+from sidecar.workers.messages import proof_head, read_proof, signer_parts, svid_blobs
 from sidecar.workers.ports import Ports
 from sidecar.workers.process import WorkerProcess
 from sidecar.workers.questions import Questions
@@ -79,6 +80,7 @@ class Workers:
         self._prepared: tuple[int, bytes, list[WorkerProcess]] | None = None
         self._number = 0
         self._drained: set[WorkerProcess] = set()
+        self._certificates: Certificates | None = None
         self._logged: dict[str, str] = {}
         taps.tell = lambda command: self._crew.tell(Kind.TAP, {}, (command,))
         credentials.subscribe(self._renewed)
@@ -188,6 +190,11 @@ class Workers:
     def _renewed(self) -> None:
         self._crew.tell(Kind.SVID, {}, svid_blobs(self._credentials.svid))
 
+    def stand_in(self, certificates: Certificates) -> None:
+        """Have workers show what these show, from now on and whenever that changes."""
+        self._certificates = certificates
+        certificates.changed = lambda: self._crew.tell(Kind.INSPECT, *signer_parts(certificates.signer))
+
     # for people
 
     def log_level(self, level: str, logger: str) -> None:
@@ -226,6 +233,8 @@ class Workers:
         if self._signed is not None:
             self._number += 1
             worker.send(Kind.HOLD, {"number": self._number}, (self._signed,))
+        if self._certificates is not None and self._certificates.signer is not None:
+            worker.send(Kind.INSPECT, *signer_parts(self._certificates.signer))
         for logger, level in self._logged.items():
             worker.send(Kind.LOG, {"level": level, "logger": logger})
         worker.send(Kind.LOG, {"mode": self._figures.mode})

@@ -243,17 +243,27 @@ class Client:
         return await self._request(call, "PATCH", body=body, query=query, form="application/apply-patch+yaml")
 
     async def delete(
-        self, resource: Resource, name: str, namespace: str = "", *, uid: str = "", resource_version: str = ""
+        self,
+        resource: Resource,
+        name: str,
+        namespace: str = "",
+        *,
+        uid: str = "",
+        resource_version: str = "",
+        grace: int | None = None,
     ) -> None:
         """Delete an object, if it is still the one with this uid and version, where they are given.
 
+        :param grace: seconds that a pod has to end; None: as its specification says
         :raises NoSuchObject: when it is not there
         :raises Conflicting: when it is another one by now
         """
         call = Call("delete", resource.path(namespace, name), resource, namespace, name)
         conditions = {"uid": uid, "resourceVersion": resource_version}
         given = {key: value for key, value in conditions.items() if value}
-        body = {"kind": "DeleteOptions", "apiVersion": "v1"} | ({"preconditions": given} if given else {})
+        body: Document = {"kind": "DeleteOptions", "apiVersion": "v1"} | ({"preconditions": given} if given else {})
+        if grace is not None:
+            body["gracePeriodSeconds"] = grace
         await self._request(call, "DELETE", body=body)
 
     # --- one request

@@ -1,0 +1,280 @@
+"""The inventory of a real API server: workloads by their owners, services by their slices, and what follows changes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from controller.inventory import Inventory, inventory_of
+from controller.kube.client import Client
+from controller.kube.kinds import CRON_JOBS, DEPLOYMENTS, JOBS, NAMESPACES, PODS, REPLICA_SETS, SERVICES, STATEFUL_SETS
+from e2e.apiserver.simulated import (
+    TRUST_DOMAIN,
+    Kubelet,
+    deploy,
+    deployment,
+    endpoint_slice,
+    label_namespace,
+    pod_spec,
+    service,
+    settings,
+    watching,
+)
+from e2e.harness.apiserver import ApiServer
+from graph.model import WorkloadRef
+
+
+@pytest.fixture
+async def client(apiserver: ApiServer) -> AsyncIterator[Client]:
+    async with Client(settings(apiserver.kubeconfig)) as made:
+        yield made
+
+
+@pytest.fixture
+async def kubelet(client: Client) -> Kubelet:
+    made = Kubelet(client)
+    await made.heartbeat()
+    return made
+
+
+def names(inventory: Inventory, namespace: str) -> dict[str, str]:
+    """The workload of each instance in a namespace."""
+    return {
+        each.name: each.workload.name for each in inventory.instances.values() if each.workload.namespace == namespace
+    }
+
+
+def endpoints(inventory: Inventory, name: str, port: int = 80) -> list[tuple[str, int, str, bool]]:
+    found = inventory.services.get(name)
+    if found is None:
+        return []
+    where = inventory.resolve(found.address, port)
+    return sorted((each.address, each.port, str(where.workload_of(each)), each.ready) for each in where.endpoints)
+
+
+async def test_a_deployment_becomes_a_workload_and_its_pods_instances(
+    apiserver: ApiServer, client: Client, kubelet: Kubelet, namespace: str
+) -> None:
+    await label_namespace(client, namespace)
+    await deploy(client, namespace, deployment("cart", 2), service("cart", {"app": "cart"}))
+    pods = await kubelet.run_all(namespace, "app=cart", 2)
+    cart = WorkloadRef(namespace, "cart")
+    async with watching(apiserver.kubeconfig) as watcher:
+        known = await watcher.until(
+            lambda now: len(endpoints(now, f"{namespace}/cart")) == 2, "the service's endpoints"
+        )
+    assert {each.name: each.address for each in known.instances_of(cart)} == pods
+    workload = known.workloads[cart]
+    assert (workload.kind, workload.service_account, workload.meshed) == ("Deployment", "default", True)
+    assert dict(workload.labels)["app"] == "cart"
+    assert [(port.number, port.name, port.app_protocol) for port in workload.ports] == [(8080, "http", "http")]
+    found = known.resolve(known.services[f"{namespace}/cart"].address, 80)
+    assert found.workload == cart
+    assert found.meshed
+    assert sorted((each.address, each.port, each.identity) for each in found.endpoints) == sorted(
+        (address, 8080, f"spiffe://{TRUST_DOMAIN}/ns/{namespace}/sa/default/wl/cart") for address in pods.values()
+    )
+    assert dict(known.namespaces[namespace].labels)["hedgerow.dev/injection"] == "enabled"
+    assert inventory_of(known.to_dict(), TRUST_DOMAIN) == known, "what is stored can be read again"
+
+
+async def test_a_service_may_select_several_workloads_and_each_pod_has_its_own_port(
+    apiserver: ApiServer, client: Client, kubelet: Kubelet, namespace: str
+) -> None:
+    both = {"tier": "cart"}
+    await deploy(
+        client,
+        namespace,
+        deployment("stable", labels=both | {"app": "stable"}, port=8080),
+        deployment("canary", labels=both | {"app": "canary"}, port=9090),
+        service("cart", both, target="http"),
+    )
+    stable = next(iter((await kubelet.run_all(namespace, "app=stable", 1)).values()))
+    canary = next(iter((await kubelet.run_all(namespace, "app=canary", 1)).values()))
+    async with watching(apiserver.kubeconfig) as watcher:
+        known = await watcher.until(lambda now: len(endpoints(now, f"{namespace}/cart")) == 2)
+    assert known.services[f"{namespace}/cart"].workload is None
+    assert endpoints(known, f"{namespace}/cart") == sorted(
+        [(stable, 8080, f"{namespace}/stable", True), (canary, 9090, f"{namespace}/canary", True)]
+    )
+
+
+async def test_what_has_no_pod_behind_it_is_an_address_and_nobody(
+    apiserver: ApiServer, client: Client, namespace: str
+) -> None:
+    outside = service("partner", None) | {}
+    written = endpoint_slice("partner-1", "partner", 8443, "192.0.2.7", "192.0.2.8", app_protocol="https")
+    named = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "alias"}}
+    await deploy(client, namespace, outside, written)
+    await client.create(
+        SERVICES, named | {"spec": {"type": "ExternalName", "externalName": "x.example.com"}}, namespace
+    )
+    async with watching(apiserver.kubeconfig) as watcher:
+        known = await watcher.until(lambda now: len(endpoints(now, f"{namespace}/partner")) == 2)
+    assert endpoints(known, f"{namespace}/partner") == [
+        ("192.0.2.7", 8443, "None", True),
+        ("192.0.2.8", 8443, "None", True),
+    ]
+    assert f"{namespace}/alias" not in known.services
+
+
+async def test_readiness_ending_and_scaling_are_followed(
+    apiserver: ApiServer, client: Client, kubelet: Kubelet, namespace: str
+) -> None:
+    name, cart = f"{namespace}/cart", WorkloadRef(namespace, "cart")
+    await deploy(client, namespace, deployment("cart", 2), service("cart", {"app": "cart"}))
+    async with watching(apiserver.kubeconfig) as watcher:
+        pods = await kubelet.run_all(namespace, "app=cart", 2)
+        first, second = pods
+        await watcher.until(lambda now: [each[3] for each in endpoints(now, name)] == [True, True])
+        await kubelet.run(namespace, first, ready=False, address=pods[first])
+        known = await watcher.until(
+            lambda now: {each[0]: each[3] for each in endpoints(now, name)} == {pods[first]: False, pods[second]: True}
+        )
+        assert {each.name: each.ready for each in known.instances_of(cart)} == {first: False, second: True}
+        await client.patch(DEPLOYMENTS, "cart", {"spec": {"replicas": 0}}, namespace)
+        for pod in pods:  # no kubelet ends them
+            await client.delete(PODS, pod, namespace, grace=0)
+        known = await watcher.until(lambda now: not now.instances_of(cart) and not endpoints(now, name))
+        assert cart in known.workloads, "a Deployment with no pods now is still somebody"
+        assert known.services[name].workload == cart
+        await client.delete(DEPLOYMENTS, "cart", namespace)
+        await watcher.until(lambda now: cart not in now.workloads)
+
+
+async def test_every_kind_of_owner_is_followed_to_its_top(
+    apiserver: ApiServer, client: Client, kubelet: Kubelet, namespace: str
+) -> None:
+    def template(name: str, **spec: Any) -> dict[str, Any]:
+        return {"metadata": {"labels": {"app": name}}, "spec": pod_spec(**spec)}
+
+    def selector(name: str) -> dict[str, Any]:
+        return {"matchLabels": {"app": name}}
+
+    stateful = {"serviceName": "redis", "selector": selector("redis"), "template": template("redis")}
+    job = {"template": template("migrate", restartPolicy="Never")}
+    nightly = {"schedule": "0 3 * * *", "suspend": True, "jobTemplate": {"spec": job}}
+    lone = {"replicas": 1, "selector": selector("lone"), "template": template("lone")}
+    made = (
+        (STATEFUL_SETS, "redis", {"spec": stateful}),
+        (JOBS, "migrate", {"spec": job}),
+        (CRON_JOBS, "nightly", {"spec": nightly}),
+        (REPLICA_SETS, "lone", {"spec": lone}),
+        (PODS, "single", {"spec": pod_spec()}),
+    )
+    for resource, name, body in made:
+        head = {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": {"name": name}}
+        await client.create(resource, head | body, namespace)
+    scheduled = await client.get(CRON_JOBS, "nightly", namespace)
+    reference = {
+        "apiVersion": "batch/v1",
+        "kind": "CronJob",
+        "name": "nightly",
+        "uid": scheduled["metadata"]["uid"],
+        "controller": True,
+    }
+    head = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "nightly-1", "ownerReferences": [reference]}}
+    await client.create(JOBS, head | {"spec": {"template": template("nightly", restartPolicy="Never")}}, namespace)
+    wanted = {"redis": 1, "migrate": 1, "nightly": 1, "lone": 1}
+    for app, count in wanted.items():
+        await kubelet.run_all(namespace, f"app={app}", count)
+    await kubelet.run(namespace, "single")
+    async with watching(apiserver.kubeconfig) as watcher:
+        known = await watcher.until(lambda now: len(names(now, namespace)) == 5)
+    assert sorted(names(known, namespace).values()) == ["lone", "migrate", "nightly", "redis", "single"]
+    found = {
+        ref.name: (each.kind, each.schedule) for ref, each in known.workloads.items() if ref.namespace == namespace
+    }
+    assert found == {
+        "redis": ("StatefulSet", ""),
+        "migrate": ("Job", ""),
+        "nightly": ("CronJob", "0 3 * * *"),
+        "lone": ("ReplicaSet", ""),
+        "single": ("Pod", ""),
+    }
+
+
+async def test_a_pod_that_only_says_whose_it_is_is_nobodys(
+    apiserver: ApiServer, client: Client, kubelet: Kubelet, namespace: str
+) -> None:
+    """Who may create pods can write any owner into them."""
+    await deploy(client, namespace, deployment("cart"))
+    await kubelet.run_all(namespace, "app=cart", 1)
+    owner = (await client.every(REPLICA_SETS, namespace))[0]["metadata"]
+    reference = {
+        "apiVersion": "apps/v1",
+        "kind": "ReplicaSet",
+        "name": owner["name"],
+        "uid": owner["uid"],
+        "controller": True,
+    }
+    body = {"apiVersion": "v1", "kind": "Pod", "spec": pod_spec()}
+    async with watching(apiserver.kubeconfig) as watcher:
+        await watcher.until(lambda now: list(names(now, namespace).values()) == ["cart"])
+        wrong = reference | {"uid": "00000000-0000-0000-0000-000000000000"}
+        for name, said in (("other-labels", reference), ("other-uid", wrong)):
+            await client.create(
+                PODS, body | {"metadata": {"name": name, "labels": {"app": name}, "ownerReferences": [said]}}, namespace
+            )
+            if name == "other-uid":
+                await kubelet.run(namespace, name)
+        await client.create(PODS, body | {"metadata": {"name": "honest"}}, namespace)
+        await kubelet.run(namespace, "honest")
+        known = await watcher.until(lambda now: "honest" in names(now, namespace))
+        assert "other-uid" not in names(known, namespace)
+        assert {"cart", "honest"} >= set(names(known, namespace).values())
+
+
+async def test_the_younger_of_two_owners_with_one_name_gets_nobody_in(
+    apiserver: ApiServer, client: Client, kubelet: Kubelet, namespace: str
+) -> None:
+    await deploy(client, namespace, deployment("cart"))
+    older = await kubelet.run_all(namespace, "app=cart", 1)
+    async with watching(apiserver.kubeconfig) as watcher:
+        await watcher.until(lambda now: names(now, namespace) == dict.fromkeys(older, "cart"))
+        await client.create(
+            PODS, {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "cart"}, "spec": pod_spec()}, namespace
+        )
+        await kubelet.run(namespace, "cart")
+        await deploy(client, namespace, deployment("other"))
+        await kubelet.run_all(namespace, "app=other", 1)
+        known = await watcher.until(lambda now: "other" in names(now, namespace).values())
+        assert "cart" not in names(known, namespace)
+        assert known.workloads[WorkloadRef(namespace, "cart")].kind == "Deployment"
+        assert any("cart" in each and "another name" in each for each in watcher.following.figures().problems)
+        await client.delete(DEPLOYMENTS, "cart", namespace)
+        for pod in older:
+            await client.delete(PODS, pod, namespace, grace=0)
+        await watcher.until(lambda now: names(now, namespace).get("cart") == "cart")
+
+
+async def test_pods_on_their_nodes_network_have_no_address_of_their_own(
+    apiserver: ApiServer, client: Client, kubelet: Kubelet, namespace: str
+) -> None:
+    await deploy(client, namespace, deployment("agent", hostNetwork=True, sidecar=False), deployment("app"))
+    await kubelet.run_all(namespace, "app=agent", 1)
+    await kubelet.run_all(namespace, "app=app", 1)
+    async with watching(apiserver.kubeconfig) as watcher:
+        known = await watcher.until(lambda now: "app" in names(now, namespace).values())
+    assert list(names(known, namespace).values()) == ["app"]
+    assert not known.workloads[WorkloadRef(namespace, "agent")].meshed
+
+
+async def test_the_clusters_networks_are_known(apiserver: ApiServer, kubelet: Kubelet) -> None:
+    async with watching(apiserver.kubeconfig) as watcher:
+        known = await watcher.until(lambda now: len(now.networks) > 2)
+    assert any(network.startswith("10.96.") for network in known.networks), "of the ServiceCIDR"
+    assert {"10.244.0.0/16", "192.168.77.1/32"} <= set(known.networks), "of the node"
+    async with watching(apiserver.kubeconfig, cluster_networks=("10.1.0.0/16",)) as watcher:
+        known = await watcher.until(lambda now: now.networks)
+    assert known.networks == ("10.1.0.0/16",)
+
+
+async def test_a_deleted_namespace_goes(apiserver: ApiServer, client: Client) -> None:
+    name = apiserver.create_namespace()
+    async with watching(apiserver.kubeconfig) as watcher:
+        await watcher.until(lambda now: name in now.namespaces)
+        await client.delete(NAMESPACES, name)
+        await watcher.until(lambda now: name not in now.namespaces)

@@ -216,6 +216,7 @@ class Injector:
                 "hedgerow_injector_certificate_not_after_seconds": self.certificate.valid_until,
                 "hedgerow_injector_certificate_loads": float(self.certificate.loaded),
                 "hedgerow_injector_certificate_failures": float(self.certificate.failed),
+                "hedgerow_injector_cpu_seconds": time.process_time(),
                 "hedgerow_injector_buffered_bytes": float(self._buffered),
             }
             text = self.meters.page(values)

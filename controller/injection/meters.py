@@ -51,4 +51,4 @@ class Meters:
         yield f"{name}_count {total}"
         for name, value in sorted(values.items()):
             yield f"# TYPE {name} gauge"
-            yield f"{name} {value:g}"
+            yield f"{name} {value:.15g}"

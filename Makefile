@@ -85,6 +85,13 @@ e2e-apiserver: setup
 	@$(PY) -m e2e.kube --quiet apiserver
 	@$(PY) -m pytest $(or $(TESTS),e2e/apiserver)
 
+# With KUBECONFIG, tests run outside of the sandbox, which has no way to another machine.
+e2e-cluster: setup
+	@.ci/system-packages e2e
+	@$(PY) -m e2e.kube --quiet $(if $(KUBECONFIG),tools,cluster)
+	@$(if $(KUBECONFIG),HEDGEROW_TESTS_OUTSIDE=1,$(PY) -m e2e.images --quiet &&) \
+	    $(PY) -m pytest $(or $(TESTS),e2e/cluster)
+
 clean:
 	@rm -rf $(VENV) ui/node_modules controller/web/static .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache \
 	    build dist bench/results

@@ -19,8 +19,15 @@ def one_shot(name: str, image: str, *command: str) -> dict[str, object]:
 
 def said(cluster: Cluster, namespace: str, name: str) -> str:
     """What a pod wrote that ran to a good end."""
-    cluster.kubectl("-n", namespace, "wait", "--for=jsonpath={.status.phase}=Succeeded", f"pod/{name}", "--timeout=60s")
-    return logs(cluster, namespace, name)
+    pod = f"/api/v1/namespaces/{namespace}/pods/{name}"
+
+    def phase() -> str:
+        return str(cluster.request("GET", pod)["status"]["phase"])
+
+    until(lambda: phase() in ("Succeeded", "Failed"), f"{name} at its end")
+    written = logs(cluster, namespace, name)
+    assert phase() == "Succeeded", written
+    return written
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +87,14 @@ print(json.dumps({"uid": os.getuid(), "found": found, "listed": [part["name"] fo
 
 def test_names_resolve_and_services_lead_to_pods(cluster: Cluster, place: str) -> None:
     for name in ("server", f"server.{place}", f"server.{place}.svc.cluster.local"):
-        assert get(cluster, place, "stranger", f"http://{name}/") == "server"
+        until(lambda name=name: get(cluster, place, "stranger", f"http://{name}/") == "server", f"{name} answering")
 
 
 def test_network_policies_are_enforced(cluster: Cluster, place: str) -> None:
     address = cluster.request("GET", f"/api/v1/namespaces/{place}/pods/server")["status"]["podIP"]
     urls = ("http://server/", f"http://{address}:8080/")
-    assert [get(cluster, place, "stranger", url) for url in urls] == ["server"] * 2
+    for url in urls:
+        until(lambda url=url: get(cluster, place, "stranger", url) == "server", f"{url} answering")
 
     friends = {"podSelector": {"matchLabels": {"app": "friend"}}}
     policy = {

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from e2e.harness.control_plane import ControlPlane
@@ -80,13 +81,17 @@ class LocalCluster(Cluster):
         own = directory / "images"
         own.mkdir()
         try:
-            self._node.prepare()
-            self._plane.start()
+            self._node.begin()
             archives = [
                 program_image(found["pause"], PAUSE_IMAGE, own / "pause.tar"),
                 program_image(found["coredns"], COREDNS_IMAGE, own / "coredns.tar"),
+                *(built.archive for built in images),
             ]
-            self._node.start([*archives, *(built.archive for built in images)])
+            with ThreadPoolExecutor(1) as beside:  # what takes long; programs that stay are started by this thread
+                taken = beside.submit(self._node.take_images, archives)
+                self._plane.start()
+                taken.result()
+            self._node.join()
             self.kubectl("apply", "-f", "-", stdin=coredns(COREDNS_IMAGE))
             self.kubectl("-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=90s")
         except BaseException:

@@ -48,7 +48,7 @@ class _Running:
 
 
 class NodeMachine:
-    """The node; :meth:`start` it once, :meth:`close` it once.
+    """The node: :meth:`begin`, :meth:`take_images`, :meth:`join` once and in this order, :meth:`close` at the end.
 
     :param directory: for its state and logs; must exist and be on a file system that overlayfs accepts
     """
@@ -68,26 +68,33 @@ class NodeMachine:
         for name in ("run", "kubelet", "log", "containerd", "cni"):
             (directory / name).mkdir(exist_ok=True)
 
-    def prepare(self) -> None:
-        """Give the machine the node's address, before the API server says that it is there."""
-        self._make_network()
+    def begin(self) -> None:
+        """Make the machine: namespaces, the node's address, containerd. The API server may start meanwhile.
 
-    def start(self, images: Sequence[Path]) -> None:
-        """Start it beside a running control plane and wait until pods can run on it.
-
-        :param images: docker archives, imported before the kubelet starts; pause's is among them
-        :raises HarnessError: when a part ends or is not ready in time, with its last words
+        :raises HarnessError: when a part cannot be, with its last words
         """
+        self._make_network()
         if not _KUBELET.exists():  # the node mounts its own over it; the place for that must be there
             _KUBELET.mkdir()
             self._kubelet_made = True
         self._enter()
         self._configure()
-        containerd = ["containerd", "--config", self._directory / "containerd.toml"]
-        self._run("containerd", [self._binaries[containerd[0]], *containerd[1:]])
-        self._until("containerd", lambda: self._containerd_answers(), "answering")
-        for image in images:
-            self.import_image(image)
+        self._run("containerd", [self._binaries["containerd"], "--config", self._directory / "containerd.toml"])
+
+    def take_images(self, archives: Sequence[Path]) -> None:
+        """Import images as soon as containerd answers; pause's must be among them.
+
+        :raises HarnessError: when containerd ends or refuses one
+        """
+        self._until("containerd", self._containerd_answers, "answering")
+        for archive in archives:
+            self.import_image(archive)
+
+    def join(self) -> None:
+        """Start the kubelet and what is beside it, and wait until pods can run.
+
+        :raises HarnessError: when a part ends or is not ready in time, with its last words
+        """
         self._start_kubelet()
         proxy = [self._binaries["kube-proxy"], f"--config={self._directory / 'kube-proxy.json'}"]
         self._run("kube-proxy", proxy)

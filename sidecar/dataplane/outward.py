@@ -150,7 +150,7 @@ class Outward:
         if hello.alpn and not offered:
             self._refuse("protocol", "the client offers no protocol that can be inspected")
             return
-        why = "this sidecar makes no certificates (`workers` above 1)" if certificates is None else ""
+        why = "nobody here makes certificates" if certificates is None else ""
         if certificates is None or (why := certificates.why_not(self._host)):
             self._refuse("unsigned", why)
             return

@@ -4,7 +4,9 @@ opened operation by operation, and shown."""
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ READ, WRITTEN = "GET /v1/{id}", "DELETE /v1/{id}"
 EDGE = EdgeKey.parse(f"shop/client->-/{API}:{PORT}/TCP")
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="hedgerow-inspection-"))
+atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 _FOLDER.chmod(0o777)  # the sidecar writes there what the application reads, each as its own user
 WEB = WebAuthority()
 ROOTS, CHAINS, TRUST = _FOLDER / "web.pem", _FOLDER / "chain.pem", _FOLDER / "trust"

@@ -18,6 +18,7 @@ STATS = {
     "limits": {"shedding": False, "idle_ended": 4, "tunnels_refused": 0},
     "dns": {"addresses": 5, "answered": 9},
     "unbound_claims": 2,
+    "egress_inspection": {"client": 3},
     "connections": 11,
 }
 
@@ -46,6 +47,7 @@ def test_numbers_flags_and_reasons():
         "hedgerow_dns": {("answered",): 9},
         "hedgerow_dns_addresses": {(): 5},
         "hedgerow_egress_unbound": {(): 2},
+        "hedgerow_egress_uninspected": {("client",): 3},
         "hedgerow_connections": {(): 11},
         "istio_build": {("proxy", "hedgerow/1"): 1},
     }

@@ -46,7 +46,7 @@ _FROM_STATS: Final = (
      "detection.timeouts", ""),
     ("hedgerow_egress_unbound_total", "Connections that claimed a name which DNS has not bound to their address",
      "unbound_claims", ""),
-    ("hedgerow_egress_uninspected_total", "Connections to inspected hosts outside that came to nothing or were not read",
+    ("hedgerow_egress_uninspected_total", "Connections to inspected hosts that came to nothing or were not read",
      "egress_inspection", "reason"),
     ("hedgerow_dns_addresses", "Addresses whose names the DNS proxy has seen", "dns.addresses", ""),
     ("hedgerow_dns_total", "What the DNS proxy did", "dns", "what"),

@@ -36,7 +36,7 @@ class Partner:
         self.calls = []
         self.metadata = []
 
-    async def start(self, outside):
+    async def start(self, outside, *, tls=True):
         handlers = {
             "Say": grpc.unary_unary_rpc_method_handler(self.say),
             "Count": grpc.unary_stream_rpc_method_handler(self.count),
@@ -45,7 +45,9 @@ class Partner:
         credentials = grpc.ssl_server_credentials([(key, b"-----BEGIN CERTIFICATE-----" + certificate)])
         server = grpc.aio.server()
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("shop.Cart", handlers),))
-        assert server.add_secure_port(f"{HOST}:{outside.port}", credentials) == outside.port
+        place = f"{HOST}:{outside.port}"
+        port = server.add_secure_port(place, credentials) if tls else server.add_insecure_port(place)
+        assert port == outside.port
         await server.start()
         outside.stack.push_async_callback(server.stop, None)
         return self
@@ -91,6 +93,18 @@ async def test_calls_are_judged_by_their_method_within_tls(outside):
         (f"POST {COUNT}", "grpc", 0),
     }
     assert len(outside.flows.opened_records) == 1, "all on one connection"
+
+
+async def test_calls_without_tls_are_judged_too(outside):
+    await outside.start(f"POST {SAY}")
+    partner = Partner()
+    await partner.start(outside, tls=False)
+    async with grpc.aio.insecure_channel(f"{HOST}:{outside.door}", [("grpc.default_authority", API)]) as client:
+        assert await client.unary_unary(SAY)(b"abc", timeout=20) == b"cba"
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await client.unary_unary("/shop.Cart/Other")(b"abc", timeout=20)
+    assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert partner.calls == ["Say"]
 
 
 async def test_a_call_for_another_host_is_refused(outside):

@@ -308,7 +308,7 @@ class Client:
                         return
                     error = refusal_of(call, answer.status, answer.headers, await _read(answer, call))
                 finally:
-                    answer.close()
+                    _hang_up(answer)
             if not isinstance(error, Unauthorized) or before is not None:
                 raise error
             before = connection
@@ -373,7 +373,7 @@ class _Connection:
         self.host: str = configuration.host.rstrip("/")
         self._users = 0
         self._retired = False
-        self._closing: asyncio.Task[None] | None = None
+        self._closed = False
 
     @classmethod
     async def open(cls, settings: KubernetesSettings) -> _Connection:
@@ -416,11 +416,26 @@ class _Connection:
 
     async def retire(self) -> None:
         self._retired = True
-        if not self._users:
-            await self.rest.close()
+        if self._users or self._closed:
+            return
+        self._closed = True
+        session = self.rest.pool_manager
+        if session.connector is not None:
+            await session.connector.close(abort_ssl=True)
+        await session.close()
+        await asyncio.sleep(0)  # sockets are closed a turn of the loop later
 
 
 # --- what the server sends
+
+
+def _hang_up(answer: aiohttp.ClientResponse) -> None:
+    """Be done with an answer. The connection of one that was not read to its end is of no use: a farewell in TLS would
+    only keep it open."""
+    connection = answer.connection
+    if connection is not None and connection.transport is not None:
+        connection.transport.abort()
+    answer.close()
 
 
 async def _read(answer: aiohttp.ClientResponse, call: Call) -> bytes:

@@ -214,7 +214,7 @@ class NetworkPolicyKeeper:
             return Outcome(mode, False, "NotCompiled", f"{error}; what was applied before stays")
         live = self._live(namespace)
         plan = plan_of(wanted.manifests, live)
-        foreign = foreign_of(live, wanted.manifests, view.inventory.workloads.values())
+        foreign = foreign_of(namespace, live, wanted.manifests, view.inventory.workloads.values())
         if mode is NetworkPolicyMode.REPORT:
             said = f"{len(plan.create)} would be applied" if wanted.manifests else "nothing would be applied"
             return Outcome(mode, True, "Reported", said, plan=plan, foreign=foreign, open=wanted.open)
@@ -443,7 +443,7 @@ class NetworkPolicyKeeper:
             "change": [{"from": _shown(live[name]), "to": _shown(wanted.manifests[name])} for name in plan.change],
             "delete": list(plan.delete),
             "conflicts": list(plan.conflicts),
-            "foreign": list(foreign_of(live, wanted.manifests, view.inventory.workloads.values())),
+            "foreign": list(foreign_of(namespace, live, wanted.manifests, view.inventory.workloads.values())),
             "open": list(wanted.open),
         }
 

@@ -241,10 +241,10 @@ def normal(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def foreign_of(
-    live: Mapping[str, Manifest], wanted: Mapping[str, Manifest], workloads: Iterable[Workload]
+    namespace: str, live: Mapping[str, Manifest], wanted: Mapping[str, Manifest], workloads: Iterable[Workload]
 ) -> tuple[str, ...]:
     """Policies of others that select pods which ours close, and what they add: NetworkPolicies only ever add up."""
-    members = tuple(workloads)
+    members = tuple(workload for workload in workloads if workload.ref.namespace == namespace)
     closed: dict[str, set[WorkloadRef]] = {"Ingress": set(), "Egress": set()}
     for name, manifest in wanted.items():
         if name == DEFAULT_DENY:

@@ -6,153 +6,19 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from controller.authoring import ModeRequest
 from controller.declarations import NetworkPolicyMode
-from controller.engine import Engine, EngineSettings
 from controller.errors import Conflict, InvalidRequest, NotReady
-from controller.inventory import Inventory, read_inventory
-from controller.kube.client import Client
-from controller.kube.resources.author import ResourceAuthor
-from controller.kube.resources.sync import ResourceSync
-from controller.kube.settings import KubernetesSettings
-from controller.kube.supervision import Supervision
-from controller.overrides import OverrideRequest
-from controller.store import SqliteStore
-from controller.view import Override, OverrideState
+from controller.view import OverrideState
 from e2e.apiserver.custom_resources import access_override, install_crds, put, segmentation_mode
+from e2e.apiserver.meshes import WORKLOADS, Mesh, away, eventually, eventually_async, inventory, running
 from e2e.harness.apiserver import ApiServer
-from graph.model import Direction, InboundTls, Mode, Protocol, Verdict, WorkloadRef
-
-TRUST_DOMAIN = "hedgerow.test"
-WORKLOADS = ("front", "cart", "redis")
-
-
-def inventory(namespace: str, workloads: tuple[str, ...] = WORKLOADS) -> Inventory:
-    """Meshed workloads of one namespace, and of ``web``."""
-    named = [(namespace, name) for name in workloads] + [("web", "front")]
-    lines = ["apiVersion: hedgerow.dev/v1alpha1", "kind: Inventory", "workloads:"]
-    lines += [f"- {{namespace: {space}, name: {name}, labels: {{app: {name}}}}}" for space, name in named]
-    lines += ["instances:"]
-    lines += [
-        f"- {{name: {name}-0, workload: {space}/{name}, address: 10.9.0.{index}}}"
-        for index, (space, name) in enumerate(named, 1)
-    ]
-    return read_inventory("\n".join(lines).encode(), TRUST_DOMAIN)
-
-
-class Mesh:
-    """An engine on a database, and the parts that join it to the API server."""
-
-    def __init__(self, apiserver: ApiServer, namespace: str, path: Path, settings: EngineSettings) -> None:
-        self.server = apiserver
-        self.namespace = namespace
-        self.engine = Engine(SqliteStore(path / "controller.db"), TRUST_DOMAIN, settings)
-        self.client = Client(KubernetesSettings(kubeconfig=apiserver.kubeconfig, request_timeout=5.0))
-        self.sync = ResourceSync(self.client, self.engine, time.time)
-        self.author = ResourceAuthor(self.client, self.engine, self.sync, time.time, settings)
-        self.supervision = Supervision([self.sync], time.monotonic, random.Random(1))
-
-    def ref(self, name: str) -> WorkloadRef:
-        return WorkloadRef(self.namespace, name)
-
-    def asked(self, source: str = "front", destination: str = "cart", **changes: Any) -> OverrideRequest:
-        given: dict[str, Any] = {
-            "effect": Verdict.ALLOW,
-            "source": self.ref(source),
-            "destination": self.ref(destination),
-            "port": 8080,
-            "protocol": Protocol.TCP,
-            "owner": "anna",
-            "reason": "release 7",
-            "expires_in": None,
-        }
-        return OverrideRequest(**(given | changes))
-
-    def mode(self, target: WorkloadRef | str, mode: Mode | None = None, **changes: Any) -> ModeRequest:
-        given: dict[str, Any] = {
-            "target": target,
-            "direction": None,
-            "mode": mode,
-            "inbound_tls": None,
-            "network_policy": None,
-            "owner": "anna",
-            "reason": "closing it",
-        }
-        return ModeRequest(**(given | changes))
-
-    def found(self, kind: str, name: str) -> dict[str, Any]:
-        return dict(json.loads(self.server.kubectl("get", kind, name, "-n", self.namespace, "-o", "json")))
-
-    def listed(self, kind: str) -> list[dict[str, Any]]:
-        return list(json.loads(self.server.kubectl("get", kind, "-n", self.namespace, "-o", "json"))["items"])
-
-    def active(self) -> list[Override]:
-        now = time.time()
-        here = [each for each in self.engine.view.overrides.values() if each.destination.namespace == self.namespace]
-        return [each for each in here if each.state(now) is OverrideState.ACTIVE]
-
-    async def told(self, kind: str, name: str, state: str) -> dict[str, Any]:
-        """Wait until a resource's status says this."""
-
-        async def status() -> dict[str, Any]:
-            document = await asyncio.to_thread(self.found, kind, name)
-            found = document.get("status") or {}
-            return found if found.get("state") == state else {}
-
-        return await eventually_async(status)
-
-
-async def eventually(met: Callable[[], Any], seconds: float = 60.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := met()):
-        assert time.monotonic() < deadline, "the condition was not met in time"
-        await asyncio.sleep(0.05)
-    return found
-
-
-async def eventually_async(met: Callable[[], Any], seconds: float = 60.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := await met()):
-        assert time.monotonic() < deadline, "the condition was not met in time"
-        await asyncio.sleep(0.05)
-    return found
-
-
-@asynccontextmanager
-async def running(
-    apiserver: ApiServer, namespace: str, path: Path, *, known: Inventory | None = None, **settings: Any
-) -> AsyncIterator[Mesh]:
-    mesh = Mesh(apiserver, namespace, path, EngineSettings(**settings))
-    serving = asyncio.create_task(mesh.engine.run())
-    await mesh.engine.started()
-    if known is not None:
-        await mesh.engine.set_inventory(known, "test")
-    following = asyncio.create_task(mesh.supervision.run())
-    try:
-        yield mesh
-    finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
-        await mesh.client.close()
-        await mesh.engine.stop()
-        await serving
-
-
-@asynccontextmanager
-async def away(apiserver: ApiServer) -> AsyncIterator[None]:
-    """No API server, until the block ends. Not in another thread: what a thread starts ends with it."""
-    apiserver.stop()
-    try:
-        yield
-    finally:
-        apiserver.start()
+from graph.model import Direction, InboundTls, Mode, Verdict, WorkloadRef
 
 
 @pytest.fixture(scope="module")

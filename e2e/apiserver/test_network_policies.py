@@ -1,0 +1,383 @@
+"""NetworkPolicies applied to a real API server: what they allow (by the independent evaluator), in which order they
+come and go, and that nothing of others is touched."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from controller.compiler import inventory_files
+from controller.kube.client import FIELD_MANAGER, Client
+from controller.kube.kinds import NETWORK_POLICIES
+from controller.kube.network_policy_plan import DEFAULT_DENY
+from controller.kube.settings import KubernetesSettings
+from e2e.apiserver.custom_resources import access_override, install_crds, put, segmentation_mode
+from e2e.apiserver.meshes import WORKLOADS, Mesh, away, eventually, eventually_async, inventory, running
+from e2e.harness.apiserver import ApiServer
+from tests.networkpolicy.evaluator import Cluster
+
+OURS = {"hedgerow-front", "hedgerow-cart", "hedgerow-redis", DEFAULT_DENY}
+#: Pods that the inventory does not list: what everybody needs, and somebody whom nobody knows.
+BESIDE = """
+- {apiVersion: v1, kind: Namespace, metadata: {name: kube-system}}
+- {apiVersion: v1, kind: Namespace, metadata: {name: hedgerow-system}}
+- apiVersion: v1
+  kind: Pod
+  metadata: {name: dns, namespace: kube-system, labels: {k8s-app: kube-dns}}
+  spec: {containers: [{name: a, image: a}]}
+  status: {podIP: 10.9.1.1, podIPs: [{ip: 10.9.1.1}], phase: Running}
+- apiVersion: v1
+  kind: Pod
+  metadata: {name: controller, namespace: hedgerow-system, labels: {app.kubernetes.io/name: hedgerow-controller}}
+  spec: {containers: [{name: a, image: a}]}
+  status: {podIP: 10.9.1.2, podIPs: [{ip: 10.9.1.2}], phase: Running}
+"""
+
+
+@pytest.fixture(scope="module")
+def server(apiserver: ApiServer) -> ApiServer:
+    install_crds(apiserver)
+    return apiserver
+
+
+def judged(namespace: str, policies: list[dict[str, Any]]) -> Cluster:
+    """What these policies allow, with the inventory's pods, the cluster's own and an intruder."""
+    known = inventory(namespace)
+    files = inventory_files(known.workloads.values(), known.instances.values())
+    manifests = [each for text in files.values() for each in yaml.safe_load_all(text)] + yaml.safe_load(BESIDE)
+    intruder = {"metadata": {"name": "intruder", "namespace": namespace, "labels": {"app": "unknown"}}}
+    manifests.append(
+        {"apiVersion": "v1", "kind": "Pod", **intruder, "spec": {"containers": [{"name": "a", "image": "a"}]}}
+        | {"status": {"podIP": "10.9.1.3", "podIPs": [{"ip": "10.9.1.3"}], "phase": "Running"}}
+    )
+    policies = [{**each, "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy"} for each in policies]
+    return Cluster([*manifests, *policies])
+
+
+def check_needs(namespace: str, policies: list[dict[str, Any]]) -> None:
+    """Names, the control plane and probes work for every workload, whatever else is closed."""
+    cluster = judged(namespace, policies)
+    for name in WORKLOADS:
+        pod = f"{namespace}/{name}-0"
+        assert cluster.pod_to_pod(pod, "kube-system/dns", 53, "UDP"), name
+        assert cluster.pod_to_pod(pod, "kube-system/dns", 53), name
+        assert cluster.pod_to_pod(pod, "hedgerow-system/controller", 15012), name
+        assert cluster.address_to_pod("192.0.2.1", pod, 15020), name
+
+
+async def close(mesh: Mesh, **spec: Any) -> None:
+    """Ask for a closed namespace in which front may call cart."""
+    front = {"from": {"workload": "front"}, "to": {"workload": "cart"}}
+    await asyncio.to_thread(put, mesh.server, access_override(mesh.namespace, "front-cart", **front))
+    given = {"ingress": "enforce", "egress": "enforce", "networkPolicy": "apply"} | spec
+    await asyncio.to_thread(put, mesh.server, segmentation_mode(mesh.namespace, **given))
+
+
+async def kubectl(mesh: Mesh, *arguments: str) -> str:
+    return await asyncio.to_thread(mesh.server.kubectl, *arguments, "-n", mesh.namespace)
+
+
+async def policies(mesh: Mesh) -> dict[str, dict[str, Any]]:
+    return {each["metadata"]["name"]: each for each in await mesh.client.every(NETWORK_POLICIES, mesh.namespace)}
+
+
+async def applied(mesh: Mesh, names: set[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Wait until exactly these are there, and the status says so."""
+    wanted = OURS if names is None else names
+
+    async def there() -> dict[str, dict[str, Any]]:
+        found = await policies(mesh)
+        return found if set(found) == wanted else {}
+
+    found = await eventually_async(there)
+    await said(mesh, "Applied")
+    return dict(found)
+
+
+async def said(mesh: Mesh, reason: str, name: str = "default") -> dict[str, Any]:
+    """Wait until the SegmentationMode's status gives this reason; gives the status."""
+
+    async def status() -> dict[str, Any]:
+        document = await asyncio.to_thread(mesh.found, "hsm", name)
+        found = document.get("status") or {}
+        conditions = {each["type"]: each for each in found.get("conditions") or ()}
+        return found if conditions.get("NetworkPolicies", {}).get("reason") == reason else {}
+
+    return dict(await eventually_async(status))
+
+
+def message(status: dict[str, Any]) -> str:
+    return str(next(each["message"] for each in status["conditions"] if each["type"] == "NetworkPolicies"))
+
+
+class Witness:
+    """Sees every change of the NetworkPolicies of a namespace, in order."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, str]] = []
+        self.states: list[list[dict[str, Any]]] = []
+
+    async def watch(self, server: ApiServer, namespace: str, watching: asyncio.Event) -> None:
+        held: dict[str, dict[str, Any]] = {}
+        async with Client(KubernetesSettings(kubeconfig=server.kubeconfig)) as client:
+            version = ""
+            async for page in client.pages(NETWORK_POLICIES, namespace):
+                held |= {each["metadata"]["name"]: each for each in page.items}
+                version = page.resource_version
+            async for group in client.watch(NETWORK_POLICIES, version, namespace):
+                watching.set()
+                for event in group:
+                    if event.kind == "BOOKMARK":
+                        continue
+                    name = event.object["metadata"]["name"]
+                    if event.kind == "DELETED":
+                        del held[name]
+                    else:
+                        held[name] = event.object
+                    self.steps.append((event.kind, name))
+                    self.states.append(list(held.values()))
+
+
+@asynccontextmanager
+async def witnessed(server: ApiServer, namespace: str) -> AsyncIterator[Witness]:
+    witness, watching = Witness(), asyncio.Event()
+    task = asyncio.create_task(witness.watch(server, namespace, watching))
+    try:
+        await asyncio.wait(
+            [task, asyncio.ensure_future(watching.wait())], return_when=asyncio.FIRST_COMPLETED, timeout=60
+        )
+        if task.done():
+            task.result()
+        assert watching.is_set(), "nobody sees what happens"
+        yield witness
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_closed_namespace_gets_policies_in_an_order_that_cuts_nothing_it_needs(
+    server: ApiServer, namespace: str, tmp_path: Path
+) -> None:
+    known = inventory(namespace)
+    async with (
+        witnessed(server, namespace) as seen,
+        running(server, namespace, tmp_path, known=known, fencing=True) as mesh,
+    ):
+        await close(mesh)
+        found = await applied(mesh)
+        cluster = judged(namespace, list(found.values()))
+        front, cart, redis, intruder = (f"{namespace}/{name}" for name in ("front-0", "cart-0", "redis-0", "intruder"))
+        assert cluster.pod_to_pod(front, cart, 8080)
+        for source, destination, port in (
+            (front, cart, 8081),
+            (redis, cart, 8080),
+            (cart, front, 8080),
+            (intruder, cart, 8080),
+            ("web/front-0", cart, 8080),
+            (front, redis, 6379),
+            (redis, intruder, 80),
+        ):
+            assert not cluster.pod_to_pod(source, destination, port), (source, destination, port)
+        assert not cluster.pod_to_address(redis, "192.0.2.1", 443)
+        assert not cluster.pod_to_address(intruder, "192.0.2.1", 443)
+        for each in found.values():
+            assert each["metadata"]["labels"]["hedgerow.dev/owned-by"] == "controller"
+            assert {one["manager"] for one in each["metadata"]["managedFields"]} == {FIELD_MANAGER}
+        status = await said(mesh, "Applied")
+        assert status["networkPolicies"]["applied"] == 4
+        assert status["networkPolicies"]["revision"] == 1
+        coming = len(seen.steps)
+        assert seen.steps[coming - 1] == ("ADDED", DEFAULT_DENY)
+
+        # and the way out is the reverse
+        report = segmentation_mode(namespace, ingress="enforce", egress="enforce", networkPolicy="report")
+        await asyncio.to_thread(put, server, report)
+        status = await said(mesh, "Reported")
+        assert set(status["networkPolicies"]["create"]) == OURS
+        assert await policies(mesh) == {}
+        await eventually(lambda: len(seen.steps) >= coming + 4)
+        assert seen.steps[coming] == ("DELETED", DEFAULT_DENY)
+    for state in seen.states:
+        check_needs(namespace, state)
+
+
+async def test_only_what_is_enforced_is_closed(server: ApiServer, namespace: str, tmp_path: Path) -> None:
+    async with running(server, namespace, tmp_path, known=inventory(namespace), fencing=True) as mesh:
+        learning = segmentation_mode(namespace, "redis", workload="redis", egress="learn")
+        await asyncio.to_thread(put, server, learning)
+        await close(mesh)
+        found = await applied(mesh)
+        assert found["hedgerow-redis"]["spec"]["policyTypes"] == ["Ingress"]
+        assert found[DEFAULT_DENY]["spec"]["policyTypes"] == ["Ingress"]
+        cluster = judged(namespace, list(found.values()))
+        assert cluster.pod_to_address(f"{namespace}/redis-0", "192.0.2.1", 443)
+        assert not cluster.pod_to_address(f"{namespace}/cart-0", "192.0.2.1", 443)
+        assert (await said(mesh, "Applied"))["networkPolicies"]["open"] == [
+            f"egress of {namespace}/redis: its mode is learn"
+        ]
+        await asyncio.to_thread(server.kubectl, "delete", "hsm", "redis", "-n", namespace)
+
+        async def closed() -> bool:
+            return (await policies(mesh))["hedgerow-redis"]["spec"]["policyTypes"] == ["Ingress", "Egress"]
+
+        await eventually_async(closed)
+
+
+async def test_what_somebody_edits_or_deletes_comes_back_and_is_audited(
+    server: ApiServer, namespace: str, tmp_path: Path
+) -> None:
+    async with running(server, namespace, tmp_path, known=inventory(namespace), fencing=True) as mesh:
+        await close(mesh)
+        before = await applied(mesh)
+        opened = json.dumps({"spec": {"ingress": [{}]}})
+        await kubectl(mesh, "patch", "netpol", "hedgerow-cart", "--type=merge", "-p", opened)
+
+        async def repaired() -> bool:
+            found = await policies(mesh)
+            return {name: each["spec"] for name, each in found.items()} == {
+                name: each["spec"] for name, each in before.items()
+            }
+
+        await eventually_async(repaired)
+        await asyncio.to_thread(server.kubectl, "delete", "netpol", "--all", "-n", namespace)
+        await eventually_async(repaired)
+        await kubectl(mesh, "label", "netpol", "hedgerow-cart", "hedgerow.dev/owned-by-")
+
+        async def labelled() -> bool:
+            return "hedgerow.dev/owned-by" in (await policies(mesh))["hedgerow-cart"]["metadata"]["labels"]
+
+        await eventually_async(labelled)
+        entries = (await mesh.engine.audit(50)).entries
+        repairs = [json.loads(each.detail) for each in entries if each.action == "network-policies.repair"]
+        assert any(each["edited"] == ["hedgerow-cart"] and each["by"] for each in repairs)
+        assert any(set(each["deleted"]) == OURS for each in repairs)
+
+
+async def test_a_policy_of_somebody_else_is_never_touched(server: ApiServer, namespace: str, tmp_path: Path) -> None:
+    theirs = {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {
+            "name": "hedgerow-cart",
+            "namespace": namespace,
+            "labels": {"hedgerow.dev/owned-by": "controller"},
+        },
+        "spec": {"podSelector": {"matchLabels": {"app": "cart"}}, "ingress": [{"ports": [{"port": 9}]}]},
+    }
+    await asyncio.to_thread(put, server, theirs)
+    wide = {**theirs, "metadata": {"name": "wide", "namespace": namespace}}
+    wide["spec"] = {"podSelector": {}, "ingress": [{}], "policyTypes": ["Ingress"]}
+    await asyncio.to_thread(put, server, wide)
+    async with running(server, namespace, tmp_path, known=inventory(namespace), fencing=True) as mesh:
+        untouched = await policies(mesh)
+        await close(mesh)
+        status = await said(mesh, "Conflict")
+        assert "hedgerow-cart is there and not ours" in message(status)
+        assert await policies(mesh) == untouched, "nothing may be half applied"
+        await asyncio.to_thread(server.kubectl, "delete", "netpol", "hedgerow-cart", "-n", namespace)
+        found = await applied(mesh, OURS | {"wide"})
+        assert found["wide"] == untouched["wide"]
+        foreign = (await said(mesh, "Applied"))["networkPolicies"]["foreign"]
+        assert foreign == [f"wide adds ingress of {namespace}/cart, {namespace}/front, {namespace}/redis"]
+        off = segmentation_mode(namespace, ingress="enforce", egress="enforce", networkPolicy="off")
+        await asyncio.to_thread(put, server, off)
+        await said(mesh, "Off")
+        assert await policies(mesh) == {"wide": untouched["wide"]}
+
+
+async def test_another_field_manager_is_a_conflict_and_not_a_fight(
+    server: ApiServer, namespace: str, tmp_path: Path
+) -> None:
+    async with running(server, namespace, tmp_path, known=inventory(namespace), fencing=True) as mesh:
+        await close(mesh)
+        await applied(mesh)
+        rival = {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": {"name": "hedgerow-cart", "namespace": namespace},
+            "spec": {"podSelector": {"matchLabels": {"app": "cart"}}, "ingress": [{}], "policyTypes": ["Ingress"]},
+        }
+        await asyncio.to_thread(
+            server.kubectl, "apply", "--server-side", "--force-conflicts", "--field-manager=gitops", "-f", "-",
+            stdin=json.dumps(rival),
+        )  # fmt: skip
+        status = await said(mesh, "Conflict")
+        assert "gitops applies hedgerow-cart, too" in message(status)
+        assert (await policies(mesh))["hedgerow-cart"]["spec"]["ingress"] == [{}]
+
+
+async def test_going_back_to_the_set_before_and_on_again(server: ApiServer, namespace: str, tmp_path: Path) -> None:
+    async with running(server, namespace, tmp_path, known=inventory(namespace), fencing=True) as mesh:
+        await close(mesh)
+        first = await applied(mesh)
+        await asyncio.to_thread(server.kubectl, "delete", "hao", "front-cart", "-n", namespace)
+        front, cart = f"{namespace}/front-0", f"{namespace}/cart-0"
+
+        async def open_now() -> bool:
+            return judged(namespace, list((await policies(mesh)).values())).pod_to_pod(front, cart, 8080)
+
+        async def shut_now() -> bool:
+            return not await open_now()
+
+        await eventually_async(shut_now)
+        await eventually(lambda: len(mesh.engine.view.fences[namespace].sets) == 2)
+        await mesh.engine.pin_network_policies(namespace, "previous", "anna", "cart is needed")
+        status = await said(mesh, "RolledBack")
+        assert status["networkPolicies"]["pinned"] == 1
+        assert {name: each["spec"] for name, each in (await policies(mesh)).items()} == {
+            name: each["spec"] for name, each in first.items()
+        }
+        assert "anna went back to revision 1" in message(status)
+    async with running(server, namespace, tmp_path, fencing=True) as mesh:  # it stays so over a restart
+        await eventually(lambda: mesh.keeper.synced)
+        assert await open_now()
+        await mesh.engine.pin_network_policies(namespace, "newest", "anna", "no longer")
+        await eventually_async(shut_now)
+        await said(mesh, "Applied")
+
+
+async def test_the_policy_of_a_workload_that_has_gone_goes_later(
+    server: ApiServer, namespace: str, tmp_path: Path
+) -> None:
+    async with running(server, namespace, tmp_path, known=inventory(namespace), fencing=True) as mesh:
+        await close(mesh)
+        await applied(mesh)
+        await mesh.engine.set_inventory(inventory(namespace, ("front", "cart")), "test")
+        await applied(mesh, OURS - {"hedgerow-redis"})
+
+
+async def test_an_api_server_that_was_away_finds_the_set_as_it_was(
+    server: ApiServer, namespace: str, tmp_path: Path
+) -> None:
+    async with running(server, namespace, tmp_path, known=inventory(namespace), fencing=True) as mesh:
+        await close(mesh)
+        before = await applied(mesh)
+        async with away(server):
+            pass
+        await asyncio.to_thread(server.kubectl, "delete", "netpol", "hedgerow-cart", "-n", namespace)
+        after = await applied(mesh)
+        assert {name: each["spec"] for name, each in after.items()} == {
+            name: each["spec"] for name, each in before.items()
+        }
+
+
+async def test_people_see_what_would_change(server: ApiServer, namespace: str, tmp_path: Path) -> None:
+    async with running(server, namespace, tmp_path, known=inventory(namespace), fencing=True) as mesh:
+        await close(mesh, networkPolicy=None)
+        await mesh.told("segmentationmode", "default", "Active")
+        await eventually(lambda: mesh.keeper.synced)
+
+        async def reported() -> list[dict[str, Any]]:
+            (found,) = await mesh.keeper.report(namespace)
+            return [found] if len(found["create"]) == 4 else []
+
+        (found,) = await eventually_async(reported)
+        assert (found["mode"], found["conflicts"], found["delete"]) == ("report", [], [])
+        assert await policies(mesh) == {}

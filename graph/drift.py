@@ -117,7 +117,7 @@ def find_drift(snapshots: Mapping[WorkloadRef, Snapshot], observations: Iterable
                 continue
             connection = observation.connection(direction)
             decisions[direction], by_operation = admit(snapshots[ref], connection, now)
-            if by_operation and direction is Direction.INBOUND:
+            if by_operation and (direction is Direction.INBOUND or observation.key.destination.is_external):
                 refused = _refused(snapshots[ref], connection, observation.operations, now)
             used |= {
                 each.rule.id
@@ -137,7 +137,7 @@ def find_drift(snapshots: Mapping[WorkloadRef, Snapshot], observations: Iterable
 
 
 def _refused(snapshot: Snapshot, connection: Connection, operations: tuple[str, ...], now: float) -> tuple[str, ...]:
-    """Which operations the destination would refuse; where none are known, whether it refuses what is not known."""
+    """Which operations the end that judges them would refuse; where none are known, whether it refuses what is not known."""
     return tuple(
         operation
         for operation in operations or ("",)

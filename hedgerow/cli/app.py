@@ -10,6 +10,7 @@ import typer
 from hedgerow.cli import decide, observe, picture, programs
 from hedgerow.cli.check import check
 from hedgerow.cli.context import Command
+from hedgerow.cli.inject import inject, injector, uninject
 from hedgerow.cli.policy import policy
 from hedgerow.cli.tap import tap
 
@@ -42,6 +43,9 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     programs.controller,
     programs.sidecar,
     programs.capture,
+    injector,
+    inject,
+    uninject,
     check,
     observe.status,
     picture.graph,

@@ -32,6 +32,7 @@ from hedgerow.checking.reading import (
     containers,
     full_name,
     labels_of,
+    leaving,
     name_of,
     statuses,
     trouble,
@@ -137,7 +138,8 @@ async def _has_endpoints(client: Client, service: str) -> bool:
 
 
 async def _labelled(client: Client) -> list[Document]:
-    return await client.every(NAMESPACES, labels=f"{INJECTION}=enabled")
+    found = await client.every(NAMESPACES, labels=f"{INJECTION}=enabled")
+    return [each for each in found if not leaving(each)]
 
 
 async def trust(client: Client) -> Finding:
@@ -168,9 +170,8 @@ async def _pods(client: Client) -> list[Document]:
         for pod in await client.every(PODS, name_of(space)):
             said = {**annotations_of(pod), **labels_of(pod)}.get(INJECTION, "enabled")
             over = pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
-            leaving = "deletionTimestamp" in pod.get("metadata", {})
             on_host = pod.get("spec", {}).get("hostNetwork") is True
-            if said != "disabled" and not (over or leaving or on_host):
+            if said != "disabled" and not (over or on_host or leaving(pod)):
                 found.append(pod)
     return found
 

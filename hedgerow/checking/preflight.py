@@ -12,7 +12,7 @@ from controller.kube.errors import NoSuchObject
 from controller.kube.kinds import MUTATING_WEBHOOKS, NAMESPACES, Resource
 from controller.kube.settings import NAMESPACE
 from hedgerow.checking.finding import Finding, failed, good, listed, warning
-from hedgerow.checking.reading import annotations_of, labels_of, name_of
+from hedgerow.checking.reading import annotations_of, labels_of, leaving, name_of
 
 INJECTOR = "hedgerow-injector"
 
@@ -88,7 +88,7 @@ async def namespace(client: Client) -> Finding:
     if labels_of(found).get(INJECTION) == "enabled":
         hint = f"kubectl label namespace {NAMESPACE} {INJECTION}-"
         return failed("namespace", f"{NAMESPACE} asks for sidecars itself: they would wait for a controller", hint)
-    if found.get("status", {}).get("phase") == "Terminating":
+    if leaving(found):
         hint = f"wait for it; kubectl get namespace {NAMESPACE} -o yaml says what it waits for"
         return failed("namespace", f"{NAMESPACE} is being deleted", hint)
     return good("namespace", f"{NAMESPACE} is there")
@@ -130,7 +130,9 @@ async def other_meshes(client: Client) -> Finding:
     others: list[str] = []
     for each in await client.every(NAMESPACES):
         labels = {**annotations_of(each), **labels_of(each)}
-        if any(labels.get(key) == value or (not value and labels.get(key)) for key, value in _OTHERS):
+        if not leaving(each) and any(
+            labels.get(key) == value or (not value and labels.get(key)) for key, value in _OTHERS
+        ):
             (both if labels.get(INJECTION) == "enabled" else others).append(name_of(each))
     if both:
         hint = f"remove one of the labels: kubectl label namespace {sorted(both)[0]} {INJECTION}-"

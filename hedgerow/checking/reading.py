@@ -24,6 +24,11 @@ def annotations_of(document: Document) -> dict[str, str]:
     return dict(document.get("metadata", {}).get("annotations") or {})
 
 
+def leaving(document: Document) -> bool:
+    """Whether it is being deleted."""
+    return "deletionTimestamp" in document.get("metadata", {})
+
+
 def condition(document: Document, kind: str) -> Document:
     """The condition of this type; empty when there is none."""
     for each in document.get("status", {}).get("conditions") or ():

@@ -108,6 +108,7 @@ class Assembly:
                 named.add(each.key)
             if not named:
                 del self._services_in[each.key[0]]
+            self._show_namespace(each.key[0])
             self._lead(each.key)
 
     def slices(self, changes: Iterable[Changed[SliceFacts]]) -> None:
@@ -356,7 +357,7 @@ class Assembly:
         facts = self._namespaces.get(name)
         if facts is not None:
             self._shown_namespaces[name] = Namespace(name, facts.labels)
-        elif name in self._refs_in:
+        elif name in self._refs_in or name in self._services_in:
             self._shown_namespaces[name] = Namespace(name)
         else:
             self._shown_namespaces.pop(name, None)

@@ -34,9 +34,11 @@ $(PAGE): $(UI_SOURCES) .ci/build-ui
 demo: setup
 	@$(VENV)/bin/hedgerow demo
 
+# WORKERS=3 runs files side by side, each worker in a sandbox of its own; 0 runs one test after the other.
+WORKERS ?= 0
 test: setup
 	@.ci/system-packages test
-	@$(PY) -m pytest $(TESTS)
+	@$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: $(VENV)/.installed
 	@$(VENV)/bin/ruff format --check --quiet . || { echo "run: $(VENV)/bin/ruff format ."; exit 1; }

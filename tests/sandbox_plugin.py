@@ -4,13 +4,21 @@ Loaded with ``-p`` from pytest's ``addopts``, before output is captured and befo
 the session starts once more inside :func:`hedgerow.local.sandbox.run_in_sandbox`; the outer process only waits for it
 and exits with its code. Without root, or where namespaces are not permitted, the session runs where it is, and tests
 that need network namespaces say so. ``HEDGEROW_TESTS_OUTSIDE=1`` keeps it outside.
+
+Side by side (``-n``, pytest-xdist) every worker gets a sandbox of its own within the session's: its processes, ports,
+addresses and rules are its own, as they are for a session alone. This module as a program
+(``python -m tests.sandbox_plugin ARGUMENTS…``) is the interpreter of such a worker.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from hedgerow.local.sandbox import Confinement, is_sandboxed, probe, run_in_sandbox
 
@@ -33,7 +41,19 @@ def _enter() -> None:
     os._exit(code)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs: list[Any]) -> None:
+    """Let every worker's interpreter start in a sandbox, where this session has one."""
+    if not is_sandboxed():
+        return
+    for spec in specs:
+        if spec.popen and spec.python is None:
+            spec.python = shlex.join((sys.executable, "-m", "tests.sandbox_plugin"))
+
+
 # gRPC's own fork handlers start threads in the child, which the kernel refuses between unshare(CLONE_NEWPID) and the
 # next fork. Tests that import gRPC also fork sandboxes; no child of theirs goes on with gRPC's state.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+if __name__ == "__main__":
+    sys.exit(run_in_sandbox([sys.executable, *sys.argv[1:]]))
 _enter()

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ class Clock:
         return self.now
 
 
+@cache
 def inventory(text: str = INVENTORY) -> Inventory:
     return read_inventory(text.encode(), TRUST_DOMAIN)
 

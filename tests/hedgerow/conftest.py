@@ -10,7 +10,7 @@ from tests.hedgerow.served import Served, populate, served
 from tests.hedgerow.zygote import Zygote
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def command() -> Iterator[Zygote]:
     zygote = Zygote()
     yield zygote

@@ -125,6 +125,7 @@ def test_a_process_with_a_recycled_id_does_not_keep_the_files(temporary: Path) -
         f"hedgerow-mesh-{NAMESPACE + 1}-1-1-abc",  # made by a process that we cannot see
         f"hedgerow-other-{NAMESPACE}-1-1-abc",
     ],
+    ids=["no process", "no start", "another namespace", "another program"],
 )
 def test_what_is_not_ours_is_left_alone(temporary: Path, name: str) -> None:
     other = temporary / name

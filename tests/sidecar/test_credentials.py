@@ -58,7 +58,7 @@ def test_another_trust_domain_is_refused():
         check_svid(chain_for(key), key, AUTHORITY.bundle(), "elsewhere.test", NOW)
 
 
-@pytest.mark.parametrize("now", [NOW - 86400, NOW + 86400])
+@pytest.mark.parametrize("now", [NOW - 86400, NOW + 86400], ids=["before", "after"])
 def test_a_certificate_of_another_time_is_refused(now):
     key = new_key()
     with pytest.raises(CertError):

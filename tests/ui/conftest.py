@@ -11,7 +11,7 @@ from tests.hedgerow.served import Member, Served, populate, served
 from tests.ui.browser import Tab, built_page, chromium
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def controller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     built_page()
     with served(tmp_path_factory.mktemp("controller")) as running:
@@ -19,7 +19,7 @@ def controller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield running
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with chromium() as running:
         yield running

@@ -137,7 +137,7 @@ def find_drift(snapshots: Mapping[WorkloadRef, Snapshot], observations: Iterable
 
 
 def _refused(snapshot: Snapshot, connection: Connection, operations: tuple[str, ...], now: float) -> tuple[str, ...]:
-    """Which operations the end that judges them would refuse; where none are known, whether it refuses what is not known."""
+    """Which operations the end that judges them would refuse; where none are known, whether it refuses unknown ones."""
     return tuple(
         operation
         for operation in operations or ("",)

@@ -10,7 +10,7 @@ What a person sees (taps) and what an addon does never decides that a request pa
 from __future__ import annotations
 
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from mitmproxy import http
 from mitmproxy.net.http.validate import validate_headers
@@ -25,6 +25,11 @@ from sidecar.inspect.http1 import BadHead
 from sidecar.inspect.hub import Inspection
 from sidecar.inspect.settings import OnAddonError
 from sidecar.inspect.stream import Stream
+
+#: Fields of responses that only we may set; and those by which a host outside would have its client come another way,
+#: such as over QUIC, where nobody reads (RFC 7838).
+_OURS: Final = frozenset({b"x-hedgerow-reason"})
+_NOT_FROM_OUTSIDE: Final = _OURS | {b"alt-svc"}
 
 if TYPE_CHECKING:
     from sidecar.inspect.connection import InspectedConnection
@@ -156,7 +161,7 @@ class Judge(Admission):
         exchange.grpc_status = grpc_status_of(forms.first(response.headers, b"grpc-status"))
         exchange.response_bytes += forms.size_of(response.headers)
         headers = response.headers
-        forms.without(headers, frozenset({b"x-hedgerow-reason"}))
+        forms.without(headers, _NOT_FROM_OUTSIDE if self._outbound else _OURS)
         for rule in self._applied.pop(stream, ()):
             change(headers, rule.response_remove, rule.response_set)
         if not http2 and self._lane.leaving and response.status_code != 101:

@@ -204,3 +204,42 @@ async def test_a_sidecar_gets_a_certificate_for_its_workloads_hosts_alone(tmp_pa
         stub = rpc.InspectionStub(run.mutual(await run.join("shop/front", "front-0")))
         await stub.Sign(pb.InspectionRequest(csr_der=make_csr(key)))
         assert (tmp_path / "state" / ROOT_FILE).read_text() == root, "a restart keeps what applications trust"
+
+
+async def test_a_person_allows_an_operation_and_is_told_who_judges_it(tmp_path: Path) -> None:
+    (tmp_path / "inventory.yaml").write_text(INSPECTING)
+    async with running(tmp_path) as run:
+        body = {
+            "effect": "allow", "from": "shop/front", "to": f"-/{API}", "port": 443, "operations": [READ],
+            "owner": "ann", "reason": "the bank", "expires_in": None,
+        }  # fmt: skip
+        made = (await run.post("/overrides", {**body, "wait": 0}, 201))["override"]
+        engine = run.controller.engine
+        await engine.set_mode(FRONT, None, Mode.ENFORCE, None, "ann", "close it")
+        wanted = {"from": "shop/front", "to": f"-/{API}", "port": 443}
+        why = await run.get("/why", **wanted)
+        assert (why["verdict"], why["outbound"]["rule"]["id"]) == ("allow", made["id"])
+        assert any(line.startswith("shop/front judges what is asked one by one") for line in why["explanation"])
+        assert (await run.get("/why", **wanted, operation=READ))["verdict"] == "allow"
+        why = await run.get("/why", **wanted, operation="DELETE /v1/{id}")
+        assert why["verdict"] == "deny"
+        advice = f"hedgerow allow shop/front {API}:443 --operation 'DELETE /v1/{{id}}'"
+        assert any(advice in line for line in why["explanation"]), why["explanation"]
+
+        out = {"direction": Direction.OUTBOUND, "verified": False, "destination_identity": ""}
+        request = {
+            "operation": "DELETE /v1/{id}",
+            "requests": 3,
+            "connections": 0,
+            "bytes_sent": 0,
+            "bytes_received": 0,
+        }
+        calls = [flow(FRONT, HOST, 443, **out), flow(FRONT, HOST, 443, **out, **request)]
+        await engine.ingest(instance("front-0"), "boot", 1, 0, calls)
+        edge = next(edge for edge in (await run.get("/graph"))["edges"] if edge["to"] == f"-/{API}")
+        assert [(one["operation"], one["requests"]) for one in edge["operations"]] == [("DELETE /v1/{id}", 3)]
+        drift = await run.get("/drift")
+        assert drift["unexpected_operations"] == [{"edge": edge["id"], "operation": "DELETE /v1/{id}"}]
+        refused = await run.post("/overrides", {**body, "to": "-/www.partner.example"}, 400)
+        assert "does not inspect" in str(refused)
+        assert "inspects: [www.partner.example:443]" in str(refused)

@@ -289,3 +289,23 @@ async def test_many_bytes_pass_in_both_directions_at_the_pace_of_the_slower(outs
         await reader.readuntil(b"\r\n\r\n")
         assert await reader.readexactly(size) == body
         await sending
+
+
+async def test_a_host_does_not_have_its_clients_come_another_way(outside):
+    await outside.start()
+
+    async def elsewhere(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(
+            b'HTTP/1.1 200 OK\r\nAlt-Svc: h3=":443"\r\nX-Hedgerow-Reason: forged\r\nX-Kept: yes\r\n'
+            b"Content-Length: 0\r\n\r\n"
+        )
+        await reader.read()
+        writer.close()
+
+    await outside.serve(elsewhere)
+    status, head, _ = await outside.ask("GET /")
+    assert status == 200
+    assert b"x-kept: yes" in head.lower()
+    assert b"alt-svc" not in head.lower()
+    assert b"x-hedgerow-reason" not in head.lower()

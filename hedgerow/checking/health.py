@@ -118,13 +118,13 @@ async def webhook(client: Client) -> Finding:
     if left <= 0:
         hint = f"kubectl -n {NAMESPACE} rollout restart deployment/{CONTROLLER} makes a new one"
         return failed("webhook", "the injector's authority has expired", hint)
-    if left < _ENDS_SOON:
-        hint = f"it is renewed long before; kubectl -n {NAMESPACE} logs deployment/{CONTROLLER} says why it was not"
-        return warning("webhook", f"the injector's authority ends in {left / 3600:.0f} hours", hint)
     if not await _has_endpoints(client, INJECTOR):
         policy = {str(hook.get("failurePolicy", "Fail")) for hook in hooks}
         what = "pods in labelled namespaces can not be made" if "Fail" in policy else "pods get no sidecar"
         return failed("webhook", f"no injector answers: {what}", f"kubectl -n {NAMESPACE} get pods")
+    if left < _ENDS_SOON:
+        hint = f"it is renewed long before; kubectl -n {NAMESPACE} logs deployment/{CONTROLLER} says why it was not"
+        return warning("webhook", f"the injector's authority ends in {left / 3600:.0f} hours", hint)
     return good("webhook", f"the API server asks the injector; its authority holds for {left / 86400:.0f} days")
 
 

@@ -109,7 +109,7 @@ class TrustDistributor:
         self._woken = asyncio.Event()
         self._repairs: dict[str, _Repairs] = {}
         self.synced = False
-        self._namespaces: Ledger[bool] = Ledger(lambda _: True)
+        self._namespaces: Ledger[bool] = Ledger(_lives)
         self._held = Ledger(read_held)
         self.watches = (
             Reflector(client, NAMESPACES, self._namespaces, self._wake, Selection(labels=f"{INJECTION}=enabled")),
@@ -139,11 +139,11 @@ class TrustDistributor:
 
     async def _reconcile(self) -> None:
         text = self._bundle()
-        meshed = {namespace for _, namespace in self._namespaces.items}
+        meshed = {namespace for (_, namespace), lives in self._namespaces.items.items() if lives}
         for namespace in tuple(self._wrong(meshed, digest_of(text))):
             await self._put(namespace, text)
         for (namespace, _), held in tuple(self._held.items.items()):
-            if held.ours and namespace not in meshed and not self._in_use(namespace):
+            if held.ours and ("", namespace) not in self._namespaces.items and not self._in_use(namespace):
                 await self._remove(namespace, held)
         self._repairs = {namespace: each for namespace, each in self._repairs.items() if namespace in meshed}
 
@@ -190,6 +190,11 @@ class TrustDistributor:
             log.warning("ConfigMap %s/%s can not be deleted: %s", namespace, TRUST_CONFIG_MAP, error)
             return
         log.info("ConfigMap %s/%s is deleted: the namespace is not meshed any more", namespace, TRUST_CONFIG_MAP)
+
+
+def _lives(namespace: Document) -> bool:
+    """Nothing can be put into a namespace that is ending."""
+    return "deletionTimestamp" not in _mapping(namespace, "metadata")
 
 
 @dataclass(slots=True)

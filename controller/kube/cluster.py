@@ -18,6 +18,7 @@ from controller.kube.client import Client
 from controller.kube.inventory.following import ACTOR, Following
 from controller.kube.network_policies import NetworkPolicyKeeper
 from controller.kube.resources.author import ResourceAuthor
+from controller.kube.resources.learned import LearnedPolicyWriter
 from controller.kube.resources.sync import ResourceSync
 from controller.kube.settings import KubernetesSettings
 from controller.kube.supervision import Part, Supervision
@@ -78,15 +79,28 @@ class Cluster:
         self.client = Client(settings)
         self.surroundings = Surroundings(settings, self.client, engine, keyring, trust_domain, recheck, clock)
         self.attestor = Attestor(self.client, engine, settings.namespace)
-        self.resources = ResourceSync(self.client, engine, clock)
+        self.resources = ResourceSync(self.client, engine, clock, self._inventory_known)
         self.author = ResourceAuthor(self.client, engine, self.resources, clock)
-        self.network_policies = NetworkPolicyKeeper(self.client, engine, self.resources, settings.namespace, clock)
         self.inventory = following_of(self.surroundings)
+        self.network_policies = NetworkPolicyKeeper(
+            self.client, engine, self.resources, settings.namespace, clock, self._inventory_known
+        )
+        learned = LearnedPolicyWriter(self.client, engine, self._inventory_known)
         trust = trust_of(self.surroundings)
-        parts: list[Part] = [*self.inventory.parts, self.resources, self.network_policies, *trust.watches, trust]
+        parts: list[Part] = [
+            *self.inventory.parts,
+            self.resources,
+            self.network_policies,
+            learned,
+            *trust.watches,
+            trust,
+        ]
         if settings.injector_certificate == "controller":
             parts.append(WebhookCertificate(self.client, settings.namespace, clock))
         self.supervision = Supervision(parts, time.monotonic)
+
+    def _inventory_known(self) -> bool:
+        return self.inventory.synced
 
     async def open(self) -> None:
         """Read the credentials.

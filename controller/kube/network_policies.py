@@ -21,7 +21,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ from controller.compiler.networkpolicy import WORKLOAD_ANNOTATION
 from controller.declarations import NetworkPolicyMode
 from controller.engine import Engine
 from controller.fences import Fence, digest_of
+from controller.kube.batches import batches, together
 from controller.kube.client import FIELD_MANAGER, Client, Document
 from controller.kube.errors import Conflicting, KubernetesError, NoSuchObject, Refused
 from controller.kube.kinds import NETWORK_POLICIES
@@ -61,8 +62,7 @@ PAUSE = 1.0
 ROUTINE = 60.0
 #: Seconds between two compilations of what is only reported.
 REPORT_PAUSE = 15.0
-#: Objects that are written together, and seconds between two such batches.
-BATCH = 10
+#: Seconds between two batches of objects that are written.
 BATCH_PAUSE = 0.25
 #: Seconds for which a workload must have been gone before its policy is deleted.
 GONE = 30.0
@@ -98,6 +98,7 @@ class NetworkPolicyKeeper:
 
     :param own: the controller's own namespace: its policies come with the chart
     :param clock: seconds since the epoch
+    :param ready: whether the inventory is the cluster's by now: before that a workload may only seem to be gone
     :param gone: see :data:`GONE`
     """
 
@@ -110,6 +111,7 @@ class NetworkPolicyKeeper:
         resources: ResourceSync,
         own: str,
         clock: Callable[[], float],
+        ready: Callable[[], bool],
         gone: float = GONE,
     ) -> None:
         self._client = client
@@ -117,6 +119,7 @@ class NetworkPolicyKeeper:
         self._resources = resources
         self._protected = PROTECTED | {own}
         self._clock = clock
+        self._ready = ready
         self._gone = gone
         self._arrived = asyncio.Event()
         self._held = Reflector(client, NETWORK_POLICIES, Ledger(lambda document: document), self._changed)
@@ -166,7 +169,9 @@ class NetworkPolicyKeeper:
                 async with asyncio.timeout(ROUTINE):
                     await self._arrived.wait()
             self._arrived.clear()
-            if not (self._held.synced and self._resources.synced):
+            if not (self._held.synced and self._resources.synced and self._ready()):
+                await asyncio.sleep(PAUSE)
+                self._arrived.set()
                 continue
             began = time.monotonic()
             await self._round()
@@ -263,8 +268,8 @@ class NetworkPolicyKeeper:
         self._check_fights(known, plan, live)
         names = (*plan.create, *plan.change)
         if names:
-            for batch in _batches(names):
-                await _together(self._try(wanted.manifests[name], live.get(name)) for name in batch)
+            for batch in batches(names):
+                await together(self._try(wanted.manifests[name], live.get(name)) for name in batch)
         before = known.applied or {}
         lost = [name for name in plan.create if name in before]
         first = tuple(name for name in names if name != DEFAULT_DENY)
@@ -319,8 +324,8 @@ class NetworkPolicyKeeper:
         )
 
     async def _put(self, names: Iterable[str], wanted: Wanted, live: Mapping[str, Document]) -> None:
-        for batch in _batches(tuple(names)):
-            await _together(self._put_one(wanted.manifests[name], live.get(name)) for name in batch)
+        for batch in batches(tuple(names)):
+            await together(self._put_one(wanted.manifests[name], live.get(name)) for name in batch)
             await asyncio.sleep(BATCH_PAUSE)
 
     async def _put_one(self, manifest: Manifest, held: Document | None) -> None:
@@ -370,8 +375,8 @@ class NetworkPolicyKeeper:
                 due.append(document)
         for name in set(known.gone_since) - names:
             del known.gone_since[name]
-        for batch in _batches(due):
-            await _together(self._delete(document) for document in batch)
+        for batch in batches(due):
+            await together(self._delete(document) for document in batch)
             await asyncio.sleep(BATCH_PAUSE)
         if names and len(due) < len(names):
             asyncio.get_running_loop().call_later(self._gone, self._arrived.set)
@@ -387,8 +392,8 @@ class NetworkPolicyKeeper:
         if deny:
             await self._await_gone(namespace)
         rest = [held for held in ours if held not in deny]
-        for batch in _batches(rest):
-            await _together(self._delete(held) for held in batch)
+        for batch in batches(rest):
+            await together(self._delete(held) for held in batch)
             await asyncio.sleep(BATCH_PAUSE)
         names = sorted(held["metadata"]["name"] for held in ours)
         await self._engine.record("controller", "network-policies.remove", namespace, {"deleted": names[:100]})
@@ -507,15 +512,3 @@ def _kept(fence: Fence) -> Mapping[str, Manifest]:
         return {each["metadata"]["name"]: each for each in kept.manifests}
     except ValueError:
         return {}
-
-
-async def _together(work: Iterable[Coroutine[Any, Any, object]]) -> None:
-    """Do it side by side, and wait for all of it before a failure is told."""
-    for done in await asyncio.gather(*work, return_exceptions=True):
-        if isinstance(done, BaseException):
-            raise done
-
-
-def _batches[T](whole: Iterable[T]) -> list[tuple[T, ...]]:
-    given = tuple(whole)
-    return [given[start : start + BATCH] for start in range(0, len(given), BATCH)]

@@ -17,6 +17,7 @@ from controller.inventory import Inventory, read_inventory
 from controller.kube.client import Client
 from controller.kube.network_policies import NetworkPolicyKeeper
 from controller.kube.resources.author import ResourceAuthor
+from controller.kube.resources.learned import LearnedPolicyWriter
 from controller.kube.resources.sync import ResourceSync
 from controller.kube.settings import KubernetesSettings
 from controller.kube.supervision import Part, Supervision
@@ -53,10 +54,13 @@ class Mesh:
         self.client = Client(KubernetesSettings(kubeconfig=apiserver.kubeconfig, request_timeout=5.0))
         self.sync = ResourceSync(self.client, self.engine, time.time)
         self.author = ResourceAuthor(self.client, self.engine, self.sync, time.time, settings)
-        self.keeper = NetworkPolicyKeeper(self.client, self.engine, self.sync, "hedgerow-system", time.time, gone=2.0)
+        self.keeper = NetworkPolicyKeeper(
+            self.client, self.engine, self.sync, "hedgerow-system", time.time, lambda: True, gone=2.0
+        )
+        self.learned = LearnedPolicyWriter(self.client, self.engine, lambda: True, pause=0.2)
 
     def supervised(self, *, fencing: bool) -> Supervision:
-        parts: list[Part] = [self.sync, self.keeper] if fencing else [self.sync]
+        parts: list[Part] = [self.sync, self.keeper, self.learned] if fencing else [self.sync]
         return Supervision(parts, time.monotonic, random.Random(1))
 
     def ref(self, name: str) -> WorkloadRef:

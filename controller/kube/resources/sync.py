@@ -30,6 +30,8 @@ log = logging.getLogger("hedgerow.kube.resources")
 
 #: The most statuses that are written at one time.
 WRITERS = 8
+#: Seconds until it is asked again whether the inventory is there.
+READY_PAUSE = 0.5
 #: Seconds between two looks at what is not told to us: overrides of ours that ended long ago.
 HOUSEKEEPING = 300.0
 #: Seconds for which an override that we made is still there after its end.
@@ -42,14 +44,18 @@ class ResourceSync:
     """A :class:`~controller.kube.supervision.Part`.
 
     :param clock: seconds since the epoch
+    :param ready: whether the inventory is the cluster's by now: before that nobody is told that a workload is unknown
     """
 
     name = "custom resources"
 
-    def __init__(self, client: Client, engine: Engine, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, client: Client, engine: Engine, clock: Callable[[], float], ready: Callable[[], bool] = lambda: True
+    ) -> None:
         self._client = client
         self._engine = engine
         self._clock = clock
+        self._ready = ready
         self._arrived = asyncio.Event()
         self._held = {
             kind: Reflector(client, resource, Ledger(_whole), self._changed) for kind, resource in _RESOURCES.items()
@@ -122,7 +128,10 @@ class ResourceSync:
                 if not all(held.synced for held in self._held.values()):
                     continue
                 await self._take()
-                await self._tell()
+                if self._ready():
+                    await self._tell()
+                else:
+                    asyncio.get_running_loop().call_later(READY_PAUSE, self._arrived.set)
                 if watcher.done():
                     watcher.result()
                     return

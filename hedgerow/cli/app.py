@@ -11,7 +11,7 @@ from hedgerow.cli import decide, observe, picture, programs
 from hedgerow.cli.check import check
 from hedgerow.cli.context import Command
 from hedgerow.cli.inject import inject, injector, uninject
-from hedgerow.cli.policy import policy
+from hedgerow.cli.policy import policy, rollback
 from hedgerow.cli.tap import tap
 
 app = typer.Typer(
@@ -61,6 +61,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
 for command in COMMANDS:
     app.command(cls=Command)(command)
 app.add_typer(policy, name="policy")
+app.add_typer(rollback, name="rollback")
 app.add_typer(decide.overrides, name="overrides")
 app.add_typer(decide.mode, name="mode")
 app.add_typer(decide.join_token, name="join-token")

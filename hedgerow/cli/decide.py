@@ -41,7 +41,15 @@ Operations = Annotated[
 ]
 Transport = Annotated[str, typer.Option("--protocol", metavar="NAME", help="TCP, UDP or SCTP.")]
 
-_ID = re.compile(r"[0-9a-zA-Z._-]{1,80}")
+_ID = re.compile(r"[0-9a-zA-Z._-]{1,200}")
+
+
+class NetworkPolicyMode(StrEnum):
+    """The value of ``mode set --network-policy``."""
+
+    OFF = "off"
+    REPORT = "report"
+    APPLY = "apply"
 
 
 class Direction(StrEnum):
@@ -142,6 +150,7 @@ def overrides_list(
     show(context.call(server, token_file, lambda client: client.get("/overrides")), output, table)
 
 
+@overrides.command("rm", hidden=True)
 @overrides.command("revoke")
 def overrides_revoke(
     name: Annotated[
@@ -161,7 +170,13 @@ def overrides_revoke(
     query = {"owner": context.whoever(owner), "reason": reason}
     path = f"/overrides/override/{bare}"
     answer = context.call(server, token_file, lambda client: client.delete(path, query))
-    show(answer, output, lambda a: prose(f"{a['override']['id']}: {a['override']['state']}; {_where(a)}"))
+
+    def table(result: dict[str, Any]) -> None:
+        prose(f"{result['override']['id']}: {result['override']['state']}; {_where(result)}")
+        if result.get("note"):
+            prose(result["note"])
+
+    show(answer, output, table)
 
 
 @mode.command("set")
@@ -172,11 +187,15 @@ def mode_set(
             metavar="WORKLOAD|NAMESPACE", help="namespace/name, or a whole namespace.", autocompletion=completion.scope
         ),
     ],
-    to: Annotated[Mode, typer.Argument(metavar="MODE", help="learn, audit, enforce or quarantine.")],
+    to: Annotated[Mode | None, typer.Argument(metavar="MODE", help="learn, audit, enforce or quarantine.")] = None,
     reason: Reason = "",
     direction: Annotated[Direction, typer.Option(help="Which connections.")] = Direction.BOTH,
     inbound_tls: Annotated[
         InboundTls | None, typer.Option(help="Whether connections without mutual TLS are taken.")
+    ] = None,
+    network_policy: Annotated[
+        NetworkPolicyMode | None,
+        typer.Option(help="On Kubernetes, what is done with a namespace's NetworkPolicies."),
     ] = None,
     owner: Owner = "",
     server: Server = "",
@@ -184,19 +203,34 @@ def mode_set(
     output: Format = Output.TABLE,
 ) -> None:
     """Set the mode of a workload, or of a whole namespace."""
+    if to is None and inbound_tls is None and network_policy is None:
+        context.fail("mode: none given", "write learn, audit, enforce or quarantine, or give an option", 2)
+    if network_policy is not None and "/" in scope:
+        context.fail("--network-policy: set for one workload", f"set it for {scope.partition('/')[0]}", 2)
+    named = [to.value] if to is not None else []
+    named += [f"inbound TLS {inbound_tls.value}"] if inbound_tls is not None else []
+    named += [f"NetworkPolicies {network_policy.value}"] if network_policy is not None else []
+    what = ", ".join(named)
     body: dict[str, Any] = {
         "direction": direction.value,
-        "mode": to.value,
+        "mode": to.value if to is not None else None,
         "inbound_tls": inbound_tls.value if inbound_tls else None,
+        "network_policy": network_policy.value if network_policy else None,
         "owner": context.whoever(owner),
-        "reason": reason or f"set to {to.value} by hand",
+        "reason": reason or f"set to {what} by hand",
     }
     if "/" in scope:
         body["workload"] = context.workload(scope, "workload")
     else:
         body["namespace"] = scope
     answer = context.call(server, token_file, lambda client: client.post("/modes", body))
-    show(answer, output, lambda a: prose(f"{to.value}: {', '.join(a['workloads'])}; {_where(a)}"))
+
+    def table(result: dict[str, Any]) -> None:
+        prose(f"{what}: {', '.join(result['workloads']) or 'no workload yet'}; {_where(result)}")
+        if result.get("kept"):
+            prose(f"set one by one, and left as they are: {', '.join(result['kept'])}")
+
+    show(answer, output, table)
 
 
 @join_token.command("create")

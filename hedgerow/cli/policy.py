@@ -1,7 +1,8 @@
-"""``policy show|diff|export|approve``."""
+"""``policy show|diff|export|approve`` and ``rollback network-policies``."""
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
 from pathlib import Path
@@ -91,8 +92,23 @@ def policy_show(
 
 
 @policy.command("diff")
-def policy_diff(server: Server = "", token_file: TokenFile = None, output: Format = Output.TABLE) -> None:
+def policy_diff(
+    network_policies: Annotated[
+        bool, typer.Option("--network-policies", help="What would change at the cluster's NetworkPolicies instead.")
+    ] = False,
+    namespace: Annotated[str, typer.Option("--namespace", "-n", metavar="NAME", help="Only of this namespace.")] = "",
+    server: Server = "",
+    token_file: TokenFile = None,
+    output: Format = Output.TABLE,
+) -> None:
     """Show what approving everything that waits would change."""
+    if network_policies:
+        query = {"namespace": namespace} if namespace else {}
+        answer = context.call(server, token_file, lambda client: client.get("/network-policies", query))
+        show(answer, output, _cluster_diff)
+        return
+    if namespace:
+        context.fail("--namespace: without --network-policies", "add --network-policies", 2)
 
     def table(answer: dict[str, Any]) -> None:
         for sign, style, rules in (("+", "green", answer["added"]), ("-", "red", answer["removed"])):
@@ -113,6 +129,36 @@ def policy_diff(server: Server = "", token_file: TokenFile = None, output: Forma
         say(f"    hedgerow policy approve '{answer['edges'][0]['edge']}' --reason …")
 
     show(context.call(server, token_file, lambda client: client.get("/policy/diff")), output, table)
+
+
+def _cluster_diff(answer: dict[str, Any]) -> None:
+    if not answer["namespaces"]:
+        say("No namespace has workloads that NetworkPolicies could be for.")
+    for each in answer["namespaces"]:
+        pinned = f", held at revision {each['pinned']}" if each["pinned"] is not None else ""
+        say(f"{each['namespace']}: {each['mode']}{pinned}", "bold")
+        if each["problem"]:
+            prose(each["problem"], "    ")
+            continue
+        for manifest in each["create"]:
+            say(f"+ {manifest['metadata']['name']}", "green")
+        for change in each["change"]:
+            say(f"~ {change['to']['metadata']['name']}", "yellow")
+            _lines(to_yaml(change["from"]["spec"]), to_yaml(change["to"]["spec"]))
+        for name in each["delete"]:
+            say(f"- {name}", "red")
+        for words, lines in (("in the way", "conflicts"), ("of others", "foreign"), ("stays open", "open")):
+            for line in each[lines]:
+                prose(f"{words}: {line}", "    ")
+        if not any(each[part] for part in ("create", "change", "delete", "conflicts")):
+            say("    the cluster has what it should have")
+
+
+def _lines(before: str, after: str) -> None:
+    """The lines that are different."""
+    for line in difflib.unified_diff(before.splitlines(), after.splitlines(), n=1, lineterm=""):
+        if not line.startswith(("---", "+++")):
+            say(f"    {line}", {"+": "green", "-": "red"}.get(line[:1], ""))
 
 
 @policy.command("export")
@@ -216,5 +262,52 @@ def policy_approve(
 
     def table(result: dict[str, Any]) -> None:
         print_table((Column("approved"),), [(edge,) for edge in result["approved"]], "Nothing waited for approval.")
+
+    show(answer, output, table)
+
+
+rollback = typer.Typer(no_args_is_help=True, help="Go back to what was in force before.")
+
+
+@rollback.callback()
+def _rollback() -> None:
+    """So that the kind of thing has to be named."""
+
+
+@rollback.command("network-policies")
+def rollback_network_policies(
+    namespace: Annotated[str, typer.Argument(metavar="NAMESPACE")],
+    reason: Reason,
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="WHERE",
+            help="previous, a revision's number, newest (go on with today's policy), or report (take ours out).",
+        ),
+    ] = "previous",
+    owner: Owner = "",
+    server: Server = "",
+    token_file: TokenFile = None,
+    output: Format = Output.TABLE,
+) -> None:
+    """Go back to the NetworkPolicies that were applied to a namespace before, and stay there."""
+    by = {"owner": context.whoever(owner), "reason": reason}
+    if to == "report":
+        body = {"namespace": namespace, "network_policy": "report", **by}
+        answer = context.call(server, token_file, lambda client: client.post("/modes", body))
+        show(answer, output, lambda _: prose(f"{namespace}: only reported from now on; ours are taken out in order"))
+        return
+    if to not in ("previous", "newest") and not (to.isascii() and to.isdigit() and len(to) < 10):
+        context.fail(f"--to: {to!r} is no revision", "write previous, newest, report, or a number", 2)
+    where: int | str = int(to) if to.isdigit() else to
+    path = f"/network-policies/{namespace}/rollback"
+    answer = context.call(server, token_file, lambda client: client.post(path, {"to": where, **by}))
+
+    def table(result: dict[str, Any]) -> None:
+        if result["pinned"] is None:
+            prose(f"{namespace}: today's policy is applied again")
+            return
+        prose(f"{namespace}: revision {result['pinned']} is applied, and stays until:")
+        say(f"    hedgerow rollback network-policies {namespace} --to newest --reason …")
 
     show(answer, output, table)

@@ -71,14 +71,19 @@ def make_layer(root: Path, tar: Path) -> Layer:
         with tarfile.open(fileobj=hashed, mode="w|", format=tarfile.GNU_FORMAT) as archive:
             for name in sorted(os.listdir(root)):
                 archive.add(root / name, arcname=name, filter=_normal)
+    digest = hashed.digest.hexdigest()
+    _beside(tar).write_text(digest)
     scratch.rename(tar)
-    return Layer(tar, hashed.digest.hexdigest())
+    return Layer(tar, digest)
 
 
-def read_layer(tar: Path) -> Layer:
-    """A layer that was packed before."""
-    with tar.open("rb") as file:
-        return Layer(tar, hashlib.file_digest(file, "sha256").hexdigest())
+def read_layer(tar: Path) -> Layer | None:
+    """A layer that was packed before; None when it was not."""
+    return Layer(tar, _beside(tar).read_text()) if tar.is_file() else None
+
+
+def _beside(tar: Path) -> Path:
+    return tar.with_name(f"{tar.name}.sha256")
 
 
 def write_image(out: Path, reference: str, layers: Sequence[Layer], settings: Settings) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import os
 import shutil
@@ -94,7 +95,9 @@ def prepare(say: Callable[[str], None] = print) -> list[Built]:
     with _alone(say):
         base = _base(say)
         code = _code_key()
-        built = [_build(image, base, code, say) for image in IMAGES]
+        with tempfile.TemporaryDirectory(prefix=".wheel-", dir=cache()) as scratch:
+            wheel = functools.cache(lambda: _make_wheel(Path(scratch), say))
+            built = [_build(image, base, code, wheel, say) for image in IMAGES]
         _forget_old()
     return built
 
@@ -108,7 +111,7 @@ def _base(say: Callable[[str], None]) -> Path:
     return root
 
 
-def _build(image: Image, base: Path, code: str, say: Callable[[str], None]) -> Built:
+def _build(image: Image, base: Path, code: str, wheel: Callable[[], Path], say: Callable[[str], None]) -> Built:
     packages = cache() / f"packages-{image.name}-{_hash(_RECIPE, base.name, image.requirements.read_text())}"
     name = f"{image.name}-{_hash(_RECIPE, packages.name, code, repr(image.settings))}"
     archive = cache() / f"{name}.tar"
@@ -124,14 +127,14 @@ def _build(image: Image, base: Path, code: str, say: Callable[[str], None]) -> B
     say(f"packing {image.name}")
     with tempfile.TemporaryDirectory(prefix=".code-", dir=cache()) as scratch:
         root = Path(scratch) / "root"
-        _add_code(image, base, packages, root, say)
+        _add_code(image, base, packages, root, wheel())
         top = make_layer(root, Path(scratch) / "layer.tar")
         write_image(archive, built.reference, [lowest, middle, top], image.settings)
     return built
 
 
 def _layer(root: Path, tar: Path) -> Layer:
-    return read_layer(tar) if tar.is_file() else make_layer(root, tar)
+    return read_layer(tar) or make_layer(root, tar)
 
 
 def _install_packages(image: Image, base: Path, final: Path) -> None:
@@ -169,19 +172,22 @@ def _make_environment(root: Path) -> None:
     )
 
 
-def _add_code(image: Image, base: Path, packages: Path, root: Path, say: Callable[[str], None]) -> None:
-    site = root / _SITE
-    site.mkdir(parents=True)
-    wheels = root.with_name("wheels")
+def _make_wheel(directory: Path, say: Callable[[str], None]) -> Path:
     options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation", "--no-index"]
-    command = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", str(wheels), str(_ROOT)]
+    command = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", str(directory), str(_ROOT)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise HarnessError(f"no wheel of this checkout: {done.stderr.strip()}", "run: make setup")
-    (wheel,) = wheels.iterdir()
-    shutil.unpack_archive(wheel, site, "zip")
-    if image is CONTROLLER and not (site / "controller" / "web" / "static").is_dir():
+    if not (_ROOT / "controller" / "web" / "static").is_dir():
         say("the controller's image has no web page: this checkout has none (.ci/build-ui says why)")
+    (wheel,) = directory.glob("*.whl")
+    return wheel
+
+
+def _add_code(image: Image, base: Path, packages: Path, root: Path, wheel: Path) -> None:
+    site = root / _SITE
+    site.mkdir(parents=True)
+    shutil.unpack_archive(wheel, site, "zip")
     debian.compile_python(base, root, site)
     command_file = root / _HOME / "bin" / "hedgerow"
     command_file.parent.mkdir()

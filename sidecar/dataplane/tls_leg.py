@@ -25,7 +25,7 @@ from sidecar.dataplane import sockets
 from sidecar.dataplane.carrier import Budget
 from sidecar.dataplane.frames import Rate
 from sidecar.dataplane.lease import Lease
-from sidecar.dataplane.legs import Lane
+from sidecar.dataplane.legs import NOBODY, Lane
 from sidecar.dataplane.portion import adapted
 from sidecar.dataplane.reactor import EDGE, ERROR, GONE, HUP, IN, NOT_OUT, OUT, RDHUP, Reactor
 from sidecar.dataplane.term import Term
@@ -364,9 +364,10 @@ class TlsLeg:
         if alert and not self._held:
             with contextlib.suppress(OSError):
                 sock.send(alert)
+        lane = self.lane
         sockets.reset(sock)
         self._close()
-        self.lane.lost(self, why)
+        lane.lost(self, why)
 
     def _close(self) -> None:
         sock, self._sock = self._sock, None
@@ -379,6 +380,7 @@ class TlsLeg:
         self._budget.drop(self)
         self.unsent = 0
         self._held.clear()
+        self.lane = NOBODY
         self._reactor.close(sock)
 
 

@@ -73,7 +73,7 @@ def declare(
     judged = list(wanted) if again else changed
     _judge_overrides(state, now, judged, acting)
     if again or any(_is_mode(state, key) for key in changed) or any(key in _keys(before) for key in gone):
-        _judge_modes(state, now, acting, set(changed))
+        _judge_modes(state, now, acting, set(changed), anew=state.inventory.workloads if again else ())
     _fill_room(state, now, acting)
 
 

@@ -14,11 +14,13 @@ import pytest
 
 from controller.declarations import NetworkPolicyMode
 from controller.errors import Conflict, InvalidRequest, NotReady
+from controller.learner import Gate
 from controller.view import OverrideState
 from e2e.apiserver.custom_resources import access_override, install_crds, put, segmentation_mode
 from e2e.apiserver.meshes import WORKLOADS, Mesh, away, eventually, eventually_async, inventory, running
 from e2e.harness.apiserver import ApiServer
-from graph.model import Direction, InboundTls, Mode, Verdict, WorkloadRef
+from graph.flow import Flow
+from graph.model import Direction, InboundTls, Mode, Protocol, Verdict, WorkloadRef
 
 
 @pytest.fixture(scope="module")
@@ -333,3 +335,71 @@ def _expected(items: list[dict[str, Any]], workload: str) -> Mode:
     if "quarantine" in about:
         return Mode.QUARANTINE
     return Mode(about[0]) if about else Mode.LEARN
+
+
+async def test_what_was_learned_is_shown_and_written_only_when_it_changes(
+    server: ApiServer, namespace: str, tmp_path: Path
+) -> None:
+    gate = Gate(min_connections=3, min_seconds=0.0, quiet_seconds=0.0)
+    async with running(server, namespace, tmp_path, known=inventory(namespace), fencing=True, gate=gate) as mesh:
+
+        async def seen(sequence: int) -> None:
+            view, now = mesh.engine.view, time.time()
+            for reporter, direction in (("front", Direction.OUTBOUND), ("cart", Direction.INBOUND)):
+                flow = Flow(
+                    source=mesh.ref("front"),
+                    destination=mesh.ref("cart"),
+                    port=8080,
+                    protocol=Protocol.TCP,
+                    direction=direction,
+                    reporter="",
+                    verified=True,
+                    verdict=Verdict.ALLOW,
+                    pending=Verdict.DENY,
+                    reason="learning",
+                    source_identity=view.inventory.identity_of(mesh.ref("front")),
+                    destination_identity=view.inventory.identity_of(mesh.ref("cart")),
+                    connections=5,
+                    first_seen=now,
+                    last_seen=now,
+                )
+                (instance,) = view.inventory.instances_of(mesh.ref(reporter))
+                await mesh.engine.ingest(instance, "boot", sequence, 0, [flow])
+
+        async def shown() -> dict[str, Any]:
+            listed = {each["metadata"]["name"]: each for each in await asyncio.to_thread(mesh.listed, "hlp")}
+            cart = listed.get("cart", {})
+            return cart if cart.get("status", {}).get("active") == 1 else {}
+
+        await seen(1)
+        cart = await eventually_async(shown)
+        (connection,) = cart["status"]["connections"]
+        assert connection["peer"] == f"{namespace}/front"
+        assert (connection["direction"], connection["port"], connection["state"]) == ("ingress", 8080, "active")
+        assert (connection["connectionsAtLeast"], connection["proved"]) == (1, True)
+        assert cart["metadata"]["labels"]["hedgerow.dev/owned-by"] == "controller"
+
+        await seen(2)  # ten connections by now, and a last time that is later
+        await seen(3)
+
+        async def grown() -> dict[str, Any]:
+            found = await shown()
+            return found if found["status"]["connections"][0]["connectionsAtLeast"] == 10 else {}
+
+        cart = await eventually_async(grown)
+        await seen(4)
+        # somebody writes into it: it is put right, which also shows that a round has passed
+        await asyncio.to_thread(server.kubectl, "delete", "hlp", "redis", "-n", namespace)
+
+        async def back() -> bool:
+            return "redis" in {each["metadata"]["name"] for each in await asyncio.to_thread(mesh.listed, "hlp")}
+
+        await eventually_async(back)
+        again = await shown()
+        assert again["metadata"]["resourceVersion"] == cart["metadata"]["resourceVersion"]
+        await mesh.engine.set_inventory(inventory(namespace, ("front", "cart")), "test")
+
+        async def left() -> bool:
+            return "redis" not in {each["metadata"]["name"] for each in await asyncio.to_thread(mesh.listed, "hlp")}
+
+        await eventually_async(left)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from e2e.harness.cluster import Cluster
+from e2e.harness import pki
+from e2e.harness.cluster import Cluster, GivenCluster
+from e2e.harness.errors import HarnessError
 from e2e.harness.pods import IDLE, RESTRICTED, SERVER, apply, execute, get, logs, python_pod, service, wait_ready
 from e2e.harness.programs import until
 
@@ -160,3 +163,38 @@ def execute_logs(cluster: Cluster, place: str) -> str:
 
 def test_programs_in_pods_can_be_looked_into(cluster: Cluster, place: str) -> None:
     assert execute(cluster, place, "friend", "python", "-c", "print(6 * 7)") == "42\n"
+
+
+def test_the_suite_runs_on_a_cluster_of_somebody_else(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SIDECAR", "CONTROLLER"):
+        monkeypatch.delenv(f"HEDGEROW_E2E_{name}_IMAGE", raising=False)
+    with pytest.raises(HarnessError, match="HEDGEROW_E2E_SIDECAR_IMAGE is not set") as unnamed:
+        GivenCluster(tmp_path, cluster.kubeconfig)
+    assert "python -m e2e.images --out" in unnamed.value.remedy
+
+    monkeypatch.setenv("HEDGEROW_E2E_SIDECAR_IMAGE", cluster.sidecar_image)
+    monkeypatch.setenv("HEDGEROW_E2E_CONTROLLER_IMAGE", cluster.controller_image)
+    given = GivenCluster(tmp_path, cluster.kubeconfig)
+    try:
+        assert (given.url, given.ours) == (cluster.url, False)
+        name = given.create_namespace()
+        apply(given, name, python_pod("idle", IDLE, given.sidecar_image))
+        wait_ready(given, name, "idle")
+        assert execute(given, name, "idle", "hostname") == "idle\n"
+        config = str(given.kubeconfig_of(name, "default"))
+        assert f"serviceaccount:{name}:default" in given.kubectl("--kubeconfig", config, "auth", "whoami")
+        given.delete_namespace(name)
+    finally:
+        given.close()
+
+
+def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SIDECAR", "CONTROLLER"):
+        monkeypatch.setenv(f"HEDGEROW_E2E_{name}_IMAGE", "none.example/none:1")
+    authority = pki.Authority(tmp_path / "pki", "nobody")
+    config = pki.kubeconfig(tmp_path / "config", url="https://127.0.0.1:1", authority=authority.certificate, token="t")
+
+    with pytest.raises(HarnessError, match=r"the cluster of \S+/config \(https://127.0.0.1:1\) does not answer"):
+        GivenCluster(tmp_path, config)

@@ -93,7 +93,7 @@ class LocalCluster(Cluster):
                 taken.result()
             self._node.join()
             self.kubectl("apply", "-f", "-", stdin=coredns(COREDNS_IMAGE))
-            self.kubectl("-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=90s")
+            self.kubectl("-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=200s")
         except BaseException:
             self.close()
             raise

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import subprocess
 import sys
 import threading
@@ -25,7 +26,7 @@ from typing import Any
 
 from e2e.harness.control_plane import ControlPlane, Node
 from e2e.harness.errors import HarnessError
-from e2e.harness.programs import run, until
+from e2e.harness.programs import PATIENCE, run, until
 from e2e.kube.binaries import Binaries
 
 NODE = Node("node-1", "10.250.0.1")
@@ -129,7 +130,7 @@ class NodeMachine:
             self._init.stdout.close()
         for group in self._groups:
             with contextlib.suppress(HarnessError):
-                until(lambda group=group: _remove_group(group), f"{group} empty", seconds=10)  # type: ignore[misc]
+                until(lambda group=group: _remove_group(group), f"{group} empty", seconds=30)  # type: ignore[misc]
 
         if self._kubelet_made:
             with contextlib.suppress(OSError):
@@ -138,7 +139,7 @@ class NodeMachine:
     # Namespaces and control groups.
 
     def _enter(self) -> None:
-        self._groups = _make_groups(f"{_GROUP}{os.getpid()}-{self._directory.parent.name}")
+        self._groups = _make_groups(f"{_GROUP}{secrets.token_hex(6)}")
         join = "".join(f"echo $$ >'{group}/cgroup.procs'\n" for group in self._groups)
         command = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"]
         command += ["--uts", "--cgroup", sys.executable, "-m", "e2e.harness.node_init"]
@@ -174,7 +175,7 @@ class NodeMachine:
         self._init.stdin.write(json.dumps(command).encode() + b"\n")
         self._init.stdin.flush()
 
-    def _until(self, name: str, ready: Any, what: str, *, seconds: float = 90.0) -> None:
+    def _until(self, name: str, ready: Any, what: str, *, seconds: float = PATIENCE) -> None:
         """Wait for a condition; the end of the program that is to make it true ends the waiting."""
         assert self._init is not None
         init = self._init
@@ -383,7 +384,7 @@ def _make_groups(name: str) -> list[Path]:
                     _remove_group(left_behind)
         group = parent / name
         try:
-            group.mkdir(exist_ok=True)
+            group.mkdir()
         except OSError as error:
             raise HarnessError(
                 f"no control group in {parent}: {error.strerror}",

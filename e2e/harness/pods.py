@@ -73,7 +73,7 @@ def apply(cluster: Cluster, namespace: str, *objects: Mapping[str, Any]) -> None
     cluster.kubectl("-n", namespace, "apply", "-f", "-", stdin=json.dumps(listed))
 
 
-def wait_ready(cluster: Cluster, namespace: str, *pods: str, seconds: int = 60) -> None:
+def wait_ready(cluster: Cluster, namespace: str, *pods: str, seconds: int = 200) -> None:
     """Wait until pods are Ready.
 
     :raises CommandFailed: when they are not in time, with what is known of them

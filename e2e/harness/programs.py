@@ -20,6 +20,8 @@ from e2e.harness.errors import CommandFailed, HarnessError
 #: How long a program may take to end after SIGTERM before it gets SIGKILL, seconds.
 GRACE = 10.0
 _POLL = 0.05
+#: How long anything may take on a machine that does ten other things, seconds. Bounds a failure, not a success.
+PATIENCE = 240.0
 #: Below the range that the kernel takes local ports from, so that a port stays free while its server is stopped.
 _PORTS = range(20000, 32000)
 
@@ -75,7 +77,7 @@ class Program:
             return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
         return ""
 
-    def until(self, ready: Callable[[], object], what: str, *, seconds: float = 60.0) -> None:
+    def until(self, ready: Callable[[], object], what: str, *, seconds: float = PATIENCE) -> None:
         """Wait until ``ready`` answers something true.
 
         :raises HarnessError: when the program ended first, or did not get there in time; with its last words
@@ -91,7 +93,7 @@ class Program:
             time.sleep(_POLL)
 
 
-def until(ready: Callable[[], object], what: str, *, seconds: float = 60.0) -> None:
+def until(ready: Callable[[], object], what: str, *, seconds: float = PATIENCE) -> None:
     """Wait for a condition that no single program is to blame for.
 
     :raises HarnessError: when it did not come true in time
@@ -109,7 +111,7 @@ def run(
     env: Mapping[str, str] | None = None,
     stdin: str = "",
     check: bool = True,
-    seconds: float = 100.0,
+    seconds: float = PATIENCE,
 ) -> str:
     """Run a command to its end.
 

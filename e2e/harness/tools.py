@@ -10,7 +10,7 @@ from typing import Any
 
 from e2e.harness import pki
 from e2e.harness.control_plane import AUDIENCE
-from e2e.harness.programs import run, until
+from e2e.harness.programs import PATIENCE, run, until
 from e2e.harness.requests import Api
 from e2e.kube.binaries import Binaries
 
@@ -44,7 +44,11 @@ class Tools:
         path = os.pathsep.join([str(self._binaries["kubectl"].parent), kept.get("PATH", os.defpath)])
         return kept | {"HOME": str(home), "KUBECONFIG": str(self.kubeconfig), "PATH": path}
 
-    def kubectl(self, *args: str, stdin: str = "", check: bool = True, seconds: float = 100.0) -> str:
+    def path_of(self, program: str) -> Path:
+        """``kubectl`` or ``helm``, for those who run it by themselves with :attr:`environment`."""
+        return self._binaries[program]
+
+    def kubectl(self, *args: str, stdin: str = "", check: bool = True, seconds: float = PATIENCE) -> str:
         """Run kubectl as the administrator.
 
         :param stdin: a manifest for ``-f -``
@@ -55,7 +59,7 @@ class Tools:
         command = [self._binaries["kubectl"], *args]
         return run(command, env=self.environment, stdin=stdin, check=check, seconds=seconds)
 
-    def helm(self, *args: str, stdin: str = "", check: bool = True, seconds: float = 100.0) -> str:
+    def helm(self, *args: str, stdin: str = "", check: bool = True, seconds: float = PATIENCE) -> str:
         """Run Helm as the administrator; parameters as for :meth:`kubectl`."""
         return run([self._binaries["helm"], *args], env=self.environment, stdin=stdin, check=check, seconds=seconds)
 

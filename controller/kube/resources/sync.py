@@ -30,6 +30,8 @@ log = logging.getLogger("hedgerow.kube.resources")
 
 #: The most statuses that are written at one time.
 WRITERS = 8
+#: Seconds for which changes gather before the engine is given everything.
+COALESCE = 0.02
 #: Seconds until it is asked again whether the inventory is there.
 READY_PAUSE = 0.5
 #: Seconds between two looks at what is not told to us: overrides of ours that ended long ago.
@@ -62,6 +64,7 @@ class ResourceSync:
         }
         self._read: dict[str, tuple[str, Declaration | Judgement]] = {}
         self._acting: dict[str, Acting] = {}
+        self._told: dict[str, tuple[Document, Judgement]] = {}
         self._taken = asyncio.Event()
         self._synced = False
 
@@ -124,6 +127,7 @@ class ResourceSync:
         try:
             while True:
                 await self._arrived.wait()
+                await asyncio.sleep(COALESCE)
                 self._arrived.clear()
                 if not all(held.synced for held in self._held.values()):
                     continue
@@ -168,17 +172,24 @@ class ResourceSync:
     async def _tell(self) -> None:
         """Write the statuses that are not what they should be."""
         now = self._clock()
+        for key in [key for key in self._told if key not in self._read]:
+            del self._told[key]
         waiting: list[tuple[Resource, Document, Document]] = []
         for key, kind, document in self._documents():
             judgement = self.judgement(key)
             meta = document["metadata"]
             if judgement is None or judgement.uid != meta["uid"] or "deletionTimestamp" in meta:
                 continue
+            told = self._told.get(key)
+            if told is not None and told[0] is document and told[1] == judgement:
+                continue
             read = self._read.get(key, ("", judgement))[1]
             declaration = None if isinstance(read, Judgement) else read
             status = status_of(document, declaration, judgement, now, override=kind is Kind.OVERRIDE)
             if not says_already(document.get("status"), status):
                 waiting.append((_RESOURCES[kind], document, status))
+            else:
+                self._told[key] = (document, judgement)
         room = asyncio.Semaphore(WRITERS)
         for failed in await asyncio.gather(*(self._write(room, *each) for each in waiting), return_exceptions=True):
             if isinstance(failed, BaseException):

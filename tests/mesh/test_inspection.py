@@ -6,7 +6,9 @@ from __future__ import annotations
 import asyncio
 import atexit
 import json
+import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ PORT, DNS_PORT = 8443, 5300
 #: The first two pods of a mesh have these.
 RESOLVER, PARTNER = "10.77.1.1", "10.77.1.2"
 CLIENT = "shop/client-0"
-READ, WRITTEN = "GET /v1/{id}", "DELETE /v1/{id}"
+READ, WRITTEN, PATCHED = "GET /v1/{id}", "DELETE /v1/{id}", "PATCH /v1/{id}"
 EDGE = EdgeKey.parse(f"shop/client->-/{API}:{PORT}/TCP")
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="hedgerow-inspection-"))
@@ -114,6 +116,27 @@ async def test_a_named_host_is_read_closed_and_opened_by_operation(mesh: LocalMe
         await allow(mesh, READ, name=OTHER)
     assert f"inspects: [{OTHER}:{PORT}]" in refused.value.remedy
     assert (await call(mesh, "GET", "/v1/17", name=OTHER))[0].startswith("refused")
+
+
+async def test_the_command_opens_an_operation_or_says_what_is_missing(mesh: LocalMesh) -> None:
+    async def command(host: str) -> tuple[int, str]:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "hedgerow", "allow", "shop/client", f"{host}:{PORT}"),
+            *("--operation", PATCHED, "--for", "1h", "--reason", "a test", "--owner", "tests"),
+            env={**os.environ, "HEDGEROW_SERVER": mesh.server, "HEDGEROW_TOKEN": mesh.token},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        said, _ = await asyncio.wait_for(process.communicate(), 60)
+        assert process.returncode is not None
+        return process.returncode, " ".join(said.decode().split())
+
+    code, said = await command(API)
+    assert code == 0, said
+    assert PATCHED in said
+    code, said = await command(OTHER)
+    assert code != 0
+    assert f"inspects: [{OTHER}:{PORT}]" in said
 
 
 async def test_what_is_asked_outside_is_shown(mesh: LocalMesh) -> None:

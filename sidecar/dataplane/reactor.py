@@ -4,8 +4,9 @@ Rules:
 
 1. One turn handles a bounded number of batches and then returns to asyncio, where everything else runs. What is left
    is taken up in the next iteration of the loop.
-2. Within a batch every source is called once, then every stream that has more to read gets one frame, then every tunnel
-   is flushed once. One TLS write and one ``send`` per tunnel and batch is what makes many small messages cheap.
+2. Within a batch every source is called once, then every stream that has more to read gets one frame as long as the
+   turn has time, those first that waited longest, then every tunnel is flushed once. So many that send without end cost
+   those who send little no more than one of them does. One TLS write and one ``send`` per tunnel and batch is what makes many small messages cheap.
 3. A descriptor that is closed within a batch is closed at the batch's end: its number can not come back while events
    for the old owner are still being handed out.
 4. An exception of a source ends that source and no other.
@@ -203,7 +204,7 @@ class Reactor:
                         except Exception:
                             self._contain(source)
                 if self._again:
-                    self._pump()
+                    self._pump(end)
                 if self._dirty:
                     self._flush()
                 if self._graveyard:
@@ -215,14 +216,17 @@ class Reactor:
         if self._again or self._dirty:
             self._schedule()
 
-    def _pump(self) -> None:
+    def _pump(self, end: float) -> None:
         streams, self._again = self._again, []
-        for stream in streams:
+        for number, stream in enumerate(streams, 1):
             stream.queued = False
             try:
                 stream.pump()
             except Exception:
                 self._contain(stream)
+            if number < len(streams) and monotonic() > end:
+                self._again[:0] = streams[number:]
+                break
 
     def _flush(self) -> None:
         tunnels, self._dirty = self._dirty, []

@@ -33,6 +33,8 @@ _log = logging.getLogger(__name__)
 _INBOX: Final = 65_536
 #: Bytes not taken by the client before it is not read any more: it would only ask for more.
 _UNSENT: Final = 65_536
+#: Bytes of HTTP/1 handed to the parser at once, until it is known what they cost.
+_PIECE: Final = 4096
 
 
 class NoApplicationError(Exception):
@@ -61,8 +63,12 @@ class InspectedConnection:
         self._server: Leg | None = None
         self._loop = fabric.reactor.loop
         self.http2 = http2 = kind is Kind.HTTP2
-        self._inbox = bytearray()  # waits for its turn
-        self._resuming = False
+        self._inbox = bytearray()  # of the client, waits for its turn
+        self._answers = bytearray()  # of the application, likewise
+        self._turns = self.hub.turns
+        self._resuming = False  # somebody will call us
+        self._until = 0.0  # when our slice of time is over
+        self._piece = self._answer_piece = _PIECE
         self._over = False
         self._closing = False  # nothing of the client counts any more, it gets what is left
         self._client_ended = self._client_told = self._server_ended = False
@@ -225,6 +231,7 @@ class InspectedConnection:
             return
         self._closing = True
         self._inbox.clear()
+        self._answers.clear()
         self._client.end()
         self._client.resume()
         if self._server is not None:
@@ -277,6 +284,7 @@ class InspectedConnection:
             self._timer.cancel()
             self._timer = None
         self._inbox.clear()
+        self._answers.clear()
         self.site.forget(self)
         self.hub.left(self)
 
@@ -304,7 +312,7 @@ class InspectedConnection:
             return
         client.pause() if self._full() else client.resume()
         if server is not None:
-            server.pause() if client.unsent else server.resume()
+            server.pause() if self._enough() else server.resume()
         if self._hanging() and self._timer is None:
             self._timer = self._loop.call_later(self._limits.head_seconds / 4, self._look)
 
@@ -315,6 +323,14 @@ class InspectedConnection:
         if self._server is not None and self._server.unsent > 0:
             return True
         return not self.http2 and self._http1.held > self._limits.head_bytes
+
+    def _enough(self) -> bool:
+        """Whether the application is not to be read for now: what it said waits for the client or for its turn, or it
+        takes nothing of what we have to answer to its frames. A window of requests may always be on its way to it."""
+        server = self._server
+        assert server is not None
+        held = server.unsent if self.http2 else 0
+        return self._client.unsent > 0 or len(self._answers) > 0 or held > self._limits.connection_window + _UNSENT
 
     def _hanging(self) -> bool:
         """Whether a head is on its way, or a receiver keeps us waiting."""

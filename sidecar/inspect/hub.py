@@ -16,6 +16,7 @@ from graph.policy import Decision
 from sidecar.dataplane.contracts import Authority
 from sidecar.inspect.settings import InspectSettings
 from sidecar.inspect.taps import Taps
+from sidecar.inspect.turns import Turns
 
 if TYPE_CHECKING:
     from sidecar.dataplane.fabric import Fabric
@@ -49,6 +50,7 @@ class Inspection:
     def __init__(self, settings: InspectSettings | None = None, taps: Taps | None = None) -> None:
         self.settings = settings if settings is not None else InspectSettings()
         self.taps = taps
+        self.turns = Turns(self.settings.limits.slice)
         self.breaches: Counter[str] = Counter()
         self.refused = 0
         self.unreadable = 0

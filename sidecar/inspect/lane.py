@@ -6,8 +6,9 @@ Rules:
    the protocol has one, and is counted.
 2. A request is judged when its head is complete, before the application hears of the connection, and again whenever
    the policy changes while it runs (:class:`~sidecar.inspect.judging.Judge`).
-3. Everything is a function call: no task and no queue on the way of a request. What one client sends in a burst is
-   worked off in slices, between which all others have their turn.
+3. Everything is a function call: no task and no queue on the way of a request. What one client sends in a burst, or
+   the application answers, is worked off in slices, between which all others have their turn
+   (:mod:`sidecar.inspect.turns`).
 4. What one side does not take is not read from the other; and nothing is kept beyond the limits.
 5. A connection of the application serves one client. What the application does to it (ends, resets, closes) happens
    to the client.
@@ -26,11 +27,12 @@ from sidecar.inspect.http1 import Http1Half
 from sidecar.inspect.http2 import BoundedServer
 from sidecar.inspect.upgraded import WatchedUpgrade
 
-#: Frames handed to the parser at once, and bytes of them (one large head takes milliseconds), and bytes of HTTP/1: what
-#: is between two looks at the clock.
+#: Frames handed to the parser at once, and bytes of them (one large head takes milliseconds), and bytes of HTTP/1 at most
+#: and at least: what is between two looks at the clock.
 _FRAMES: Final = 16
 _FRAME_BYTES: Final = 16_384
 _BYTES: Final = 65_536
+_LEAST: Final = 512
 
 
 class InspectLane(InspectedConnection):
@@ -45,14 +47,12 @@ class InspectLane(InspectedConnection):
                 self._throw_away(len(data))
                 return
             self._inbox += data
-            if not self._resuming:
-                self._guarded(self._work)
         else:
             self.record.bytes_received += len(data)
             if self._closing:
                 return
-            taken = bytes(data)
-            self._guarded(lambda: self._from_server(taken))
+            self._answers += data
+        self._guarded(self._begin)
         self._settle()
 
     def ended(self, leg: Leg) -> None:
@@ -64,7 +64,7 @@ class InspectLane(InspectedConnection):
                 self._guarded(self._client_over)
         else:
             self._server_ended = True
-            if not self._closing:
+            if not self._answers and not self._closing:
                 self._guarded(self._server_over)
         self._connection.half_closed(self._loop)
         self._settle()
@@ -91,13 +91,36 @@ class InspectLane(InspectedConnection):
 
     # --- work
 
+    def _begin(self) -> None:
+        """Do what there is to do, at once or as soon as it is our turn."""
+        if self._resuming:
+            return
+        if self._turns.free:
+            self._go_on()
+        else:
+            self._later()
+
+    def _go_on(self) -> None:
+        """Work for a slice of time: what the application said goes first, for it makes room."""
+        began = monotonic()
+        self._until = began + self._limits.slice
+        try:
+            if self._answers:
+                self._pass_answers()
+            if not self._resuming and not self._closing and not self._over:
+                if not self.http2:
+                    self._read_again()
+                if not self._resuming:
+                    self._work()
+        finally:
+            self._turns.used(self._loop, monotonic() - began)
+
     def _work(self) -> None:
-        """Hand what the client sent to the parser, for at most a slice of time."""
-        until = monotonic() + self._limits.slice
+        """Hand what the client sent to the parser."""
         inbox = self._inbox
         while inbox and not self._closing and not self.layers.raw:
             now = monotonic()
-            if now >= until:
+            if now >= self._until:
                 self._later()
                 return
             if self._guard is not None:
@@ -108,10 +131,11 @@ class InspectLane(InspectedConnection):
                     self.layers.from_client(data)
                 self._count_resets(now)
             elif self._may_read():
-                data = bytes(inbox[:_BYTES])
-                del inbox[:_BYTES]
+                data = bytes(inbox[: self._piece])
+                del inbox[: self._piece]
                 self.layers.from_client(data)
-                self._read_again(until)
+                self._piece = self._adapted(self._piece, monotonic() - now)
+                self._read_again()
             else:
                 break
         if self.layers.raw:
@@ -130,50 +154,59 @@ class InspectLane(InspectedConnection):
             raise Breach("chunk-line")
         return False  # pipelined requests wait for the one before
 
-    def _read_again(self, until: float) -> None:
+    def _read_again(self) -> None:
         """Begin with the next pipelined request where the last one ended."""
         half = self._http1
         while half.again and not self._closing:
-            if monotonic() >= until:
+            if monotonic() >= self._until:
                 self._later()
                 return
             half.again = False
             self.layers.from_client(b"")
-        if half.in_head and half.held > self._limits.head_bytes:
-            raise Breach("head-bytes")
+        if not self._closing and not self.layers.raw:
+            self._may_read()  # what keeps too much now is not read again, and would never be found out
 
-    def _from_server(self, data: bytes) -> None:
-        guard = self._server_guard
-        if guard is not None:
-            at = 0
-            while at < len(data):
-                taken, passed = guard.feed(data[at:], monotonic(), 1 << 20)
-                at += taken
-                if passed:
-                    self.layers.from_server(passed)
-            if guard.gone is not None:
-                self._pass_goaway()
-            return
-        self.layers.from_server(data)
-        half = self.layers.server
-        assert isinstance(half, Http1Half)
-        if self.layers.raw:
+    def _pass_answers(self) -> None:
+        """Hand what the application sent to the parser."""
+        answers, guard = self._answers, self._server_guard
+        while answers and not self._closing and not self._over and not self.layers.raw:
+            now = monotonic()
+            if now >= self._until:
+                self._later()
+                return
+            if guard is not None:
+                with memoryview(answers)[:_FRAME_BYTES] as view:
+                    taken, data = guard.feed(view, now, _FRAMES)
+                del answers[:taken]
+                if data:
+                    self.layers.from_server(data)
+                if guard.gone is not None:
+                    self._pass_goaway()
+                continue
+            data = bytes(answers[: self._answer_piece])
+            del answers[: self._answer_piece]
+            self.layers.from_server(data)
+            self._answer_piece = self._adapted(self._answer_piece, monotonic() - now)
+            half = self.layers.server
+            assert isinstance(half, Http1Half)
+            if not self.layers.raw and half.held > self._limits.head_bytes:
+                self._bad_application("head-bytes")
+        if self.layers.raw and not self._over:
             self._upgrade()
-        elif half.held > self._limits.head_bytes:
-            self._bad_application("head-bytes")
-        elif (self._http1.again or self._inbox) and not self._resuming:
-            self._go_on()  # the response is over: perhaps the next request waits already
+        elif self._server_ended and not answers and not self._closing and not self._over:
+            self._server_over()
 
-    def _go_on(self) -> None:
-        if not self.http2:
-            self._read_again(monotonic() + self._limits.slice)
-        if not self._resuming:
-            self._work()
+    def _adapted(self, piece: int, took: float) -> int:
+        """The size of the next piece of HTTP/1: nobody knows before how many chunks it holds, but the next one will be
+        like this one."""
+        if took > self._limits.slice:
+            return max(_LEAST, piece >> 1)
+        return min(_BYTES, piece << 1) if took < self._limits.slice / 2 else piece
 
     def _later(self) -> None:
         if not self._resuming:
             self._resuming = True
-            self._loop.call_soon(self._resume)
+            self._turns.wait(self._loop, self._resume)
 
     def _resume(self) -> None:
         self._resuming = False
@@ -197,7 +230,7 @@ class InspectLane(InspectedConnection):
         assert isinstance(client, Http1Half)
         assert isinstance(server, Http1Half)
         assert self._server is not None
-        asked, answered = client.rest() + bytes(self._inbox), server.rest()
+        asked, answered = client.rest() + bytes(self._inbox), server.rest() + bytes(self._answers)
         operation, watcher = self.layers.judge.handed_on()
         self._let_go()
         self.record.bytes_sent -= len(asked)  # counted again when it is passed on

@@ -20,7 +20,19 @@ from certs.keys import make_csr, new_key
 from certs.spiffe import SpiffeId
 from tests.attacks import http1_answers, http2_frames
 from tests.attacks.http2_frames import HEADERS, PREFACE, RST_STREAM, SETTINGS, frame, request
-from tests.attacks.sending import Connect, Pieces, Result, crowd, endless, flood, numbered, once, plain, times
+from tests.attacks.sending import (
+    Connect,
+    Pieces,
+    Result,
+    connected,
+    crowd,
+    endless,
+    flood,
+    numbered,
+    once,
+    plain,
+    times,
+)
 from tests.sidecar.dataplane.rekeying import Rekeying
 from tests.sidecar.dataplane.stand_ins import ALPN, TRUST_DOMAIN, credentials
 
@@ -116,7 +128,7 @@ def _tunnel(port: int, authority: str) -> Connect:
     own = credentials(CertificateAuthority.load(authority.encode()), "shop", "evil").client_context
 
     def connect() -> socket.socket:
-        sock = own.wrap_socket(socket.create_connection(("127.0.0.1", port), timeout=5), server_hostname="x")
+        sock = own.wrap_socket(connected(port), server_hostname="x")
         sock.setblocking(False)
         return sock
 

@@ -28,11 +28,20 @@ type Pieces = Callable[[], Iterator[bytes]]
 
 def plain(port: int) -> Connect:
     def connect() -> socket.socket:
-        sock = socket.create_connection((HOST, port), timeout=5)
+        sock = connected(port)
         sock.setblocking(False)
         return sock
 
     return connect
+
+
+def connected(port: int) -> socket.socket:
+    """A connection to ``port`` that holds little on its way: what is there when the attack is over is still read."""
+    sock = socket.socket()
+    sock.settimeout(5)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIECE)
+    sock.connect((HOST, port))
+    return sock
 
 
 def times(piece: bytes) -> bytes:

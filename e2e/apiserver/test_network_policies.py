@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ from controller.kube.settings import KubernetesSettings
 from e2e.apiserver.custom_resources import access_override, install_crds, put, segmentation_mode
 from e2e.apiserver.meshes import WORKLOADS, Mesh, away, eventually, eventually_async, inventory, running
 from e2e.harness.apiserver import ApiServer
+from tests.controller.running import running as controller_running
 from tests.networkpolicy.evaluator import Cluster
 
 OURS = {"hedgerow-front", "hedgerow-cart", "hedgerow-redis", DEFAULT_DENY}
@@ -381,3 +384,59 @@ async def test_people_see_what_would_change(server: ApiServer, namespace: str, t
         (found,) = await eventually_async(reported)
         assert (found["mode"], found["conflicts"], found["delete"]) == ("report", [], [])
         assert await policies(mesh) == {}
+
+
+async def test_who_changes_a_policy_again_and_again_is_named_and_let_be(
+    server: ApiServer, namespace: str, tmp_path: Path
+) -> None:
+    async with running(server, namespace, tmp_path, known=inventory(namespace), fencing=True) as mesh:
+        await close(mesh)
+        await applied(mesh)
+        opened = json.dumps({"spec": {"ingress": [{}]}})
+
+        async def contested() -> bool:
+            if (await policies(mesh))["hedgerow-cart"]["spec"]["ingress"] != [{}]:
+                await kubectl(mesh, "patch", "netpol", "hedgerow-cart", "--type=merge", "-p", opened)
+            document = await asyncio.to_thread(mesh.found, "hsm", "default")
+            return any(each["reason"] == "Contested" for each in document["status"]["conditions"])
+
+        await eventually_async(contested)
+        assert "hedgerow-cart was put back 5 times" in message(await said(mesh, "Contested"))
+
+
+async def test_people_ask_a_whole_controller_by_command(server: ApiServer, namespace: str, tmp_path: Path) -> None:
+    """The web API and the command in front of it, with a controller that follows the cluster."""
+    kubernetes = KubernetesSettings(kubeconfig=server.kubeconfig)
+    async with controller_running(tmp_path, inventory=None, kubernetes=kubernetes) as run:
+        engine = run.controller.engine
+        await eventually(lambda: namespace in engine.view.inventory.namespaces and engine.view.declared)
+        environment = {
+            "HEDGEROW_SERVER": run.url,
+            "HEDGEROW_TOKEN_FILE": str(run.settings.state_dir / "operator.token"),
+        }
+
+        async def hedgerow(*arguments: str) -> tuple[int, str]:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "hedgerow", *arguments,
+                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env={**os.environ, **environment},
+            )  # fmt: skip
+            out, _ = await asyncio.wait_for(process.communicate(), 60)
+            assert process.returncode is not None
+            return process.returncode, out.decode()
+
+        code, out = await hedgerow("mode", "set", namespace, "enforce", "--network-policy", "report", "--reason", "try")
+        assert (code, "enforce, NetworkPolicies report: no workload yet" in out) == (0, True), out
+        found = await asyncio.to_thread(
+            server.kubectl, "get", "hsm", "hedgerow-namespace", "-n", namespace, "-o", "json"
+        )
+        spec = json.loads(found)["spec"]
+        assert (spec["ingress"], spec["networkPolicy"], spec["reason"]) == ("enforce", "report", "try")
+        code, out = await hedgerow("allow", f"{namespace}/front", f"{namespace}/cart:8080", "--reason", "try")
+        assert (code, "there is no workload" in out) == (1, True), out
+        await eventually(lambda: run.controller.cluster is not None and run.controller.cluster.network_policies.synced)
+        code, out = await hedgerow("policy", "diff", "--network-policies", "-n", namespace)
+        assert (code, out.splitlines()[0]) == (0, f"{namespace}: report"), out
+        code, out = await hedgerow("rollback", "network-policies", namespace, "--reason", "try")
+        assert (code, f"nothing was applied to {namespace}" in out) == (1, True), out
+        code, out = await hedgerow("rollback", "network-policies", namespace, "--to", "report", "--reason", "try")
+        assert code == 0, out

@@ -46,10 +46,11 @@ def set_inventory(state: State, now: float, inventory: Inventory, actor: str, *,
     state.changed()
     state.inventory = replace(inventory, revision=before.revision + 1)
     state.inventory_changed = True
-    if followed:
-        state.timers.at(now + state.settings.inventory_pause, Due.INVENTORY, "")
+    due = state.inventory_stored_at + state.settings.inventory_pause
+    if followed and now < due:
+        state.timers.at(due, Due.INVENTORY, "")
     else:
-        state.store_inventory()
+        state.store_inventory(now)
     changed = _changed_workloads(before, inventory)
     redefined = {ref for ref in changed if before.workloads.get(ref) != inventory.workloads.get(ref)}
     _follow_in_graph(state, before, changed, now)

@@ -71,6 +71,7 @@ class State:
         if stored.inventory is not None:
             self.inventory = replace(inventory_of(stored.inventory, trust_domain), revision=stored.inventory_revision)
         self.inventory_changed = True
+        self.inventory_stored_at = 0.0  # by this run
         #: what people set, also for workloads that are not in the inventory now
         self.set_modes: dict[WorkloadRef, WorkloadMode] = dict(stored.modes)
         self.modes: Tracked[WorkloadRef, WorkloadMode] = Tracked()
@@ -182,9 +183,10 @@ class State:
         self.audit_head = audit.append(self.audit_head, now, actor, action, subject, detail)
         self.writes.audit.append(self.audit_head)
 
-    def store_inventory(self) -> None:
+    def store_inventory(self, now: float) -> None:
         """Let the inventory be written."""
         self.changed()
+        self.inventory_stored_at = now
         self.writes.inventory = self.inventory.to_dict()
         self.writes.inventory_revision = self.inventory.revision
 

@@ -24,7 +24,7 @@ def advance(state: State, now: float) -> None:
         elif kind is Due.REFUSALS:
             _report_refusals(state, now, subject)
         elif kind is Due.INVENTORY:
-            state.store_inventory()
+            state.store_inventory(now)
         elif kind is Due.HOUSEKEEPING:
             _clear_away(state, now)
 

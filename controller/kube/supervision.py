@@ -21,6 +21,8 @@ log = logging.getLogger("hedgerow.kube")
 
 #: Seconds after which a part that ran that long is taken to be well: its next failure waits the shortest time.
 SETTLED = 60.0
+#: The longest wait between two tries, seconds.
+LONGEST = 10.0
 #: Seconds for which the same complaint is not repeated.
 QUIET = 60.0
 
@@ -40,16 +42,31 @@ class Part(Protocol):
         """Do it until cancelled. Begun again, on the same object, after it raised or returned."""
 
 
+class Complaints:
+    """Which complaints were made lately. All parts share one: a server that is away is one complaint, not fifteen."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, float] = {}
+
+    def is_new(self, complaint: str, now: float) -> bool:
+        """Whether it was not made within :data:`QUIET` seconds; then it counts as made now."""
+        self._said = {each: at for each, at in self._said.items() if now - at < QUIET}
+        if complaint in self._said:
+            return False
+        self._said[complaint] = now
+        return True
+
+
 class Supervised:
     """One part and how it fares."""
 
-    def __init__(self, part: Part, clock: Callable[[], float], random: Random) -> None:
+    def __init__(self, part: Part, clock: Callable[[], float], random: Random, complaints: Complaints) -> None:
         self.part = part
         self.problem = ""
         self.failures = 0
         self._clock = clock
-        self._retry = Retry(random)
-        self._said = ("", 0.0)
+        self._retry = Retry(random, longest=LONGEST)
+        self._complaints = complaints
 
     async def keep(self) -> None:
         """Run the part for ever."""
@@ -60,22 +77,21 @@ class Supervised:
                 await self.part.run()
                 self._note("it ended by itself", None)
             except ControllerError as error:
+                away = isinstance(error, Unreachable)
                 asked = error.retry_after if isinstance(error, Unreachable) else 0.0
-                self._note(str(error), None)
+                self._note(str(error), None, "unreachable" if away else "")
             except Exception as error:
                 self._note(f"a fault: {type(error).__name__}: {error}", error)
             if self._clock() - began >= SETTLED:
                 self._retry.succeeded()
             await asyncio.sleep(self._retry.failed(asked))
 
-    def _note(self, problem: str, fault: Exception | None) -> None:
+    def _note(self, problem: str, fault: Exception | None, alike: str = "") -> None:
+        """:param alike: what the complaints of several parts have in common, where one is enough"""
         self.problem = problem
         self.failures += 1
-        now = self._clock()
-        said, at = self._said
-        if problem == said and now - at < QUIET:
+        if not self._complaints.is_new(alike or f"{self.part.name}: {problem}", self._clock()):
             return
-        self._said = (problem, now)
         if fault is not None:
             log.error("%s: %s; it is begun again; please report it", self.part.name, problem, exc_info=fault)
         else:
@@ -90,7 +106,8 @@ class Supervision:
 
     def __init__(self, parts: Sequence[Part], clock: Callable[[], float], random: Random | None = None) -> None:
         chosen = random or Random()  # noqa: S311  # spreads retries, keeps no secret
-        self.parts = tuple(Supervised(part, clock, chosen) for part in parts)
+        complaints = Complaints()
+        self.parts = tuple(Supervised(part, clock, chosen, complaints) for part in parts)
 
     async def run(self) -> None:
         """Keep all of them going until cancelled."""

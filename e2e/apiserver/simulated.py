@@ -146,11 +146,28 @@ class Watcher:
         self.following = Following(self.client, settings(kubeconfig, **changes), TRUST_DOMAIN, self._take)
         self.supervision = Supervision(self.following.parts, time.monotonic)
         self._next = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def resume(self) -> None:
+        """Begin, or go on after :meth:`pause` from what is held."""
+        self._task = asyncio.create_task(self.supervision.run())
+
+    async def pause(self) -> None:
+        """Watch no more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
 
     async def _take(self, inventory: Inventory) -> None:
         self.inventory, self.taken = inventory, self.taken + 1
         event, self._next = self._next, asyncio.Event()
         event.set()
+
+    async def until_true(self, condition: Callable[[], object]) -> None:
+        """Wait for what nobody announces, such as a lost connection."""
+        async with asyncio.timeout(PATIENCE):
+            while not condition():  # noqa: ASYNC110  # nobody announces it
+                await asyncio.sleep(0.05)
 
     async def until(self, condition: Callable[[Inventory], object], what: str = "") -> Inventory:
         """Wait for an inventory that fulfils ``condition``."""
@@ -167,10 +184,9 @@ class Watcher:
 @contextlib.asynccontextmanager
 async def watching(kubeconfig: Path, **changes: Any) -> AsyncIterator[Watcher]:
     watcher = Watcher(kubeconfig, **changes)
-    task = asyncio.create_task(watcher.supervision.run())
+    watcher.resume()
     try:
         yield watcher
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await watcher.pause()
         await watcher.client.close()

@@ -38,6 +38,8 @@ def apiserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 @pytest.fixture
 def namespace(apiserver: ApiServer) -> Iterator[str]:
     """A fresh namespace with its ``default`` ServiceAccount; its deletion is asked for afterwards, not awaited."""
+    if not apiserver.running:  # a test that stopped it has failed
+        apiserver.start()
     name = apiserver.create_namespace()
     yield name
     with contextlib.suppress(HarnessError):  # a test may have deleted it, or have left the API server down

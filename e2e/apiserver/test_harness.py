@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from e2e.harness.apiserver import ApiServer
-from e2e.harness.errors import ApiError, CommandFailed
+from e2e.harness.errors import ApiError, CommandFailed, HarnessError
 from e2e.harness.programs import until
 from e2e.harness.requests import Api, ApiUnreachable
 
@@ -220,3 +220,26 @@ def test_a_failed_command_says_why(apiserver: ApiServer) -> None:
         apiserver.kubectl("get", "unicorns")
     assert failed.value.code == 1
     assert "doesn't have a resource type" in apiserver.kubectl("get", "unicorns", check=False)
+
+
+def test_two_run_side_by_side_and_end_without_a_trace(apiserver: ApiServer, namespace: str, tmp_path: Path) -> None:
+    other = ApiServer(tmp_path)
+    try:
+        assert other.url != apiserver.url
+        assert namespace not in other.kubectl("get", "namespaces", "-o", "name")
+        with pytest.raises(ApiError) as unknown:
+            Api.at(other.url, other.ca, token=apiserver.token(namespace, "default")).call("GET", "/api/v1/namespaces")
+        assert unknown.value.status == 401
+    finally:
+        other.close()
+
+    left = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
+    assert not [command for command in left if str(tmp_path).encode() in command]
+
+
+def test_an_old_kubernetes_is_refused(apiserver: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert apiserver.require_version() >= (1, 29)
+
+    monkeypatch.setattr("e2e.harness.tools.OLDEST", (9, 0))
+    with pytest.raises(HarnessError, match=r"runs Kubernetes v1\.\d+\.\d+; the suites need 9\.0 or later"):
+        apiserver.require_version()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from e2e.harness.control_plane import ControlPlane
+from e2e.harness.errors import HarnessError
 from e2e.harness.tools import Tools
 from e2e.kube import binaries
 from e2e.kube.parts import Suite
@@ -33,6 +34,16 @@ class ApiServer(Tools):
             ca=self._plane.ca,
             api=self._plane.api,
         )
+        try:
+            self.require_version()
+        except HarnessError:
+            self.close()
+            raise
+
+    @property
+    def running(self) -> bool:
+        """Whether the API server is there; between :meth:`stop` and :meth:`start` it is not."""
+        return self._plane.program("kube-apiserver").running
 
     def stop(self) -> None:
         """Stop the API server alone, at once for its clients; etcd and everything in it stays."""

@@ -145,7 +145,7 @@ class GivenCluster(Cluster):
         ca = directory / "ca.crt"
         ca.write_bytes(base64.b64decode(described.get("certificate-authority-data", "")))
         socket = directory / "api.sock"
-        argv = [found["kubectl"], "proxy", f"--unix-socket={socket}"]
+        argv: list[str | Path] = [found["kubectl"], "proxy", f"--unix-socket={socket}"]
         self._proxy = Program("kubectl proxy", argv, directory / "proxy.log", environment)
         self._proxy.start()
         self._proxy.until(socket.exists, "listening")
@@ -153,10 +153,10 @@ class GivenCluster(Cluster):
             found, directory, kubeconfig=kubeconfig, url=described["server"], ca=ca, api=Api.through(socket)
         )
         try:
-            self.request("GET", "/version")
+            self.require_version()
         except HarnessError as error:
             self.close()
-            raise HarnessError(f"the cluster of {kubeconfig} ({self.url}) does not answer: {error.message}") from error
+            raise HarnessError(f"the cluster of {kubeconfig} ({self.url}): {error.message}", error.remedy) from error
 
     def close(self) -> None:
         self._proxy.stop()

@@ -97,7 +97,7 @@ class NodeMachine:
         :raises HarnessError: when a part ends or is not ready in time, with its last words
         """
         self._start_kubelet()
-        proxy = [self._binaries["kube-proxy"], f"--config={self._directory / 'kube-proxy.json'}"]
+        proxy: list[str | Path] = [self._binaries["kube-proxy"], f"--config={self._directory / 'kube-proxy.json'}"]
         self._run("kube-proxy", proxy)
         self._start_policies()
         self._until("kubelet", self._is_ready, "ready")
@@ -107,7 +107,15 @@ class NodeMachine:
 
         :raises CommandFailed: when containerd refuses it
         """
-        command = [self._binaries["ctr"], "--address", self._socket, "--namespace", "k8s.io", "images", "import"]
+        command: list[str | Path] = [
+            self._binaries["ctr"],
+            "--address",
+            self._socket,
+            "--namespace",
+            "k8s.io",
+            "images",
+            "import",
+        ]
         run([*command, "--local", archive])
 
     def log(self, name: str) -> str:
@@ -346,7 +354,7 @@ state = "/run/containerd"
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
 
     def _containerd_answers(self) -> bool:
-        command = [self._binaries["ctr"], "--address", self._socket, "--timeout", "2s", "version"]
+        command: list[str | Path] = [self._binaries["ctr"], "--address", self._socket, "--timeout", "2s", "version"]
         return "Server:" in run(command, check=False)
 
     def _is_ready(self) -> bool:

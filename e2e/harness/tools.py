@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import Any
 
 from e2e.harness import pki
 from e2e.harness.control_plane import AUDIENCE
+from e2e.harness.errors import HarnessError
 from e2e.harness.programs import PATIENCE, run, until
 from e2e.harness.requests import Api
 from e2e.kube.binaries import Binaries
 
+#: The oldest Kubernetes that has native sidecars (KEP-753) switched on.
+OLDEST = (1, 29)
 #: How long a token lasts, seconds: the least that the API server grants.
 TOKEN_SECONDS = 600
 
@@ -56,7 +60,7 @@ class Tools:
         :param seconds: how long it may take
         :raises CommandFailed: with what kubectl said
         """
-        command = [self._binaries["kubectl"], *args]
+        command: list[str | Path] = [self._binaries["kubectl"], *args]
         return run(command, env=self.environment, stdin=stdin, check=check, seconds=seconds)
 
     def helm(self, *args: str, stdin: str = "", check: bool = True, seconds: float = PATIENCE) -> str:
@@ -71,6 +75,20 @@ class Tools:
         :raises ApiError: when the server refused it, with the status and the reason
         """
         return self._api.call(method, path, body, content_type=content_type)
+
+    def require_version(self) -> tuple[int, int]:
+        """The cluster's version.
+
+        :raises HarnessError: when it is older than what the suites are written for
+        """
+        told = self.request("GET", "/version")
+        major, minor = (int(re.sub(r"\D.*", "", told[part])) for part in ("major", "minor"))
+        if (major, minor) < OLDEST:
+            raise HarnessError(
+                f"{self.url} runs Kubernetes {told['gitVersion']}; the suites need {OLDEST[0]}.{OLDEST[1]} or later",
+                "unset KUBEBUILDER_ASSETS and HEDGEROW_KUBE_BIN to have a newer one built, or give a newer cluster",
+            )
+        return major, minor
 
     def token(
         self, namespace: str, account: str, audience: str = AUDIENCE, *, pod: str = "", seconds: int = TOKEN_SECONDS

@@ -107,7 +107,7 @@ def compile_python(root: Path, layer: Path, directory: Path) -> None:
     for stale in list(directory.rglob("__pycache__")):
         shutil.rmtree(stale)
     inside = f"/{directory.relative_to(layer)}"
-    options = ["-q", "-f", "--invalidation-mode", "unchecked-hash", "-s", directory, "-p", inside]
+    options = ["-q", "-f", "--invalidation-mode", "unchecked-hash", "-s", str(directory), "-p", inside]
     run_inside(root, [f"/usr/bin/{PYTHON}", "-I", "-m", "compileall", *options, directory])
 
 

@@ -74,7 +74,7 @@ def _compile(part: Part, out: Path, go: Path) -> None:
         _go([go, "install", *flags, *part.packages], environment | {"GOBIN": str(out)}, cwd=out, what=part.name)
         return
     first, *others = part.names
-    command = [go, "build", "-mod=readonly", *flags, "-o", out / first, *part.packages]
+    command: list[str | Path] = [go, "build", "-mod=readonly", *flags, "-o", out / first, *part.packages]
     _go(command, environment, cwd=part.directory, what=part.name)
     for name in others:
         (out / name).symlink_to(first)

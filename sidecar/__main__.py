@@ -20,7 +20,7 @@ from sidecar.errors import ConfigError, SidecarError
 from sidecar.settings import MAX_WORKERS, Address, Capture, Settings, Udp
 
 if TYPE_CHECKING:
-    from sidecar.capture import CaptureRules
+    from sidecar.capture_rules import CaptureRules
 
 #: glibc's defaults map and unmap every buffer over 128 KiB; without that, bulk traffic is twice as fast (measured).
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "67108864", "MALLOC_TRIM_THRESHOLD_": "134217728"}
@@ -124,7 +124,7 @@ def capture_rules(settings: Settings) -> CaptureRules:
 
     :raises ConfigError: when they do not ask for capture, or would capture the sidecar itself
     """
-    from sidecar.capture import CaptureRules
+    from sidecar.capture_rules import CaptureRules
 
     if settings.capture is not Capture.REDIRECT:
         raise ConfigError(f"capture: {settings.capture} needs no capture rules; write capture: redirect, or skip this")

@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from sidecar import capture
-from sidecar.capture import CaptureError, CaptureRules
+from sidecar.capture_rules import CaptureError, CaptureRules
 
 #: Seconds that a connection may take. It goes to this very machine.
 _TIMEOUT = 3.0

@@ -14,7 +14,7 @@ import pytest
 
 from hedgerow.local.views import infrastructure_script
 from sidecar import capture
-from sidecar.capture import CaptureRules
+from sidecar.capture_rules import CaptureRules
 from tests.sidecar.dataplane.netns import Network, ip
 
 ROOT = Path(__file__).parents[2]

@@ -17,6 +17,7 @@ from typing import Any
 from certs.ca import CertificateAuthority
 from certs.spiffe import SpiffeId
 from sidecar import capture
+from sidecar.capture_rules import CaptureRules
 from tests.sidecar.dataplane.netns import Network, Pod
 from tests.sidecar.dataplane.stand_ins import TRUST_DOMAIN
 
@@ -46,7 +47,7 @@ class Sidecar:
         uvloop: bool = True,
         names: dict[str, list[str]] | None = None,
         resolvers: list[tuple[str, int]] | None = None,
-        captured: capture.CaptureRules | None = None,
+        captured: CaptureRules | None = None,
         **settings: Any,
     ) -> None:
         self.pod = pod
@@ -85,7 +86,7 @@ class Sidecar:
                 "settings": settings,
             }
         )
-        rules = captured or capture.CaptureRules(uid=UID, dns_port=15053 if resolvers else 0)
+        rules = captured or CaptureRules(uid=UID, dns_port=15053 if resolvers else 0)
         capture.install(rules, prefix=("ip", "netns", "exec", pod.namespace.name))
 
     @property

@@ -15,7 +15,7 @@ import subprocess
 import pytest
 
 from sidecar import capture
-from sidecar.capture import CaptureRules
+from sidecar.capture_rules import CaptureRules
 from tests.mesh.wire import Listener, Pieces
 from tests.sidecar.dataplane import applications as apps
 from tests.sidecar.dataplane.mesh import UID, meshed

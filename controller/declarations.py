@@ -89,6 +89,12 @@ class OverrideDeclaration:
         return f"override/{self.source.namespace}.{self.source.name}.{self.source.uid[:8]}"
 
 
+def key_of(override_id: str) -> str:
+    """The key of the resource that an override comes from; for an id of another form, one that no resource has."""
+    namespace, _, rest = override_id.removeprefix("override/").partition(".")
+    return f"{Kind.OVERRIDE}/{namespace}/{rest.rpartition('.')[0]}"
+
+
 #: The learning gate's values that a resource may set: the resource's names, and those of
 #: :class:`controller.learner.Gate`.
 GATE_FIELDS = {

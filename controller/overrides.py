@@ -135,13 +135,19 @@ def _checked_end(ref: WorkloadRef, inventory: Inventory, field: str, *, any_addr
         return checked_workload(ref, inventory, field)
     if any_address and not ref.host:
         return ref
-    owner = inventory.service_named(ref.host) if ref.host else inventory.attributed(ref)
-    if owner is not None and owner != ref:
+    owner = owner_of(ref, inventory)
+    if owner is not None:
         what = "the name of a service" if ref.host else "the address"
         raise InvalidRequest(
             f"{ref.name} is {what} of {owner}", field=field, remedy=f"write {owner}: a rule goes by identity"
         )
     return ref
+
+
+def owner_of(ref: WorkloadRef, inventory: Inventory) -> WorkloadRef | None:
+    """The workload behind an address or a name outside, when it is one's after all."""
+    owner = inventory.service_named(ref.host) if ref.host else inventory.attributed(ref)
+    return None if owner == ref else owner
 
 
 def _has_sidecar(ref: WorkloadRef, inventory: Inventory) -> bool:

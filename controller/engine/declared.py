@@ -20,6 +20,7 @@ from controller.declarations import (
     OverrideDeclaration,
     check_mode,
     document_of,
+    key_of,
     override_of,
     refused,
 )
@@ -84,8 +85,7 @@ def follow_inventory(state: State, now: float, changed: set[WorkloadRef]) -> Non
     concerned = [
         each.key
         for each in state.declarations.values()
-        if isinstance(each, OverrideDeclaration)
-        and any(end.is_external or end in changed for end in (each.asked.source, each.asked.destination))
+        if isinstance(each, OverrideDeclaration) and _concerned(state, each, changed)
     ]
     _judge_overrides(state, now, concerned, {})
     if any(isinstance(each, ModeDeclaration) for each in state.declarations.values()):
@@ -95,9 +95,10 @@ def follow_inventory(state: State, now: float, changed: set[WorkloadRef]) -> Non
 
 def ended(state: State, now: float, override_id: str) -> None:
     """An override has come to its end."""
-    for key, judgement in list(state.judgements.items()):
-        if judgement.override_id == override_id and not judgement.ended:
-            state.judgements.put(key, replace(judgement, ended=True))
+    key = key_of(override_id)
+    judgement = state.judgements.get(key)
+    if judgement is not None and judgement.override_id == override_id:
+        _put_judgement(state, state.declarations[key], replace(judgement, ended=True))
     _fill_room(state, now, {})
 
 
@@ -136,6 +137,19 @@ def _keys(modes: Modes) -> set[str]:
     return {each.key for members in modes.by_target.values() for each in members}
 
 
+def _concerned(state: State, declaration: OverrideDeclaration, changed: set[WorkloadRef]) -> bool:
+    """Whether another inventory may make something else of it."""
+    ends = (declaration.asked.source, declaration.asked.destination)
+    if any(end in changed for end in ends):
+        return True
+    if not any(end.is_external for end in ends):
+        return False
+    judgement = state.judgements.get(declaration.key)
+    if judgement is None or not judgement.accepted:
+        return True
+    return any(end.is_external and overrides.owner_of(end, state.inventory) is not None for end in ends)
+
+
 def _is_mode(state: State, key: str) -> bool:
     return isinstance(state.declarations.get(key), ModeDeclaration)
 
@@ -144,6 +158,7 @@ def _remove(state: State, now: float, key: str, by: Acting | None) -> None:
     declaration = state.declarations.pop(key)
     state.put_document(DECLARATION, key, None)
     state.judgements.drop(key)
+    state.no_room.discard(key)
     by = by or Acting(CLUSTER, f"the {key.partition('/')[0]} was deleted")
     if isinstance(declaration, ModeDeclaration):
         state.log(now, by.owner, "mode.unset", declaration.target, resource=key, reason=by.reason)
@@ -244,6 +259,10 @@ def _refuse(
 
 
 def _put_judgement(state: State, declaration: Declaration, judgement: Judgement) -> None:
+    if judgement.code == TOO_MANY:
+        state.no_room.add(declaration.key)
+    else:
+        state.no_room.discard(declaration.key)
     if state.judgements.get(declaration.key) != judgement:
         state.changed()
         state.judgements.put(declaration.key, judgement)
@@ -266,10 +285,9 @@ def _check_room(state: State, now: float) -> None:
 
 def _fill_room(state: State, now: float, acting: Mapping[str, Acting]) -> None:
     """Let those come into force for which there was no room, the oldest first."""
-    waiting = [key for key, each in state.judgements.items() if each.code == TOO_MANY]
-    free = state.settings.max_overrides - _active(state, now) if waiting else 0
+    free = state.settings.max_overrides - _active(state, now) if state.no_room else 0
     if free > 0:
-        oldest = sorted(waiting, key=lambda key: state.declarations[key].source.age)
+        oldest = sorted(state.no_room, key=lambda key: state.declarations[key].source.age)
         _judge_overrides(state, now, oldest[:free], acting)
 
 

@@ -86,6 +86,7 @@ class State:
         self.declarations: dict[str, Declaration] = {}
         self.declared_modes = Modes()
         self.judgements: Tracked[str, Judgement] = Tracked()
+        self.no_room: set[str] = set()  # keys of those that wait until others end
         self.judged_anew = False  # since the state was loaded
         self.gates: Tracked[WorkloadRef, Gate] = Tracked()
         self.network_policies: Tracked[str, NetworkPolicyMode] = Tracked()

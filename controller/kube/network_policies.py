@@ -229,7 +229,7 @@ class NetworkPolicyKeeper:
             await self._bring_about(namespace, known, wanted, plan, live, view)
         except Failed as error:
             return Outcome(mode, False, error.reason, str(error), plan=plan, foreign=foreign, open=wanted.open)
-        if fence.pinned is None and wanted.manifests:
+        if fence.pinned is None and wanted.manifests and known.applied is not wanted.manifests:
             manifests = list(wanted.manifests.values())
             detail = {"created": list(plan.create), "changed": list(plan.change), "deleted": list(plan.delete)}
             fence = await self._engine.network_policies_applied(namespace, manifests, detail)

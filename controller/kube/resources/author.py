@@ -25,6 +25,7 @@ from controller.declarations import (
     ModeDeclaration,
     Modes,
     check_mode,
+    key_of,
     namespace_of,
 )
 from controller.engine import Engine, EngineSettings
@@ -117,11 +118,9 @@ class ResourceAuthor:
                 field="id",
                 remedy="see `hedgerow overrides` for those that hold",
             )
-        key, judgement = next(
-            ((key, each) for key, each in view.judgements.items() if each.override_id == override_id), ("", None)
-        )
-        document = self._sync.document(key) if key else None
-        if judgement is None or document is None:
+        key = key_of(override_id)
+        judgement, document = view.judgements.get(key), self._sync.document(key)
+        if judgement is None or judgement.override_id != override_id or document is None:
             raise NotFound(f"no AccessOverride declares {override_id} any more", field="id", remedy="try again")
         _, namespace, name = key.split("/")
         with self._sync.acting(key, Acting(owner, reason)):

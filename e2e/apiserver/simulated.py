@@ -13,7 +13,7 @@ from typing import Any
 
 from controller.inventory import Inventory
 from controller.kube.client import Client
-from controller.kube.errors import Conflicting
+from controller.kube.errors import Conflicting, KubernetesError
 from controller.kube.inventory.following import Following
 from controller.kube.kinds import DEPLOYMENTS, ENDPOINT_SLICES, NAMESPACES, NODES, PODS, SERVICES
 from controller.kube.settings import KubernetesSettings
@@ -94,6 +94,24 @@ class Kubelet:
         well = {"type": "Ready", "status": "True", "reason": "Simulated", "lastHeartbeatTime": now}
         status = {"conditions": [well], "addresses": [{"type": "InternalIP", "address": "192.168.77.1"}]}
         await self.client.patch(NODES, NODE, {"status": status}, subresource="status")
+
+    @contextlib.asynccontextmanager
+    async def alive(self) -> AsyncIterator[None]:
+        """Let the node be well for as long as this takes."""
+
+        async def beat() -> None:
+            while True:
+                with contextlib.suppress(KubernetesError):
+                    await self.heartbeat()
+                await asyncio.sleep(10)
+
+        await self.heartbeat()
+        task = asyncio.create_task(beat())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     def address(self) -> str:
         number = next(_GIVEN)

@@ -276,7 +276,7 @@ class TlsLeg:
             except BlockingIOError:
                 taken = 0
             except OSError as error:
-                self._fail(error.strerror or str(error))
+                self._break_off(error)
                 return
             if taken == len(data):
                 data = b""
@@ -316,7 +316,7 @@ class TlsLeg:
         except BlockingIOError:
             return
         except OSError as error:
-            self._fail(error.strerror or str(error))
+            self._break_off(error)
             return
         if self._ended and not self._channel.outgoing.pending:
             self.lane.drained(self)
@@ -345,6 +345,30 @@ class TlsLeg:
 
     def _lease_ended(self) -> None:
         self._broken("a certificate that was shown in the handshake has ended; the connection has to be made again")
+
+    def _break_off(self, error: OSError) -> None:
+        """The other end takes nothing more: fail, for the reason that it gave in an alert, if it did."""
+        word = self._last_word()
+        if word:
+            self._broken(word)
+        else:
+            self._fail(error.strerror or str(error))
+
+    def _last_word(self) -> str:
+        """The alert behind which the other end has closed; empty when it sent none."""
+        channel, plain = self._channel, memoryview(bytearray(_RECORD))
+        assert self._sock is not None
+        try:
+            channel.incoming.write(self._partial + self._sock.recv(_LONGEST))
+            while channel.read(_RECORD, plain):
+                pass
+        except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+            return ""
+        except ssl.SSLError as error:
+            return _reason(error)
+        except OSError:
+            return ""
+        return ""
 
     def _broken(self, why: str) -> None:
         if self._sock is not None:

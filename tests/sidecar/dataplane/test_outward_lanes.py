@@ -201,6 +201,7 @@ async def test_what_goes_on_behind_101_stays_under_its_operation(outside):
         with contextlib.suppress(ConnectionError, ssl.SSLError):
             while data := await reader.read(1000):
                 writer.write(data)
+        writer.close()
 
     await outside.serve(chat)
     reader, writer = await outside.connect("http/1.1")
@@ -273,6 +274,8 @@ async def test_many_bytes_pass_in_both_directions_at_the_pace_of_the_slower(outs
             writer.write(data)
             await writer.drain()
         outside.seen.append(head)
+        await reader.read()
+        writer.close()
 
     await outside.serve(echo)
     reader, writer = await outside.connect("http/1.1")

@@ -27,8 +27,8 @@ from sidecar.inspect.http1 import Http1Half
 from sidecar.inspect.http2 import BoundedServer
 from sidecar.inspect.upgraded import WatchedUpgrade
 
-#: Frames handed to the parser at once, and bytes of them (one large head takes milliseconds), and bytes of HTTP/1 at most
-#: and at least: what is between two looks at the clock.
+#: Frames handed to the parser at once, and bytes of them (one large head takes milliseconds), and bytes of HTTP/1, at
+#: most and at least: what is between two looks at the clock.
 _FRAMES: Final = 16
 _FRAME_BYTES: Final = 16_384
 _BYTES: Final = 65_536

@@ -91,9 +91,9 @@ class Found:
             "descriptors": self.after["descriptors"] - self.before["descriptors"],
             "attack": self.attack,
             "counted": self.counted,
-            "loud_p99_ms": round(1000 * self.p99(self.loud, past=False), 2),
         }
         if self.quiet:
+            shown["loud_p99_ms"] = round(1000 * self.p99(self.loud, past=False), 2)
             shown["quiet_p99_ms"] = round(1000 * self.p99(self.quiet, past=False), 2)
             shown["ratio"] = round(self.ratio, 2)
             shown["ratio_past_the_sidecar"] = round(self.machine, 2)

@@ -21,6 +21,7 @@ from certs.spiffe import SpiffeId
 from tests.attacks import http1_answers, http2_frames
 from tests.attacks.http2_frames import HEADERS, PREFACE, RST_STREAM, SETTINGS, frame, request
 from tests.attacks.sending import (
+    PATIENCE,
     Connect,
     Pieces,
     Result,
@@ -41,8 +42,8 @@ SLOW_CLIENTS = 1000
 
 
 def _plainly(pieces: Pieces, **how: bool) -> Callable[..., Result]:
-    def attack(port: int, seconds: float, clients: int = 1, insists: bool = False) -> Result:
-        return flood(plain(port), seconds, pieces, clients=clients, insists=insists, **how)
+    def attack(port: int, seconds: float, **options: int) -> Result:
+        return flood(plain(port), seconds, pieces, **how, **options)
 
     return attack
 
@@ -88,7 +89,7 @@ _FIELDS = b"".join(b"X-%d: %s\r\n" % (number, b"a" * 50) for number in range(100
 
 
 def _slow_heads(port: int, seconds: float) -> Result:
-    return crowd(port, seconds, SLOW_CLIENTS, [_ASKED + b"X: "], b"a", 0.5)
+    return crowd(port, seconds, SLOW_CLIENTS, [_ASKED + b"X: "], b"a", 0.5, cut=SLOW_CLIENTS // 5)
 
 
 def _slow_bodies(port: int, seconds: float) -> Result:
@@ -97,9 +98,9 @@ def _slow_bodies(port: int, seconds: float) -> Result:
 
 
 def _slow_hellos(port: int, seconds: float) -> Result:
-    """The beginning of a ClientHello, and then a byte now and then: TLS in pieces, as a handshake of ours would come."""
+    """The beginning of a ClientHello, and then a byte now and then, as a slow handshake of ours would come."""
     hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(32)) + b"\x00"
-    return crowd(port, seconds, SLOW_CLIENTS, [hello], b"\x00", 0.25)
+    return crowd(port, seconds, SLOW_CLIENTS, [hello], b"\x00", 0.25, cut=SLOW_CLIENTS // 5)
 
 
 def _slow_heads_http2(port: int, seconds: float) -> Result:
@@ -136,8 +137,8 @@ def _tunnel(port: int, authority: str) -> Connect:
 
 
 def _through_tunnel(pieces: Pieces, **how: bool) -> Callable[..., Result]:
-    def attack(port: int, seconds: float, authority: str, clients: int = 1) -> Result:
-        return flood(_tunnel(port, authority), seconds, pieces, clients=clients, **how)
+    def attack(port: int, seconds: float, authority: str, **options: int) -> Result:
+        return flood(_tunnel(port, authority), seconds, pieces, **how, **options)
 
     return attack
 
@@ -170,10 +171,10 @@ def _half_hellos(port: int, seconds: float, authority: str) -> Result:
     half = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="x")
     with contextlib.suppress(ssl.SSLWantReadError):
         half.do_handshake()
-    return crowd(port, seconds, SLOW_CLIENTS, [outgoing.read()], b"", 1.0)
+    return crowd(port, seconds, SLOW_CLIENTS, [outgoing.read()], b"", 1.0, cut=SLOW_CLIENTS // 5)
 
 
-def _new_keys(port: int, seconds: float, authority: str) -> Result:
+def _new_keys(port: int, seconds: float, authority: str, insists: bool = False) -> Result:
     """New keys without end, and the other side is asked for its own every time."""
     end = time.monotonic() + seconds
     connections = cut = keys = 0
@@ -182,11 +183,11 @@ def _new_keys(port: int, seconds: float, authority: str) -> Result:
     identity = SpiffeId.for_workload(TRUST_DOMAIN, "shop", "default", "evil")
     chain = ca.sign_workload(make_csr(key), identity, time.time(), 3600.0, "evil-0")
     with tempfile.TemporaryDirectory() as folder:
-        while time.monotonic() < end:
+        while time.monotonic() < end or (insists and not cut and time.monotonic() < end + PATIENCE):
             client = Rekeying(port, chain.chain_der, key, Path(folder), ALPN)
             connections += 1
             try:
-                while time.monotonic() < end:
+                while time.monotonic() < end + PATIENCE * insists:
                     if not client.rekey(asking=True):
                         cut += 1
                         break

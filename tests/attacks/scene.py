@@ -1,8 +1,8 @@
 """The scene of an attack: a sidecar with an application, a bystander, and an attacker, each a process of its own.
 
-The bystander asks all the time, and no request of its may fail. How long its answers take is written down; it is judged
-only where rounds with and without the attack take turns, so that both meet the same moods of the machine, and nothing is
-ever held against a clock.
+The bystander asks all the time, and no request of its may fail. How long its answers take is written down; it is
+judged only where rounds with and without the attack take turns, so that both meet the same moods of the machine, and
+nothing is ever held against a clock.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Scene:
         answers: list[tuple[int, float, float, bool]] = json.loads(self._bystander.hear())
         return answers
 
-    async def until(self, condition: Callable[[dict[str, Any]], bool], seconds: float = 30.0) -> dict[str, Any]:
+    async def until(self, condition: Callable[[dict[str, Any]], bool], seconds: float = 90.0) -> dict[str, Any]:
         end = time.monotonic() + seconds
         while not condition(state := self.state()):
             assert time.monotonic() < end, f"still {state}: {self.cart.log}"

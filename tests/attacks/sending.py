@@ -38,9 +38,13 @@ def plain(port: int) -> Connect:
 def connected(port: int) -> socket.socket:
     """A connection to ``port`` that holds little on its way: what is there when the attack is over is still read."""
     sock = socket.socket()
-    sock.settimeout(5)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIECE)
-    sock.connect((HOST, port))
+    try:
+        sock.settimeout(5)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIECE)
+        sock.connect((HOST, port))
+    except OSError:
+        sock.close()
+        raise
     return sock
 
 
@@ -130,6 +134,7 @@ def flood(
     *,
     clients: int = 1,
     insists: bool = False,
+    least: int = 1 << 16,
     reads: bool = True,
     stays: bool = False,
 ) -> Result:
@@ -137,13 +142,18 @@ def flood(
 
     :param clients: that do so at once
     :param insists: go on until somebody was cut off, for :data:`PATIENCE` seconds at most
+    :param least: go on, as long, until so many bytes were sent
     :param reads: take what the other side says; else it is left where it is
     :param stays: when the pieces are used up, wait to be cut off; else begin anew
     """
     end = time.monotonic() + seconds
     result: Result = {"connections": 0, "cut": 0, "sent": 0, "got": 0}
+
+    def missing() -> bool:
+        return (insists and not result["cut"]) or (not stays and result["sent"] < least)
+
     flooders = [_Flooder(connect, pieces, result, reads=reads, stays=stays) for _ in range(clients)]
-    while (left := end - time.monotonic()) > 0 or (insists and not result["cut"] and left > -PATIENCE):
+    while (left := end - time.monotonic()) > 0 or (missing() and left > -PATIENCE):
         for one in flooders:
             if one.sock is None:
                 one.begin()
@@ -210,21 +220,27 @@ class _Crowd:
         self._poll.close()
 
 
-def crowd(port: int, seconds: float, clients: int, openings: list[bytes], drip: bytes, pause: float) -> Result:
+def crowd(
+    port: int, seconds: float, clients: int, openings: list[bytes], drip: bytes, pause: float, *, cut: int = 0
+) -> Result:
     """Many connections, each of which sends an opening and then ``drip`` every ``pause`` seconds.
 
     They come within half the time, for the attack is that they stay.
+
+    :param cut: go on until so many were cut off, for :data:`PATIENCE` seconds at most
     """
     many = _Crowd(port, openings)
     begin = time.monotonic()
     end, due = begin + seconds, begin + pause
-    while (now := time.monotonic()) < end:
+    while (now := time.monotonic()) < end or (
+        now < end + PATIENCE and (many.result["connections"] < clients or many.result["cut"] < cut)
+    ):
         while many.result["connections"] < min(clients, 1 + clients * (now - begin) / (seconds / 2)):
             many.connect()
         if drip and now >= due:
             due = now + pause
             many.drip(drip)
-        many.look(min(0.01, end - now))
+        many.look(0.01)
     result = {**many.result, "over": time.monotonic()}
     many.close()
     return result

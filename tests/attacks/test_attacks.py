@@ -28,15 +28,15 @@ SECONDS, CROWD_SECONDS = (0.5, 3.0) if LONG else (0.25, 1.6)
 #: Short times, so that what they end is seen within a test.
 SETTINGS = {
     "http": {"head_timeout": 0.5, "sweep": 0.25, "linger": 0.5},
-    "handshake_timeout": 0.5,
+    "handshake_timeout": 1.0,
     "streams_per_tunnel": 256,
     "sniff_wait": 0.1,
 }
-#: How many times longer than without the attack a bystander's p99 may be, and what it may take in any case, seconds: the
-#: machine's processors are shared, and one turn of the kernel's scheduler is milliseconds.
+#: How many times longer than without the attack a bystander's p99 may be, and what it may take in any case, seconds:
+#: the machine's processors are shared, and one turn of the kernel's scheduler is milliseconds.
 RATIO, FLOOR = 2.0, 0.020
 
-pytestmark = pytest.mark.timeout(120 if not LONG else 60 + 30 * ROUNDS)
+pytestmark = pytest.mark.timeout(240 if not LONG else 60 + 30 * ROUNDS)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def ways(*ports, tunnelled=True):
 @pytest.mark.parametrize("name", ["rapid-reset", "settings", "ping", "empty-data", "window-updates", "huffman"])
 async def test_an_observed_flood_hurts_nobody(attacked, name, port):
     found = await attacked(port, name)
-    assert found.attack["sent"] > 1 << 18
+    assert found.attack["sent"] >= 1 << 16
 
 
 @pytest.mark.parametrize("port", ways("sink"))
@@ -164,7 +164,7 @@ async def test_many_at_once_hurt_as_little_as_one(attacked, name, port):
 async def test_a_thousand_slow_heads_are_ended_in_time(attacked, port):
     found = await attacked(port, "slow-heads", seconds=CROWD_SECONDS)
     assert found.attack["connections"] == SLOW_CLIENTS * ROUNDS
-    assert found.times("head-timeout") > SLOW_CLIENTS // 10
+    assert found.times("head-timeout") > SLOW_CLIENTS // 10 * ROUNDS
 
 
 @pytest.mark.parametrize("port", ["open", "inspected"])
@@ -193,7 +193,7 @@ async def test_what_has_no_end_is_cut_off(attacked, name, limits, port):
 @pytest.mark.parametrize("name", ["pipelining", "pipelining-taken", "small-chunks"])
 async def test_what_is_allowed_without_end_is_held_up_at_its_source(attacked, name, port):
     found = await attacked(port, name)
-    assert found.attack["sent"] > 1 << 16
+    assert found.attack["sent"] >= 1 << 16
 
 
 # TLS
@@ -216,7 +216,7 @@ async def test_a_thousand_handshakes_that_stop_half_way_are_ended_in_time(attack
 
 @pytest.mark.parametrize("name", ["yamux-resets", "yamux-pings", "new-keys"])
 async def test_a_flood_in_a_tunnel_ends_it(attacked, name):
-    found = await attacked("open", name)
+    found = await attacked("open", name, insists=True)
     assert found.times("tunnels_broken") > 0
 
 
@@ -228,7 +228,7 @@ async def test_more_streams_than_are_allowed_are_refused(attacked):
 @pytest.mark.parametrize("name", ["yamux-windows", "yamux-bytes", "yamux-empty-data"])
 async def test_thousands_of_small_frames_hurt_nobody(attacked, name):
     found = await attacked("sink", name)
-    assert found.attack["sent"] > 1 << 18
+    assert found.attack["sent"] >= 1 << 16
 
 
 async def test_streams_whose_window_stays_shut_hold_little(attacked):

@@ -53,7 +53,7 @@ from controller.kube.resources.kinds import OURS, is_ours
 from controller.kube.resources.sync import ResourceSync
 from controller.mesh_policy import policy_input
 from controller.view import Change, View
-from graph.model import WorkloadRef
+from graph.model import Mode, WorkloadRef
 
 log = logging.getLogger("hedgerow.kube.network-policies")
 
@@ -238,11 +238,24 @@ class NetworkPolicyKeeper:
 
     async def _wanted(self, view: View, namespace: str, known: _Namespace, fence: Fence) -> Wanted:
         """:raises CompileError, ValueError: when there is nothing that may be applied"""
-        if fence.pinned is not None:
-            pinned = fence.found(fence.pinned)
-            if pinned is None:
-                raise ValueError(f"revision {fence.pinned} is not kept any more")
-            return Wanted({each["metadata"]["name"]: each for each in pinned.manifests}, ())
+        if fence.pinned is None:
+            return await self._today(view, namespace, known)
+        pinned = fence.found(fence.pinned)
+        if pinned is None:
+            raise ValueError(f"revision {fence.pinned} is not kept any more")
+        manifests = {each["metadata"]["name"]: each for each in pinned.manifests}
+        shut = {
+            str(ref)
+            for ref, mode in view.modes.items()
+            if ref.namespace == namespace and Mode.QUARANTINE in (mode.inbound, mode.outbound)
+        }
+        if shut:  # going back opens no quarantine
+            today = await self._today(view, namespace, known)
+            fresh = {name: each for name, each in today.manifests.items() if _workload_of(each) in shut}
+            manifests = dict(sorted((manifests | fresh).items(), key=lambda item: item[0] == DEFAULT_DENY))
+        return Wanted(manifests)
+
+    async def _today(self, view: View, namespace: str, known: _Namespace) -> Wanted:
         if known.stale or known.wanted is None:
             known.stale = False
             known.wanted = None
@@ -488,9 +501,13 @@ def _applied(wanted: Wanted, fence: Fence, foreign: tuple[str, ...]) -> Outcome:
 
 def _known(document: Document, view: View) -> bool:
     """Whether the workload that a policy is for is in the inventory, so that its policy is not wanted on purpose."""
-    name = (document["metadata"].get("annotations") or {}).get(WORKLOAD_ANNOTATION, "")
-    namespace, _, workload = name.partition("/")
+    namespace, _, workload = _workload_of(document).partition("/")
     return WorkloadRef(namespace, workload) in view.inventory.workloads
+
+
+def _workload_of(document: Mapping[str, Any]) -> str:
+    """``namespace/name`` of the workload that a policy is for; empty for none."""
+    return str((document["metadata"].get("annotations") or {}).get(WORKLOAD_ANNOTATION, ""))
 
 
 def _mixed(document: Document) -> bool:

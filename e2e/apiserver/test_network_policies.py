@@ -341,6 +341,12 @@ async def test_going_back_to_the_set_before_and_on_again(server: ApiServer, name
     async with running(server, namespace, tmp_path, fencing=True) as mesh:  # it stays so over a restart
         await eventually(lambda: mesh.keeper.synced)
         assert await open_now()
+        # a quarantine is heard all the same
+        stop = segmentation_mode(namespace, "stop", workload="cart", ingress="quarantine")
+        await asyncio.to_thread(put, server, stop)
+        await eventually_async(shut_now)
+        await kubectl(mesh, "delete", "hsm", "stop")
+        await eventually_async(open_now)
         await mesh.engine.pin_network_policies(namespace, "newest", "anna", "no longer")
         await eventually_async(shut_now)
         await said(mesh, "Applied")

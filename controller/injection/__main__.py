@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import sys
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         from controller.injection import app
 
+        gc.freeze()  # what is loaded stays: full collections need not look at it, and pods wait for none
         asyncio.run(app.run(settings))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -125,7 +125,7 @@ class _Injection:
         self._settings = settings
         self._wishes = wishes
         self._before = undone
-        self._pod = copy.deepcopy(undone.pod)
+        self._pod = undone.pod  # a copy already
         self._spec = mapping(self._pod, "spec", "pod")
         self._record = Record(empties=empties_of(self._pod))
         self._warnings: list[str] = []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.kube.webhook_keys import BACKDATE, Held, Times, advance, make
@@ -149,6 +149,7 @@ def test_what_is_damaged_is_not_served() -> None:
     assert Held.read(held.data(), "", HOST, NOW - BACKDATE - 10).serving is None
 
 
+@settings(max_examples=25)  # each makes many keys
 @given(st.lists(st.tuples(st.floats(1, 20 * DAY), st.booleans()), max_size=30))
 def test_whatever_comes_between_api_servers_know_whoever_is_served(steps: list[tuple[float, bool]]) -> None:
     """``told`` is what API servers know; a pair is served only when they have known it for the time to settle."""

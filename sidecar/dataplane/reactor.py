@@ -6,8 +6,8 @@ Rules:
    is taken up in the next iteration of the loop.
 2. Within a batch every source is called once, then every stream that has more to read gets one frame as long as the
    turn has time, those first that waited longest, then every tunnel is flushed once. So many that send without end cost
-   those who send little no more than one of them does. One TLS write and one ``send`` per tunnel and batch is what makes
-   many small messages cheap.
+   those who send little no more than one of them does. One TLS write and one ``send`` per tunnel and batch is what
+   makes many small messages cheap.
 3. A descriptor that is closed within a batch is closed at the batch's end: its number can not come back while events
    for the old owner are still being handed out.
 4. An exception of a source ends that source and no other.

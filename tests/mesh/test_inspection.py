@@ -4,12 +4,12 @@ opened operation by operation, and shown."""
 from __future__ import annotations
 
 import asyncio
-import atexit
 import json
 import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,7 @@ CLIENT = "shop/client-0"
 READ, WRITTEN, PATCHED = "GET /v1/{id}", "DELETE /v1/{id}", "PATCH /v1/{id}"
 EDGE = EdgeKey.parse(f"shop/client->-/{API}:{PORT}/TCP")
 
-_FOLDER = Path(tempfile.mkdtemp(prefix="hedgerow-inspection-"))
-atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
-_FOLDER.chmod(0o777)  # the sidecar writes there what the application reads, each as its own user
+_FOLDER = Path(tempfile.gettempdir()) / f"hedgerow-inspection-{os.getpid()}"
 WEB = WebAuthority()
 ROOTS, CHAINS, TRUST = _FOLDER / "web.pem", _FOLDER / "chain.pem", _FOLDER / "trust"
 SIDECAR = {
@@ -45,7 +43,16 @@ SIDECAR = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _folder() -> Iterator[None]:
+    """What is there while a mesh of this module is."""
+    yield
+    shutil.rmtree(_FOLDER)
+
+
 def workloads() -> list[WorkloadSpec]:
+    _FOLDER.mkdir()
+    _FOLDER.chmod(0o777)  # the sidecar writes there what the application reads, each as its own user
     ROOTS.write_bytes(WEB.pem)
     CHAINS.write_bytes(WEB.chain(API))
     for path in (ROOTS, CHAINS):

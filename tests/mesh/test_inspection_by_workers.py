@@ -7,6 +7,7 @@ import pytest
 from hedgerow.local.mesh import LocalMesh
 from tests.mesh import test_inspection as alone
 from tests.mesh.running import set_mode
+from tests.mesh.test_inspection import _folder as _folder
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import os
 import subprocess
 import sys
@@ -24,11 +25,10 @@ from controller.kube.webhook_certificate import SECRET, WebhookCertificate
 from controller.kube.webhook_keys import Times
 from e2e.harness.apiserver import ApiServer
 from e2e.harness.errors import ApiError, HarnessError
-from e2e.harness.programs import Program, until
+from e2e.harness.programs import Program, free_ports, until
 
 IMAGE = "registry.example/hedgerow-sidecar:1.0"
 HOOKS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
-HEALTH = "127.0.0.1:15814"
 ENABLED = {"hedgerow.dev/injection": "enabled"}
 
 
@@ -44,7 +44,10 @@ class RunningInjector:
         self.namespace = apiserver.create_namespace()
         self.address = self._service()
         subprocess.run(["ip", "address", "add", f"{self.address}/32", "dev", "lo"], check=True)
+        #: Seconds that the clock of the part which keeps the certificate is ahead.
         self.offset = 0.0
+        self.health = f"127.0.0.1:{free_ports(1)[0]}"
+        #: Of the section ``injection:``.
         self.settings: dict[str, Any] = {"image": IMAGE, "namespace": self.namespace}
         self.program = Program(
             "injector",
@@ -63,13 +66,11 @@ class RunningInjector:
 
     def start(self) -> None:
         """Start it with the certificate of its Secret, and wait until API servers are let in."""
-        import json
-
         (self.directory / "injector.yaml").write_text(
             json.dumps(
                 {
                     "listen": f"{self.address}:443",
-                    "health_listen": HEALTH,
+                    "health_listen": self.health,
                     "certificate": "current/tls.crt",
                     "key": "current/tls.key",
                     "certificate_interval": 0.1,
@@ -97,7 +98,7 @@ class RunningInjector:
 
     def _health(self, path: str) -> str:
         try:
-            with urllib.request.urlopen(f"http://{HEALTH}{path}", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://{self.health}{path}", timeout=5) as answer:
                 return str(answer.read().decode())
         except OSError:
             return ""

@@ -66,6 +66,7 @@ def bootstrap(root: Path) -> None:
                 "it needs a Debian mirror (DEBOOTSTRAP_MIRROR) and a file system that takes device files",
             )
         _clean(scratch)
+        _forget_day(scratch)
         _add_user(scratch)
         compile_python(scratch, scratch, scratch / "usr" / "lib" / PYTHON)
         scratch.chmod(0o755)
@@ -123,6 +124,15 @@ def _clean(root: Path) -> None:
     for entry in (root / "usr" / "share" / "doc").rglob("*"):
         if entry.name != "copyright" and not entry.is_dir():
             entry.unlink()
+
+
+def _forget_day(root: Path) -> None:
+    """The password file notes the day on which each account, none of which has a password, was made."""
+    for name in ("shadow", "shadow-"):
+        path = root / "etc" / name
+        if path.is_file():
+            lines = [line.split(":") for line in path.read_text().splitlines()]
+            path.write_text("".join(":".join([*fields[:2], "1", *fields[3:]]) + "\n" for fields in lines))
 
 
 def _add_user(root: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,7 +23,9 @@ from controller.kube.supervision import Part, Supervision
 from controller.overrides import OverrideRequest
 from controller.store import SqliteStore
 from controller.view import Override, OverrideState
+from e2e.apiserver.custom_resources import path_of
 from e2e.harness.apiserver import ApiServer
+from e2e.harness.errors import ApiError
 from graph.model import Mode, Protocol, Verdict, WorkloadRef
 
 TRUST_DOMAIN = "hedgerow.test"
@@ -92,10 +93,18 @@ class Mesh:
         return ModeRequest(**(given | changes))
 
     def found(self, kind: str, name: str) -> dict[str, Any]:
-        return dict(json.loads(self.server.kubectl("get", kind, name, "-n", self.namespace, "-o", "json")))
+        return self.server.request("GET", path_of(kind, self.namespace, name))
 
     def listed(self, kind: str) -> list[dict[str, Any]]:
-        return list(json.loads(self.server.kubectl("get", kind, "-n", self.namespace, "-o", "json"))["items"])
+        return list(self.server.request("GET", path_of(kind, self.namespace))["items"])
+
+    async def deleted(self, kind: str, name: str) -> None:
+        """Delete an object, if it is there."""
+        try:
+            await asyncio.to_thread(self.server.request, "DELETE", path_of(kind, self.namespace, name))
+        except ApiError as error:
+            if error.status != 404:
+                raise
 
     def active(self) -> list[Override]:
         now = time.time()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from e2e.apiserver.custom_resources import (
     access_override,
     install_crds,
+    path_of,
     put,
     refusal,
     segmentation_mode,
@@ -38,7 +38,7 @@ def server(apiserver: ApiServer) -> ApiServer:
 )
 def test_good_overrides_are_taken(server: ApiServer, namespace: str, spec: dict[str, Any]) -> None:
     put(server, access_override(namespace, **spec))
-    found = json.loads(server.kubectl("get", "accessoverride", "one", "-n", namespace, "-o", "json"))
+    found = server.request("GET", path_of("AccessOverride", namespace, "one"))
     wanted = access_override(namespace, **spec)["spec"]
     assert found["spec"] == wanted, "the API server must add nothing, or GitOps sees drift"
 
@@ -102,7 +102,7 @@ def test_a_bad_override_is_refused_with_the_remedy(
 def test_what_an_override_is_about_can_not_be_changed(
     server: ApiServer, namespace: str, change: dict[str, Any], words: str
 ) -> None:
-    server.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(access_override(namespace)))
+    put(server, access_override(namespace))
     said = refusal(server, access_override(namespace, **change))
     assert words in said
     assert "create another" in said
@@ -125,7 +125,7 @@ def test_end_owner_and_reason_of_an_override_may_be_changed(server: ApiServer, n
 )
 def test_good_modes_are_taken(server: ApiServer, namespace: str, spec: dict[str, Any]) -> None:
     put(server, segmentation_mode(namespace, **spec))
-    found = json.loads(server.kubectl("get", "segmentationmode", "default", "-n", namespace, "-o", "json"))
+    found = server.request("GET", path_of("SegmentationMode", namespace, "default"))
     assert found["spec"] == spec
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
 from contextlib import AsyncExitStack
@@ -16,7 +15,7 @@ from controller.declarations import NetworkPolicyMode
 from controller.errors import Conflict, InvalidRequest, NotReady
 from controller.learner import Gate
 from controller.view import OverrideState
-from e2e.apiserver.custom_resources import access_override, install_crds, put, segmentation_mode
+from e2e.apiserver.custom_resources import access_override, install_crds, path_of, put, segmentation_mode
 from e2e.apiserver.meshes import WORKLOADS, Mesh, away, eventually, eventually_async, inventory, running
 from e2e.harness.apiserver import ApiServer
 from graph.flow import Flow
@@ -34,7 +33,7 @@ async def test_a_resource_becomes_a_rule_and_its_deletion_ends_it(
 ) -> None:
     async with running(server, namespace, tmp_path, known=inventory(namespace)) as mesh:
         await asyncio.to_thread(put, server, access_override(namespace))
-        status = await mesh.told("accessoverride", "one", "Active")
+        status = await mesh.told("AccessOverride", "one", "Active")
         (override,) = mesh.active()
         assert override.id == status["override"]
         assert override.id in mesh.engine.view.rules
@@ -55,15 +54,15 @@ async def test_the_end_of_an_override_is_shown_and_the_resource_stays(
 ) -> None:
     async with running(server, namespace, tmp_path, known=inventory(namespace)) as mesh:
         await asyncio.to_thread(put, server, access_override(namespace, ttl="3s"))
-        await mesh.told("accessoverride", "one", "Expired")
+        await mesh.told("AccessOverride", "one", "Expired")
         assert not [rule for rule in mesh.engine.view.rules if rule.startswith("override/")]
-        document = mesh.found("accessoverride", "one")
+        document = mesh.found("AccessOverride", "one")
         expired = next(each for each in document["status"]["conditions"] if each["type"] == "Expired")
         assert (expired["status"], expired["reason"]) == ("True", "Ended")
         assert document["spec"] == access_override(namespace, ttl="3s")["spec"]
         # somebody puts its end off
         await asyncio.to_thread(put, server, access_override(namespace, ttl="1h"))
-        await mesh.told("accessoverride", "one", "Active")
+        await mesh.told("AccessOverride", "one", "Active")
         assert len(mesh.active()) == 1
 
 
@@ -74,20 +73,20 @@ async def test_what_the_engine_refuses_is_told_with_field_and_remedy_and_taken_w
         await asyncio.to_thread(put, server, access_override(namespace))
         far = access_override(namespace, "far", to={"namespace": "web", "workload": "front"})
         await asyncio.to_thread(put, server, far)
-        status = await mesh.told("accessoverride", "one", "Refused")
+        status = await mesh.told("AccessOverride", "one", "Refused")
         (accepted,) = status["conditions"]
         assert (accepted["status"], accepted["reason"]) == ("False", "UnknownWorkload")
         assert f"spec.to: there is no workload {namespace}/cart" in accepted["message"]
-        (foreign,) = (await mesh.told("accessoverride", "far", "Refused"))["conditions"]
+        (foreign,) = (await mesh.told("AccessOverride", "far", "Refused"))["conditions"]
         assert foreign["reason"] == "WrongNamespace"
         assert "create it in the namespace web" in foreign["message"]
         assert mesh.active() == []
 
         await mesh.engine.set_inventory(inventory(namespace), "test")  # the workload has come
-        await mesh.told("accessoverride", "one", "Active")
+        await mesh.told("AccessOverride", "one", "Active")
         assert [each.destination for each in mesh.active()] == [mesh.ref("cart")]
         await mesh.engine.set_inventory(inventory(namespace, ("front",)), "test")
-        await mesh.told("accessoverride", "one", "Refused")
+        await mesh.told("AccessOverride", "one", "Refused")
         assert mesh.active() == []
 
 
@@ -96,14 +95,14 @@ async def test_a_status_says_nothing_new_without_need(server: ApiServer, namespa
     async with running(server, namespace, tmp_path, known=inventory(namespace)) as mesh:
         await asyncio.to_thread(put, server, access_override(namespace, ttl="8h"))
         await asyncio.to_thread(put, server, segmentation_mode(namespace, ingress="audit"))
-        await mesh.told("accessoverride", "one", "Active")
-        await mesh.told("segmentationmode", "default", "Active")
-    before = [mesh.found(kind, name) for kind, name in (("hao", "one"), ("hsm", "default"))]
+        await mesh.told("AccessOverride", "one", "Active")
+        await mesh.told("SegmentationMode", "default", "Active")
+    before = [mesh.found(kind, name) for kind, name in (("AccessOverride", "one"), ("SegmentationMode", "default"))]
     async with running(server, namespace, tmp_path) as mesh:
         await eventually(lambda: mesh.sync.synced)
         await asyncio.to_thread(put, server, access_override(namespace, "two"))
-        await mesh.told("accessoverride", "two", "Active")
-        after = [mesh.found(kind, name) for kind, name in (("hao", "one"), ("hsm", "default"))]
+        await mesh.told("AccessOverride", "two", "Active")
+        after = [mesh.found(kind, name) for kind, name in (("AccessOverride", "one"), ("SegmentationMode", "default"))]
     assert after == before
     assert "labels" not in after[0]["metadata"]
 
@@ -114,8 +113,8 @@ async def test_modes_of_a_namespace_and_of_a_workload(server: ApiServer, namespa
         whole = segmentation_mode(namespace, ingress="enforce", inboundTLS="strict", learning=gate)
         await asyncio.to_thread(put, server, whole)
         await asyncio.to_thread(put, server, segmentation_mode(namespace, "cart", workload="cart", ingress="audit"))
-        await mesh.told("segmentationmode", "default", "Active")
-        await mesh.told("segmentationmode", "cart", "Active")
+        await mesh.told("SegmentationMode", "default", "Active")
+        await mesh.told("SegmentationMode", "cart", "Active")
         view = mesh.engine.view
         assert view.modes[mesh.ref("front")].inbound is Mode.ENFORCE
         assert view.modes[mesh.ref("front")].outbound is Mode.LEARN
@@ -126,12 +125,12 @@ async def test_modes_of_a_namespace_and_of_a_workload(server: ApiServer, namespa
         assert view.modes[WorkloadRef("web", "front")].inbound is Mode.LEARN
 
         await asyncio.to_thread(put, server, segmentation_mode(namespace, "second", ingress="learn"))
-        status = await mesh.told("segmentationmode", "second", "Shadowed")
+        status = await mesh.told("SegmentationMode", "second", "Shadowed")
         assert "ingress" in status["conditions"][0]["message"]
         assert mesh.engine.view.modes[mesh.ref("front")].inbound is Mode.ENFORCE
 
         await asyncio.to_thread(put, server, segmentation_mode(namespace, "third", ingress="quarantine"))
-        await mesh.told("segmentationmode", "third", "Active")
+        await mesh.told("SegmentationMode", "third", "Active")
         assert {mesh.engine.view.modes[mesh.ref(name)].inbound for name in WORKLOADS} == {Mode.QUARANTINE}
 
         await asyncio.to_thread(server.kubectl, "delete", "hsm", "--all", "-n", namespace)
@@ -147,7 +146,7 @@ async def test_what_people_ask_becomes_a_resource_and_is_in_force_when_it_is_ans
         await eventually(lambda: mesh.sync.synced)
         made = await mesh.author.create_override(mesh.asked(expires_in=3600.0, operations=("GET /cart/{id}",)))
         assert made.id in mesh.engine.view.rules
-        (document,) = await asyncio.to_thread(mesh.listed, "hao")
+        (document,) = await asyncio.to_thread(mesh.listed, "AccessOverride")
         assert document["spec"]["ttl"] == "1h"
         assert document["metadata"]["annotations"]["hedgerow.dev/created-by"] == "anna"
         assert document["metadata"]["labels"]["hedgerow.dev/owned-by"] == "controller"
@@ -155,7 +154,7 @@ async def test_what_people_ask_becomes_a_resource_and_is_in_force_when_it_is_ans
         revoked = await mesh.author.revoke_override(made.id, "bert", "it is over")
         assert made.id not in mesh.engine.view.rules
         assert (revoked.override.revoked_by, revoked.override.revoke_reason) == ("bert", "it is over")
-        assert await asyncio.to_thread(mesh.listed, "hao") == []
+        assert await asyncio.to_thread(mesh.listed, "AccessOverride") == []
         audit = await mesh.engine.audit(10)
         assert [(each.actor, each.action) for each in audit.entries[:2]] == [
             ("bert", "override.revoke"),
@@ -180,21 +179,21 @@ async def test_modes_that_people_set_become_resources_of_ours(
         assert mesh.engine.view.network_policies[namespace] is NetworkPolicyMode.REPORT
         # the same resource is changed, and what is not asked for stays
         await mesh.author.set_mode(mesh.mode(namespace, Mode.LEARN, direction=Direction.OUTBOUND))
-        spec = mesh.found("hsm", "hedgerow-namespace")["spec"]
+        spec = mesh.found("SegmentationMode", "hedgerow-namespace")["spec"]
         assert (spec["ingress"], spec["egress"], spec["networkPolicy"]) == ("enforce", "learn", "report")
 
         # what somebody else keeps there is not edited; a quarantine is heard beside it
         theirs = segmentation_mode(namespace, "theirs", workload="redis", ingress="enforce", egress="enforce")
         theirs["metadata"]["labels"] = {"kustomize.toolkit.fluxcd.io/name": "shop"}
         await asyncio.to_thread(put, server, theirs)
-        await mesh.told("segmentationmode", "theirs", "Active")
+        await mesh.told("SegmentationMode", "theirs", "Active")
         with pytest.raises(Conflict, match=r"theirs says otherwise.*Flux"):
             await mesh.author.set_mode(mesh.mode(mesh.ref("redis"), Mode.LEARN))
         await mesh.author.set_mode(mesh.mode(mesh.ref("redis"), Mode.QUARANTINE))
         assert mesh.engine.view.modes[mesh.ref("redis")].inbound is Mode.QUARANTINE
         await mesh.author.set_mode(mesh.mode(mesh.ref("redis"), Mode.ENFORCE))
         assert mesh.engine.view.modes[mesh.ref("redis")].inbound is Mode.ENFORCE
-        assert mesh.found("hsm", "theirs")["spec"] == theirs["spec"]
+        assert mesh.found("SegmentationMode", "theirs")["spec"] == theirs["spec"]
 
 
 async def test_an_admission_rule_of_the_cluster_is_told(server: ApiServer, namespace: str, tmp_path: Path) -> None:
@@ -207,8 +206,8 @@ async def test_an_admission_rule_of_the_cluster_is_told(server: ApiServer, names
     await asyncio.to_thread(put, server, quota)
 
     async def counted() -> bool:
-        found = await asyncio.to_thread(server.kubectl, "get", "quota", "none", "-n", namespace, "-o", "json")
-        return bool(json.loads(found).get("status", {}).get("hard"))
+        found = await asyncio.to_thread(server.request, "GET", path_of("ResourceQuota", namespace, "none"))
+        return bool(found.get("status", {}).get("hard"))
 
     await eventually_async(counted)
     async with running(server, namespace, tmp_path, known=inventory(namespace)) as mesh:
@@ -223,7 +222,7 @@ async def test_an_api_server_that_is_away_changes_nothing_and_takes_nothing(
 ) -> None:
     async with running(server, namespace, tmp_path, known=inventory(namespace)) as mesh:
         await asyncio.to_thread(put, server, access_override(namespace))
-        await mesh.told("accessoverride", "one", "Active")
+        await mesh.told("AccessOverride", "one", "Active")
     async with AsyncExitStack() as meanwhile:
         await meanwhile.enter_async_context(away(server))
         mesh = await meanwhile.enter_async_context(running(server, namespace, tmp_path))  # one that starts meanwhile
@@ -291,19 +290,18 @@ async def _something(mesh: Mesh, dice: random.Random) -> None:
 
 async def _by_kubectl(mesh: Mesh, dice: random.Random) -> None:
     name = f"k{dice.randrange(4)}"
-    kubectl = mesh.server.kubectl
     match dice.randrange(4):
         case 0:
-            await asyncio.to_thread(kubectl, "delete", "hao", name, "-n", mesh.namespace, "--ignore-not-found")
+            await mesh.deleted("AccessOverride", name)
             spec = {"ttl": "1h", "owner": f"o{dice.randrange(3)}", "port": dice.randint(1, 60000)}
             await asyncio.to_thread(put, mesh.server, access_override(mesh.namespace, name, **spec))
         case 1:
-            await asyncio.to_thread(kubectl, "delete", "hao", name, "-n", mesh.namespace, "--ignore-not-found")
+            await mesh.deleted("AccessOverride", name)
         case 2:
             spec = {"ingress": str(dice.choice(list(Mode))), "workload": None}
             await asyncio.to_thread(put, mesh.server, segmentation_mode(mesh.namespace, name, **spec))
         case _:
-            await asyncio.to_thread(kubectl, "delete", "hsm", name, "-n", mesh.namespace, "--ignore-not-found")
+            await mesh.deleted("SegmentationMode", name)
 
 
 ControllerRefusals = (Conflict, InvalidRequest, LookupError)
@@ -312,13 +310,9 @@ ControllerRefusals = (Conflict, InvalidRequest, LookupError)
 async def _agree(mesh: Mesh) -> None:
     """Wait until what is in force is what the resources say, read anew and put together here by other means."""
     while True:
-        listed = await asyncio.to_thread(mesh.server.kubectl, "get", "hao,hsm", "-n", mesh.namespace, "-o", "json")
-        items = json.loads(listed)["items"]
-        wanted = {
-            (each["spec"]["effect"], each["spec"]["port"], each["spec"]["owner"])
-            for each in items
-            if each["kind"] == "AccessOverride"
-        }
+        overrides = await asyncio.to_thread(mesh.listed, "AccessOverride")
+        items = await asyncio.to_thread(mesh.listed, "SegmentationMode")
+        wanted = {(each["spec"]["effect"], each["spec"]["port"], each["spec"]["owner"]) for each in overrides}
         found = {(str(each.effect), each.port, each.owner) for each in mesh.active()}
         modes = {name: mesh.engine.view.modes[mesh.ref(name)].inbound for name in WORKLOADS}
         if found == wanted and modes == {name: _expected(items, name) for name in WORKLOADS}:
@@ -328,7 +322,7 @@ async def _agree(mesh: Mesh) -> None:
 
 def _expected(items: list[dict[str, Any]], workload: str) -> Mode:
     """The ingress mode of a workload by the documented rules."""
-    modes = [each for each in items if each["kind"] == "SegmentationMode" and "ingress" in each["spec"]]
+    modes = [each for each in items if "ingress" in each["spec"]]
     modes.sort(key=lambda each: (each["metadata"]["creationTimestamp"], each["metadata"]["name"]))
     about = [each["spec"]["ingress"] for each in modes if each["spec"].get("workload") == workload]
     about += [each["spec"]["ingress"] for each in modes if "workload" not in each["spec"]]
@@ -367,7 +361,7 @@ async def test_what_was_learned_is_shown_and_written_only_when_it_changes(
                 await mesh.engine.ingest(instance, "boot", sequence, 0, [flow])
 
         async def shown() -> dict[str, Any]:
-            listed = {each["metadata"]["name"]: each for each in await asyncio.to_thread(mesh.listed, "hlp")}
+            listed = {each["metadata"]["name"]: each for each in await asyncio.to_thread(mesh.listed, "LearnedPolicy")}
             cart = listed.get("cart", {})
             return cart if cart.get("status", {}).get("active") == 1 else {}
 
@@ -392,7 +386,9 @@ async def test_what_was_learned_is_shown_and_written_only_when_it_changes(
         await asyncio.to_thread(server.kubectl, "delete", "hlp", "redis", "-n", namespace)
 
         async def back() -> bool:
-            return "redis" in {each["metadata"]["name"] for each in await asyncio.to_thread(mesh.listed, "hlp")}
+            return "redis" in {
+                each["metadata"]["name"] for each in await asyncio.to_thread(mesh.listed, "LearnedPolicy")
+            }
 
         await eventually_async(back)
         again = await shown()
@@ -400,6 +396,8 @@ async def test_what_was_learned_is_shown_and_written_only_when_it_changes(
         await mesh.engine.set_inventory(inventory(namespace, ("front", "cart")), "test")
 
         async def left() -> bool:
-            return "redis" not in {each["metadata"]["name"] for each in await asyncio.to_thread(mesh.listed, "hlp")}
+            return "redis" not in {
+                each["metadata"]["name"] for each in await asyncio.to_thread(mesh.listed, "LearnedPolicy")
+            }
 
         await eventually_async(left)

@@ -20,7 +20,7 @@ from controller.kube.client import FIELD_MANAGER, Client
 from controller.kube.kinds import NETWORK_POLICIES
 from controller.kube.network_policy_plan import DEFAULT_DENY
 from controller.kube.settings import KubernetesSettings
-from e2e.apiserver.custom_resources import access_override, install_crds, put, segmentation_mode
+from e2e.apiserver.custom_resources import access_override, install_crds, path_of, put, segmentation_mode
 from e2e.apiserver.meshes import WORKLOADS, Mesh, away, eventually, eventually_async, inventory, running
 from e2e.harness.apiserver import ApiServer
 from tests.controller.running import running as controller_running
@@ -108,7 +108,7 @@ async def said(mesh: Mesh, reason: str, name: str = "default") -> dict[str, Any]
     """Wait until the SegmentationMode's status gives this reason; gives the status."""
 
     async def status() -> dict[str, Any]:
-        document = await asyncio.to_thread(mesh.found, "hsm", name)
+        document = await asyncio.to_thread(mesh.found, "SegmentationMode", name)
         found = document.get("status") or {}
         conditions = {each["type"]: each for each in found.get("conditions") or ()}
         return found if conditions.get("NetworkPolicies", {}).get("reason") == reason else {}
@@ -380,7 +380,7 @@ async def test_an_api_server_that_was_away_finds_the_set_as_it_was(
 async def test_people_see_what_would_change(server: ApiServer, namespace: str, tmp_path: Path) -> None:
     async with running(server, namespace, tmp_path, known=inventory(namespace), fencing=True) as mesh:
         await close(mesh, networkPolicy=None)
-        await mesh.told("segmentationmode", "default", "Active")
+        await mesh.told("SegmentationMode", "default", "Active")
         await eventually(lambda: mesh.keeper.synced)
 
         async def reported() -> list[dict[str, Any]]:
@@ -403,7 +403,7 @@ async def test_who_changes_a_policy_again_and_again_is_named_and_let_be(
         async def contested() -> bool:
             if (await policies(mesh))["hedgerow-cart"]["spec"]["ingress"] != [{}]:
                 await kubectl(mesh, "patch", "netpol", "hedgerow-cart", "--type=merge", "-p", opened)
-            document = await asyncio.to_thread(mesh.found, "hsm", "default")
+            document = await asyncio.to_thread(mesh.found, "SegmentationMode", "default")
             return any(each["reason"] == "Contested" for each in document["status"]["conditions"])
 
         await eventually_async(contested)
@@ -432,10 +432,7 @@ async def test_people_ask_a_whole_controller_by_command(server: ApiServer, names
 
         code, out = await hedgerow("mode", "set", namespace, "enforce", "--network-policy", "report", "--reason", "try")
         assert (code, "enforce, NetworkPolicies report: no workload yet" in out) == (0, True), out
-        found = await asyncio.to_thread(
-            server.kubectl, "get", "hsm", "hedgerow-namespace", "-n", namespace, "-o", "json"
-        )
-        spec = json.loads(found)["spec"]
+        spec = server.request("GET", path_of("SegmentationMode", namespace, "hedgerow-namespace"))["spec"]
         assert (spec["ingress"], spec["networkPolicy"], spec["reason"]) == ("enforce", "report", "try")
         code, out = await hedgerow("allow", f"{namespace}/front", f"{namespace}/cart:8080", "--reason", "try")
         assert (code, "there is no workload" in out) == (1, True), out

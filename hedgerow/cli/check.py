@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import os
 from pathlib import Path
@@ -36,6 +35,8 @@ def check(
     Exit codes: 0 nothing failed, 1 something did, 2 written wrong, 3 no API server answered, 4 access was refused.
     """
     try:
+        import asyncio
+
         running = importlib.import_module("hedgerow.checking.running")
         errors = importlib.import_module("controller.kube.errors")
         from controller.errors import ConfigError

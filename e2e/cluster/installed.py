@@ -1,0 +1,167 @@
+"""Hedgerow on a cluster, installed with its chart as anybody would, and its web API through a port forward."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from e2e.harness.cluster import Cluster
+from e2e.harness.programs import Program, until
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "charts" / "hedgerow"
+SYSTEM = "hedgerow-system"
+TOKEN = "/var/lib/hedgerow/state/operator.token"
+#: As the sidecar's user: a local volume takes the pod's group, a directory that is ours already needs nothing.
+_UID = 1337
+
+
+class Hedgerow:
+    """One installation."""
+
+    def __init__(self, cluster: Cluster, directory: Path) -> None:
+        self.cluster = cluster
+        self._directory = directory
+        self._forward: Program | None = None
+        self._url = ""
+        self._token = ""
+
+    # --- the release
+
+    def values(self, **changes: Any) -> dict[str, Any]:
+        """What the suites install with: quick learning, a volume of ours, the images of this checkout."""
+        controller = _image(self.cluster.controller_image)
+        values: dict[str, Any] = {
+            "controller": {
+                "image": controller,
+                "learning": {"minConnections": 1, "minSeconds": 2, "quietSeconds": 5},
+                "persistence": {"storageClass": "by-hand", "size": "1Gi"},
+            },
+            "sidecar": {"image": _image(self.cluster.sidecar_image)},
+        }
+        return values | changes
+
+    def install(self) -> None:
+        """``helm install``, as the documentation says."""
+        self._volume()
+        values = yaml.safe_dump(self.values())
+        flags = ["--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "180s", "--values", "-"]
+        try:
+            self.cluster.helm("install", "hedgerow", str(CHART), *flags, stdin=values, seconds=200)
+        except Exception as error:
+            raise AssertionError(f"{error}\n{self.state()}") from error
+
+    def _volume(self) -> None:
+        place = self._directory / "state"
+        place.mkdir(mode=0o770)
+        shutil.chown(place, _UID, _UID)
+        volume = {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": "hedgerow-state"},
+            "spec": {
+                "capacity": {"storage": "1Gi"},
+                "accessModes": ["ReadWriteOnce"],
+                "persistentVolumeReclaimPolicy": "Retain",
+                "storageClassName": "by-hand",
+                "hostPath": {"path": str(place), "type": "Directory"},
+            },
+        }
+        self.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(volume))
+
+    def state(self) -> str:
+        """What there is to say when something does not come about."""
+        kubectl = self.cluster.kubectl
+        said = [kubectl("get", "pods", "--all-namespaces", "-o", "wide", check=False)]
+        said.append(kubectl("-n", SYSTEM, "get", "events", "--sort-by=.lastTimestamp", check=False)[-4000:])
+        said += [
+            kubectl("-n", SYSTEM, "logs", f"deployment/hedgerow-{name}", "--tail=40", check=False)
+            for name in ("controller", "injector")
+        ]
+        return "\n".join(said)
+
+    # --- the web API
+
+    def connect(self) -> None:
+        """Forward a port to the controller's page, and take the operator's token, as NOTES.txt says."""
+        self.disconnect()
+        pod = "deployment/hedgerow-controller"
+        self._token = self.cluster.kubectl("-n", SYSTEM, "exec", pod, "--", "cat", TOKEN).strip()
+        log = self._directory / "port-forward.log"
+        log.unlink(missing_ok=True)
+        command = [self.cluster.path_of("kubectl"), "-n", SYSTEM, "port-forward", pod, ":8080"]
+        self._forward = Program("kubectl port-forward", command, log, self.cluster.environment)
+        self._forward.start()
+
+        def port() -> str:
+            found = re.search(r"127\.0\.0\.1:(\d+) ->", log.read_text()) if log.exists() else None
+            return found[1] if found else ""
+
+        self._forward.until(port, "a forwarded port")
+        self._url = f"http://127.0.0.1:{port()}/api/v1"
+
+    def disconnect(self) -> None:
+        if self._forward is not None:
+            self._forward.stop()
+            self._forward = None
+
+    def call(self, method: str, path: str, body: object = None) -> Any:
+        """One request of the operator's.
+
+        :raises AssertionError: with what the controller said, when it refused
+        """
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self._url + path, data, method=method)
+        request.add_header("Authorization", f"Bearer {self._token}")
+        request.add_header("Content-Type", "application/json")
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.loads(answer.read() or b"null")
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{method} {path}: {error.code} {error.read().decode()}") from None
+
+    def edges(self) -> dict[str, dict[str, Any]]:
+        """The graph's edges by their id."""
+        return {each["id"]: each for each in self.call("GET", "/graph")["edges"]}
+
+    def until_edges(self, wanted: Iterator[str] | set[str], state: str, seconds: float = 120.0) -> None:
+        """Wait until all of ``wanted`` are in a state of the learner's."""
+        names = set(wanted)
+
+        def missing() -> set[str]:
+            found = self.edges()
+            return {name for name in names if found.get(name, {}).get("state") != state}
+
+        try:
+            until(lambda: not missing(), f"edges to be {state}", seconds=seconds)
+        except Exception as error:
+            shown = {name: self.edges().get(name) for name in missing()}
+            raise AssertionError(f"{error}\n{json.dumps(shown, indent=1)}\n{self.state()}") from None
+
+
+def _image(reference: str) -> dict[str, str]:
+    repository, _, tag = reference.rpartition(":")
+    return {"repository": repository, "tag": tag, "pullPolicy": "IfNotPresent"}
+
+
+@contextlib.contextmanager
+def hedgerow(cluster: Cluster, directory: Path) -> Iterator[Hedgerow]:
+    """Install it, and take it away afterwards."""
+    installed = Hedgerow(cluster, directory)
+    installed.install()
+    try:
+        installed.connect()
+        yield installed
+    finally:
+        installed.disconnect()
+        cluster.helm("uninstall", "hedgerow", "-n", SYSTEM, check=False)
+        cluster.kubectl("delete", "pv", "hedgerow-state", "--wait=false", check=False)

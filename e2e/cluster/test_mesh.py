@@ -1,0 +1,222 @@
+"""The mesh in real pods: installed with Helm, injected, learned, enforced by the sidecars and by the cluster."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from e2e.cluster import attempts, shop
+from e2e.cluster.installed import SYSTEM, Hedgerow, hedgerow
+from e2e.harness.cluster import Cluster
+from e2e.harness.pods import IDLE, apply, python_pod, wait_ready
+from e2e.harness.programs import until
+
+pytestmark = pytest.mark.timeout(600)
+
+INJECTION = "hedgerow.dev/injection"
+EXPECTED = {str(edge) for edge in shop.EXPECTED}
+
+
+@pytest.fixture(scope="module")
+def mesh(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hedgerow]:
+    """Hedgerow, and the shop in labelled namespaces."""
+    with hedgerow(cluster, tmp_path_factory.mktemp("hedgerow")) as installed:
+        for name in shop.NAMESPACES:
+            cluster.create_namespace({INJECTION: "enabled"}, name=name)
+        listed = {"apiVersion": "v1", "kind": "List", "items": shop.manifests(cluster.controller_image)}
+        cluster.kubectl("apply", "-f", "-", stdin=json.dumps(listed))
+        try:
+            for name in shop.NAMESPACES:
+                for kind in ("deployment", "statefulset"):
+                    cluster.kubectl("-n", name, "rollout", "status", kind, "--timeout=240s", seconds=250)
+            yield installed
+        except Exception as error:
+            raise AssertionError(f"{error}\n{installed.state()}") from error
+        finally:
+            for name in shop.NAMESPACES:
+                cluster.delete_namespace(name)
+
+
+def pods(cluster: Cluster, namespace: str) -> list[dict[str, Any]]:
+    return list(cluster.request("GET", f"/api/v1/namespaces/{namespace}/pods")["items"])
+
+
+def test_every_pod_has_a_sidecar_and_is_ready(cluster: Cluster, mesh: Hedgerow) -> None:
+    found = [pod for name in shop.NAMESPACES for pod in pods(cluster, name)]
+    assert len(found) == sum(spec.replicas for spec in shop.WORKLOADS)
+    for pod in found:
+        containers = [each["name"] for each in pod["spec"]["initContainers"]]
+        assert containers == ["hedgerow-capture", "hedgerow-validation", "hedgerow-sidecar"]
+        ready = {each["type"]: each["status"] for each in pod["status"]["conditions"]}["Ready"]
+        assert ready == "True", pod["metadata"]["name"]
+
+
+def test_the_graph_is_complete_and_all_of_it_is_mutual_tls(mesh: Hedgerow) -> None:
+    mesh.until_edges(EXPECTED, "active")
+    edges = mesh.edges()
+    for name in EXPECTED:
+        edge = edges[name]
+        assert edge["verified"] + edge["failed"] == edge["connections"] > edge["failed"], json.dumps(edge, indent=1)
+        assert edge["denied"] == 0, edge
+        assert edge["source_identities"], edge
+
+
+def test_hedgerow_check_finds_nothing_wrong(cluster: Cluster, mesh: Hedgerow) -> None:
+    said = cluster.helm("test", "hedgerow", "-n", SYSTEM, "--timeout", "150s", seconds=170)
+    assert "Succeeded" in said
+
+
+def segmentation(cluster: Cluster, namespace: str, **spec: str) -> None:
+    """Set a namespace's mode as people do on Kubernetes; returns when the controller says that it holds."""
+    body = {
+        "apiVersion": "hedgerow.dev/v1alpha1",
+        "kind": "SegmentationMode",
+        "metadata": {"name": "all", "namespace": namespace},
+        "spec": {**spec, "owner": "suite", "reason": "the test's next step"},
+    }
+    cluster.kubectl("apply", "-f", "-", stdin=json.dumps(body))
+    path = f"/apis/hedgerow.dev/v1alpha1/namespaces/{namespace}/segmentationmodes/all"
+
+    def holds() -> bool:
+        found = cluster.request("GET", path)
+        status = found.get("status", {})
+        return status.get("observedGeneration") == found["metadata"]["generation"] and status.get("state") == "Active"
+
+    until(holds, f"the SegmentationMode of {namespace} to hold")
+
+
+def shopping(cluster: Cluster) -> dict[str, int]:
+    """What the shopper has counted so far."""
+    said = cluster.kubectl("-n", "shop", "logs", "deployment/shopper", "-c", "shopper", "--tail=1")
+    return dict(json.loads(said.splitlines()[-1]))
+
+
+def agree(cluster: Cluster, how: str) -> None:
+    """Every pair of workloads is tried with real connections: what was learned works, and nothing else."""
+    wrong: set[str] = set()
+
+    def agrees() -> bool:
+        nonlocal wrong
+        wrong = attempts.matrix(cluster) ^ EXPECTED
+        return not wrong
+
+    try:
+        until(agrees, f"connections to agree with what was learned, enforced {how}", seconds=90)
+    except Exception as error:
+        raise AssertionError(f"{error}: {sorted(wrong)}") from None
+
+
+def test_what_was_learned_is_enforced_by_the_sidecars_alone(cluster: Cluster, mesh: Hedgerow) -> None:
+    for namespace in shop.NAMESPACES:
+        segmentation(cluster, namespace, ingress="enforce", egress="enforce", inboundTLS="strict", networkPolicy="off")
+    agree(cluster, "by the sidecars")
+
+
+def test_the_shop_goes_on_and_strangers_get_nowhere(cluster: Cluster, mesh: Hedgerow) -> None:
+    before = shopping(cluster)
+    strangers = (("intruder", "outside", {}), ("compromised", "shop", {}))
+    cluster.create_namespace(name="outside")
+    try:
+        for name, namespace, labels in strangers:
+            apply(cluster, namespace, python_pod(name, IDLE, cluster.controller_image, labels=labels or {"app": name}))
+        for name, namespace, _ in strangers:
+            wait_ready(cluster, namespace, name, seconds=120)
+        injected = [
+            each["metadata"]["name"]
+            for each in pods(cluster, "shop")
+            if len(each["spec"].get("initContainers", ())) == 3
+        ]
+        assert "compromised" in injected
+        for name, namespace, _ in strangers:
+            found = attempts.reached(cluster, namespace, name, "app", attempts.targets())
+            assert all(found.values()), f"{name} reached {[each for each, why in found.items() if not why]}"
+    finally:
+        cluster.delete_namespace("outside")
+        cluster.kubectl("-n", "shop", "delete", "pod", "compromised", "--wait=true", "--ignore-not-found")
+    after = shopping(cluster)
+    assert after["answered"] > before["answered"], (before, after)
+    assert after["failed"] == before["failed"], (before, after)
+
+
+def test_an_override_opens_and_its_end_closes(cluster: Cluster, mesh: Hedgerow) -> None:
+    [database] = [each for each in attempts.targets() if each.workload == "data/database"]
+
+    def tried() -> str:
+        return attempts.reached(cluster, "shop", "deployment/front", "front", [database])["data/database"]
+
+    assert tried(), "front has never needed the database"
+    body = {
+        "apiVersion": "hedgerow.dev/v1alpha1",
+        "kind": "AccessOverride",
+        "metadata": {"name": "look-into-it", "namespace": "data"},
+        "spec": {
+            "effect": "allow",
+            "from": {"namespace": "shop", "workload": "front"},
+            "to": {"workload": "database"},
+            "port": 5432,
+            "ttl": "20s",
+            "owner": "suite",
+            "reason": "an incident",
+        },
+    }
+    cluster.kubectl("apply", "-f", "-", stdin=json.dumps(body))
+    until(lambda: not tried(), "the override to open", seconds=15)
+    until(tried, "its end to close", seconds=60)
+    status = cluster.request("GET", "/apis/hedgerow.dev/v1alpha1/namespaces/data/accessoverrides/look-into-it")[
+        "status"
+    ]
+    assert status["state"] == "Expired", status
+    cluster.kubectl("-n", "data", "delete", "accessoverride", "look-into-it")
+
+
+def test_the_cluster_enforces_the_same_by_itself(cluster: Cluster, mesh: Hedgerow) -> None:
+    """NetworkPolicy alone: the sidecars allow everything, and the cluster's own enforcer refuses what was not learned."""
+    for namespace in shop.NAMESPACES:
+        segmentation(
+            cluster, namespace, ingress="enforce", egress="enforce", inboundTLS="strict", networkPolicy="apply"
+        )
+
+    def applied() -> bool:
+        names = [
+            each
+            for namespace in shop.NAMESPACES
+            for each in cluster.request("GET", f"/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies")[
+                "items"
+            ]
+        ]
+        return len(names) >= len(shop.WORKLOADS)
+
+    until(applied, "NetworkPolicies to be applied", seconds=60)
+    agree(cluster, "by both")
+    for namespace in shop.NAMESPACES:
+        segmentation(cluster, namespace, ingress="audit", egress="audit", inboundTLS="strict", networkPolicy="apply")
+    agree(cluster, "by NetworkPolicies alone")
+    for namespace in shop.NAMESPACES:
+        segmentation(
+            cluster, namespace, ingress="enforce", egress="enforce", inboundTLS="strict", networkPolicy="report"
+        )
+
+    def gone() -> bool:
+        return not any(
+            cluster.request("GET", f"/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies")["items"]
+            for namespace in shop.NAMESPACES
+        )
+
+    until(gone, "ours to be taken back", seconds=60)
+    agree(cluster, "by the sidecars again")
+
+
+def test_a_controller_that_is_killed_changes_nothing(cluster: Cluster, mesh: Hedgerow) -> None:
+    before = shopping(cluster)
+    [pod] = [each["metadata"]["name"] for each in pods(cluster, SYSTEM) if "controller" in each["metadata"]["name"]]
+    cluster.kubectl("-n", SYSTEM, "delete", "pod", pod, "--grace-period=0", "--force")
+    agree(cluster, "while no controller is there")
+    cluster.kubectl("-n", SYSTEM, "rollout", "status", "deployment/hedgerow-controller", "--timeout=120s", seconds=130)
+    mesh.connect()
+    agree(cluster, "with the next controller")
+    after = shopping(cluster)
+    assert after["failed"] == before["failed"], (before, after)
+    assert {name for name in EXPECTED if mesh.edges()[name]["state"] == "active"} == EXPECTED

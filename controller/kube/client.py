@@ -4,8 +4,8 @@ Objects stay the mappings that JSON gives. The package's own models would cost s
 and would drop what they do not know. Governing rules:
 
 1. Every failure is one of :mod:`controller.kube.errors`, with verb, resource and remedy; nothing else is raised.
-2. What the server sends is bounded: an answer by :data:`MAX_ANSWER_BYTES`, an event of a watch by
-   :data:`MAX_EVENT_BYTES`.
+2. What the server sends is bounded: an answer by :data:`~controller.kube.answered.MAX_ANSWER_BYTES`, an event of a
+   watch by :data:`~controller.kube.answered.MAX_EVENT_BYTES`.
 3. Credentials are read again when the server refuses them (tokens and kubeconfigs are renewed in place), once a
    request; the connection before stays until those who use it are done.
 """
@@ -14,59 +14,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import ssl
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Self
 
 import aiohttp
 
-from controller.errors import ConfigError
+from controller.kube.answered import MAX_EVENT_BYTES as MAX_EVENT_BYTES
+from controller.kube.answered import Document as Document
+from controller.kube.answered import Page as Page
+from controller.kube.answered import WatchEvent as WatchEvent
+from controller.kube.answered import document_of, event_of, hang_up, page_of, read_all
 from controller.kube.answers import Call, refusal_of, unreachable, untrusted
-from controller.kube.credentials import FIELD, read_configuration
-from controller.kube.errors import Malformed, Unauthorized, Unreachable
+from controller.kube.connection import Connection
+from controller.kube.errors import Malformed, Unauthorized
 from controller.kube.kinds import Resource
 from controller.kube.settings import KubernetesSettings
 
-if TYPE_CHECKING:
-    from kubernetes.aio.client.rest import RESTClientObject  # type: ignore[import-untyped]  # it has no types
-
-#: An object as JSON gives it.
-type Document = dict[str, Any]
-
 FIELD_MANAGER = "hedgerow-controller"
-#: A page of 250 objects of the largest size that etcd takes by default (1.5 MiB) does not fit, ordinary ones do.
-MAX_ANSWER_BYTES = 128 * 1024 * 1024
-#: One object of etcd's largest size, twice (with its managed fields in JSON).
-MAX_EVENT_BYTES = 4 * 1024 * 1024
 PAGE = 250
 #: Seconds that a watch may say nothing. Servers send a bookmark about once a minute; a silent connection may be dead.
 SILENCE = 150.0
 #: Seconds after which we ask the server to end a watch by itself; the next one goes on where it was.
 WATCH_SECONDS = 1200
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """A part of a list.
-
-    :param resource_version: of the whole list, the same on every page
-    :param more: ``continue`` of the next page; empty on the last one
-    """
-
-    items: tuple[Document, ...]
-    resource_version: str
-    more: str
-
-
-@dataclass(frozen=True, slots=True)
-class WatchEvent:
-    """:param kind: ``ADDED``, ``MODIFIED``, ``DELETED``, ``BOOKMARK``"""
-
-    kind: str
-    object: Document
 
 
 class Client:
@@ -79,7 +50,7 @@ class Client:
     def __init__(self, settings: KubernetesSettings, agent: str = "hedgerow-controller") -> None:
         self._settings = settings
         self._agent = agent
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._opening = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -131,7 +102,7 @@ class Client:
         query = {"limit": str(limit), "labelSelector": labels, "fieldSelector": fields}
         while True:
             answer = await self._request(call, query=query, accept=_accept(resource, "List"))
-            page = _page(answer, call)
+            page = page_of(answer, call)
             yield page
             if not page.more:
                 return
@@ -182,7 +153,7 @@ class Client:
                     *lines, rest = (rest + chunk).split(b"\n")
                     if len(rest) > MAX_EVENT_BYTES:
                         raise Malformed(f"an event of more than {MAX_EVENT_BYTES} bytes while watching {resource}")
-                    events = [_event(line, call) for line in lines if line.strip()]
+                    events = [event_of(line, call) for line in lines if line.strip()]
                     if events:
                         yield events
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -282,7 +253,7 @@ class Client:
         async with self._answer(
             call, method, query=query, body=body, accept=accept, form=form, timeout=timeout
         ) as answer:
-            return _document(await _read(answer, call), call)
+            return document_of(await read_all(answer, call), call)
 
     @contextlib.asynccontextmanager
     async def _answer(
@@ -297,7 +268,7 @@ class Client:
         timeout: aiohttp.ClientTimeout,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """A successful answer, not read yet."""
-        before: _Connection | None = None
+        before: Connection | None = None
         while True:
             connection = await self._connected(before)
             async with connection.used():
@@ -306,16 +277,16 @@ class Client:
                     if answer.status < 300:
                         yield answer
                         return
-                    error = refusal_of(call, answer.status, answer.headers, await _read(answer, call))
+                    error = refusal_of(call, answer.status, answer.headers, await read_all(answer, call))
                 finally:
-                    _hang_up(answer)
+                    hang_up(answer)
             if not isinstance(error, Unauthorized) or before is not None:
                 raise error
             before = connection
 
     async def _ask(
         self,
-        connection: _Connection,
+        connection: Connection,
         call: Call,
         method: str,
         query: Mapping[str, str] | None,
@@ -347,137 +318,21 @@ class Client:
 
     # --- the connection
 
-    async def _connected(self, instead: _Connection | None) -> _Connection:
+    async def _connected(self, instead: Connection | None) -> Connection:
         """The present connection, or a new one when it is still ``instead``."""
         async with self._opening:
             if self._connection is None or self._connection is instead:
-                fresh = await _Connection.open(self._settings)
+                fresh = await Connection.open(self._settings)
                 old, self._connection = self._connection, fresh
                 if old is not None:
                     await old.retire()
             return self._connection
 
-    def _forget(self, connection: _Connection) -> None:
+    def _forget(self, connection: Connection) -> None:
         """Read the credentials again before the next request: CA, address or certificate may be others now."""
         if self._connection is connection:
             self._connection = None
             connection.retire_soon()
-
-
-class _Connection:
-    """One reading of the credentials and the connections made with it; closed when it is retired and nobody uses it."""
-
-    def __init__(self, configuration: Any, rest: RESTClientObject) -> None:
-        self._configuration = configuration
-        self.rest = rest
-        self.host: str = configuration.host.rstrip("/")
-        self._users = 0
-        self._retired = False
-        self._closed = False
-
-    @classmethod
-    async def open(cls, settings: KubernetesSettings) -> _Connection:
-        """:raises ConfigError:"""
-        configuration = await read_configuration(settings)
-        from kubernetes.aio.client.rest import RESTClientObject
-
-        try:
-            return cls(configuration, RESTClientObject(configuration))
-        except (OSError, ValueError) as error:  # of OpenSSL, too
-            where = settings.kubeconfig or "the ServiceAccount's files"
-            raise ConfigError(
-                f"{where}: CA, certificate or key can not be used: {error}",
-                field=f"{FIELD}.kubeconfig" if settings.kubeconfig else FIELD,
-                remedy="make it anew, or copy it again from where it works",
-            ) from None
-
-    async def proof(self) -> dict[str, str]:
-        """The header by which the server knows us; none when a client certificate does that."""
-        try:
-            token = await self._configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
-        except Exception as error:  # of whatever kind a plugin or a file that vanished raises
-            raise Unreachable(
-                f"our own token can not be read: {type(error).__name__}", remedy="look at the pod's volumes"
-            ) from None
-        return {"Authorization": token} if token else {}
-
-    @contextlib.asynccontextmanager
-    async def used(self) -> AsyncIterator[None]:
-        self._users += 1
-        try:
-            yield
-        finally:
-            self._users -= 1
-            if self._retired:
-                await self.retire()
-
-    def retire_soon(self) -> None:
-        self._retired = True  # whoever forgets it uses it still
-
-    async def retire(self) -> None:
-        self._retired = True
-        if self._users or self._closed:
-            return
-        self._closed = True
-        session = self.rest.pool_manager
-        if session.connector is not None:
-            await session.connector.close(abort_ssl=True)
-        await session.close()
-        await asyncio.sleep(0)  # sockets are closed a turn of the loop later
-
-
-# --- what the server sends
-
-
-def _hang_up(answer: aiohttp.ClientResponse) -> None:
-    """Be done with an answer. The connection of one that was not read to its end is of no use: a farewell in TLS would
-    only keep it open."""
-    connection = answer.connection
-    if connection is not None and connection.transport is not None:
-        connection.transport.abort()
-    answer.close()
-
-
-async def _read(answer: aiohttp.ClientResponse, call: Call) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async for chunk in answer.content.iter_any():
-            size += len(chunk)
-            if size > MAX_ANSWER_BYTES:
-                raise Malformed(f"{call}: an answer of more than {MAX_ANSWER_BYTES} bytes")
-            parts.append(chunk)
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise unreachable(call, error) from None
-    return b"".join(parts)
-
-
-def _document(content: bytes, call: Call) -> Document:
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise Malformed(f"{call}: the answer is no JSON object", remedy="is this a Kubernetes API server?")
-    return found
-
-
-def _page(answer: Document, call: Call) -> Page:
-    metadata, items = answer.get("metadata"), answer.get("items") or []
-    if not isinstance(metadata, dict) or not isinstance(items, list) or not metadata.get("resourceVersion"):
-        raise Malformed(f"{call}: the answer is no list with a version", remedy="is this a Kubernetes API server?")
-    return Page(tuple(items), str(metadata["resourceVersion"]), str(metadata.get("continue") or ""))
-
-
-def _event(line: bytes, call: Call) -> WatchEvent:
-    found = _document(line, call)
-    kind, content = found.get("type"), found.get("object")
-    if not isinstance(kind, str) or not isinstance(content, dict):
-        raise Malformed(f"{call}: an event without type or object")
-    if kind == "ERROR":
-        status = content.get("code")
-        raise refusal_of(call, status if isinstance(status, int) else 500, {}, json.dumps(content).encode())
-    return WatchEvent(kind, content)
 
 
 def _accept(resource: Resource, suffix: str) -> str:

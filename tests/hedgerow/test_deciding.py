@@ -106,10 +106,13 @@ def test_an_operation_that_is_none_is_not_even_sent(asked: Asked, operation: str
 
 
 def test_operations_where_nobody_would_judge_them_are_refused(controller: Served, asked: Asked) -> None:
-    for target in ("api.example.com:443", "data/legacy:25"):
+    for target, why in (
+        ("api.example.com:443", "does not inspect api.example.com:443"),
+        ("data/legacy:25", "no sidecar that could judge operations"),
+    ):
         ended = asked("allow", "shop/front", target, "--operation", "GET /", "--reason", "x")
         assert (ended.code, ended.out) == (1, "")
-        assert "no sidecar that could judge operations" in ended.err
+        assert why in ended.err
     assert active(controller) == []
 
 
@@ -227,3 +230,33 @@ def test_a_join_token_alone_is_on_standard_output(controller: Served, asked: Ask
     said = asked("audit", "--limit", "3").out
     assert said.count("anna  join-token.create") == 3
     assert made["token"].rpartition(".")[2] not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("mode", "set", "shop"), 2, "mode: none given"),
+        (("mode", "set", "shop/cart", "--network-policy", "apply"), 2, "set it for shop"),
+        (("mode", "set", "shop", "--network-policy", "apply"), 1, "not on a Kubernetes cluster"),
+        (("policy", "diff", "-n", "shop"), 2, "add --network-policies"),
+        (("policy", "diff", "--network-policies"), 1, "not on a Kubernetes cluster"),
+        (("rollback", "network-policies", "shop", "--reason", "x", "--to", "yesterday"), 2, "previous, newest"),
+        (("rollback", "network-policies", "shop", "--reason", "x"), 1, "not on a Kubernetes cluster"),
+    ],
+)
+def test_what_is_for_a_cluster_is_refused_without_one(
+    asked: Asked, words: tuple[str, ...], code: int, said: str
+) -> None:
+    ended = asked(*words)
+    assert (ended.code, ended.out) == (code, "")
+    assert said in ended.err
+
+
+def test_a_mode_may_be_left_as_it_is(controller: Served, asked: Asked) -> None:
+    before = controller.get("/status")["workloads"]
+    done = asked("mode", "set", "shop/cart", "--inbound-tls", "strict")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("inbound TLS strict: shop/cart; ")
+    cart = {each["workload"]: each for each in before}["shop/cart"]
+    after = {each["workload"]: each for each in controller.get("/status")["workloads"]}["shop/cart"]
+    assert (after["inbound_tls"], after["inbound_mode"]) == ("strict", cart["inbound_mode"])

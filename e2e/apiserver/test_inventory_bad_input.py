@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from controller.kube.errors import (
 )
 from controller.kube.inventory.following import WATCHED
 from controller.kube.kinds import CONFIG_MAPS, NAMESPACES, NODES, PODS, Resource
-from e2e.apiserver.simulated import settings, watching
+from e2e.apiserver.simulated import PATIENCE, settings, watching
 from e2e.harness.apiserver import ApiServer
 
 
@@ -115,7 +116,11 @@ async def test_what_admission_refuses_is_no_question_of_rbac(apiserver: ApiServe
             "metadata": {"name": "none"},
             "spec": {"hard": {"configmaps": "0"}},
         }
-        await client.create(Resource("", "v1", "resourcequotas", "ResourceQuota"), quota, namespace)
+        quotas = Resource("", "v1", "resourcequotas", "ResourceQuota")
+        await client.create(quotas, quota, namespace)
+        async with asyncio.timeout(PATIENCE):
+            while not (await client.get(quotas, "none", namespace)).get("status", {}).get("hard"):
+                await asyncio.sleep(0.1)  # until its controller has counted, a quota refuses nothing
         with pytest.raises(Refused) as caught:
             await client.create(
                 CONFIG_MAPS, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"}}, namespace

@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import secrets
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from e2e.harness import control_groups
 from e2e.harness.control_plane import ControlPlane, Node
 from e2e.harness.errors import HarnessError
 from e2e.harness.programs import PATIENCE, run, until
@@ -35,11 +33,8 @@ _PODS_HERE = "10.244.0.0/24"
 CLUSTER_DNS = "10.96.0.10"
 PAUSE_IMAGE = "e2e.local/pause:1"
 _QUEUE = 100
-_GROUP = "hedgerow-e2e-"
 #: Parts of the kubelet have this path built in.
 _KUBELET = Path("/var/lib/kubelet")
-#: How old an empty control group must be to be one that was left behind, seconds.
-_LEFT_BEHIND = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +60,6 @@ class NodeMachine:
         self._running: dict[str, _Running] = {}
         self._ended: dict[str, int] = {}
         self._furnished = threading.Event()
-        self._kubelet_made = False
         for name in ("run", "kubelet", "log", "containerd", "cni"):
             (directory / name).mkdir(exist_ok=True)
 
@@ -75,9 +69,8 @@ class NodeMachine:
         :raises HarnessError: when a part cannot be, with its last words
         """
         self._make_network()
-        if not _KUBELET.exists():  # the node mounts its own over it; the place for that must be there
-            _KUBELET.mkdir()
-            self._kubelet_made = True
+        # The node mounts its own over it. The place stays: removing it would end the mounts of other sessions, too.
+        _KUBELET.mkdir(exist_ok=True)
         self._enter()
         self._configure()
         self._run("containerd", [self._binaries["containerd"], "--config", self._directory / "containerd.toml"])
@@ -138,16 +131,12 @@ class NodeMachine:
             self._init.stdout.close()
         for group in self._groups:
             with contextlib.suppress(HarnessError):
-                until(lambda group=group: _remove_group(group), f"{group} empty", seconds=30)  # type: ignore[misc]
-
-        if self._kubelet_made:
-            with contextlib.suppress(OSError):
-                _KUBELET.rmdir()
+                until(lambda group=group: control_groups.remove(group), f"{group} empty", seconds=30)  # type: ignore[misc]
 
     # Namespaces and control groups.
 
     def _enter(self) -> None:
-        self._groups = _make_groups(f"{_GROUP}{secrets.token_hex(6)}")
+        self._groups = control_groups.make()
         join = "".join(f"echo $$ >'{group}/cgroup.procs'\n" for group in self._groups)
         command = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"]
         command += ["--uts", "--cgroup", sys.executable, "-m", "e2e.harness.node_init"]
@@ -372,46 +361,3 @@ def _tail(log: Path, lines: int = 20) -> str:
     with contextlib.suppress(OSError):
         return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
     return ""
-
-
-def _make_groups(name: str) -> list[Path]:
-    """A control group in every hierarchy, below the one that this process is in."""
-    groups = []
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        root = Path("/sys/fs/cgroup")
-        if (root / "cgroup.controllers").exists():
-            parent = root / path.lstrip("/")
-        else:
-            parent = root / (controllers.removeprefix("name=") or "unified") / path.lstrip("/")
-        if not parent.is_dir():
-            continue
-        for left_behind in parent.glob(f"{_GROUP}*"):
-            with contextlib.suppress(OSError):
-                if time.time() - left_behind.stat().st_mtime > _LEFT_BEHIND:
-                    _remove_group(left_behind)
-        group = parent / name
-        try:
-            group.mkdir()
-        except OSError as error:
-            raise HarnessError(
-                f"no control group in {parent}: {error.strerror}",
-                "a cluster in here needs root or a privileged container, with writable control groups; "
-                "KUBECONFIG=FILE uses a cluster that is there",
-            ) from None
-        for setting in ("cpuset.cpus", "cpuset.mems") if "cpuset" in controllers else ():
-            (group / setting).write_text((parent / setting).read_text())
-        groups.append(group)
-    return groups
-
-
-def _remove_group(group: Path) -> bool:
-    """Remove a control group and those in it; False while a process is in one."""
-    if not group.is_dir():
-        return True
-    try:
-        for directory, _, _ in os.walk(group, topdown=False):
-            os.rmdir(directory)
-    except OSError:
-        return False
-    return True

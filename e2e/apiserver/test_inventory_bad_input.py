@@ -119,7 +119,7 @@ async def test_what_admission_refuses_is_no_question_of_rbac(apiserver: ApiServe
         quotas = Resource("", "v1", "resourcequotas", "ResourceQuota")
         await client.create(quotas, quota, namespace)
         async with asyncio.timeout(PATIENCE):
-            while not (await client.get(quotas, "none", namespace)).get("status", {}).get("hard"):
+            while not (await client.get(quotas, "none", namespace)).get("status", {}).get("hard"):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)  # until its controller has counted, a quota refuses nothing
         with pytest.raises(Refused) as caught:
             await client.create(

@@ -14,6 +14,9 @@ LONGEST = 0.25
 #: Descriptors that may be there more than before: a connection to the application is kept for a while.
 DESCRIPTORS = 2
 
+#: Requests of bystanders in a round, at least.
+ASKED = 10
+
 type Window = tuple[float, float]
 #: Whether past the sidecar, when, in how many seconds, whether at all.
 type Answer = tuple[bool, float, float, bool]
@@ -105,7 +108,7 @@ class Found:
 
     def check(self) -> None:
         """The bystander was served, and the sidecar neither grew nor stood still, and kept nothing."""
-        assert len(self.answers) > 10, self.document()
+        assert len(self.answers) > ASKED, self.document()
         assert self.unanswered == 0, self.document()
         assert self.grown <= GROWTH, self.document()
         assert self.longest <= LONGEST, self.document()

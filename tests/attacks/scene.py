@@ -20,7 +20,7 @@ from certs.spiffe import SpiffeId
 from graph.directory import Destination, Endpoint
 from graph.model import Mode, PortRange, Rule, Selector, Snapshot, WorkloadRef
 from graph.wire import codec
-from tests.attacks.figures import Found
+from tests.attacks.figures import ASKED, DESCRIPTORS, Found
 from tests.attacks.program import Program
 from tests.sidecar.dataplane.foreign import free_port
 from tests.sidecar.dataplane.stand_ins import TRUST_DOMAIN
@@ -134,13 +134,17 @@ class Scene:
             await asyncio.sleep(0.02)
         return state
 
-    async def quiet(self) -> dict[str, Any]:
+    async def quiet(self, descriptors: int = 1 << 20) -> dict[str, Any]:
         """The state when nobody but the bystander is there: over the two connections through the sidecar, which it
-        keeps, no lane but theirs, and nothing held."""
+        keeps, no lane but theirs, and nothing held.
+
+        :param descriptors: at most: connections to the application that are kept for the next request end by and by
+        """
         return await self.until(
             lambda state: (
                 state["live"] == state["open"] == state["watched"] == 2
                 and state["inspected"] == state["buffered"] == state["holders"] == 0
+                and state["descriptors"] <= descriptors
                 and state["inbound"] <= 1 + len(PORTS)  # tunnels: of shop/front, and of shop/evil to each port
             )
         )
@@ -167,8 +171,12 @@ class Scene:
             state = self.state()
             found.loud.append((start, result.pop("over", time.monotonic())))
             found.took_part(state, result)
-        found.after = await self.quiet()
-        found.answers = [(port == self.application, *answer) for port, *answer in self.answers()]
+        found.after = await self.quiet(found.before["descriptors"] + DESCRIPTORS)
+        answers = self.answers()
+        while len(answers) <= ASKED:  # an attack that is cut at once leaves the bystander little time
+            await asyncio.sleep(seconds)
+            answers += self.answers()
+        found.answers = [(port == self.application, *answer) for port, *answer in answers]
         return found
 
     def end(self) -> None:

@@ -44,9 +44,10 @@ class Pod:
         self.taps = taps
         self.client = client
 
-    def request(self) -> None:
+    async def request(self) -> None:
         connection = self.world.connect()
         connection.client.give(POST)
+        await eventually(lambda: connection.server is not None)  # inspected connections share their turns
         connection.application.give(OK)
 
 
@@ -108,7 +109,7 @@ async def test_a_request_is_shown_to_the_person_who_asked(run: Running) -> None:
         started = await watching.started()
         assert started["sidecars"] == ["cart-0"]
         await eventually(lambda: cart.taps.running)
-        cart.request()
+        await cart.request()
         await eventually(lambda: watching.all("request"))
         (shown,) = watching.all("request")
         assert (shown["operation"], shown["status"], shown["instance"]) == ("POST /cart/{id}", 200, "cart-0")
@@ -142,7 +143,7 @@ async def test_when_the_person_leaves_the_sidecar_is_told(run: Running) -> None:
         await eventually(lambda: cart.taps.running)
         await watching.stop()
         while cart.taps.running:  # the controller notices with the next thing that it writes
-            cart.request()
+            await cart.request()
             await asyncio.sleep(0)
         assert not cart.taps.wants(8080)
 
@@ -153,7 +154,7 @@ async def test_it_ends_after_so_many(run: Running) -> None:
         await watching.started()
         await eventually(lambda: cart.taps.running)
         for _ in range(5):
-            cart.request()
+            await cart.request()
         await asyncio.wait_for(watching.task, 20)
         assert len(watching.all("request")) == 2
         assert watching.all("ended")[0]["shown"] == 2
@@ -174,7 +175,7 @@ async def test_a_sidecar_that_comes_later_takes_part(run: Running) -> None:
         await watching.started()
         async with pod(run, "cart-1") as second:
             await eventually(lambda: second.taps.running)
-            second.request()
+            await second.request()
             await eventually(lambda: watching.all("request"))
             assert watching.all("request")[0]["instance"] == "cart-1"
         await watching.stop()
@@ -316,8 +317,8 @@ async def test_the_command_shows_and_saves(run: Running, tmp_path: Path) -> None
     async with pod(run) as cart:
         process = await command(run, "shop/cart", "-n", "2", "--bodies", "--save", str(saved))
         await eventually(lambda: cart.taps.running)
-        cart.request()
-        cart.request()
+        await cart.request()
+        await cart.request()
         out, err = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 0, err
     lines = out.decode().splitlines()
@@ -344,7 +345,7 @@ async def test_the_command_speaks_json(run: Running) -> None:
     async with pod(run) as cart:
         process = await command(run, "shop/front", "--to", "shop/cart", "-n", "1", "-o", "json")
         await eventually(lambda: cart.taps.running)
-        cart.request()
+        await cart.request()
         out, _ = await asyncio.wait_for(process.communicate(), 30)
     (line,) = out.decode().splitlines()
     assert json.loads(line)["from"] == "shop/front"

@@ -107,7 +107,7 @@ async def test_both_ends_count_what_passed_in_istios_words(controller, tmp_path)
         for fields in ((), (OPENMETRICS,)):
             families = await cart.metrics(*fields, path="/metrics")
             missing = {name.removesuffix("_total") for name in own.NAMES} - set(families)
-            assert missing <= {"hedgerow_dns", "hedgerow_dns_addresses"}
+            assert missing <= {"hedgerow_dns", "hedgerow_dns_addresses", "hedgerow_egress_uninspected"}
         writer.close()
 
         # a refusal is told by its reason

@@ -19,7 +19,7 @@ class AddressBook:
     def put(self, key: Key, before: PodFacts | None, after: PodFacts | None) -> set[Key]:
         """Follow a changed pod. :return: the other pods whose addresses may have changed hands"""
         others: set[Key] = set()
-        old, new = _claimed(before), _claimed(after)
+        old, new = claimed(before), claimed(after)
         for address in old - new:
             claims = self._claims[address]
             del claims[key]
@@ -56,5 +56,5 @@ class AddressBook:
         return sum(1 for claims in self._claims.values() if len(claims) > 1)
 
 
-def _claimed(pod: PodFacts | None) -> set[str]:
+def claimed(pod: PodFacts | None) -> set[str]:
     return set() if pod is None or pod.spec.host_network else set(pod.addresses)

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from controller.inventory import Inventory
 from controller.inventory.model import Namespace
 from controller.kube.inventory import services as making
-from controller.kube.inventory.addresses import AddressBook
+from controller.kube.inventory.addresses import AddressBook, claimed
 from controller.kube.inventory.networks import cluster_networks
 from controller.kube.inventory.objects import (
     NamespaceFacts,
@@ -329,7 +329,7 @@ class Assembly:
     def _spoken_of(self, pods: list[PodFacts]) -> Spoken:
         said: dict[tuple[int, Protocol], set[str]] = {}
         for pod in pods:
-            for address in pod.addresses:
+            for address in claimed(pod):  # on the node's network it has none of its own that anybody could speak of
                 for service in self._leading.get(address, ()):
                     for port, name in self._spoken.get(service, {}).get(address, {}).items():
                         said.setdefault(port, set()).add(name)

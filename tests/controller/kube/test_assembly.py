@@ -534,3 +534,21 @@ def test_what_did_not_change_is_the_same_object():
 def test_protocols_are_kept_apart():
     dns = service("dns", protocol="UDP")
     assert Cluster(dns).build().services["shop/dns"].ports[0].protocol is Protocol.UDP
+
+
+def test_what_a_service_says_of_a_nodes_address_is_said_of_no_workload():
+    """A pod on its node's network shares that address with everybody there (found by the test above)."""
+    cluster = Cluster()
+    cluster.put(service("cart", "10.96.0.1", {"app": "cart"}, appProtocol="http"))
+    cluster.put(
+        pod(
+            "cart", "10.0.0.1", None, {"app": "cart"},
+            ready=False, ending=False, sidecar=False, account="default", hostNetwork=True,
+        )
+    )  # fmt: skip
+    cluster.build()
+    spoken = {"ready": True, "serving": True}
+    cluster.put(endpoint_slice("one", "cart", ("10.0.0.1", spoken), port=80, app_protocol=""))
+    built = cluster.build()
+    assert built == cluster.anew()[0]
+    assert {port.app_protocol for workload in built.workloads.values() for port in workload.ports} <= {""}

@@ -17,7 +17,7 @@ from typing import Any
 from controller.errors import ConfigError, refusal
 from controller.kube.settings import KubernetesSettings, kubernetes_settings
 from controller.learner import Gate
-from graph.documents import read_yaml
+from controller.settings_file import read_settings
 from graph.errors import InvalidValue
 from graph.fields import Address as Address
 from graph.fields import (
@@ -31,15 +31,11 @@ from graph.fields import (
     optional,
     refuse_taken,
     seconds,
-    shown,
     text,
     trust_domain_name,
     unfit,
     word,
 )
-
-#: A settings file is a page of text; more than this is a mistake.
-MAX_FILE_BYTES = 256 * 1024
 
 _INHERITED = re.compile(r"fd:([0-9]{1,6})")
 
@@ -112,20 +108,7 @@ class Settings:
             paths are relative to the working directory
         :raises ConfigError: when it can not be read, is not YAML, or breaks a rule of :meth:`parse`
         """
-        try:
-            with path.open("rb") as file:
-                data = file.read(MAX_FILE_BYTES + 1)
-        except OSError as error:
-            raise ConfigError(
-                f"{path} can not be read: {error.strerror}", remedy="name a readable file with --config"
-            ) from None
-        try:
-            document = read_yaml(data, MAX_FILE_BYTES, if_larger="this is not a settings file")
-        except Unfit as error:
-            problem = f"{error.problem} in {path}" if error.inner else f"{path}: {error.problem}"
-            raise ConfigError(problem, field=error.inner, remedy=error.remedy) from None
-        if not isinstance(document, Mapping):
-            raise ConfigError(f"{path}: {shown(document)} is not a mapping", remedy="write `name: value` lines")
+        document = read_settings(path)
         given = {name: value for name, value in (overrides or {}).items() if value is not None}
         for name in ("state_dir", "inventory"):
             if isinstance(given.get(name), str):

@@ -6,30 +6,25 @@ and remedy, as for ``controller.yaml``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from controller.errors import ConfigError, refusal
 from controller.injection.annotations import WEAKENING
 from controller.injection.settings import InjectionSettings, read_injection
-from graph.documents import read_yaml
+from controller.settings_file import read_settings
 from graph.fields import (
     Address,
     Check,
     Fields,
-    Unfit,
     integer,
     listen_address,
     refuse_taken,
     seconds,
-    shown,
     text,
     word,
 )
 
-#: A settings file is a page of text; more than this is a mistake.
-MAX_FILE_BYTES = 256 * 1024
 LISTEN = Address("0.0.0.0", 8443)
 HEALTH_LISTEN = Address("0.0.0.0", 8081)
 
@@ -70,7 +65,7 @@ class InjectorSettings:
 
         :raises ConfigError: when it can not be read, is not YAML, or breaks a rule of :meth:`parse`
         """
-        return cls.parse(read_document(path), base=path.absolute().parent)
+        return cls.parse(read_settings(path), base=path.absolute().parent)
 
     @classmethod
     def parse(cls, document: object, base: Path) -> InjectorSettings:
@@ -100,34 +95,12 @@ class InjectorSettings:
         return settings
 
 
-def read_document(path: Path) -> Mapping[str, object]:
-    """What a settings file says, unchecked.
-
-    :raises ConfigError: when it can not be read or is not YAML
-    """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(
-            f"{path} can not be read: {error.strerror}", remedy="name a readable file with --config"
-        ) from None
-    try:
-        document = read_yaml(data, MAX_FILE_BYTES, if_larger="this is not a settings file")
-    except Unfit as error:
-        problem = f"{error.problem} in {path}" if error.inner else f"{path}: {error.problem}"
-        raise ConfigError(problem, field=error.inner, remedy=error.remedy) from None
-    if not isinstance(document, Mapping):
-        raise ConfigError(f"{path}: {shown(document)} is not a mapping", remedy="write `name: value` lines")
-    return document
-
-
 def read_injection_section(path: Path) -> InjectionSettings:
     """The section ``injection:`` of a settings file alone, for files that are injected without a webhook.
 
     :raises ConfigError: when it can not be used
     """
-    document = read_document(path)
+    document = read_settings(path)
     fields = Fields({"injection": document.get("injection")}, refusal(ConfigError), noun="setting")
     return fields.take("injection", read_injection(WEAKENING))
 

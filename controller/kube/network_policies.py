@@ -45,6 +45,7 @@ from controller.kube.network_policy_status import Outcome, StatusWriter
 from controller.kube.reflector import Changed, Ledger, Reflector
 from controller.kube.resources.kinds import is_ours
 from controller.kube.resources.sync import ResourceSync
+from controller.kube.supervision import until_one_ends
 from controller.mesh_policy import policy_input
 from controller.view import Change, View
 from graph.model import Mode
@@ -102,15 +103,7 @@ class NetworkPolicyKeeper:
         """Keep them until cancelled, or until the API server fails us."""
         for each in self._known.values():
             each.stale = True
-        tasks = [asyncio.create_task(work) for work in (self._held.run(), self._watch_engine(), self._rounds())]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await until_one_ends(self._held.run(), self._watch_engine(), self._rounds())
 
     def _changed(self, _: list[Changed[Document]]) -> None:
         self._arrived.set()

@@ -19,6 +19,7 @@ from controller.injection.webhook_configuration import NAME, SERVICE
 from controller.kube.client import Client
 from controller.kube.errors import Conflicting, Expired, NoSuchObject
 from controller.kube.kinds import MUTATING_WEBHOOKS, SECRETS, Resource
+from controller.kube.supervision import until_one_ends
 from controller.kube.webhook_keys import Held, Times, advance
 
 log = logging.getLogger("hedgerow.kube.webhook")
@@ -66,19 +67,11 @@ class WebhookCertificate:
 
         :raises KubernetesError: as the API server refuses; the supervision tries again
         """
-        tasks = [
-            asyncio.create_task(self._follow(MUTATING_WEBHOOKS, NAME, "")),
-            asyncio.create_task(self._follow(SECRETS, SECRET, self._namespace)),
-            asyncio.create_task(self._keep()),
-        ]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await until_one_ends(
+            self._follow(MUTATING_WEBHOOKS, NAME, ""),
+            self._follow(SECRETS, SECRET, self._namespace),
+            self._keep(),
+        )
 
     async def _follow(self, resource: Resource, name: str, namespace: str) -> None:
         """Notice every change of one object. Without a version a watch begins with what there is."""

@@ -20,6 +20,7 @@ from controller.kube.errors import Conflicting, NoSuchObject, Refused
 from controller.kube.reflector import Changed, Ledger, Reflector
 from controller.kube.resources.kinds import LEARNED_POLICIES, OURS, is_ours
 from controller.kube.resources.reading import moment_written
+from controller.kube.supervision import until_one_ends
 from controller.learner import EdgeState, LearnedEdge
 from controller.view import Change, View
 from graph.model import WorkloadRef
@@ -58,15 +59,7 @@ class LearnedPolicyWriter:
     async def run(self) -> None:
         """Write them until cancelled, or until the API server fails us."""
         self._all = True
-        tasks = [asyncio.create_task(work) for work in (self._held.run(), self._watch_engine(), self._rounds())]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await until_one_ends(self._held.run(), self._watch_engine(), self._rounds())
 
     def _changed(self, changes: list[Changed[Document]]) -> None:
         self._stale |= {WorkloadRef(*each.key) for each in changes}

@@ -25,6 +25,7 @@ from controller.kube.reflector import Changed, Ledger, Reflector
 from controller.kube.resources.kinds import ACCESS_OVERRIDES, SEGMENTATION_MODES, is_ours
 from controller.kube.resources.reading import mode_declaration, override_declaration
 from controller.kube.resources.status import says_already, status_of
+from controller.kube.supervision import until_one_ends
 
 log = logging.getLogger("hedgerow.kube.resources")
 
@@ -107,16 +108,7 @@ class ResourceSync:
 
     async def run(self) -> None:
         """Follow the resources until cancelled, or until the API server fails us."""
-        tasks = [asyncio.create_task(held.run()) for held in self._held.values()]
-        tasks += [asyncio.create_task(self._follow()), asyncio.create_task(self._housekeep())]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await until_one_ends(*(held.run() for held in self._held.values()), self._follow(), self._housekeep())
 
     def _changed(self, _: list[Changed[Document]]) -> None:
         self._arrived.set()

@@ -14,7 +14,7 @@ from controller.engine import Engine, EngineSettings
 from controller.inventory import Inventory, read_inventory
 from controller.learner import Gate
 from controller.store import SqliteStore, Store
-from graph.flow import Flow
+from graph.flow import EdgeKey, Flow
 from graph.model import Direction, Instance, Protocol, Verdict, WorkloadRef
 
 TRUST_DOMAIN = "hedgerow.test"
@@ -43,6 +43,8 @@ services:
 
 FRONT, CART = WorkloadRef("shop", "front"), WorkloadRef("shop", "cart")
 REDIS, LEGACY = WorkloadRef("data", "redis"), WorkloadRef("data", "legacy")
+OUTSIDE, HOST = WorkloadRef.external("192.0.2.9"), WorkloadRef.external_host("api.example.com")
+KEY = EdgeKey(FRONT, CART, 8080)
 
 
 class Clock:
@@ -58,6 +60,21 @@ class Clock:
 @cache
 def inventory(text: str = INVENTORY) -> Inventory:
     return read_inventory(text.encode(), TRUST_DOMAIN)
+
+
+def edited(*changes: tuple[str, str]) -> Inventory:
+    """The inventory with some of its text replaced."""
+    text = INVENTORY
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    return inventory(text)
+
+
+def without(name: str) -> Inventory:
+    """The inventory without one instance."""
+    lines = [line for line in INVENTORY.splitlines() if f"{{name: {name}," not in line]
+    return inventory("\n".join(lines))
 
 
 def instance(name: str) -> Instance:
@@ -134,3 +151,10 @@ async def learned(engine: Engine, clock: Clock, *, sequence: int = 1) -> None:
     await used(engine, "boot-a", sequence)
     clock.now += GATE.min_seconds + 1
     await engine.tick()
+
+
+async def actions(engine: Engine) -> list[str]:
+    """What the audit log tells, from the first to the last, once its chain was found whole."""
+    page = await engine.audit(1000)
+    assert page.intact, page.problem
+    return [entry.action for entry in reversed(page.entries)]

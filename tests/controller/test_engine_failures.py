@@ -20,11 +20,11 @@ from controller.errors import ConfigError, NotReady, StoreError
 from controller.overrides import OverrideRequest
 from controller.store import SqliteStore, Stored, Writes
 from controller.view import View
-from graph.flow import EdgeKey
 from graph.model import Mode, Protocol, Snapshot, Verdict, WorkloadRef
 from tests.controller.mesh import (
     CART,
     FRONT,
+    KEY,
     REDIS,
     SETTINGS,
     TRUST_DOMAIN,
@@ -34,13 +34,6 @@ from tests.controller.mesh import (
     learned,
     running,
 )
-
-KEY = EdgeKey(FRONT, CART, 8080)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 class Faulty(SqliteStore):

@@ -24,6 +24,7 @@ from tests.controller.mesh import (
     FRONT,
     INVENTORY,
     LEGACY,
+    OUTSIDE,
     REDIS,
     TRUST_DOMAIN,
     Clock,
@@ -32,7 +33,6 @@ from tests.controller.mesh import (
     running,
 )
 
-OUTSIDE = WorkloadRef.external("192.0.2.9")
 ENDS = st.sampled_from([FRONT, CART, REDIS, LEGACY, OUTSIDE])
 DNS = "  - {namespace: data, name: dns, labels: {k8s-app: kube-dns}, ports: [{port: 53, protocol: UDP}]}\n"
 INVENTORIES = (

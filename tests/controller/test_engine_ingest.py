@@ -4,51 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from controller.engine import Engine
 from controller.engine.ingest import MAX_FLOWS
 from controller.errors import IngestError
 from controller.learner import EdgeState
 from controller.store import SqliteStore
-from graph.flow import EdgeKey, Flow
-from graph.model import Direction, Mode, Selector, Verdict, WorkloadRef
-from graph.operations import MAX_OPERATIONS
-from graph.views import EdgeVerdict
+from graph.flow import EdgeKey
+from graph.model import Direction, Verdict, WorkloadRef
 from tests.controller.mesh import (
     CART,
     FRONT,
-    INVENTORY,
+    KEY,
     LEGACY,
     NOW,
+    OUTSIDE,
     REDIS,
     SETTINGS,
     Clock,
+    actions,
     flow,
     instance,
-    inventory,
     running,
-    sent,
-    used,
 )
-
-KEY = EdgeKey(FRONT, CART, 8080)
-OUTSIDE = WorkloadRef.external("192.0.2.9")
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-async def actions(engine: Engine) -> list[str]:
-    page = await engine.audit(1000)
-    assert page.intact, page.problem
-    return [entry.action for entry in reversed(page.entries)]
 
 
 async def test_a_batch_counts_and_is_on_disk_when_it_is_acknowledged(tmp_path: Path, clock: Clock) -> None:
@@ -245,124 +226,6 @@ async def test_what_a_sidecar_shed_is_shown(tmp_path: Path, clock: Clock) -> Non
         assert engine.view.sidecars["shop/cart-0"].shed == 9
 
 
-# --- learning
-
-
-async def test_an_edge_ripens_by_time_alone_and_reaches_both_ends_policies(tmp_path: Path, clock: Clock) -> None:
-    async with running(tmp_path, clock) as engine:
-        before = {ref: snapshot.version for ref, snapshot in engine.view.snapshots.items()}
-        await used(engine)
-        assert engine.view.rules == {}
-        clock.now += SETTINGS.gate.min_seconds
-        await engine.tick()
-        assert list(engine.view.rules) == [f"learned/{KEY}"]
-        rule = engine.view.rules[f"learned/{KEY}"]
-        after = {ref: snapshot.version for ref, snapshot in engine.view.snapshots.items()}
-        assert after == {FRONT: before[FRONT] + 1, CART: before[CART] + 1, REDIS: before[REDIS]}
-        for ref in (FRONT, CART):
-            assert rule.id in {each.id for each in engine.view.snapshots[ref].rules}
-            assert engine.view.snapshots[ref].issued_at == clock.now
-        assert engine.view.traffic[KEY].rule == rule
-        assert (await actions(engine))[1:] == ["edge.candidate", "edge.active"]
-
-
-@pytest.mark.parametrize("end", Direction)
-async def test_one_end_alone_opens_nothing(tmp_path: Path, clock: Clock, end: Direction) -> None:
-    """Its sidecar may be broken into: front's would open cart to itself, cart's the way out of front."""
-    async with running(tmp_path, clock) as engine:
-        for sequence in (1, 2):
-            told = ("front-0", sent(FRONT, CART)) if end is Direction.OUTBOUND else ("cart-0", flow(FRONT, CART))
-            await engine.ingest(instance(told[0]), "boot", sequence, 0, [told[1]])
-            clock.now += SETTINGS.gate.min_seconds
-            await engine.tick()
-        assert engine.view.edges[KEY].state is EdgeState.PROPOSED
-        assert engine.view.rules == {}
-
-
-@pytest.mark.parametrize("mode", [Mode.ENFORCE, Mode.QUARANTINE])
-@pytest.mark.parametrize("reason", ["learning", "audit"])
-async def test_a_closed_end_teaches_nothing_whatever_it_says(
-    tmp_path: Path, clock: Clock, mode: Mode, reason: str
-) -> None:
-    """Where the destination has no sidecar the source's word is enough, so a closed source must not have one."""
-    smuggled = sent(FRONT, LEGACY, 25, verified=False, reason=reason)
-    async with running(tmp_path, clock) as engine:
-        await engine.set_mode(FRONT, Direction.OUTBOUND, mode, None, "ann", "closed")
-        await engine.ingest(instance("front-0"), "boot", 1, 0, [smuggled])
-        clock.now += SETTINGS.gate.min_seconds
-        await engine.tick()
-        assert engine.view.edges == {}
-        assert EdgeKey(FRONT, LEGACY, 25) in engine.view.traffic  # shown to people all the same
-        await engine.set_mode(FRONT, Direction.OUTBOUND, Mode.LEARN, None, "ann", "open again")
-        await engine.ingest(instance("front-0"), "boot", 2, 0, [smuggled])
-        clock.now += SETTINGS.gate.min_seconds
-        await engine.tick()
-        assert engine.view.edges[EdgeKey(FRONT, LEGACY, 25)].state is EdgeState.ACTIVE
-
-
-async def test_more_of_the_same_changes_no_policy(tmp_path: Path, clock: Clock) -> None:
-    async with running(tmp_path, clock) as engine:
-        await used(engine)
-        clock.now += SETTINGS.gate.min_seconds
-        await engine.tick()
-        snapshots = engine.view.snapshots
-        allowed = flow(FRONT, CART, pending=Verdict.ALLOW, reason="allow-rule", rule_id=f"learned/{KEY}")
-        await engine.ingest(instance("cart-0"), "boot", 2, 0, [allowed])
-        assert engine.view.snapshots is snapshots
-        assert engine.view.edges[KEY].connections == 10
-
-
-async def test_an_edge_goes_stale_retires_and_is_forgotten(tmp_path: Path, clock: Clock) -> None:
-    gate = SETTINGS.gate
-    async with running(tmp_path, clock) as engine:
-        await used(engine)
-        clock.now += gate.min_seconds
-        await engine.tick()
-        seen = engine.view.edges[KEY].last_seen
-        learned = engine.view.snapshots[CART].version
-        clock.now = seen + gate.stale_after
-        await engine.tick()
-        assert engine.view.edges[KEY].state is EdgeState.STALE
-        assert len(engine.view.rules) == 1
-        clock.now = seen + gate.retire_after
-        await engine.tick()
-        assert engine.view.edges[KEY].state is EdgeState.RETIRED
-        assert len(engine.view.rules) == 0
-        assert engine.view.snapshots[CART].version == learned + 1
-        clock.now = seen + 2 * gate.retire_after
-        async with engine.subscribe() as changes:
-            await engine.tick()
-            change = await anext(changes)
-        assert change.removed_edges == (KEY,)
-        assert KEY not in engine.view.edges
-        assert KEY not in engine.view.traffic
-        assert engine.view.edges_of == {}
-    async with running(tmp_path, clock) as engine:
-        assert engine.view.edges == {}
-        assert engine.view.traffic == {}
-
-
-async def test_what_was_refused_is_shown_and_never_learned(tmp_path: Path, clock: Clock) -> None:
-    async with running(tmp_path, clock) as engine:
-        denied = flow(FRONT, CART, verdict=Verdict.DENY, reason="no-rule")
-        await engine.ingest(instance("cart-0"), "boot", 1, 0, [denied] * 9)
-        clock.now += SETTINGS.gate.min_seconds
-        await engine.tick()
-        assert engine.view.traffic[KEY].verdict is EdgeVerdict.DENY
-        assert engine.view.traffic[KEY].denied == 45
-        assert engine.view.traffic[KEY].state == ""
-        assert KEY not in engine.view.edges
-
-
-async def test_strangers_can_not_make_the_controller_remember_without_end(tmp_path: Path, clock: Clock) -> None:
-    settings = replace(SETTINGS, max_external=10)
-    async with running(tmp_path, clock, settings) as engine:
-        strangers = [flow(WorkloadRef.external(f"192.0.2.{n}"), CART, verified=False) for n in range(1, 100)]
-        await engine.ingest(instance("cart-0"), "boot", 1, 0, strangers)
-        assert len(engine.view.edges) == 10
-        assert len(engine.view.traffic) == 11  # and one for all the rest
-
-
 # --- looking at flows
 
 
@@ -377,117 +240,3 @@ async def test_flows_are_found_newest_first_and_filtered(tmp_path: Path, clock: 
         assert [each.source for each in engine.flows(workload=FRONT)] == [FRONT]
         assert [each.source for each in engine.flows(verdict=Verdict.DENY)] == [REDIS]
         assert [each.source for each in engine.flows(since=NOW + 5)] == [REDIS]
-
-
-# --- what is asked over connections
-
-
-def asked(source: WorkloadRef = FRONT, destination: WorkloadRef = CART, **changes: Any) -> Flow:
-    """A report of requests, as the destination's sidecar makes it."""
-    given = {"operation": "GET /cart/{id}", "requests": 7, "connections": 0, "bytes_sent": 0, "bytes_received": 0}
-    return flow(source, destination, **(given | changes))
-
-
-async def test_operations_are_counted_beside_their_connections_and_teach_nothing(tmp_path: Path, clock: Clock) -> None:
-    async with running(tmp_path, clock) as engine:
-        await used(engine)
-        traffic, edge, snapshots = engine.view.traffic[KEY], engine.view.edges[KEY], engine.view.snapshots
-        clock.now += 5
-        denied = asked(verdict=Verdict.DENY, reason="deny-override", requests=2)
-        await engine.ingest(instance("cart-0"), "boot", 2, 0, [asked(), denied, asked(operation="GET /")])
-        view = engine.view
-        assert [(each.name, each.requests, each.denied, each.would_deny) for each in view.traffic[KEY].operations] == [
-            ("GET /", 7, 0, 7),
-            ("GET /cart/{id}", 7, 2, 7),
-        ]
-        assert replace(view.traffic[KEY], operations=()) == traffic
-        assert view.edges[KEY] == edge, "not even that it was used"
-        assert view.snapshots == snapshots
-        assert [each.operation for each in engine.flows(3)] == ["GET /", "GET /cart/{id}", "GET /cart/{id}"]
-        stored = view.traffic[KEY].operations
-    async with running(tmp_path, clock) as engine:
-        assert engine.view.traffic[KEY].operations == stored
-        await engine.ingest(instance("cart-0"), "boot", 3, 0, [asked()])
-        assert [each.requests for each in engine.view.traffic[KEY].operations] == [7, 14]
-
-
-async def test_operations_make_no_edge_and_are_forgotten_with_theirs(tmp_path: Path, clock: Clock) -> None:
-    async with running(tmp_path, clock) as engine:
-        await engine.ingest(instance("cart-0"), "boot", 1, 0, [asked()])
-        assert (dict(engine.view.traffic), dict(engine.view.edges)) == ({}, {})
-        await engine.ingest(instance("cart-0"), "boot", 2, 0, [asked(), flow(FRONT, CART)])
-        assert len(engine.view.traffic[KEY].operations) == 1
-        without = "\n".join(line for line in INVENTORY.splitlines() if "front" not in line)
-        await engine.set_inventory(inventory(without), "test")
-        assert engine._worker.store.load().operations == {}
-
-
-@pytest.mark.parametrize(
-    ("reporter", "made", "why"),
-    [
-        ("front-0", asked(direction=Direction.OUTBOUND), "operation-of-another-end"),
-        ("redis-0", asked(), "not-its-end"),
-        ("cart-0", asked(connections=1), "mixed-counters"),
-        ("cart-0", asked(failed=1), "mixed-counters"),
-        ("cart-0", asked(bytes_sent=1), "mixed-counters"),
-        ("cart-0", asked(bytes_received=1), "mixed-counters"),
-        ("cart-0", asked(requests=0), "mixed-counters"),
-        ("cart-0", asked(requests=2**63), "out-of-range"),
-        ("cart-0", asked(operation=""), "bad-operation"),
-        ("cart-0", flow(FRONT, CART, requests=1), "bad-operation"),
-        ("cart-0", asked(operation="GET /" + "a" * 512), "bad-operation"),
-        ("cart-0", asked(operation="GET /\x1b[31m"), "bad-operation"),
-        ("cart-0", asked(operation="GET /\u202egpj"), "bad-operation"),
-        ("cart-0", asked(operation=" GET /"), "bad-operation"),
-        ("cart-0", flow(WorkloadRef.external_host("api.example.com"), CART), "source-is-a-host"),
-    ],
-)
-async def test_who_may_say_what_was_asked(tmp_path: Path, clock: Clock, reporter: str, made: Flow, why: str) -> None:
-    async with running(tmp_path, clock) as engine:
-        await used(engine)
-        before = engine.view.traffic[KEY]
-        await engine.ingest(instance(reporter), "other", 1, 0, [made])
-        await engine.tick()
-        assert engine.view.traffic[KEY] == before
-        page = await engine.audit(1)
-        assert page.entries[0].action == "flows.refuse"
-        assert json.loads(page.entries[0].detail)["reasons"] == {why: 1}
-
-
-async def test_one_who_makes_up_operations_crowds_nobody_out(tmp_path: Path, clock: Clock) -> None:
-    async with running(tmp_path, clock, replace(SETTINGS, max_operations=200)) as engine:
-        await used(engine)
-        await engine.ingest(instance("cart-0"), "boot", 2, 0, [asked()])
-        flood = [asked(operation=f"GET /{number}", verdict=Verdict.DENY, requests=1) for number in range(5000)]
-        await engine.ingest(instance("cart-0"), "boot", 3, 0, flood)
-        operations = {each.name: each for each in engine.view.traffic[KEY].operations}
-        assert len(operations) <= MAX_OPERATIONS + 1
-        assert operations["GET /cart/{id}"].requests == 7
-        assert sum(each.denied for each in operations.values()) == 5000
-
-
-# --- names outside
-
-
-HOST = WorkloadRef.external_host("api.example.com")
-
-
-async def test_a_host_is_an_end_and_waits_for_a_person(tmp_path: Path, clock: Clock) -> None:
-    key = EdgeKey(FRONT, HOST, 443)
-    async with running(tmp_path, clock) as engine:
-        call = sent(FRONT, HOST, 443, verified=False, destination_identity="")
-        await engine.ingest(instance("front-0"), "boot", 1, 0, [call])
-        clock.now += 100
-        await engine.tick()
-        assert engine.view.edges[key].state is EdgeState.PROPOSED
-        assert engine.view.nodes[HOST].kind == "External"
-        assert "api.example.com is outside the inventory" in engine.view.edges[key].evidence()
-        assert not engine.view.rules
-        assert await engine.approve([key], "ann", "the bank") == (key,)
-        (rule,) = (each for each in engine.view.snapshots[FRONT].rules if "api.example.com" in each.id)
-        assert (rule.id, rule.destination) == (f"learned/{key}", Selector(host="api.example.com"))
-        traffic = engine.view.traffic[key].rule
-        assert traffic is not None
-        assert traffic.id == f"learned/{key}"
-    async with running(tmp_path, clock) as engine:
-        assert f"learned/{key}" in engine.view.rules

@@ -9,16 +9,8 @@ import pytest
 
 from controller.engine import Engine
 from controller.errors import NotReady
-from graph.flow import EdgeKey
 from graph.model import Mode, WorkloadRef
-from tests.controller.mesh import CART, FRONT, REDIS, Clock, flow, instance, learned, running
-
-KEY = EdgeKey(FRONT, CART, 8080)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+from tests.controller.mesh import CART, FRONT, KEY, REDIS, Clock, flow, instance, learned, running
 
 
 async def test_a_change_names_what_changed_and_the_view_is_there_already(tmp_path: Path, clock: Clock) -> None:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from controller.errors import ConfigError
 from controller.kube.credentials import FIELD, read_configuration
 from controller.kube.errors import Unreachable
+from controller.kube.library import library
 from controller.kube.settings import KubernetesSettings
-
-if TYPE_CHECKING:
-    from kubernetes.aio.client.rest import RESTClientObject  # type: ignore[import-untyped]  # it has no types
 
 
 class Connection:
-    """Closed when it is retired and nobody uses it."""
+    """Closed when it is retired and nobody uses it.
 
-    def __init__(self, configuration: Any, rest: RESTClientObject) -> None:
+    :param rest: the library's ``RESTClientObject``
+    """
+
+    def __init__(self, configuration: Any, rest: Any) -> None:
         self._configuration = configuration
         self.rest = rest
         self.host: str = configuration.host.rstrip("/")
@@ -31,10 +32,8 @@ class Connection:
     async def open(cls, settings: KubernetesSettings) -> Connection:
         """:raises ConfigError:"""
         configuration = await read_configuration(settings)
-        from kubernetes.aio.client.rest import RESTClientObject
-
         try:
-            return cls(configuration, RESTClientObject(configuration))
+            return cls(configuration, library().connection(configuration))
         except (OSError, ValueError) as error:  # of OpenSSL, too
             where = settings.kubeconfig or "the ServiceAccount's files"
             raise ConfigError(

@@ -7,37 +7,32 @@ API server says decides who is who in the mesh.
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING
+from typing import Any
 from urllib.parse import urlsplit
 
-from controller.errors import ConfigError
-from controller.kube.settings import KubernetesSettings
+import yaml
 
-if TYPE_CHECKING:
-    from kubernetes.aio.client import Configuration  # type: ignore[import-untyped]  # it has no types
+from controller.errors import ConfigError
+from controller.kube.library import library
+from controller.kube.settings import KubernetesSettings
 
 FIELD = "kubernetes"
 
 
-async def read_configuration(settings: KubernetesSettings) -> Configuration:
+async def read_configuration(settings: KubernetesSettings) -> Any:
     """Read afresh whatever says where the API server is and who we are.
 
+    :return: the library's ``Configuration``
     :raises ConfigError: naming the field and the remedy; no message holds a secret
     """
-    # Here and not above: importing this package takes a second and over 100 MB, and without a cluster nobody needs it.
-    import yaml
-    from kubernetes.aio import config  # type: ignore[import-untyped]  # it has no types
-    from kubernetes.aio.client import Configuration
-
-    made = Configuration()
+    found = library()
+    made = found.configuration()
     try:
         if settings.kubeconfig is None:
-            config.load_incluster_config(client_configuration=made)
+            found.load_incluster_config(client_configuration=made)
         else:
-            await config.load_kube_config(
-                str(settings.kubeconfig), settings.context or None, made, persist_config=False
-            )
-    except (config.ConfigException, OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+            await found.load_kube_config(str(settings.kubeconfig), settings.context or None, made, persist_config=False)
+    except (found.wrong, OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
         raise _unusable(settings, error) from None
     _check(made, settings)
     return made
@@ -58,7 +53,7 @@ def _unusable(settings: KubernetesSettings, error: Exception) -> ConfigError:
     return ConfigError(problem, field=f"{FIELD}.kubeconfig", remedy=remedy)
 
 
-def _check(made: Configuration, settings: KubernetesSettings) -> None:
+def _check(made: Any, settings: KubernetesSettings) -> None:
     field = f"{FIELD}.kubeconfig" if settings.kubeconfig is not None else FIELD
     host = urlsplit(made.host)
     if host.scheme != "https" and not _is_loopback(host.hostname or ""):

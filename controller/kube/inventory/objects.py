@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +16,14 @@ from controller.injection.names import CONTAINERS, INJECTION, SIDECAR
 from controller.kube.inventory.reading import (
     Labels,
     Object,
+    Shared,
     addresses,
     labels,
     needed,
     number,
     part,
     parts,
+    shared,
     word,
     words,
 )
@@ -189,6 +190,12 @@ class PolicyFacts:
         return hash((self.uid, self.digest))
 
 
+#: The pods of an owner are alike, and are listed one after the other.
+_TEMPLATES = Shared[Template](512)
+_OWNERS = Shared[Owner](512)
+#: Labels and ports of a template that is worth keeping for the next pod; 1,024 of that size take 12 MB at most.
+_ORDINARY = 32
+
 # --- readers, one for each kind; each raises Unreadable
 
 
@@ -218,7 +225,7 @@ def template(document: Object) -> Template:
     found = labels(metadata)
     ours = [each for kind in ("containers", "initContainers") for each in parts(spec, kind)]
     said = dict(found).get(INJECTION) or word(part(metadata, "annotations"), INJECTION)
-    return Template(
+    made = Template(
         found,
         word(spec, "serviceAccountName") or "default",
         _container_ports(spec),
@@ -226,6 +233,7 @@ def template(document: Object) -> Template:
         any(word(each, "name") == SIDECAR for each in ours),
         {"enabled": True, "disabled": False}.get(said),
     )
+    return _TEMPLATES.one(made) if len(made.labels) + len(made.ports) <= _ORDINARY else made
 
 
 def _container_ports(spec: Object) -> tuple[Port, ...]:
@@ -257,7 +265,8 @@ def owner(metadata: Object) -> Owner | None:
     for each in parts(metadata, "ownerReferences"):
         if each.get("controller") is True:
             group = word(each, "apiVersion").rpartition("/")[0]
-            return Owner(sys.intern(group), needed(each, "kind"), needed(each, "name"), needed(each, "uid"))
+            found = Owner(shared(group), needed(each, "kind"), needed(each, "name"), needed(each, "uid"))
+            return _OWNERS.one(found)
     return None
 
 

@@ -1,9 +1,11 @@
-"""Takes JSON apart without trusting its shape: what is not as its API says is :class:`Unreadable`, or nothing."""
+"""Takes JSON apart without trusting its shape: what is not as its API says is :class:`Unreadable`, or nothing.
+
+Words that many objects have (labels, accounts, owners) are kept once, see :class:`Shared`.
+"""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 from controller.inventory.model import plain_address
@@ -11,6 +13,46 @@ from controller.kube.reflector import Unreadable
 
 type Labels = tuple[tuple[str, str], ...]
 type Object = Mapping[str, Any]
+
+
+#: Labels, names and addresses are no longer; what is, nobody else has.
+_LONGEST = 253
+
+
+class Shared[T: Hashable]:
+    """Gives equal values as one object, as long as they are in use.
+
+    ``sys.intern`` would keep every word for ever (in Python 3.12), and the names, uids and addresses of pods never come
+    again. Here a value that was not among the last ``limit`` different ones, nor among those before them, is forgotten.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._young: dict[T, T] = {}
+        self._old: dict[T, T] = {}
+
+    def one(self, value: T) -> T:
+        """The value itself, or an equal one that was given before."""
+        found = self._young.get(value)
+        if found is not None:
+            return found
+        if len(self._young) >= self._limit:
+            self._old, self._young = self._young, {}
+        found = self._old.get(value, value)
+        self._young[found] = found
+        return found
+
+    def __len__(self) -> int:
+        return len(self._young) + len(self._old)
+
+
+#: Takes 3 MB when it is full.
+_WORDS = Shared[str](8192)
+
+
+def shared(word: str) -> str:
+    """The word; an equal one that was read before, if there was one lately."""
+    return _WORDS.one(word) if len(word) <= _LONGEST else word
 
 
 def part(document: Object, name: str) -> Object:
@@ -28,9 +70,9 @@ def parts(document: Object, name: str) -> Iterator[Object]:
 
 
 def word(document: Object, name: str) -> str:
-    """A text; empty where it is absent. Many are alike, so each is kept once."""
+    """A text; empty where it is absent."""
     found = document.get(name)
-    return sys.intern(found) if isinstance(found, str) else ""
+    return shared(found) if isinstance(found, str) else ""
 
 
 def needed(document: Object, name: str) -> str:
@@ -43,7 +85,7 @@ def needed(document: Object, name: str) -> str:
 
 def words(document: Object, name: str) -> tuple[str, ...]:
     found = document.get(name)
-    return tuple(sys.intern(each) for each in found if isinstance(each, str)) if isinstance(found, list) else ()
+    return tuple(shared(each) for each in found if isinstance(each, str)) if isinstance(found, list) else ()
 
 
 def number(document: Object, name: str) -> int:
@@ -55,7 +97,7 @@ def number(document: Object, name: str) -> int:
 def labels(document: Object, name: str = "labels") -> Labels:
     """Sorted pairs."""
     found = part(document, name)
-    return tuple(sorted((sys.intern(key), sys.intern(value)) for key, value in found.items() if isinstance(value, str)))
+    return tuple(sorted((shared(key), shared(value)) for key, value in found.items() if isinstance(value, str)))
 
 
 def addresses(found: tuple[str, ...]) -> tuple[str, ...]:

@@ -18,12 +18,8 @@ from typing import Any, Final
 from controller.injection import names
 from controller.injection.errors import InjectionRefused
 from controller.injection.settings import IMAGE, InjectionSettings, Resources, quantity
+from controller.injection.shared_annotations import MAX_VALUE, listed, opaque_ports, port
 from graph.fields import Unfit, destination_address, integer, ip_network, matching, seconds, shown, word
-
-#: A list in an annotation has no more entries than this.
-MAX_ENTRIES: Final = 256
-#: Characters of one annotation's value.
-MAX_VALUE: Final = 4096
 
 type Read = Callable[[str], Any]
 
@@ -71,18 +67,7 @@ def _truth(written: str) -> bool:
     return word("true", "false")(written) == "true"
 
 
-def _listed[T](read: Callable[[str], T]) -> Callable[[str], list[T]]:
-    def read_all(written: str) -> list[T]:
-        parts = [part.strip() for part in written.split(",")] if written.strip() else []
-        if len(parts) > MAX_ENTRIES:
-            raise Unfit(f"{len(parts)} entries", f"write at most {MAX_ENTRIES}")
-        return [read(part) for part in parts]
-
-    return read_all
-
-
-_port = _whole(1, 65535)
-_ports = _listed(_port)
+_ports = listed(port)
 
 
 def _pair(written: str, wanted: str) -> tuple[str, str]:
@@ -94,7 +79,7 @@ def _pair(written: str, wanted: str) -> tuple[str, str]:
 
 def _inbound(written: str) -> tuple[int, int]:
     listen, application = _pair(written, "write PORT=PORT-OF-THE-APPLICATION, such as 8080=18080")
-    read = (_port(listen), _port(application))
+    read = (port(listen), port(application))
     if read[0] == read[1]:
         raise Unfit(f"{shown(written)} leads to itself", "let the application listen on 127.0.0.1 with another port")
     return read
@@ -102,7 +87,7 @@ def _inbound(written: str) -> tuple[int, int]:
 
 def _outbound(written: str) -> tuple[int, str]:
     listen, destination = _pair(written, "write PORT=ADDRESS:PORT, such as 15101=10.96.0.7:80")
-    return _port(listen), str(destination_address(destination))
+    return port(listen), str(destination_address(destination))
 
 
 #: By their names without the prefix.
@@ -111,10 +96,10 @@ ANNOTATIONS: Final[Mapping[str, Annotation]] = {
     "capture": Annotation(word("redirect", "explicit"), "how connections reach the sidecar"),
     "native-sidecar": Annotation(_truth, "`false`: a plain container; `true`: a native one in explicit mode too"),
     "explicit-inbound": Annotation(
-        _listed(_inbound), "explicit mode: ports that the sidecar takes, each with the application's on 127.0.0.1"
+        listed(_inbound), "explicit mode: ports that the sidecar takes, each with the application's on 127.0.0.1"
     ),
     "explicit-outbound": Annotation(
-        _listed(_outbound), "explicit mode: ports on 127.0.0.1, each with the address that it leads to"
+        listed(_outbound), "explicit mode: ports on 127.0.0.1, each with the address that it leads to"
     ),
     "rewrite-probes": Annotation(_truth, "`false`: the kubelet's probes stay as they are"),
     "merge-metrics": Annotation(_truth, "`false`: `prometheus.io` annotations stay as they are"),
@@ -122,7 +107,7 @@ ANNOTATIONS: Final[Mapping[str, Annotation]] = {
     "cpu-limit": Annotation(quantity, "likewise"),
     "memory-request": Annotation(quantity, "memory of the sidecar"),
     "memory-limit": Annotation(quantity, "likewise"),
-    "opaque-ports": Annotation(_ports, "ports whose bytes are not looked at", "opaque_ports"),
+    "opaque-ports": Annotation(opaque_ports, "ports whose bytes are not looked at", "opaque_ports"),
     "mtls-ports": Annotation(_ports, "ports where TLS clients are other meshes' proxies", "mtls_ports"),
     "inspect-ports": Annotation(_ports, "ports whose HTTP is always inspected", "inspect.ports"),
     "workers": Annotation(_whole(1, 16), "processes that carry connections", "workers"),
@@ -134,7 +119,7 @@ ANNOTATIONS: Final[Mapping[str, Annotation]] = {
     "unsynced": Annotation(word("deny", "learn"), "what holds before the first policy", "unsynced", weakens=("learn",)),
     "telemetry": Annotation(word("on", "off"), "whether what the pod does is reported", "telemetry", weakens=("off",)),
     "dns-proxy": Annotation(_truth, "whether DNS goes through the sidecar", "dns.proxy", weakens=(False,)),
-    "exclude-cidrs": Annotation(_listed(ip_network), "destinations that are not captured", "exclude_cidrs", weakens=()),
+    "exclude-cidrs": Annotation(listed(ip_network), "destinations that are not captured", "exclude_cidrs", weakens=()),
     "exclude-outbound-ports": Annotation(
         _ports, "ports of destinations that are not captured", "exclude_outbound_ports", weakens=()
     ),

@@ -10,6 +10,10 @@ PREFIX: Final = "hedgerow.dev/"
 INJECTION: Final = f"{PREFIX}injection"
 #: Annotation of an injected pod: what it takes to undo the injection. Never believed, see :mod:`.undoing`.
 RECORD: Final = f"{PREFIX}injected"
+#: Annotations that the controller reads too: of pods, services and namespaces; of pods; of namespaces.
+OPAQUE_PORTS: Final = f"{PREFIX}opaque-ports"
+INSPECT_EGRESS: Final = f"{PREFIX}inspect-egress"
+INSPECTABLE_HOSTS: Final = f"{PREFIX}inspectable-hosts"
 
 SIDECAR: Final = "hedgerow-sidecar"
 CAPTURE: Final = "hedgerow-capture"

@@ -9,7 +9,17 @@ import pytest
 
 from controller.inventory import Inventory, inventory_of
 from controller.kube.client import Client
-from controller.kube.kinds import CRON_JOBS, DEPLOYMENTS, JOBS, NAMESPACES, PODS, REPLICA_SETS, SERVICES, STATEFUL_SETS
+from controller.kube.kinds import (
+    CRON_JOBS,
+    DEPLOYMENTS,
+    JOBS,
+    NAMESPACES,
+    PODS,
+    REPLICA_SETS,
+    SERVICES,
+    STATEFUL_SETS,
+    Resource,
+)
 from e2e.apiserver.simulated import (
     TRUST_DOMAIN,
     Kubelet,
@@ -278,3 +288,61 @@ async def test_a_deleted_namespace_goes(apiserver: ApiServer, client: Client) ->
         await watcher.until(lambda now: name in now.namespaces)
         await client.delete(NAMESPACES, name)
         await watcher.until(lambda now: name not in now.namespaces)
+
+
+async def test_opaque_ports_of_a_namespace_a_service_and_a_pod_reach_the_workload(
+    apiserver: ApiServer, client: Client, kubelet: Kubelet, namespace: str
+) -> None:
+    cart = WorkloadRef(namespace, "cart")
+    mine = deployment("cart")
+    await deploy(client, namespace, mine, service("cart", {"app": "cart"}))
+    await kubelet.run_all(namespace, "app=cart", 1)
+
+    def said(now: Inventory) -> dict[int, str]:
+        workload = now.workloads.get(cart)
+        return {port.number: port.app_protocol for port in workload.ports} if workload is not None else {}
+
+    async with watching(apiserver.kubeconfig) as watcher:
+        await watcher.until(lambda now: said(now) == {8080: "http"})
+        await annotate(client, NAMESPACES, namespace, "", **{"opaque-ports": "9000-9001"})
+        await watcher.until(lambda now: said(now) == {8080: "http", 9000: "tcp", 9001: "tcp"})
+        await annotate(client, SERVICES, "cart", namespace, **{"opaque-ports": "80"})
+        await watcher.until(lambda now: said(now) == {8080: "tcp", 9000: "tcp", 9001: "tcp"}, "the service's port 80")
+        template = {"metadata": {"annotations": {"hedgerow.dev/opaque-ports": "5000"}}}
+        await client.patch(DEPLOYMENTS, "cart", {"spec": {"template": template}}, namespace)
+        await watcher.until(lambda now: said(now) == {5000: "tcp", 8080: "tcp"}, "the pod's own in their place")
+        protocol = {"spec": {"ports": [{"port": 80, "appProtocol": "linkerd.io/opaque"}]}}
+        await annotate(client, SERVICES, "cart", namespace, **{"opaque-ports": None})
+        await client.patch(SERVICES, "cart", protocol, namespace)
+        await watcher.until(lambda now: said(now) == {5000: "tcp", 8080: "tcp"})
+        changed = await client.get(SERVICES, "cart", namespace)
+        assert changed["spec"]["ports"][0]["appProtocol"] == "linkerd.io/opaque"
+
+
+async def test_hosts_are_inspected_where_the_namespace_permits_what_its_pods_ask_for(
+    apiserver: ApiServer, client: Client, kubelet: Kubelet, namespace: str
+) -> None:
+    await label_namespace(client, namespace)
+    cart = WorkloadRef(namespace, "cart")
+    mine = deployment("cart")
+    asked = {"hedgerow.dev/inspect-egress": "api.example.com, pay.example.org:8443"}
+    mine["spec"]["template"]["metadata"]["annotations"] = asked
+    await deploy(client, namespace, mine)
+    await kubelet.run_all(namespace, "app=cart", 1)
+    async with watching(apiserver.kubeconfig) as watcher:
+        known = await watcher.until(lambda now: cart in now.workloads and now.instances_of(cart))
+        assert known.workloads[cart].inspects == ()
+        (problem,) = [each for each in watcher.following.figures().problems if str(cart) in each]
+        assert "inspectable-hosts=api.example.com" in problem
+        await annotate(client, NAMESPACES, namespace, "", **{"inspectable-hosts": "*.example.com"})
+        known = await watcher.until(lambda now: now.workloads[cart].inspects)
+        assert [str(one) for one in known.workloads[cart].inspects] == ["api.example.com:443"]
+        assert inventory_of(known.to_dict(), TRUST_DOMAIN) == known
+        await annotate(client, NAMESPACES, namespace, "", **{"inspectable-hosts": None})
+        await watcher.until(lambda now: not now.workloads[cart].inspects)
+
+
+async def annotate(client: Client, resource: Resource, name: str, namespace: str, **values: str | None) -> None:
+    """Set annotations of ours, or take them away."""
+    annotations = {f"hedgerow.dev/{key}": value for key, value in values.items()}
+    await client.patch(resource, name, {"metadata": {"annotations": annotations}}, namespace)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from controller.inventory import Inventory
 from controller.inventory.model import Namespace
+from controller.inventory.ports import OPAQUE
 from controller.kube.inventory import services as making
 from controller.kube.inventory.addresses import AddressBook, claimed
 from controller.kube.inventory.networks import cluster_networks
@@ -25,12 +26,18 @@ from controller.kube.inventory.objects import (
     SliceFacts,
 )
 from controller.kube.inventory.owners import Attribution, OwnerKey, Top, attribute, rank
-from controller.kube.inventory.workloads import Spoken, identity_problem, instance_of, workload_of
+from controller.kube.inventory.problems import Problems
+from controller.kube.inventory.said import NAMESPACE_SILENT
+from controller.kube.inventory.workloads import (
+    Spoken,
+    annotation_problem,
+    identity_problem,
+    instance_of,
+    said_by,
+    workload_of,
+)
 from controller.kube.reflector import Changed, Key
 from graph.model import Instance, Protocol, Service, Workload, WorkloadRef
-
-#: Problems that are shown to people; there may be as many as pods.
-MAX_PROBLEMS = 100
 
 
 class Assembly:
@@ -67,7 +74,7 @@ class Assembly:
         # what has to be built again
         self._due: set[WorkloadRef] = set()
         self._due_services: set[Key] = set()
-        self._problems: dict[str, str] = {}
+        self._problems = Problems()
 
     # --- what changed
 
@@ -137,7 +144,7 @@ class Assembly:
                 self._namespaces.pop(name, None)
             else:
                 self._namespaces[name] = each.after
-            if (each.before is not None and each.before.injected) != (each.after is not None and each.after.injected):
+            if (each.before and each.before.for_pods) != (each.after and each.after.for_pods):
                 self._due |= set(self._refs_in.get(name, ()))
                 self._due |= {ref for ref in self._tops if ref.namespace == name}
             self._show_namespace(name)
@@ -168,7 +175,7 @@ class Assembly:
             self._attributions.pop(key, None)
         else:
             self._attributions[key] = after
-        self._note(f"pod/{key[0]}/{key[1]}", after.problem if after is not None else "")
+        self._problems.note(f"pod/{key[0]}/{key[1]}", after.problem if after is not None else "")
         for attribution, there in ((before, False), (after, True)):
             top = attribution.top if attribution is not None else None
             if top is None:
@@ -245,15 +252,19 @@ class Assembly:
         keys = sorted(self._members.get(top, ())) if top is not None else []
         pods = [self._pods[key] for key in keys]
         workload: Workload | None = None
-        problem = ""
+        problem = unfit = ""
         if top is not None:
             owner = self._owners.get((top.kind, ref.namespace, ref.name)) if top.followed else None
             space = self._namespaces.get(ref.namespace)
             injected = space is not None and space.injected
-            workload = workload_of(top, owner, pods, injected=injected, spoken=self._spoken_of(pods))
+            said = space.said if space is not None else NAMESPACE_SILENT
+            spoken = self._spoken_of(pods)
+            workload = workload_of(top, owner, pods, injected=injected, spoken=spoken, space=said)
             problem = identity_problem(self._trust_domain, workload, {pod.spec.account for pod in pods})
+            unfit = annotation_problem(workload, said_by(owner, pods), said)
             workload = None if problem else workload
-        self._note(f"identity/{ref}", problem)
+        self._problems.note(f"identity/{ref}", problem)
+        self._problems.note(f"said/{ref}", unfit)
         self._put_workload(ref, workload)
         made: dict[str, Instance] = {}
         for key, pod in zip(keys, pods, strict=True):
@@ -317,7 +328,7 @@ class Assembly:
                 f"{ref} is the name of a {first.kind}, which is older, and of another owner ({kinds}), whose pods are "
                 "nobody's; give one of them another name"
             )
-        self._note(f"name/{ref}", problem)
+        self._problems.note(f"name/{ref}", problem)
         return first
 
     def _rank(self, top: Top) -> tuple[bool, str, str]:
@@ -331,9 +342,12 @@ class Assembly:
         for pod in pods:
             for address in claimed(pod):  # on the node's network it has none of its own that anybody could speak of
                 for service in self._leading.get(address, ()):
+                    if service[0] != pod.namespace:
+                        continue  # slices may name any address, and are no word of its owner's there
                     for port, name in self._spoken.get(service, {}).get(address, {}).items():
                         said.setdefault(port, set()).add(name)
-        return {port: names.pop() for port, names in said.items() if len(names) == 1}
+        opaque = {port: OPAQUE for port, names in said.items() if OPAQUE in names}
+        return {port: names.pop() for port, names in said.items() if len(names) == 1} | opaque
 
     def _build_service(self, key: Key) -> None:
         name, facts = f"{key[0]}/{key[1]}", self._services.get(key)
@@ -343,6 +357,8 @@ class Assembly:
             found = (self._at.get(address) for address in making.endpoint_addresses(slices))
             owners = {each.workload if each is not None else None for each in found}
             made = making.service_of(facts, slices, making.owner_of(facts, owners, lambda: self._selected(facts)))
+        wrong = facts.said.problem if facts is not None else ""
+        self._problems.note(f"said/{name}/", f"service {name}: {wrong}" if wrong else "")
         if made is None:
             self._made_services.pop(name, None)
         elif self._made_services.get(name) != made:
@@ -355,6 +371,8 @@ class Assembly:
     def _show_namespace(self, name: str) -> None:
         """Show a namespace while it is there, or while anything of it is."""
         facts = self._namespaces.get(name)
+        wrong = facts.said.problem if facts is not None else ""
+        self._problems.note(f"said/{name}", f"namespace {name}: {wrong}" if wrong else "")
         if facts is not None:
             self._shown_namespaces[name] = Namespace(name, facts.labels)
         elif name in self._refs_in or name in self._services_in:
@@ -369,16 +387,10 @@ class Assembly:
 
     # --- for people
 
-    def _note(self, about: str, problem: str) -> None:
-        if problem:
-            self._problems[about] = problem
-        else:
-            self._problems.pop(about, None)
-
     @property
     def problems(self) -> tuple[str, ...]:
         """What could not be attributed, and why; some of it, when it is much."""
-        return tuple(self._problems[about] for about in sorted(self._problems)[:MAX_PROBLEMS])
+        return self._problems.shown()
 
     @property
     def unattributed(self) -> int:

@@ -27,6 +27,7 @@ from controller.kube.inventory.reading import (
     word,
     words,
 )
+from controller.kube.inventory.said import NAMESPACE_SILENT, SILENT, NamespaceSaid, Said, namespace_said, said_of
 from controller.kube.inventory.selecting import LabelSelector
 from controller.kube.reflector import Unreadable
 from graph.model import Port, Protocol
@@ -51,6 +52,7 @@ class Template:
 
     :param sidecar: whether it holds our container
     :param wanted: of the injection label or annotation: None where neither says anything
+    :param said: by other annotations
     """
 
     labels: Labels
@@ -59,6 +61,7 @@ class Template:
     host_network: bool
     sidecar: bool
     wanted: bool | None
+    said: Said = SILENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +111,16 @@ class ServicePortFacts:
 
 @dataclass(frozen=True, slots=True)
 class ServiceFacts:
-    """:param addresses: its cluster IPs; none when it is headless"""
+    """:param addresses: its cluster IPs; none when it is headless
+    :param said: by annotations of its own
+    """
 
     namespace: str
     name: str
     addresses: tuple[str, ...]
     selector: Labels
     ports: tuple[ServicePortFacts, ...]
+    said: Said = SILENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +152,16 @@ class SliceFacts:
 class NamespaceFacts:
     name: str
     labels: Labels
+    said: NamespaceSaid = NAMESPACE_SILENT
 
     @property
     def injected(self) -> bool:
         return (INJECTION, "enabled") in self.labels
+
+    @property
+    def for_pods(self) -> tuple[bool, NamespaceSaid]:
+        """What its workloads depend on."""
+        return self.injected, self.said
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +244,7 @@ def template(document: Object) -> Template:
         spec.get("hostNetwork") is True,
         any(word(each, "name") == SIDECAR for each in ours),
         {"enabled": True, "disabled": False}.get(said),
+        said_of(metadata),
     )
     return _TEMPLATES.one(made) if len(made.labels) + len(made.ports) <= _ORDINARY else made
 
@@ -331,6 +344,7 @@ def service(document: Object) -> ServiceFacts:
         addresses(listed),
         labels(spec, "selector"),
         () if outside else tuple(each for each in ports if each.number),
+        said_of(metadata),
     )
 
 
@@ -359,7 +373,7 @@ def endpoint_slice(document: Object) -> SliceFacts:
 
 def namespace(document: Object) -> NamespaceFacts:
     metadata = part(document, "metadata")
-    return NamespaceFacts(needed(metadata, "name"), labels(metadata))
+    return NamespaceFacts(needed(metadata, "name"), labels(metadata), namespace_said(metadata))
 
 
 def node(document: Object) -> NodeFacts:

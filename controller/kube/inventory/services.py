@@ -11,10 +11,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
+from controller.inventory.ports import OPAQUE
 from controller.kube.inventory.objects import ServiceFacts, ServicePortFacts, SliceFacts
 from graph.model import Protocol, Service, ServiceEndpoint, ServicePort, WorkloadRef
 from graph.wire.bounds import MAX_ENDPOINTS
 
+#: What Linkerd calls it, and people who expect that there is such a name.
+_OPAQUE = frozenset({"opaque", "linkerd.io/opaque", "linkerd.io/tcp"})
 _APP_PROTOCOL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_./]{0,251}[A-Za-z0-9])?")
 
 
@@ -79,12 +82,17 @@ def owner_of(
 
 
 def spoken_by(facts: ServiceFacts, slices: Iterable[SliceFacts]) -> dict[str, dict[tuple[int, Protocol], str]]:
-    """``appProtocol`` by address and port, as the service says it of what is behind it."""
-    said = {(port.name, port.protocol): port.app_protocol for port in facts.ports if _usable(port.app_protocol)}
+    """``appProtocol`` by address and port, as the service says it of what is behind it; :data:`OPAQUE` for its ports
+    that it has annotated as such."""
+    opaque = facts.said.opaque or ()
+    said = {
+        (port.name, port.protocol): OPAQUE if port.number in opaque else _plain(port.app_protocol)
+        for port in facts.ports
+    }
     found: dict[str, dict[tuple[int, Protocol], str]] = {}
     for each in slices:
         for port in each.ports:
-            name = said.get((port.name, port.protocol)) or (port.app_protocol if _usable(port.app_protocol) else "")
+            name = said.get((port.name, port.protocol)) or _plain(port.app_protocol)
             if not name:
                 continue
             for endpoint in each.endpoints:
@@ -93,5 +101,9 @@ def spoken_by(facts: ServiceFacts, slices: Iterable[SliceFacts]) -> dict[str, di
     return found
 
 
-def _usable(said: str) -> bool:
-    return _APP_PROTOCOL.fullmatch(said) is not None
+def _plain(said: str) -> str:
+    """One name for one protocol; empty when it is none."""
+    if not _APP_PROTOCOL.fullmatch(said):
+        return ""
+    name = said if "/" in said else said.lower()  # names of no domain are IANA's, where case says nothing
+    return OPAQUE if name in _OPAQUE else name

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from certs.errors import CertError
 from certs.spiffe import SpiffeId
-from controller.inventory.ports import MAX_NAMED_PORTS
+from controller.injection.names import INSPECTABLE_HOSTS
+from controller.inventory.ports import MAX_NAMED_PORTS, OPAQUE
 from controller.kube.inventory.objects import OwnerFacts, PodFacts, Template
 from controller.kube.inventory.owners import Top
 from controller.kube.inventory.reading import Labels
+from controller.kube.inventory.said import NamespaceSaid, Said, inspected_of, opaque_of
 from graph.model import Instance, Port, Protocol, Workload
 
 _KIND = re.compile(r"[A-Z][A-Za-z]{0,62}")
@@ -23,25 +25,41 @@ type Spoken = Mapping[tuple[int, Protocol], str]
 
 
 def workload_of(
-    top: Top, owner: OwnerFacts | None, pods: Sequence[PodFacts], *, injected: bool, spoken: Spoken
+    top: Top,
+    owner: OwnerFacts | None,
+    pods: Sequence[PodFacts],
+    *,
+    injected: bool,
+    spoken: Spoken,
+    space: NamespaceSaid,
 ) -> Workload:
     """The workload of a top owner.
 
     :param owner: its object, where its kind is followed
     :param pods: those that it has now
     :param injected: whether pods of the namespace get a sidecar when they are made
+    :param space: what the namespace says
     """
     template = owner.template if owner is not None else None
     made = [pod.spec for pod in pods] or ([template] if template is not None else [])
+    meshed = _meshed(template, pods, injected)
+    speaking = [template.said] if template is not None else [pod.spec.said for pod in pods]
     return Workload(
         top.ref,
         kind=top.kind if _KIND.fullmatch(top.kind) else "Other",
         service_account=_account(template, pods),
         labels=_common_labels(made),
-        ports=_ports(template, pods, spoken),
-        meshed=_meshed(template, pods, injected),
+        ports=_ports(template, pods, spoken, opaque_of(speaking, space)),
+        meshed=meshed,
         schedule=owner.schedule if owner is not None and _SCHEDULE.fullmatch(owner.schedule) else "",
+        inspects=inspected_of(said_by(owner, pods), space)[0] if meshed else (),
     )
+
+
+def said_by(owner: OwnerFacts | None, pods: Iterable[PodFacts]) -> set[Said]:
+    """Everything that the template and the pods say: while one replaces the other, both are there."""
+    template = owner.template if owner is not None else None
+    return {pod.spec.said for pod in pods} | ({template.said} if template is not None else set())
 
 
 def instance_of(pod: PodFacts, addresses: tuple[str, ...], workload: Workload) -> Instance | None:
@@ -70,6 +88,20 @@ def identity_problem(trust_domain: str, workload: Workload, accounts: Iterable[s
     return ""
 
 
+def annotation_problem(workload: Workload, said: Iterable[Said], space: NamespaceSaid) -> str:
+    """What of its annotations is not followed, and why; empty when all are."""
+    everything = tuple(said)
+    problems = sorted({each.problem for each in everything if each.problem})
+    denied = inspected_of(everything, space)[1] if workload.meshed else ()
+    if denied:
+        shown = ", ".join(map(str, denied[:3]))
+        problems.append(
+            f"asks to have {shown} inspected, which its namespace does not permit; an administrator may annotate the "
+            f"namespace: {INSPECTABLE_HOSTS}={denied[0].host}"
+        )
+    return f"{workload.ref}: {'; '.join(problems)}" if problems else ""
+
+
 def _account(template: Template | None, pods: Sequence[PodFacts]) -> str:
     if template is not None:
         return template.account
@@ -85,13 +117,17 @@ def _common_labels(made: Sequence[Template]) -> Labels:
     return tuple(sorted(set.intersection(*(set(each) for each in kinds))))
 
 
-def _ports(template: Template | None, pods: Sequence[PodFacts], spoken: Spoken) -> tuple[Port, ...]:
+def _ports(
+    template: Template | None, pods: Sequence[PodFacts], spoken: Spoken, opaque: frozenset[int]
+) -> tuple[Port, ...]:
     declared = template.ports if template is not None else ()
     for pod in () if template is not None else pods:
         if pod.spec.ports != declared:
             declared = (*declared, *pod.spec.ports)
     found = {(port.number, port.protocol): port for port in reversed(declared)}
-    for (number, protocol), said in sorted(spoken.items())[:MAX_NAMED_PORTS]:
+    named = dict.fromkeys(((number, Protocol.TCP) for number in sorted(opaque)), OPAQUE)
+    named |= {at: said for at, said in sorted(spoken.items()) if at not in named}
+    for (number, protocol), said in list(named.items())[:MAX_NAMED_PORTS]:
         known = found.get((number, protocol), Port(number, protocol))
         found[number, protocol] = Port(number, protocol, known.name, said)
     names = Counter(port.name for port in found.values())

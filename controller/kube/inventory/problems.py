@@ -1,0 +1,27 @@
+"""What could not be followed, and why, for people."""
+
+from __future__ import annotations
+
+#: Problems that are shown; there may be as many as pods.
+MAX_PROBLEMS = 100
+
+
+class Problems:
+    """At most one of each thing."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, str] = {}
+
+    def note(self, about: str, problem: str) -> None:
+        """Remember it, or, when it is empty, that there is none any more."""
+        if problem:
+            self._of[about] = problem
+        else:
+            self._of.pop(about, None)
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def shown(self) -> tuple[str, ...]:
+        """Some of them, when they are many."""
+        return tuple(self._of[about] for about in sorted(self._of)[:MAX_PROBLEMS])

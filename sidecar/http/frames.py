@@ -35,6 +35,11 @@ type OnReset = Callable[[int], None]
 
 #: The highest number that a stream can have: a GOAWAY that names it turns no request away.
 ANY_STREAM: Final = 0x7FFFFFFF
+#: SETTINGS that set nothing: what an end has to say before it may say anything else (RFC 9113 section 3.4).
+NO_SETTINGS: Final = b"\0\0\0\4\0\0\0\0\0"
+#: Why a connection ends (RFC 9113 section 7).
+PROTOCOL_ERROR: Final = 1
+ENHANCE_YOUR_CALM: Final = 11
 
 
 def goaway(last_stream: int, code: int = 0, why: bytes = b"") -> bytes:
@@ -51,10 +56,11 @@ class FrameReader:
     :param preface: the direction begins with :data:`PREFACE`
     :param check: raises what is wrong with a block of headers, of trailers, or of a promise
     :ivar boundary: how many of the bytes that were fed last are in front of the last place where a frame of another
-        could stand; -1: there is none
+        could stand; negative: there is none. In front of a client's first frame there is none either
     """
 
     __slots__ = (
+        "_begun",
         "_block",
         "_continuations",
         "_data",
@@ -67,6 +73,7 @@ class FrameReader:
         "_settings",
         "_silent",
         "_skip",
+        "_skips_data",
         "_stream",
         "boundary",
     )
@@ -87,8 +94,10 @@ class FrameReader:
         self._data = data
         self._reset = reset
         self._preface = preface
+        self._begun = not preface  # the first frame, which belongs to the preface, is whole
         self._held = b""  # the beginning of what is needed as a whole
         self._skip = 0  # bytes of a payload that nobody looks at
+        self._skips_data = False  # they are of a body
         self._block = bytearray()  # of a header block that is not complete
         self._stream = 0  # it belongs to; 0: there is none
         self._end = False  # it ends its stream
@@ -101,14 +110,22 @@ class FrameReader:
         """Whether a frame of another could stand behind what was fed."""
         return not (self._skip or self._held or self._stream or self._preface)
 
+    @property
+    def half(self) -> bool:
+        """Whether something has begun that its sender has to finish before anything else can happen: the preface with
+        its first frame, a head, any frame but one of a body."""
+        return bool(not self._begun or self._held or self._stream or (self._skip and not self._skips_data))
+
     def feed(self, data: memoryview) -> None:
         """:raises Malformed: when it can not be read, or passes a bound; nothing more can be read then"""
         size = len(data)
         if size <= self._skip:
             self._skip -= size
             self.boundary = -1 if self._skip or self._stream else size
+            self._begun = self._begun or not self._skip
             return
         at = self._skip
+        self._begun = self._begun or at > 0
         self._skip = 0
         before = at - len(self._held)  # what is not in the piece, less what of it came before
         piece = self._held + bytes(data[at:]) if self._held else bytes(data[at:])
@@ -125,7 +142,7 @@ class FrameReader:
                 raise Malformed("h2-preface")
             self._preface = False
             at = len(PREFACE)
-        boundary = -1 if self._stream else at
+        boundary = at if self._begun and not self._stream else -1
         while size - at >= _HEADER:
             length = piece[at] << 16 | piece[at + 1] << 8 | piece[at + 2]
             kind, flags = piece[at + 3], piece[at + 4]
@@ -143,11 +160,14 @@ class FrameReader:
                 stream = int.from_bytes(piece[at + 5 : body]) & 0x7FFFFFFF
                 self._data(stream, length, flags & _END_STREAM != 0)
             at = body + length
-            if at <= size and not self._stream:
-                boundary = at
+            if at <= size:
+                self._begun = True
+                if not self._stream:
+                    boundary = at
         self.boundary = before + boundary if boundary >= 0 else -1
         if at > size:
             self._skip = at - size
+            self._skips_data = kind == _DATA
         elif at < size:
             self._held = piece[at:] if at else piece
 

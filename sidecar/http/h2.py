@@ -4,11 +4,12 @@ Rules:
 
 1. What the client sends is read before it is passed on, and a head of which the last byte was not passed on is none to
    the application. So no request reaches it with a header that only we may set (``x-forwarded-client-cert``,
-   ``x-hedgerow-*``), nor with a field that could smuggle one into HTTP/1: its connection is reset, which is counted and
-   said. Nothing can be taken out of a head here, because every later head builds on its bytes; connections in the
-   ``inspect`` lane have such headers stripped instead.
-2. The same becomes of a client whose bytes can not be read, or whose heads pass a bound: what is not read can not be
-   vouched for.
+   ``x-hedgerow-*``), nor with a field that could smuggle one into HTTP/1: its connection ends, which is counted and
+   said, to the client too: by a GOAWAY that names the reason, where one can be sent. Nothing can be taken out of a head
+   here, because every later head builds on its bytes; connections in the ``inspect`` lane have such headers stripped.
+2. The same becomes of a client whose bytes can not be read, whose heads pass a bound, or who leaves a head, or anything
+   else but a body, half sent for ``head_timeout``: what is not read can not be vouched for, and what is half sent holds
+   memory here and at the application.
 3. What the application sends is only observed. What can not be read of it, or is too much to be kept in mind, ends the
    observation, is counted, and costs no byte.
 4. No other verdict depends on what is read. Where operations have to be judged, another lane takes the connection; when
@@ -28,7 +29,7 @@ from sidecar.dataplane.lanes import LaneContext
 from sidecar.dataplane.leg_relay import LegRelay
 from sidecar.dataplane.legs import NOBODY, Leg
 from sidecar.http.errors import Malformed
-from sidecar.http.frames import ANY_STREAM, FrameReader, goaway
+from sidecar.http.frames import ANY_STREAM, ENHANCE_YOUR_CALM, NO_SETTINGS, PROTOCOL_ERROR, FrameReader, goaway
 from sidecar.http.head import is_ours
 from sidecar.http.hpack import Header
 from sidecar.http.operation import operation_of
@@ -95,9 +96,12 @@ class H2Lane(LegRelay):
     __slots__ = (
         "_asked_to_go",
         "_calls",
+        "_drop_left",
         "_from_client",
         "_from_server",
+        "_half_since",
         "_last",
+        "_parting",
         "_port",
         "_site",
         "_under",
@@ -110,6 +114,9 @@ class H2Lane(LegRelay):
         self._calls: dict[int, _Call] | None = {}  # None: it is not known what runs
         self._last = 0
         self._asked_to_go: float | None = None  # since when the client is; infinite: not yet, but it is to be
+        self._half_since: float | None = None  # since when the client leaves something half sent
+        self._parting: float | None = None  # until when the client, who was refused, may take our last word
+        self._drop_left = 0  # bytes that it may send meanwhile
         settings = site.settings
         self._from_client = FrameReader(
             settings, self._asked, self._request_data, self._given_up, preface=True, check=check_fields
@@ -128,14 +135,22 @@ class H2Lane(LegRelay):
         site.watch(self, context.port)
 
     def received(self, leg: Leg, data: memoryview) -> None:
+        if self._parting is not None:
+            self._drop(leg, len(data))
+            return
         if leg is not self._client:
             self._from_application(data)
             return
+        reader = self._from_client
         try:
-            self._from_client.feed(data)
+            reader.feed(data)
         except Malformed as error:
-            self._refuse(error.reason)
+            self._refuse(error.reason, PROTOCOL_ERROR)
             return
+        if not reader.half:
+            self._half_since = None
+        elif self._half_since is None or reader.boundary >= 0:
+            self._half_since = self._site.clock()
         super().received(leg, data)
 
     def _from_application(self, data: memoryview) -> None:
@@ -151,6 +166,19 @@ class H2Lane(LegRelay):
         if data:
             super().received(self._server, data)
 
+    def drained(self, leg: Leg) -> None:
+        if self._parting is None:
+            super().drained(leg)
+        else:
+            self._part_when_sent()
+
+    def ended(self, leg: Leg) -> None:
+        if self._parting is None:
+            super().ended(leg)
+        else:
+            self._client_ended = True
+            self._part_when_sent()
+
     def lost(self, leg: Leg, why: str) -> None:
         super().lost(leg, why)
         self._farewell()
@@ -159,22 +187,62 @@ class H2Lane(LegRelay):
         super().reset()
         self._farewell()
 
-    def _refuse(self, reason: str) -> None:
-        """The client sent what must not reach the application."""
+    # clients that are refused
+
+    def _refuse(self, reason: str, code: int) -> None:
+        """The client sent what must not reach the application, or takes too long to send it."""
         site, record = self._site, self._under.record
         site.malformed[reason] += 1
-        text = "reset an HTTP/2 connection of %s to port %d: %s"
+        text = "ended an HTTP/2 connection of %s to port %d: %s"
         who = record.source_identity or record.source.address
         site.fabric.complaints.say(logging.WARNING, text, who, self._port, reason)
-        self.reset()
+        reader = self._from_server
+        if reader is None or not reader.between_frames:
+            self.reset()
+            return
+        # No stream counts as one that was not served: whoever asked for this would only ask again.
+        last_word = goaway(ANY_STREAM, code, reason.encode())
+        self._client.write(last_word if record.bytes_received else NO_SETTINGS + last_word)
+        self._client.end()
+        self._client.resume()
+        self._server.reset()
+        self._parting = site.clock() + site.settings.linger
+        self._drop_left = site.settings.linger_bytes
+        self._tell_all()
+        self._part_when_sent()
+
+    def _drop(self, leg: Leg, size: int) -> None:
+        """A client that was refused goes on."""
+        if leg is self._client:
+            self._drop_left -= size
+            if self._drop_left < 0:
+                self.reset()
+
+    def _part_when_sent(self) -> None:
+        """It is over when the client has our last word and has said its own. Until then it counts as a connection."""
+        if not self._over and self._client_ended and not self._client.unsent:
+            self._over = True
+            self._connection.finish(failed=not self._server.reached)
+            self._farewell()
 
     # draining
 
     def sweep(self, now: float) -> None:
-        """Forget what is over; ask the client to go when we drain, and let it go when it has nothing more to do."""
+        """Forget what is over, end what takes too long; ask the client to go when we drain, and let it go when it has
+        nothing more to do."""
         if self._under.record.closed:
             self._farewell()
             return
+        if self._parting is not None:
+            if now >= self._parting:
+                self.reset()
+            return
+        if self._half_since is not None:
+            if self._server.unsent:
+                self._half_since = now  # it is not read meanwhile, and may have sent the rest
+            elif now >= self._half_since + self._site.settings.head_timeout:
+                self._refuse("head-timeout", ENHANCE_YOUR_CALM)
+                return
         if self._asked_to_go is None:
             reader = self._from_server
             if self._site.unwelcome(self._port) and reader is not None:
@@ -278,6 +346,10 @@ class H2Lane(LegRelay):
     def _farewell(self) -> None:
         """The connection is over, and what was under way on it."""
         self._site.forget(self)
+        self._tell_all()
+
+    def _tell_all(self) -> None:
+        """Tell of what is under way and will not be finished; nothing more is observed."""
         self._from_server = None
         for stream, call in list(self._calls.items()) if self._calls else ():
             self._report(stream, call)

@@ -10,7 +10,8 @@ class HttpSettings:
     """How much the lane takes on.
 
     :param head_bytes: of one request's or response's head, and of the trailers of one body; more is refused
-    :param head_timeout: seconds for a whole request head from its first byte; up to ``sweep`` more may pass
+    :param head_timeout: seconds for a whole request head from its first byte, and in HTTP/2 for every frame but those of
+        a body, and the preface; up to ``sweep`` more may pass
     :param refused_body: bytes of the body of a refused request that are read and dropped so that its connection can go
         on; a longer or chunked one costs the connection
     :param linger: seconds that a client may go on sending, or not end its direction, after we have ended ours; up to
@@ -29,7 +30,7 @@ class HttpSettings:
     :param trace_flags: of a ``traceparent`` that we make, two hexadecimal digits: ``00`` not sampled, ``01`` sampled
     :param sweep: seconds between two looks at what has taken too long
     :param h2_block_bytes: of one header block of HTTP/2, compressed; a client that goes beyond it, or beyond the next
-        two or ``h2_continuations``, is reset, and an application that does is not observed any more
+        two or ``h2_continuations``, is refused, and an application that does is not observed any more
     :param h2_headers_bytes: of one header block, decompressed
     :param h2_table_bytes: of the table that HPACK keeps for one direction
     :param h2_streams: streams of one connection that are followed at once; with more it is not observed any more

@@ -258,8 +258,12 @@ class InspectedConnection:
             self._client.write(TOO_SLOW if breach.kind == "head-seconds" else HEAD_TOO_LARGE)
         if self._server is not None:
             self._server.reset()
-        self._finish(breach.kind)
-        Linger(self._loop, self._client, self._limits.discarded, self._limits.head_seconds)
+        self._end_work(breach.kind)
+        if self._client_ended and not self._client.unsent:
+            self._client.end()
+            self._connection.finish()
+        else:
+            Linger(self._loop, self._connection, self._client, self._limits.discarded, self._limits.head_seconds)
 
     def _bad_application(self, kind: str) -> None:
         self.hub.breaches[f"application-{kind}"] += 1
@@ -271,11 +275,15 @@ class InspectedConnection:
     def _finish(self, why: str, *, failed: bool = False) -> None:
         if self._over:
             return
+        self._end_work(why or "the connection is over")
+        self._connection.finish(failed=failed)
+
+    def _end_work(self, why: str) -> None:
+        """Nothing is read or judged any more, and the application hears no more of it."""
         self._let_go()
-        self.layers.fail(why or "the connection is over")
+        self.layers.fail(why)
         if self._server is not None and not self._server_ended and not self._server.closed:
             self._server.reset()
-        self._connection.finish(failed=failed)
 
     def _let_go(self) -> None:
         """Nothing more happens here."""
@@ -333,9 +341,9 @@ class InspectedConnection:
         return self._client.unsent > 0 or len(self._answers) > 0 or held > self._limits.connection_window + _UNSENT
 
     def _hanging(self) -> bool:
-        """Whether a head is on its way, or a receiver keeps us waiting."""
+        """Whether something is half sent that should be whole soon, or a receiver keeps us waiting."""
         if self._guard is not None:
-            return self._guard.head_since is not None or self._kept > 0
+            return self._guard.half_since is not None or self._kept > 0
         half = self._http1
         if not half.in_head:
             self._head_since = None
@@ -355,7 +363,9 @@ class InspectedConnection:
         if self._over or self._closing:
             return
         now = monotonic()
-        began = self._guard.head_since if self._guard is not None else None
+        if self._guard is not None and self._guard.half_since is not None and self._full():
+            self._guard.half_since = now  # it is not read meanwhile, and may have sent the rest
+        began = self._guard.half_since if self._guard is not None else None
         if self._guard is None and self._hanging() and self._head_since is not None:
             began = self._head_since[1]
         if began is not None and now - began >= self._limits.head_seconds:

@@ -6,7 +6,8 @@ What it does not do: it knows no HPACK and keeps no state of streams; those are 
 1. A byte is handed on only after its frame's header was looked at, and a head (HEADERS and its CONTINUATIONs) never
    grows beyond its limit on its way.
 2. What is handed on in one call is bounded by a number of frames, so that nobody's burst keeps others waiting.
-3. GOAWAY is withheld: the parser takes it for the end of everything, while RFC 9113 section 6.8 lets what runs finish.
+3. What is half sent, but for a body, is looked at from outside: since when that is so is in ``half_since``.
+4. GOAWAY is withheld: the parser takes it for the end of everything, while RFC 9113 section 6.8 lets what runs finish.
 
 Sources: RFC 9113 sections 4, 6 and 10.5; CVE-2019-9511 to 9518, CVE-2023-44487, CVE-2024-27316 (CONTINUATION),
 CVE-2025-8671 (its other half, the resets that we are made to send, is counted by :meth:`FrameGuard.we_reset`).
@@ -68,13 +69,16 @@ class FrameGuard:
 
     :param limits: for the frames of a client; an application's are only measured, not counted
     :ivar last_stream: the highest stream that the client opened
-    :ivar head_since: when the head that is on its way began; None: none is
+    :ivar half_since: when a head, or any frame but one of a body, began that is still on its way, or the preface, which
+        the first frame belongs to; None: none is. May be set anew for a sender that was not read for a while
     :ivar gone: the withheld GOAWAY, if one came
     """
 
     __slots__ = (
+        "_begun",
         "_block",
         "_blocks",
+        "_data",
         "_empty",
         "_from_client",
         "_header",
@@ -91,7 +95,7 @@ class FrameGuard:
         "_withheld",
         "_withholding",
         "gone",
-        "head_since",
+        "half_since",
         "last_stream",
     )
 
@@ -99,6 +103,8 @@ class FrameGuard:
         self._limits = limits
         self._from_client = from_client
         self._preface = len(PREFACE) if from_client else 0  # bytes of it still to come
+        self._begun = not from_client  # the first frame is whole
+        self._data = False  # the frame is one of a body
         self._header = bytearray()
         self._left = 0  # bytes of the frame's payload still to come
         self._withholding = False
@@ -114,7 +120,7 @@ class FrameGuard:
         self._empty = Rate(limits.empty_frames)
         self._others = Rate(limits.others)
         self.last_stream = 0
-        self.head_since: float | None = None
+        self.half_since: float | None = None
         self.gone: GoAway | None = None
 
     def feed(self, data: bytes | memoryview, now: float, frames: int) -> tuple[int, bytes]:
@@ -143,8 +149,8 @@ class FrameGuard:
                     out += data[at : at + size]
                 self._left -= size
                 at += size
-                if not self._left and self._withholding:
-                    self._read_goaway()
+                if not self._left:
+                    self._end_frame()
                 continue
             size = min(HEADER - len(self._header), end - at)
             if not self._header and frames <= 0:
@@ -158,6 +164,12 @@ class FrameGuard:
                 self._look(header, now)
                 if not self._withholding:
                     out += header
+                if not self._left:
+                    self._end_frame()
+        if self._begun and not self._header and not self._stream and (self._data or not self._left):
+            self.half_since = None
+        elif self.half_since is None:
+            self.half_since = now
         return at, bytes(out)
 
     def we_reset(self, now: float, count: int) -> None:
@@ -177,6 +189,7 @@ class FrameGuard:
         if kind in _FIXED and length != _FIXED[kind]:
             raise Breach("frame-size", FRAME_SIZE_ERROR)
         self._left = length
+        self._data = kind == DATA
         if self._stream and (kind != CONTINUATION or stream != self._stream):
             raise Breach("interleaved-head", PROTOCOL_ERROR)
         if kind == DATA:
@@ -216,7 +229,6 @@ class FrameGuard:
     def _begin_head(self, stream: int, now: float) -> None:
         self._stream = stream
         self._block = self._blocks = 0
-        self.head_since = now
         if not stream:
             raise Breach("head", PROTOCOL_ERROR)
         if self._from_client:  # a trailer section is one more head, and counts as one
@@ -232,7 +244,14 @@ class FrameGuard:
             raise Breach("continuations")
         if flags & END_HEADERS:
             self._stream = 0
-            self.head_since = None
+
+    def _end_frame(self) -> None:
+        """What comes next is another frame."""
+        self._begun = True
+        if not self._stream:
+            self.half_since = None
+        if self._withholding:
+            self._read_goaway()
 
     def _read_goaway(self) -> None:
         said = bytes(self._withheld)

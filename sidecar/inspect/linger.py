@@ -5,40 +5,55 @@ from __future__ import annotations
 import asyncio
 
 from sidecar.dataplane.legs import Leg
+from sidecar.dataplane.live import Connection
 
 
 class Linger:
     """Ends our direction of ``leg``, and throws away what still comes, up to a bound; behind it is a reset.
 
+    :param connection: goes on counting until the client is gone, and ends here; so that those who were cut off can not
+        hold more than others
     :param most: bytes that are read
     :param seconds: that the client has to end its direction
     """
 
-    __slots__ = ("_left", "_leg", "_timer")
+    __slots__ = ("_connection", "_ended", "_left", "_leg", "_timer")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, leg: Leg, most: int, seconds: float) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, connection: Connection, leg: Leg, most: int, seconds: float
+    ) -> None:
+        self._connection = connection
         self._leg = leg
         self._left = most
+        self._ended = False
+        self._timer = loop.call_later(seconds, self._reset)
+        connection.owned_by(self._reset)
         leg.lane = self
         leg.end()
         leg.resume()
-        self._timer = loop.call_later(seconds, self._late)
 
-    def _late(self) -> None:
+    def _reset(self) -> None:
         self._leg.reset()
+        self._over()
+
+    def _over(self) -> None:
+        self._timer.cancel()
+        self._connection.finish()
 
     def received(self, leg: Leg, data: memoryview) -> None:
         self._left -= len(data)
         if self._left < 0:
-            self._timer.cancel()
-            leg.reset()
+            self._reset()
 
     def ended(self, leg: Leg) -> None:
         """It goes by itself when what we wrote is sent; the timer stays for one that never takes it."""
+        self._ended = True
         if not leg.unsent:
-            self._timer.cancel()
+            self._over()
 
-    def drained(self, leg: Leg) -> None: ...
+    def drained(self, leg: Leg) -> None:
+        if self._ended:
+            self._over()
 
     def lost(self, leg: Leg, why: str) -> None:
-        self._timer.cancel()
+        self._over()

@@ -42,7 +42,7 @@ class Limits:
     """What one client may cost. A rate is per second; twice as many pass in a burst, more end the connection.
 
     :param head_bytes: of one head, as it came and as it decompresses (HPACK)
-    :param head_seconds: for one head to arrive
+    :param head_seconds: for one head to arrive, and in HTTP/2 for every frame but those of a body, and the preface
     :param streams: HTTP/2 requests alive at once on one connection
     :param opens: HTTP/2 requests that may be begun
     :param resets: requests that the client resets (CVE-2023-44487), or makes us reset (CVE-2025-8671)

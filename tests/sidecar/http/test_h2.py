@@ -157,19 +157,188 @@ REFUSED = {
 }
 
 
+def last_words(leg):
+    """What a client is told at the end: the codes and reasons of the GOAWAYs, each of which turns no request away."""
+    words, said = [], leg.take()
+    while said:
+        length, kind = int.from_bytes(said[:3]), said[3]
+        if kind == 7:
+            assert said[9:13] == b"\x7f\xff\xff\xff"
+            words.append((int.from_bytes(said[13:17]), said[17 : 9 + length].decode()))
+        said = said[9 + length :]
+    return words
+
+
+def check_refused(leg, reason, code=1):
+    """It gets one last word behind whatever it was told before, and then has to go."""
+    assert last_words(leg) == [(code, reason)]
+    assert leg.did_end
+    assert not leg.closed
+    assert not leg.record.closed, "as long as it stays it counts"
+    leg.finish()
+    assert leg.record.closed
+
+
 @pytest.mark.parametrize(("reason", "data"), REFUSED.items())
 @pytest.mark.parametrize("cut", [1 << 20, 977])
-def test_a_client_that_can_not_be_read_is_reset(reason, data, cut):
+def test_a_client_that_can_not_be_read_is_refused(reason, data, cut):
     bench = Bench(h2_headers_bytes=65_536)
     leg = bench.client(H2Lane)
     for start in range(0, len(data), cut):
         leg.feed(data[start : start + cut])
-    assert leg.was_reset
     assert bench.app.was_reset
     assert len(bench.app.take()) < len(data), "its last piece does not arrive"
     assert dict(bench.site.malformed) == {reason: 1}
-    assert leg.record.closed
+    check_refused(leg, reason)
     assert not bench.site._watched
+
+
+def test_a_client_that_was_refused_has_little_time_and_few_bytes_to_go():
+    for way in ("time", "bytes"):
+        bench = Bench(linger=3.0, linger_bytes=10_000)
+        leg = bench.client(H2Lane)
+        leg.feed(PREFACE + frame(1, 5, 1, b"\xff\x00"))
+        leg.feed(b"x" * 9_000)
+        bench.later(2.9)
+        assert not leg.closed
+        leg.feed(b"x" * 2_000) if way == "bytes" else bench.later(0.2)
+        assert leg.was_reset
+        assert leg.record.closed
+        assert not bench.site._watched
+        assert dict(bench.site.malformed) == {"hpack-index": 1}
+
+
+def test_a_client_that_does_not_take_its_last_word_still_counts():
+    bench = Bench()
+    leg = bench.client(H2Lane)
+    leg.stuck = True
+    leg.feed(PREFACE + frame(1, 5, 1, b"\xff\x00"))
+    leg.finish()
+    assert not leg.record.closed
+    leg.unblock()
+    assert leg.record.closed
+    assert not leg.record.failed
+
+
+def test_the_application_comes_to_an_end_in_the_middle_of_a_frame():
+    """Nothing can be said between its bytes."""
+    bench = Bench()
+    leg = bench.client(H2Lane)
+    leg.feed(PREFACE + many_heads(1))
+    bench.app.feed(frame(0, 0, 1, b"x" * 100)[:50])
+    leg.feed(frame(1, 5, 3, b"\xff\x00"))
+    assert leg.was_reset
+    assert len(leg.take()) == 50
+
+
+# What is half sent ----------------------------------------------------------------------------------------------------
+
+HALF = {
+    "preface": PREFACE,
+    "first-frame": PREFACE + frame(4, 0, 0, b"\0\3\0\0\0\1")[:-1],
+    "frame": PREFACE + frame(4, 0, 0, b"") + frame(1, 5, 1, REQUEST)[:5],
+    "head": PREFACE + frame(4, 0, 0, b"") + frame(1, 5, 1, REQUEST)[:-1],
+    "continued-head": PREFACE + frame(4, 0, 0, b"") + frame(1, 1, 1, REQUEST),
+    "continuation": PREFACE + frame(4, 0, 0, b"") + frame(1, 1, 1, REQUEST) + frame(9, 0, 1, b""),
+    "trailers": PREFACE + frame(4, 0, 0, b"") + frame(1, 4, 1, REQUEST) + frame(1, 1, 1, b""),
+    "ping": PREFACE + frame(4, 0, 0, b"") + frame(6, 0, 0, b"x" * 8)[:-1],
+    "settings": PREFACE + frame(4, 0, 0, b"") + frame(4, 0, 0, b"\0\3\0\0\0\1")[:-2],
+    "of-no-known-kind": PREFACE + frame(4, 0, 0, b"") + frame(99, 0, 0, b"x" * 80)[:-2],
+}
+WHOLE = {
+    "settings": PREFACE + frame(4, 0, 0, b""),
+    "first-frame-of-another-kind": PREFACE + frame(1, 5, 1, REQUEST),
+    "body": PREFACE + frame(4, 0, 0, b"") + frame(1, 4, 1, REQUEST) + frame(0, 0, 1, b"x" * 80)[:-1],
+    "head-without-body": PREFACE + frame(4, 0, 0, b"") + frame(1, 4, 1, REQUEST),
+}
+
+
+@pytest.mark.parametrize("cut", [1 << 20, 1, 11])
+@pytest.mark.parametrize("data", HALF.values(), ids=HALF)
+@pytest.mark.parametrize("spoken", [False, True])
+def test_what_is_half_sent_for_too_long_ends_the_connection(data, cut, spoken):
+    bench = Bench(head_timeout=10.0)
+    leg = bench.client(H2Lane)
+    for start in range(0, len(data), cut):
+        leg.feed(data[start : start + cut])
+    if spoken:
+        bench.app.feed(frame(4, 0, 0, b"\0\3\0\0\0\1"))
+    bench.later(9.9)
+    assert not leg.did_end
+    bench.later(0.2)
+    assert dict(bench.site.malformed) == {"head-timeout": 1}
+    assert bench.app.was_reset
+    assert bytes(leg.sent).startswith(frame(4, 0, 0, b"\0\3\0\0\0\1" if spoken else b"")), "SETTINGS come first"
+    check_refused(leg, "head-timeout", 11)
+
+
+@pytest.mark.parametrize("cut", [1 << 20, 1, 11])
+@pytest.mark.parametrize("data", WHOLE.values(), ids=WHOLE)
+def test_who_sent_something_whole_may_pause(data, cut):
+    bench = Bench(head_timeout=10.0)
+    leg = bench.client(H2Lane)
+    for start in range(0, len(data), cut):
+        leg.feed(data[start : start + cut])
+    for _ in range(30):
+        bench.later(1.0)
+    assert not leg.closed
+    assert not leg.did_end
+    assert bench.app.take() == data
+
+
+@pytest.mark.parametrize("name", ["first-frame", "head", "continued-head"])
+def test_a_byte_now_and_then_gains_no_time(name):
+    bench = Bench(head_timeout=10.0)
+    leg = bench.client(H2Lane)
+    settings = b"" if name == "first-frame" else frame(4, 0, 0, b"")
+    kind = {"first-frame": (4, 0, 0), "head": (1, 5, 1), "continued-head": (9, 0, 1)}[name]
+    begun = (4000).to_bytes(3) + bytes(kind[:2]) + kind[2].to_bytes(4)
+    leg.feed(PREFACE + settings + (frame(1, 0, 1, REQUEST) if name == "continued-head" else b""))
+    for byte in begun:
+        leg.feed(bytes([byte]))
+    for _ in range(9):
+        bench.later(1.0)
+        leg.feed(b"\0")
+        assert not leg.did_end
+    bench.later(1.1)
+    assert leg.did_end
+    assert dict(bench.site.malformed) == {"head-timeout": 1}
+
+
+def test_every_head_has_its_own_time():
+    bench = Bench(head_timeout=10.0)
+    leg = bench.client(H2Lane)
+    leg.feed(PREFACE + frame(4, 0, 0, b""))
+    rest = b""
+    for stream in range(1, 21, 2):
+        head = frame(1, 5, stream, REQUEST)
+        leg.feed(rest + head[:-3])
+        rest = head[-3:]
+        bench.later(9.0)
+    assert not leg.did_end
+    bench.later(1.1)
+    assert leg.did_end, "the last one came to nothing"
+
+
+def test_who_is_not_read_for_a_while_has_no_part_in_it():
+    """What is missing may wait on its way, because the application takes nothing."""
+    bench = Bench(head_timeout=10.0)
+    leg = bench.client(H2Lane)
+    leg.feed(PREFACE + frame(4, 0, 0, b""))
+    bench.app.stuck = True
+    head = frame(1, 5, 1, REQUEST)
+    leg.feed(head[:-1])
+    assert leg.paused
+    leg.feed(head[-1:])
+    for _ in range(20):
+        bench.later(1.0)
+    assert not leg.did_end
+    bench.app.unblock()
+    leg.resume()
+    for _ in range(20):
+        bench.later(1.0)
+    assert not leg.did_end
+    assert bench.app.take().endswith(head)
 
 
 def test_more_requests_than_are_kept_in_mind_pass():
@@ -183,7 +352,7 @@ def test_more_requests_than_are_kept_in_mind_pass():
     assert dict(bench.site.unobserved) == {"h2-streams": 1}
     assert not leg.closed
     leg.feed(frame(1, 5, 5001, REQUEST + FORGED_BLOCK))
-    assert leg.was_reset, "they are still read"
+    assert leg.was_reset, "they are still read; what the application says is not, and nothing can be put into it"
     assert bench.app.take() == b""
 
 
@@ -257,10 +426,9 @@ def test_no_request_reaches_the_application_with_a_header_of_ours(name, where, c
         application.read()
     assert not any(name in head for head in application.heads)
     assert application.heads or cut > 50, "what came before it was served"
-    assert leg.was_reset
     assert bench.app.was_reset
     assert dict(bench.site.malformed) == {"h2-forged-header": 1}
-    assert leg.record.closed
+    check_refused(leg, "h2-forged-header")
 
 
 def test_headers_that_only_look_like_ours_pass():
@@ -425,7 +593,8 @@ def test_any_bytes_pass_or_cost_the_connection(data, start, cut):
     for at in range(0, len(data), cut):
         leg.feed(data[at : at + cut])
     if bench.site.malformed:
-        assert leg.was_reset
+        assert leg.did_end
+        assert bench.app.was_reset
         assert data.startswith(bench.app.take())
     else:
         assert bench.app.take() == data

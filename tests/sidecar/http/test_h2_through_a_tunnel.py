@@ -14,6 +14,8 @@ import pytest
 
 from certs.ca import CertificateAuthority
 from sidecar.http.settings import HttpSettings
+from sidecar.inspect.hub import Inspection
+from sidecar.inspect.settings import InspectSettings, Limits
 from tests.sidecar.dataplane.stand_ins import TRUST_DOMAIN
 from tests.sidecar.dataplane.two_pods import TwoPods
 
@@ -65,6 +67,7 @@ class Client:
         self.end = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
         self.end.initiate_connection()
         self.farewells = []
+        self.reasons = []
         self.flush()
 
     def flush(self):
@@ -98,6 +101,7 @@ class Client:
         payload = await self.reader.readexactly(int.from_bytes(head[:3]))
         if head[3] == 7:
             self.farewells.append(struct.unpack("!II", payload[:8]))
+            self.reasons.append(payload[8:].decode())
             return []
         events = self.end.receive_data(head + payload)
         self.flush()
@@ -119,13 +123,38 @@ async def test_a_client_can_not_say_who_it_is(pods, plain, where):
             client.ask(FORGED)
         else:
             client.ask(trailers=[FORGED])
-        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+        with pytest.raises(asyncio.IncompleteReadError):
             await client.ended()
+        assert client.farewells == [(0x7FFFFFFF, 1)], "it was told"
+        assert client.reasons == ["h2-forged-header"]
+        client.writer.close()
     await pods.until(lambda: pods.cart.live_connections == 0)
     assert application.heads[0]["x-forwarded-for"] == "me"
     assert not any(FORGED[0] in head for head in application.heads)
     (record,) = pods.flows.closed_records
     assert record.protocol == "http2"
+
+
+@pytest.mark.parametrize(("plain", "operations"), [(False, ()), (True, ()), (False, ("GET /",))])
+async def test_half_a_head_ends_the_connection_in_every_lane(pods, plain, operations):
+    application = Application()
+    await pods.serve(application)
+    limits = InspectSettings(limits=Limits(head_seconds=0.3))
+    await pods.start(*operations, http=HttpSettings(head_timeout=0.3, sweep=0.05), taps=Inspection(limits))
+    if plain:
+        pods.allow_everybody()
+    client = Client(*await (pods.connect_plainly() if plain else pods.connect()))
+    async with asyncio.timeout(60):
+        assert await client.until(client.ask()) == b"answer"
+        stream = client.end.get_next_available_stream_id()
+        client.end.send_headers(stream, [*GET, ("x", "y" * 100)], end_stream=True)
+        client.writer.write(client.end.data_to_send()[:-1])
+        with pytest.raises(asyncio.IncompleteReadError):
+            await client.ended()
+        assert [code for _, code in client.farewells] == [11]
+        client.writer.close()
+    await pods.until(lambda: pods.cart.live_connections == 0)
+    assert len(application.heads) == 1
 
 
 @pytest.mark.parametrize("operations", [(), ("GET /",)])

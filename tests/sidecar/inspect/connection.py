@@ -223,7 +223,7 @@ async def until(condition: Callable[[], object], rounds: int = 2000) -> None:
         if condition():
             return
         await asyncio.sleep(0)
-    for _ in range(400):
+    for _ in range(6000):
         if condition():
             return
         await asyncio.sleep(0.01)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hpack
 import pytest
 
+from graph.model import Mode
 from sidecar.inspect.frame_guard import CONTINUATION, DATA, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS, WINDOW_UPDATE
 from tests.sidecar.inspect.connection import Kind, inspection, rule, until
 from tests.sidecar.inspect.http2_ends import Pair, frame
@@ -67,6 +68,8 @@ async def test_a_flood_ends_the_connection_with_a_word(world, name):
         sent += c.client.read()
     assert c.client.write_ended
     assert goaways(bytes(sent) + c.client.read())
+    assert not c.record.closed, "as long as it stays it counts"
+    c.client.finish()
     assert c.record.closed
     assert hub.lanes == 0
     if name == "made-you-reset":  # the parser may take offence first, which ends it as well
@@ -153,6 +156,82 @@ async def test_a_head_that_never_ends_is_cut_off_in_time(world):
     await until(lambda: c.client.write_ended)
     assert hub.breaches["head-seconds"] == 1
     assert goaways(c.client.read()) == [11]
+
+
+HALF = {
+    "preface": PREFACE,
+    "first-frame": PREFACE + frame(SETTINGS)[:-1],
+    "frame": PREFACE + frame(SETTINGS) + frame(HEADERS, 5, 1, HEAD)[:5],
+    "head": PREFACE + frame(SETTINGS) + frame(HEADERS, 5, 1, HEAD)[:-1],
+    "continuation": PREFACE + frame(SETTINGS) + frame(HEADERS, 1, 1, HEAD) + frame(CONTINUATION, 4, 1, b"x" * 9)[:-1],
+    "ping": PREFACE + frame(SETTINGS) + frame(PING, 0, 0, bytes(8))[:-1],
+}
+
+
+@pytest.mark.parametrize("size", [0, 1])
+@pytest.mark.parametrize("data", HALF.values(), ids=HALF)
+async def test_what_is_half_sent_is_cut_off_in_time(world, data, size):
+    hub = inspection(head_seconds=0.1)
+    c = world(rule(), hub=hub).connect(Kind.HTTP2)
+    c.client.give(data, size)
+    await until(lambda: c.client.write_ended)
+    assert hub.breaches["head-seconds"] == 1
+    assert goaways(c.client.read()) == [11]
+
+
+async def somebody_is_late(made):
+    """Let so much time pass that one who begins now, with half of something, is cut off."""
+    late = made.connect(Kind.HTTP2)
+    late.client.give(PREFACE)
+    await until(lambda: late.client.write_ended)
+
+
+async def test_half_a_body_and_a_pause_between_frames_take_the_time_they_want(world):
+    hub = inspection(head_seconds=0.1)
+    made = world(rule(), hub=hub)
+    pausing = [made.connect(Kind.HTTP2) for _ in range(2)]
+    pausing[0].client.give(PREFACE + frame(SETTINGS) + frame(HEADERS, 4, 1, HEAD) + frame(DATA, 0, 1, b"x" * 9)[:-1])
+    pausing[1].client.give(PREFACE + frame(SETTINGS))
+    for _ in range(3):
+        await somebody_is_late(made)
+    assert not any(one.client.write_ended for one in pausing)
+
+
+async def test_who_is_not_read_for_a_while_is_not_late(world):
+    hub = inspection(head_seconds=0.1)
+    made = world(rule(), hub=hub)
+    c = made.connect(Kind.HTTP2)
+    c.client.give(PREFACE + frame(SETTINGS) + frame(HEADERS, 5, 1, HEAD))
+    c.application.blocked = True
+    c.client.give(frame(HEADERS, 5, 3, HEAD) + frame(HEADERS, 5, 5, HEAD)[:-1])
+    assert c.client.paused
+    for _ in range(2):
+        await somebody_is_late(made)
+    assert not c.client.write_ended
+    c.application.unblock()
+    assert not c.client.paused
+    await until(lambda: c.client.write_ended)
+    assert hub.breaches["head-seconds"] == 3
+
+
+@pytest.mark.parametrize("way", ["silent", "talks", "resets", "denied"])
+async def test_who_was_cut_off_is_gone_soon(world, way):
+    hub = inspection(head_seconds=0.1, discarded=10_000)
+    made = world(rule(), hub=hub)
+    c = made.connect(Kind.HTTP2)
+    c.client.give(PREFACE + b"x" * 20)
+    assert c.client.write_ended
+    assert not c.record.closed
+    if way == "talks":
+        c.client.give(b"x" * 10_001)
+    elif way == "resets":
+        c.client.lose()
+    elif way == "denied":
+        made.policy(mode=Mode.ENFORCE)
+    else:
+        await until(lambda: c.client.was_reset)
+    assert c.client.closed
+    assert c.record.closed
 
 
 async def test_a_bystander_is_served_while_another_is_cut_off(world):

@@ -148,11 +148,28 @@ def test_a_head_of_many_bytes():
 
 def test_when_a_head_began_is_known_until_it_is_complete():
     watched = guard()
+    assert watched.half_since == 0.0, "the first frame belongs to the preface"
+    watched.feed(frame(SETTINGS), 1.0, MANY)
+    assert watched.half_since is None
     watched.feed(frame(HEADERS, 0, 1, b"h"), 5.0, MANY)
     watched.feed(frame(CONTINUATION, 0, 1, b"h"), 9.0, MANY)
-    assert watched.head_since == 5.0
+    assert watched.half_since == 5.0
     watched.feed(frame(CONTINUATION, 4, 1, b"h"), 9.5, MANY)
-    assert watched.head_since is None
+    assert watched.half_since is None
+
+
+@given(st.integers(1, 200))
+def test_a_head_is_half_sent_until_its_last_byte_and_a_body_never(cut):
+    watched = guard()
+    watched.feed(frame(SETTINGS), 1.0, MANY)
+    head, body = frame(HEADERS, 4, 1, b"h" * 50), frame(DATA, 0, 1, b"b" * 50)
+    data = head + body
+    for at in range(0, len(data), cut):
+        watched.feed(data[at : at + cut], 5.0 + at, MANY)
+        there = min(at + cut, len(data))
+        half = 0 < there < len(head) or len(head) < there < len(head) + 9
+        assert (watched.half_since is not None) == half
+        assert not half or watched.half_since >= 5.0
 
 
 @pytest.mark.parametrize(

@@ -425,6 +425,7 @@ async def test_a_head_that_is_too_large(world):
     assert c.client.read().startswith(b"HTTP/1.1 431 ")
     assert c.client.write_ended
     assert w.hub.breaches["head-bytes"] == 1
+    c.client.finish()
     assert c.record.closed
 
 

@@ -155,6 +155,43 @@ async def test_calls_of_every_kind_are_judged_by_their_method(pods, cart):
         assert line == f"By={CART_ID};Hash={leaf};URI={FRONT_ID}"
 
 
+FORGED = (("x-forwarded-client-cert", "URI=spiffe://hedgerow.test/ns/shop/sa/default/wl/admin"),)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+async def test_a_caller_that_says_who_it_is_learns_why_its_call_failed_where_calls_are_only_observed(pods, cart, plain):
+    await pods.start()
+    if plain:
+        pods.allow_everybody()
+    client = Client(pods, pods.inbound if plain else pods.door)
+    async with asyncio.timeout(60):
+        assert await client.say(b"abc") == b"cba"
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await client.say(b"who am I?", metadata=FORGED)
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "h2-forged-header" in f"{refused.value.details()} {refused.value.debug_error_string()}"
+        assert await client.say(b"def", wait_for_ready=True) == b"fed"
+    assert cart.calls == ["Say", "Say"]
+    assert not [name for metadata in cart.seen for name, _ in metadata if name == FORGED[0][0]]
+
+
+@pytest.mark.parametrize("plain", [False, True])
+async def test_a_caller_that_says_who_it_is_is_contradicted_where_calls_are_inspected(pods, cart, plain):
+    await pods.start(taps=Inspection(InspectSettings(ports=frozenset({pods.inbound}))))
+    if plain:
+        pods.allow_everybody()
+    client = Client(pods, pods.inbound if plain else pods.door)
+    async with asyncio.timeout(60):
+        assert await client.say(b"who am I?", metadata=FORGED) == b"?I ma ohw"
+    (metadata,) = cart.seen
+    said = [value for name, value in metadata if name == FORGED[0][0]]
+    if plain:
+        assert said == [], "nobody proved anything"
+    else:
+        assert len(said) == 1
+        assert said[0].endswith(f";URI={FRONT_ID}")
+
+
 async def test_a_method_that_is_not_allowed_is_refused_and_the_others_go_on(pods, cart):
     await pods.start(ALL[0], ALL[3])
     client = Client(pods, pods.door)

@@ -90,7 +90,11 @@ def is_host(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True, order=True)
 class WorkloadRef:
-    """The name of a workload, ``namespace/name``, or of something outside the mesh, ``-/address`` or ``-/host``."""
+    """The name of a workload, ``namespace/name``, or of something outside the mesh, ``-/address`` or ``-/host``.
+
+    What people say about the outside may be wider, a network or all names below a domain: :mod:`graph.outside` reads
+    those, and :meth:`parse` does not, because no connection begins or ends at one.
+    """
 
     namespace: str
     name: str
@@ -333,6 +337,11 @@ class Peer:
     def __hash__(self) -> int:
         return self._hash  # few peers are looked up for very many connections
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it is more than an address: a workload or an account of the inventory, or proved by a certificate."""
+        return self.workload is not None or bool(self.namespace) or self.verified
+
     def ref(self) -> WorkloadRef:
         """The workload, else the host or the address as an external reference.
 
@@ -365,6 +374,9 @@ class Selector:
     outside the mesh (``api.example.com``, or ``*.example.com`` for every name below). A selector of identities never
     matches the *source* of an inbound connection whose identity was not proved. ``cidr`` is kept in canonical form
     (``10.0.0.1`` becomes ``10.0.0.1/32``).
+
+    ``outside`` stands beside a ``cidr``: a rule that allows then never speaks of whoever is known to be a workload
+    (:mod:`graph.policy`), so that an address is no way round an identity.
     """
 
     namespace: str = ""
@@ -372,6 +384,7 @@ class Selector:
     service_account: str = ""
     cidr: str = ""
     host: str = ""
+    outside: bool = False
 
     def __post_init__(self) -> None:
         if self.host:
@@ -396,16 +409,17 @@ class Selector:
                 object.__setattr__(self, "cidr", str(_network(self.cidr)))
             except ValueError as error:
                 raise InvalidValue("selector.cidr", str(error), "write a network such as 10.0.0.0/8") from None
+        if self.outside and (self.namespace or not self.cidr):
+            raise InvalidValue("selector.outside", "set without a network alone", "set it beside selector.cidr only")
 
     @classmethod
     def of(cls, ref: WorkloadRef) -> Selector:
-        """Select exactly one workload, or one external address or host."""
-        if ref.host:
-            return cls(host=ref.host)
-        if ref.is_external:
-            address = ipaddress.ip_address(ref.name)
-            return cls(cidr=f"{address}/{address.max_prefixlen}")
-        return cls(namespace=ref.namespace, workload=ref.name)
+        """Select exactly one workload, or what is outside: an address, a network, a host, all names below a domain."""
+        if not ref.is_external:
+            return cls(namespace=ref.namespace, workload=ref.name)
+        if ref.host or ref.name.startswith("*."):
+            return cls(host=ref.name)
+        return cls(cidr=str(_network(ref.name)))
 
     @property
     def by_identity(self) -> bool:

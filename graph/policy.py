@@ -7,6 +7,10 @@ The sidecar, the simulator, the "why" query and drift detection all call :func:`
    static deny > learned and static allow > the mode's default.
 3. A rule about identities never matches a source that did not prove its identity.
 4. ``pending`` is the same decision as if the mode were ``enforce``: what would happen if the fence were closed.
+5. How narrow a rule is decides nothing: of two overrides a deny of a whole network goes above an allow of one address
+   in it, and a deny of ``*.example.com`` above an allow of ``api.example.com``.
+6. What is allowed *outside* is never allowed to a workload: a rule that allows such a network does not speak of a peer
+   that is known to be more than an address. A rule that denies one speaks of everybody at its addresses.
 """
 
 from __future__ import annotations
@@ -82,6 +86,11 @@ def _speaks_of(rule: Rule, connection: Connection, now: float) -> bool:
         return False
     unproved = connection.direction is Direction.INBOUND and not connection.source.verified
     if unproved and rule.source.by_identity:
+        return False
+    if rule.effect is Verdict.ALLOW and (
+        (rule.source.outside and connection.source.is_known)
+        or (rule.destination.outside and connection.destination.is_known)
+    ):
         return False
     return rule.source.matches(connection.source) and rule.destination.matches(connection.destination)
 

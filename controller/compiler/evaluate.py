@@ -13,7 +13,7 @@ from enum import StrEnum
 from itertools import pairwise
 
 from controller.compiler.baseline import baseline_of
-from controller.compiler.form import EVERYWHERE, Form, Network, Subject, network, parsed, within
+from controller.compiler.form import EVERYWHERE, Form, Network, Subject, kept_out, network, parsed, within
 from controller.compiler.ports import PortSpace
 from graph.model import Direction, InboundTls, Mode, Origin, PortRange, Protocol, Rule, Selector, Verdict
 
@@ -28,6 +28,7 @@ class Limit(StrEnum):
     DENY = "deny"  #: it can only allow; a deny is left out of the allows, where that can be done
     MUTUAL_TLS = "mutual-tls"  #: it knows labels and addresses, not proofs
     ADDRESS = "address"  #: it can not ask for a workload at certain addresses, or tell who shares one
+    NETWORK = "network"  #: it opens addresses, whoever is there, also to workloads that go by their identity
     LABELS = "labels"  #: it selects pods by labels, and two workloads have the same
     ACCOUNT = "account"  #: it does not know service accounts
     HOST = "host"  #: it knows addresses, not names
@@ -78,10 +79,16 @@ class Clause:
     turned: bool = False
     inside: tuple[Network, ...] = ()
 
-    def names(self, cell: Cell, *, inbound: bool, lax: bool = False, nameless: bool = False) -> bool:
+    def names(
+        self, cell: Cell, *, inbound: bool, lax: bool = False, nameless: bool = False, anybody: bool = False
+    ) -> bool:
         """Whether it speaks of this peer. ``lax`` takes a workload for what it says it is, at any of its addresses;
-        ``nameless`` takes any address for that of a host."""
-        if self.peer.host and not self._leads_to(cell, nameless=nameless):
+        ``nameless`` takes any address for that of a host; ``anybody`` takes a workload for an address outside."""
+        if self.peer.host and (not cell.address or not (nameless or fits(self.peer.host, cell.host))):
+            return False
+        if kept_out(self.rule, self.peer) and not self._leads_out(cell):
+            return False
+        if self.peer.outside and self._is_workload(cell, inbound=inbound) and not anybody:
             return False
         subject = cell.subject
         address = cell.mine if self.turned else cell.address
@@ -95,10 +102,14 @@ class Clause:
         addresses = subject.addresses if lax and subject is not None else (address,)
         return any(within(known, self.peer.cidr) for known in addresses)
 
-    def _leads_to(self, cell: Cell, *, nameless: bool) -> bool:
-        if not cell.address or (not nameless and not fits(self.peer.host, cell.host)):
+    def _leads_out(self, cell: Cell) -> bool:
+        return bool(cell.address) and not any(parsed(cell.address) in block for block in self.inside)
+
+    def _is_workload(self, cell: Cell, *, inbound: bool) -> bool:
+        """Whether the peer of an allow rule is known to be a workload: what comes in is where it proves it."""
+        if self.rule.effect is Verdict.DENY or cell.subject is None:
             return False
-        return self.rule.effect is Verdict.DENY or not any(parsed(cell.address) in block for block in self.inside)
+        return self.turned or not inbound or cell.subject.meshed
 
     def covers(self, operation: str) -> bool:
         """Whether it speaks of this operation; of one that is not known, a deny does and an allow does not."""
@@ -170,8 +181,9 @@ class Side:
         named = self.named(cell)
         if lax:
             named |= self.named(cell, lax=True) & ~self._denies
-        if Limit.HOST in relaxed:
-            named |= self.named(cell, lax=lax, nameless=True) & ~self._denies
+        if Limit.HOST in relaxed or Limit.NETWORK in relaxed:
+            nameless, anybody = Limit.HOST in relaxed, Limit.NETWORK in relaxed
+            named |= self.named(cell, lax=lax, nameless=nameless, anybody=anybody) & ~self._denies
         if Limit.DENY in relaxed:
             named &= ~self._denies
         if by_name:
@@ -182,13 +194,14 @@ class Side:
             self._known[key] = self._judged(named, operation, plaintext=plaintext)
         return self._known[key]
 
-    def named(self, cell: Cell, *, lax: bool = False, nameless: bool = False) -> int:
+    def named(self, cell: Cell, *, lax: bool = False, nameless: bool = False, anybody: bool = False) -> int:
         """The clauses that speak of a peer; the n-th one is bit n."""
         itself = cell.subject is self.subject
         return sum(
             1 << n
             for n, clause in enumerate(self.clauses)
-            if (itself or not clause.turned) and clause.names(cell, inbound=self.inbound, lax=lax, nameless=nameless)
+            if (itself or not clause.turned)
+            and clause.names(cell, inbound=self.inbound, lax=lax, nameless=nameless, anybody=anybody)
         )
 
     def _judged(self, named: int, operation: str, *, plaintext: bool) -> int:
@@ -232,6 +245,8 @@ class Side:
         found = {network(c.peer.cidr) for c in self.clauses if c.peer.cidr}
         if self.hosts:  # a name may lead anywhere
             found |= {*EVERYWHERE, *self.form.networks}
+        elif any(kept_out(c.rule, c.peer) for c in self.clauses):
+            found |= {*self.form.networks}
         return sorted(found, key=lambda n: (n.version, n))
 
     def cells_of(self, peer: Subject, networks: Iterable[Network] = ()) -> list[Cell]:

@@ -14,7 +14,10 @@ What it fixes, so that sidecars and the cluster's network layer can be told the 
    two instances of one workload, both ends are its own, and what holds at either end holds.
 6. A host is a name outside the cluster. An allow rule for one does not hold where the name leads into the cluster's own
    networks, as far as these are known: whoever answers for the name must not choose a way into the cluster.
-7. Operations are judged by the destination's sidecar, those towards a host outside by the source's, where that workload
+7. A network *outside* means nobody at a workload's own end, and at the other end no workload that is known to be one,
+   where it is allowed. Where it is more than one address, it does not hold in the cluster's own networks either: who is
+   there may be a workload that does not prove it. What is denied is denied to everybody at these addresses.
+8. Operations are judged by the destination's sidecar, those towards a host outside by the source's, where that workload
    inspects the host on every port that the rule names. Where a rule about operations is judged by nobody so, an allow
    is left out and a deny holds for everything.
 
@@ -176,7 +179,7 @@ class Form:
         return source.outbound is Mode.QUARANTINE or destination.inbound is Mode.QUARANTINE
 
     def _as_judged(self, rule: Rule) -> Rule | None:
-        """The rule as it can be held to (see 7 above); None when it can not."""
+        """The rule as it can be held to (see 8 above); None when it can not."""
         if not rule.operations:
             return rule
         destination = rule.destination
@@ -218,12 +221,19 @@ class Form:
     def at_own_end(rule: Rule, subject: Subject, direction: Direction) -> bool:
         """Whether a rule speaks of this workload's connections in that direction."""
         selector = rule.destination if direction is Direction.INBOUND else rule.source
-        if selector.host or (selector.by_identity and not subject.named_by(selector)):
+        if selector.host or selector.outside or (selector.by_identity and not subject.named_by(selector)):
             return False
         if not selector.cidr:
             return True
         inside = [within(address, selector.cidr) for address in subject.addresses]
         return any(inside) if rule.effect is Verdict.DENY else bool(inside) and all(inside)
+
+
+def kept_out(rule: Rule, selector: Selector) -> bool:
+    """Whether what this end of a rule opens stops at the cluster's own networks."""
+    if rule.effect is Verdict.DENY:
+        return False
+    return bool(selector.host) or (selector.outside and network(selector.cidr).num_addresses > 1)
 
 
 def contains(outer: Network, inner: Network) -> bool:

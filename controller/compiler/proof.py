@@ -222,7 +222,7 @@ class _Work:
                 self.found.append(Inexpressible(subject.ref, limit, (rule.id,), _SAME[limit], widens=False))
 
 
-_LIMITS = (Limit.DENY, Limit.MUTUAL_TLS, Limit.ADDRESS, Limit.HOST)
+_LIMITS = (Limit.DENY, Limit.MUTUAL_TLS, Limit.ADDRESS, Limit.HOST, Limit.NETWORK)
 _WIDER = {
     Limit.OPERATIONS: "NetworkPolicy ends at the transport layer: the ports are open for every operation",
     Limit.DENY: "NetworkPolicy can not deny: the peer is part of a wider selection that is allowed",
@@ -230,6 +230,8 @@ _WIDER = {
     Limit.ADDRESS: "NetworkPolicy can not ask for a workload at certain addresses, or tell who shares one",
     Limit.HOST: "NetworkPolicy does not know names: the ports are open to every address; list the cluster's own "
     "networks in the inventory (clusterNetworks) to leave those out",
+    Limit.NETWORK: "NetworkPolicy opens addresses, whoever is there: also to workloads inside that network; list the "
+    "cluster's own networks in the inventory (clusterNetworks) to leave those out",
     Limit.LABELS: "another workload of the namespace has the same labels: give one of them a label of its own",
 }
 _HOST_OUTSIDE = "NetworkPolicy does not know names: the ports are open to every address outside the cluster's networks"
@@ -243,14 +245,14 @@ _SAME = {
 
 def _rules(side: Side, cell: Cell, mask: int, limit: Limit) -> tuple[str, ...]:
     """The ids of the rules that a limit is about, of those that speak of a peer on some of these port cells."""
-    deny, nameless = limit is Limit.DENY, limit is Limit.HOST
+    deny, nameless, anybody = limit is Limit.DENY, limit is Limit.HOST, limit is Limit.NETWORK
     return tuple(
         sorted(
             clause.rule.id
             for clause in side.clauses
             if clause.mask & mask
             and not clause.turned
-            and clause.names(cell, inbound=side.inbound, lax=not deny, nameless=nameless)
+            and clause.names(cell, inbound=side.inbound, lax=not deny, nameless=nameless, anybody=anybody)
             and _is_about(clause.rule, limit)
         )
     )
@@ -261,6 +263,8 @@ def _is_about(rule: Rule, limit: Limit) -> bool:
         return bool(rule.operations)
     if limit is Limit.HOST:
         return bool(rule.destination.host) and rule.effect is Verdict.ALLOW
+    if limit is Limit.NETWORK:
+        return (rule.source.outside or rule.destination.outside) and rule.effect is Verdict.ALLOW
     return (rule.effect is Verdict.DENY) is (limit is Limit.DENY)
 
 
@@ -283,8 +287,10 @@ def _closed(snapshot: Snapshot) -> Snapshot:
 def _kind(side: Side, cell: Cell, snapshot: Snapshot) -> tuple[object, ...]:
     """What the form and the snapshot can tell a peer by. Peers of one kind need to be judged once."""
     connection = _connection(side, cell, Protocol.TCP, 1, "")
+    peer = connection.source if side.inbound else connection.destination
     return (
         cell.verified,
+        peer.is_known,
         side.named(cell),
         tuple(
             rule.source.matches(connection.source) and rule.destination.matches(connection.destination)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from controller.compiler.baseline import baseline_of
-from controller.compiler.form import Form, Subject, contains, network, parsed, within
+from controller.compiler.form import Form, Subject, contains, kept_out, network, parsed, within
 from graph.model import Direction, Rule, Selector, Snapshot, Verdict, WorkloadRef
 
 
@@ -66,6 +66,9 @@ def _written(form: Form, subject: Subject, rule: Rule) -> list[Rule]:
 
 
 def _sources(form: Form, rule: Rule, selector: Selector) -> Iterator[Selector]:
+    if kept_out(rule, selector):
+        yield from _beyond(form, selector)
+        return
     yield selector
     if not selector.by_identity:
         return
@@ -86,18 +89,26 @@ def _sources(form: Form, rule: Rule, selector: Selector) -> Iterator[Selector]:
 
 
 def _destinations(form: Form, rule: Rule, selector: Selector) -> Iterator[Selector]:
-    if selector.host and rule.effect is Verdict.ALLOW and form.networks:
-        wanted = network(selector.cidr) if selector.cidr else None
-        for block in form.beyond:
-            if wanted is None or contains(wanted, block):
-                yield replace(selector, cidr=str(block))
-            elif contains(block, wanted):
-                yield selector
+    if kept_out(rule, selector):
+        yield from _beyond(form, selector)
         return
     yield selector
     if selector.service_account:
         for subject in _named(form, selector):
             yield replace(Selector.of(subject.ref), cidr=selector.cidr)
+
+
+def _beyond(form: Form, selector: Selector) -> Iterator[Selector]:
+    """What a selector of the outside leaves when the cluster's own networks are taken out."""
+    if not form.networks:
+        yield selector
+        return
+    wanted = network(selector.cidr) if selector.cidr else None
+    for block in form.beyond:
+        if wanted is None or contains(wanted, block):
+            yield replace(selector, cidr=str(block))
+        elif contains(block, wanted):
+            yield selector
 
 
 def _named(form: Form, selector: Selector) -> list[Subject]:

@@ -251,6 +251,7 @@ def selector_to_message(selector: Selector) -> pb.Selector:
         service_account=selector.service_account,
         cidr=selector.cidr,
         host=selector.host,
+        outside=selector.outside,
     )
 
 
@@ -267,7 +268,9 @@ def selector_from_message(message: pb.Selector) -> Selector:
         if message.service_account:
             read_workload(f"{namespace}/{message.service_account}", "service_account")
     try:
-        selector = Selector(namespace, message.workload, message.service_account, message.cidr, message.host)
+        selector = Selector(
+            namespace, message.workload, message.service_account, message.cidr, message.host, message.outside
+        )
     except InvalidValue as error:
         raise DecodeError(error.problem, error.field.removeprefix("selector.")) from None
     if message.cidr and message.cidr != str(ipaddress.ip_network(message.cidr)):

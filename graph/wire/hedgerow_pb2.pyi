@@ -251,18 +251,20 @@ class Rule(_message.Message):
     def __init__(self, id: _Optional[str] = ..., source: _Optional[_Union[Selector, _Mapping]] = ..., destination: _Optional[_Union[Selector, _Mapping]] = ..., ports: _Optional[_Iterable[_Union[PortRange, _Mapping]]] = ..., protocol: _Optional[str] = ..., operations: _Optional[_Iterable[str]] = ..., effect: _Optional[str] = ..., origin: _Optional[str] = ..., owner: _Optional[str] = ..., reason: _Optional[str] = ..., expires_at: _Optional[float] = ..., evidence: _Optional[_Iterable[str]] = ..., essential: _Optional[bool] = ...) -> None: ...
 
 class Selector(_message.Message):
-    __slots__ = ("namespace", "workload", "service_account", "cidr", "host")
+    __slots__ = ("namespace", "workload", "service_account", "cidr", "host", "outside")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     WORKLOAD_FIELD_NUMBER: _ClassVar[int]
     SERVICE_ACCOUNT_FIELD_NUMBER: _ClassVar[int]
     CIDR_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
+    OUTSIDE_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     workload: str
     service_account: str
     cidr: str
     host: str
-    def __init__(self, namespace: _Optional[str] = ..., workload: _Optional[str] = ..., service_account: _Optional[str] = ..., cidr: _Optional[str] = ..., host: _Optional[str] = ...) -> None: ...
+    outside: bool
+    def __init__(self, namespace: _Optional[str] = ..., workload: _Optional[str] = ..., service_account: _Optional[str] = ..., cidr: _Optional[str] = ..., host: _Optional[str] = ..., outside: _Optional[bool] = ...) -> None: ...
 
 class PortRange(_message.Message):
     __slots__ = ("first", "last")

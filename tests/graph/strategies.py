@@ -46,12 +46,14 @@ refs = st.one_of(workloads, externals, hosts)
 @st.composite
 def selectors(draw: st.DrawFn) -> Selector:
     namespace = draw(st.one_of(st.just(""), NAMESPACES))
+    cidr = draw(st.one_of(st.just(""), st.just(""), CIDRS))
     return Selector(
         namespace,
         draw(st.one_of(st.just(""), NAMES)) if namespace else "",
         draw(st.sampled_from(["", "", "default", "robot"])) if namespace else "",
-        draw(st.one_of(st.just(""), st.just(""), CIDRS)),
+        cidr,
         "" if namespace else draw(st.one_of(st.just(""), st.just(""), HOST_PATTERNS)),
+        outside=draw(st.booleans()) if cidr and not namespace else False,
     )
 
 

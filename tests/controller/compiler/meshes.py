@@ -113,6 +113,7 @@ _selectors = st.builds(
 )
 
 
+_outside = st.sampled_from(_CIDRS[1:]).map(lambda cidr: Selector(cidr=cidr, outside=True))
 _hosts = st.builds(
     lambda host, cidr: Selector(host=host, cidr=cidr),
     st.sampled_from(["api.example.com", "*.example.com", "*.a.example.com", "b.a.example.com", "example.com"]),
@@ -129,8 +130,8 @@ def rules(draw: st.DrawFn) -> tuple[Rule, ...]:
         found.append(
             Rule(
                 f"{origin}/{number}",
-                draw(_selectors),
-                draw(st.one_of(_selectors, _selectors, _hosts)),
+                draw(st.one_of(_selectors, _selectors, _selectors, _outside)),
+                draw(st.one_of(_selectors, _selectors, _hosts, _outside)),
                 draw(_PORTS),
                 draw(st.sampled_from([Protocol.TCP, Protocol.TCP, Protocol.UDP])),
                 draw(_OPERATIONS),

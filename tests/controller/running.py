@@ -30,6 +30,9 @@ from graph.wire import hedgerow_pb2_grpc as rpc
 from tests.controller.mesh import INVENTORY, TRUST_DOMAIN
 
 LOOPBACK = Address("127.0.0.1", 0)
+#: How the web API writes front -> cart:8080, and what every change through it must say.
+EDGE = "shop/front->shop/cart:8080/TCP"
+PERSON = {"owner": "anna", "reason": "test"}
 CHANNEL = [
     ("grpc.ssl_target_name_override", CONTROLLER_DNS_NAME),
     ("grpc.use_local_subchannel_pool", 1),

@@ -15,9 +15,7 @@ from controller.overrides import OverrideRequest
 from controller.web.live import event
 from graph.model import Direction, Mode, Protocol, Verdict
 from tests.controller.mesh import CART, FRONT, INVENTORY, REDIS, flow, instance
-from tests.controller.running import Running, running
-
-EDGE = "shop/front->shop/cart:8080/TCP"
+from tests.controller.running import EDGE, Running, running
 
 
 class Events:

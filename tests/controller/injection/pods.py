@@ -15,6 +15,8 @@ from sidecar.settings import Settings
 
 SHOP = Namespace("shop")
 RESTRICTED = Namespace("vault", PodSecurity.RESTRICTED)
+#: Annotations of a pod without capture.
+EXPLICIT = {"capture": "explicit", "explicit-inbound": "8080=18080"}
 
 
 def settings(**given: Any) -> InjectionSettings:
@@ -35,6 +37,10 @@ def pod(*containers: Mapping[str, Any], annotations: Mapping[str, str] | None = 
             name if "/" in name else names.PREFIX + name: value for name, value in annotations.items()
         }
     return made
+
+
+def user(uid: object) -> dict[str, Any]:
+    return {"runAsUser": uid}
 
 
 def injected(given: Mapping[str, Any], where: Namespace = SHOP, **wanted: Any) -> Injected:

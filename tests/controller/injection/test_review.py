@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from controller.injection.injecting import PodSecurity
 from controller.injection.review import BadReview, answer
-from tests.controller.injection.pods import injected, pod, settings
-from tests.controller.injection.test_injecting import JSON, user
+from tests.controller.injection.pods import injected, pod, settings, user
+from tests.controller.injection.strategies import JSON
 from tests.controller.injection.test_patch import applied
 
 

@@ -1,54 +1,18 @@
-"""The live graph: two witnesses are not two events, changes are found by generation, traffic cannot make it grow."""
+"""The live graph: two witnesses are not two events, traffic and memory are bounded, and a dump brings it back."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from graph.flow import EdgeKey, Flow
 from graph.model import Direction, Instance, Port, Protocol, Verdict, Workload, WorkloadRef
-from graph.operations import OTHER_OPERATIONS
 from graph.service_graph import OTHER_ADDRESSES, EdgeVerdict, Limits, ServiceGraph
-from graph.views import EdgeView, GraphChanges, NodeView, OperationView
+from graph.views import EdgeView, NodeView
 from graph.windows import Counts
-from tests.graph.strategies import flows
-
-FRONT, CART, DB = (WorkloadRef("shop", name) for name in ("front", "cart", "db"))
-KEY = EdgeKey(FRONT, CART, 8080)
-OUT = Flow(
-    FRONT,
-    CART,
-    8080,
-    Protocol.TCP,
-    Direction.OUTBOUND,
-    "front-0",
-    True,
-    Verdict.ALLOW,
-    Verdict.ALLOW,
-    "allow-rule",
-    source_identity="spiffe://td/front",
-    destination_identity="spiffe://td/cart",
-    connections=3,
-    bytes_sent=30,
-    bytes_received=300,
-    first_seen=10.0,
-    last_seen=20.0,
-)
-IN = replace(OUT, direction=Direction.INBOUND, reporter="cart-0")
-NOW = 100.0
-
-
-def edge(graph: ServiceGraph, key: EdgeKey = KEY) -> EdgeView:
-    view = graph.edge(key)
-    assert view is not None
-    return view
-
-
-def outside(number: int) -> WorkloadRef:
-    return WorkloadRef.external(f"192.0.2.{number}")
+from tests.graph.reports import CART, DB, FRONT, IN, KEY, NOW, OUT, edge, outside, small_flows
 
 
 def test_one_end_reports_and_the_edge_has_its_figures() -> None:
@@ -208,61 +172,6 @@ def test_reports_from_before_a_removal_do_not_bring_a_workload_back() -> None:
     assert edge(graph).connections == 3, "it is there again, so its reports count"
 
 
-def test_changes_tell_what_changed_and_nothing_else() -> None:
-    graph = ServiceGraph()
-    assert graph.changes(0) == GraphChanges(0)
-    graph.ingest([OUT], NOW)
-    first = graph.generation
-    assert graph.changes(first) == GraphChanges(first)
-    other = replace(OUT, destination=DB, port=5432)
-    graph.ingest([other], NOW)
-    changes = graph.changes(first)
-    assert [view.key for view in changes.edges] == [other.edge]
-    assert [view.ref for view in changes.nodes] == [DB]
-    assert not changes.whole
-    everything = graph.changes(0)
-    assert len(everything.edges) == 2
-    assert len(everything.nodes) == 3
-
-
-def test_what_changes_nothing_is_no_change() -> None:
-    graph = ServiceGraph()
-    workload, instance = Workload(CART), Instance("cart-0", CART, "10.0.0.1")
-    graph.put_workload(workload)
-    graph.put_instance(instance)
-    before = graph.generation
-    graph.put_workload(workload)
-    graph.put_instance(instance)
-    graph.ingest([], NOW)
-    graph.remove_workload(DB, NOW)
-    assert not graph.remove_edge(KEY)
-    assert graph.generation == before
-
-
-def test_changes_since_a_time_that_is_forgotten_are_everything() -> None:
-    graph = ServiceGraph(Limits(removals=2))
-    graph.ingest([replace(OUT, source=outside(number)) for number in range(1, 5)], NOW)
-    before = graph.generation
-    graph.remove_edge(replace(KEY, source=outside(1)))
-    assert not graph.changes(before).whole
-    graph.remove_edge(replace(KEY, source=outside(2)))
-    changes = graph.changes(before)
-    assert changes.whole
-    assert {view.key.source for view in changes.edges} == {outside(3), outside(4)}
-    assert graph.changes(graph.generation + 5).whole, "a generation of another life"
-
-
-def test_unchanged_views_are_the_same_objects() -> None:
-    graph = ServiceGraph()
-    other = replace(OUT, destination=DB)
-    graph.ingest([OUT, other], NOW)
-    before = {view.key: view for view in graph.edges()}
-    graph.ingest([OUT], NOW)
-    after = {view.key: view for view in graph.edges()}
-    assert after[other.edge] is before[other.edge]
-    assert after[KEY] is not before[KEY]
-
-
 def test_outside_addresses_beyond_the_bound_share_one_node_and_are_counted() -> None:
     graph = ServiceGraph(Limits(external=2))
     graph.ingest([replace(OUT, destination=outside(number), port=443) for number in range(1, 8)], NOW)
@@ -352,101 +261,6 @@ def test_a_dump_is_held_to_the_bounds() -> None:
     assert small.shed.edges == 3
 
 
-# Operations -----------------------------------------------------------------------------------------------------------
-
-ASKED = replace(IN, operation="GET /cart/{id}", requests=7, connections=0, bytes_sent=0, bytes_received=0)
-
-
-def asked(graph: ServiceGraph, key: EdgeKey = KEY) -> dict[str, OperationView]:
-    return {view.name: view for view in edge(graph, key).operations}
-
-
-def test_an_operation_belongs_to_the_edge_of_its_connections_and_changes_no_other_figure() -> None:
-    graph = ServiceGraph()
-    graph.ingest([OUT, IN], NOW)
-    before, generation = edge(graph), graph.generation
-    late = replace(ASKED, first_seen=5.0, last_seen=50.0, verdict=Verdict.DENY, reporter="cart-9", source_identity="x")
-    assert graph.ingest([ASKED, late], NOW) == {KEY}
-    assert asked(graph) == {"GET /cart/{id}": OperationView("GET /cart/{id}", 7, 7, 0, 5.0, 50.0)}
-    assert replace(edge(graph), operations=()) == before, "no connection, no byte, no verdict, no witness"
-    assert graph.windows.total(KEY, 0, NOW) == Counts(3, 3, bytes_sent=30, bytes_received=300)
-    assert [view.key for view in graph.changes(generation).edges] == [KEY], "but it is seen that it changed"
-
-
-def test_an_operation_never_makes_an_edge_whatever_it_says() -> None:
-    graph = ServiceGraph()
-    liar = replace(ASKED, connections=5, bytes_sent=9)
-    assert graph.ingest([ASKED, liar], NOW) == frozenset()
-    assert (graph.edges(), graph.nodes(), graph.shed.operations) == ((), (), 2)
-    graph.ingest([OUT], NOW)
-    graph.ingest([liar], NOW)
-    assert (edge(graph).connections, edge(graph).bytes_sent) == (3, 30)
-
-
-def test_operations_may_come_before_the_connections_of_their_own_batch() -> None:
-    graph = ServiceGraph()
-    graph.ingest([ASKED, IN], NOW)
-    assert asked(graph)["GET /cart/{id}"].requests == 7
-
-
-def test_requests_of_addresses_that_share_a_node_are_counted_on_it() -> None:
-    graph = ServiceGraph(Limits(external=1))
-    graph.ingest([replace(IN, source=outside(number)) for number in (1, 2, 3)], NOW)
-    graph.ingest([replace(ASKED, source=outside(3))], NOW)
-    assert asked(graph, EdgeKey(OTHER_ADDRESSES, CART, 8080))["GET /cart/{id}"].requests == 7
-
-
-def test_a_host_is_a_node_and_is_bounded_as_addresses_are() -> None:
-    graph = ServiceGraph(Limits(external=2))
-    hosts = [WorkloadRef.external_host(f"n{number}.example.com") for number in range(4)]
-    graph.ingest([replace(OUT, destination=host, port=443) for host in hosts], NOW)
-    assert [view.ref for view in graph.nodes() if view.external] == sorted([OTHER_ADDRESSES, *hosts[:2]])
-    assert graph.shed.folded == 2
-    node = graph.node(hosts[0])
-    assert node is not None
-    assert (node.kind, node.meshed) == ("External", False)
-
-
-def test_operations_of_all_edges_together_are_bounded_and_places_come_back() -> None:
-    graph = ServiceGraph(Limits(operations=3))
-    graph.ingest([IN, replace(IN, port=9)], NOW)
-    graph.ingest([replace(ASKED, operation=f"GET /{number}") for number in range(5)], NOW)
-    assert list(asked(graph)) == ["GET /0", "GET /1", "GET /2", OTHER_OPERATIONS]
-    graph.ingest([replace(ASKED, port=9)], NOW)
-    assert list(asked(graph, EdgeKey(FRONT, CART, 9))) == [OTHER_OPERATIONS]
-    graph.remove_edge(KEY)
-    graph.ingest([replace(ASKED, port=9)], NOW)
-    assert list(asked(graph, EdgeKey(FRONT, CART, 9))) == ["GET /cart/{id}", OTHER_OPERATIONS]
-
-
-def test_operations_are_drained_when_they_change_and_when_they_go_and_load_again() -> None:
-    graph = ServiceGraph()
-    graph.ingest([IN, ASKED], NOW)
-    drained = graph.drain_operations()
-    assert drained == {KEY: edge(graph).operations}
-    assert graph.drain_operations() == {}
-    graph.ingest([OUT], NOW)
-    assert graph.drain_operations() == {}, "connections alone change none"
-
-    again = ServiceGraph(Limits(operations=1))
-    again.load(graph.dump())
-    again.load_operations({**drained, EdgeKey(DB, CART, 1): drained[KEY]})
-    assert again.edges() == graph.edges()
-    assert again.drain_operations() == {}, "what was loaded is stored"
-    again.ingest([replace(ASKED, operation="GET /more")], NOW)
-    assert OTHER_OPERATIONS in asked(again), "what was loaded takes places too"
-
-    graph.remove_workload(CART, NOW)
-    assert graph.drain_operations() == {KEY: ()}
-    graph.ingest([replace(ASKED, last_seen=NOW)], NOW + 5)
-    assert graph.shed.operations == 1
-
-
-small_flows = flows.map(
-    lambda flow: replace(flow, connections=flow.connections % 1000, bytes_sent=flow.bytes_sent % 99)
-)
-
-
 @given(st.lists(small_flows, max_size=12), st.lists(st.booleans(), max_size=12))
 def test_figures_are_the_larger_of_both_ends_sums(reported: list[Flow], cuts: list[bool]) -> None:
     graph = ServiceGraph()
@@ -467,61 +281,3 @@ def test_figures_are_the_larger_of_both_ends_sums(reported: list[Flow], cuts: li
         assert view.denied == max(denied.values())
         assert view.first_seen <= view.last_seen
     assert {view.key for view in graph.edges()} == {flow.edge for flow in reported if not flow.operation}
-
-
-@st.composite
-def histories(draw: st.DrawFn) -> list[tuple[str, object]]:
-    refs = st.sampled_from([FRONT, CART, DB])
-    step = st.one_of(
-        st.tuples(st.just("flow"), small_flows),
-        st.tuples(st.just("put"), refs),
-        st.tuples(st.just("remove"), refs),
-        st.tuples(st.just("prune"), st.floats(0, 1e10)),
-        st.tuples(st.just("start"), refs),
-        st.tuples(st.just("stop"), refs),
-    )
-    return draw(st.lists(step, max_size=25))
-
-
-@given(histories())
-def test_a_follower_of_changes_holds_the_same_graph(history: list[tuple[str, object]]) -> None:
-    graph = ServiceGraph(Limits(external=2, unknown=2, edges=6, removals=4))
-    nodes: dict[WorkloadRef, NodeView] = {}
-    edges: dict[EdgeKey, EdgeView] = {}
-    generation = 0
-    for step, (what, value) in enumerate(history):
-        match what, value:
-            case "flow", Flow():
-                graph.ingest([value], 1e10)
-            case "put", WorkloadRef():
-                graph.put_workload(Workload(value, kind=f"Kind{step % 2}"))
-            case "remove", WorkloadRef():
-                graph.remove_workload(value, 5.0)
-            case "start", WorkloadRef():
-                graph.put_instance(Instance(value.name, value, "10.0.0.1"))
-            case "stop", WorkloadRef():
-                graph.remove_instance(value.namespace, value.name)
-            case "prune", float():
-                graph.prune(value)
-            case _:
-                pytest.fail(f"{what} {value!r}")
-        if step % 3:
-            continue  # a follower misses some
-        changes = graph.changes(generation)
-        if changes.whole:
-            nodes.clear()
-            edges.clear()
-        for ref in changes.removed_nodes:
-            nodes.pop(ref, None)
-        for key in changes.removed_edges:
-            edges.pop(key, None)
-        nodes |= {view.ref: view for view in changes.nodes}
-        edges |= {view.key: view for view in changes.edges}
-        generation = changes.generation
-        assert sorted(nodes) == [view.ref for view in graph.nodes()]
-        assert [nodes[ref] for ref in sorted(nodes)] == list(graph.nodes())
-        assert [edges[key] for key in sorted(edges)] == list(graph.edges())
-        assert {end for key in edges for end in (key.source, key.destination)} <= set(nodes)
-        outsiders = [ref for ref in nodes if ref.is_external and ref != OTHER_ADDRESSES]
-        assert len(outsiders) <= 2
-        assert len(edges) <= 6

@@ -17,7 +17,6 @@ import signal
 import stat
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 
 from controller.engine import Engine, EngineSettings
@@ -40,6 +39,7 @@ from controller.store import SqliteStore
 from controller.web.access import Tokens
 from controller.web.live import Live
 from controller.web.server import WebServer, application, hosts_of
+from graph.version import VERSION
 from graph.wire import hedgerow_pb2_grpc as rpc
 
 log = logging.getLogger("hedgerow.controller")
@@ -113,7 +113,7 @@ class Controller:
             lambda: self._tokens,
             hosts_of(settings),
             clock,
-            metadata.version("hedgerow"),
+            VERSION,
             taps,
             author=self.cluster.author if self.cluster is not None else None,
             network_policies=self.cluster.network_policies if self.cluster is not None else None,
@@ -127,7 +127,7 @@ class Controller:
         parts = self.cluster.supervision.parts if self.cluster is not None else ()
         return MonitoringServer(
             listen,
-            metadata.version("hedgerow"),
+            VERSION,
             lambda: self.engine.view,
             lambda: tuple(PartState(each.part.name, each.part.synced, each.failures) for each in parts),
             lambda: [each.part.name for each in parts if not each.part.synced],

@@ -1,3 +1,5 @@
 """The ``hedgerow`` command and the local mesh."""
 
-__version__ = "0.1.0"
+from graph.version import VERSION as __version__
+
+__all__ = ["__version__"]

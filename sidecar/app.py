@@ -11,16 +11,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import signal
 import socket
 import time
-import uuid
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from importlib import metadata
 from random import Random
 
 from graph.model import Mode
+from graph.version import VERSION
 from sidecar import heap
 from sidecar.authority import PolicyAuthority
 from sidecar.certificate_agent import CertificateAgent
@@ -71,7 +71,7 @@ class Sidecar:
         self._settings = settings
         self._random = Random()  # noqa: S311  # jitter
         self._clock = time.time
-        self._boot_id = str(uuid.uuid4())
+        self._boot_id = secrets.token_hex(16)
         self._life = Life()
         self._agent: CertificateAgent | None = None
         self._mesh: Mesh | None = None
@@ -262,10 +262,7 @@ class Sidecar:
 
 def software() -> str:
     """Our name and version, for people."""
-    try:
-        return f"hedgerow/{metadata.version('hedgerow')}"
-    except metadata.PackageNotFoundError:  # run from a bare checkout
-        return "hedgerow/unknown"
+    return f"hedgerow/{VERSION}"
 
 
 async def _open_state(settings: Settings) -> tuple[StateDirectory, Takeover | None]:

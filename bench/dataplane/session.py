@@ -45,6 +45,8 @@ from hedgerow.local.sandbox import STATE
 from sidecar.__main__ import ALLOCATOR
 
 KNOCKS = 10_000
+#: How long nothing happens before a process counts as idle.
+IDLE_SECONDS = 5.0
 #: Our pairs and the beds that they have to themselves.
 _OWN_BEDS = {OURS: "ours", QUIET: "quiet", INSPECTING: "inspecting"}
 #: What is added to each of a pair's first ports, see the modules of the peers.
@@ -273,13 +275,14 @@ class Session:
     # --- memory
 
     def _memory(self, taken: Taken) -> None:
-        """Fresh processes of each kind: resident bytes after one request, and after ten thousand connections."""
+        """Fresh processes of each kind: resident bytes idle after one request, and after ten thousand connections."""
         kinds = [OURS, ENVOY_TCP, ENVOY_CONNECT]
         self._random.shuffle(kinds)
         for name in kinds:
             bed = self._beds["fresh" if name == OURS else "peers"]
             pair = self._make(name, bed, _FRESH_BASE + _BASES.get(name, 0))
             try:
+                time.sleep(IDLE_SECONDS)
                 idle = pair.rss()
                 host, port = pair.fronts[Lane.STREAM]
                 knock = [sys.executable, "-m", "bench.dataplane.knock", host, str(port), str(KNOCKS)]

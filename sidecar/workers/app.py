@@ -13,7 +13,7 @@ import socket
 import time
 
 from certs.errors import CertError
-from sidecar import logs
+from sidecar import heap, logs
 from sidecar.access_log import AccessLog, LogWriter, Mode
 from sidecar.authority import PolicyAuthority
 from sidecar.credentials import CredentialStore
@@ -120,6 +120,7 @@ class Worker:
             log.error("this worker can not begin: %s", error)
             self._finish(1)
         else:
+            heap.settle()
             self._link.send(Kind.READY)
 
     async def _end(self) -> None:

@@ -1,21 +1,91 @@
-"""What was there when the process had settled is not looked at again."""
+"""What was there when the process had settled is not looked at again, and what only the start needed is let go of."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from sidecar.heap import let_go, readable_again
+
+
+def run(program: str) -> list[int]:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    return [int(word) for word in done.stdout.split()]
 
 
 def test_what_is_loaded_stays_out_of_later_collections():
-    done = subprocess.run(
-        [
-            sys.executable, "-c",
-            "import gc, sidecar.app\nfrom sidecar import heap\nbefore = len(gc.get_objects())\nheap.settle()\n"
-            "print(before, gc.get_freeze_count(), len(gc.get_objects()))",
-        ],
-        capture_output=True, text=True, check=True, timeout=60,
-    )  # fmt: skip
-    before, frozen, left = map(int, done.stdout.split())
+    before, frozen, left = run(
+        "import asyncio, gc, sidecar.app\nfrom sidecar import heap\n"
+        "async def main():\n"
+        "    before = len(gc.get_objects())\n    heap.settle()\n"
+        "    print(before, gc.get_freeze_count(), len(gc.get_objects()))\n"
+        "asyncio.run(main())"
+    )
     assert before > 20_000
     assert frozen > before * 0.9
-    assert left < 100
+    assert left < 150
+
+
+def test_code_that_only_the_start_needed_is_let_go_of_and_works_when_it_is_needed_again():
+    before, after, released, again = run(
+        "import asyncio, re, sidecar.app\nfrom sidecar import heap\nfrom sidecar.metrics.own import resident_bytes\n"
+        "from cryptography.hazmat.primitives.asymmetric import ec\n"
+        "def one():\n    return ec.generate_private_key(ec.SECP256R1()).key_size + len(re.sub('a', 'b', 'aa'))\n"
+        "one()\nbefore = resident_bytes()\nreleased = heap.let_go()\nprint(before, resident_bytes(), released, one())"
+    )
+    assert again == 258
+    assert released > 10_000_000
+    assert after < before - released * 0.6  # what runs at this moment is back at once
+
+
+def test_letting_go_comes_after_what_was_loaded_has_begun():
+    (calls,) = run(
+        "import asyncio, sidecar.app\nfrom sidecar import heap\nheap.BEGUN = 0.0\n"
+        "async def main():\n"
+        "    done = asyncio.get_running_loop().create_future()\n"
+        "    heap.let_go = lambda: done.set_result(1)\n    heap.settle()\n"
+        "    print(await asyncio.wait_for(done, 30))\n"
+        "asyncio.run(main())"
+    )
+    assert calls == 1
+
+
+MAPPINGS = """\
+55d0c0000000-55d0c0004000 r--p 00000000 08:01 77 /usr/bin/python3
+Size:                 16 kB
+Rss:                  12 kB
+Anonymous:             0 kB
+55d0c0004000-55d0c0008000 r-xp 00004000 08:01 77 /usr/bin/python3
+Rss:                  16 kB
+Anonymous:             {written} kB
+55d0c0008000-55d0c000c000 {rights} 00008000 08:01 {inode} {name}
+Rss:                  {resident} kB
+Anonymous:             0 kB
+"""
+FIRST = (0x55D0C0000000, 0x4000, 12 * 1024)
+SECOND = (0x55D0C0004000, 0x4000, 16 * 1024)
+THIRD = (0x55D0C0008000, 0x4000, 8 * 1024)
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, [FIRST, SECOND, THIRD]),
+        ({"written": 4}, [FIRST, THIRD]),  # the linker or a debugger wrote to it: the file does not hold it
+        ({"rights": "rw-p"}, [FIRST, SECOND]),
+        ({"rights": "rwxp"}, [FIRST, SECOND]),
+        ({"rights": "r--s"}, [FIRST, SECOND]),  # shared with whoever writes to it
+        ({"inode": 0, "name": "[vdso]"}, [FIRST, SECOND]),  # no file to read it from
+        ({"resident": 0}, [FIRST, SECOND]),
+    ],
+)
+def test_only_what_is_as_in_its_file_is_let_go_of(changed: dict[str, object], expected: list[tuple[int, int, int]]):
+    fields = {"written": 0, "rights": "r-xp", "inode": 78, "name": "/usr/lib/x y.so", "resident": 8} | changed
+    assert list(readable_again(MAPPINGS.format(**fields).splitlines())) == expected
+
+
+def test_a_kernel_that_does_not_say_costs_nothing(tmp_path: Path):
+    assert let_go(tmp_path / "missing") == 0

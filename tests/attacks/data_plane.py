@@ -27,7 +27,7 @@ from sidecar.dataplane.sockets import Address
 from sidecar.http.settings import HttpSettings
 from sidecar.http.site import HttpSite
 from sidecar.inspect.hub import Inspection
-from sidecar.inspect.settings import InspectSettings
+from sidecar.inspect.settings import InspectSettings, Limits
 from tests.sidecar.dataplane.stand_ins import HeldDirectory, HeldPolicy, credentials
 
 #: Seconds between two looks at the time that went by.
@@ -67,11 +67,12 @@ class Process:
         )
         settings = dict(config["settings"])
         http = HttpSettings(**settings.pop("http", {}))
+        limits = Limits(**settings.pop("inspect", {}))
         #: The longest time without a turn since somebody asked last, seconds.
         self.longest = 0.0
         self._at = time.thread_time()
         self.flows = Counted()
-        self.taps = Inspection(InspectSettings(ports=frozenset(config["inspected"])))
+        self.taps = Inspection(InspectSettings(ports=frozenset(config["inspected"]), limits=limits))
         self.plane = DataPlane(
             DataPlaneSettings(
                 outbound_listen=(),

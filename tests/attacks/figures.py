@@ -8,6 +8,8 @@ from typing import Any
 MIB = 1 << 20
 #: What the sidecar may grow by while it is attacked, bytes.
 GROWTH = 50 * MIB
+#: How many times longer than without the attack a bystander's p99 may be.
+RATIO = 2.0
 #: Seconds of the sidecar's own processor time that its loop may be without a turn: many times what a slice is meant to
 #: be, so that only what is not sliced at all passes it.
 LONGEST = 0.25
@@ -84,8 +86,14 @@ class Found:
         """The same of requests past the sidecar: what the attack took from the machine, and not from the sidecar."""
         return self.p99(self.loud, past=True) / self.p99(self.quiet, past=True)
 
+    @property
+    def suffered(self) -> float:
+        """How many times longer the bystander's p99 was for what the attack did to the sidecar: less what it did to the
+        machine, on which the attacker runs too. What helps those who ask past the sidecar is no excuse."""
+        return self.ratio / max(1.0, self.machine)
+
     def document(self) -> dict[str, Any]:
-        """For the results file: milliseconds and MiB."""
+        """For the results file: milliseconds and MiB. ``measures`` are those with a target, and whether it is met."""
         shown: dict[str, Any] = {
             "asked": len(self.answers),
             "unanswered": self.unanswered,
@@ -95,7 +103,9 @@ class Found:
             "attack": self.attack,
             "counted": self.counted,
         }
+        shown["measures"] = [measure("rss_growth", "MiB", self.grown / MIB, GROWTH / MIB, met=self.grown <= GROWTH)]
         if self.quiet:
+            shown["measures"].append(measure("bystander_p99", "x", self.suffered, RATIO, met=self.suffered < RATIO))
             shown["loud_p99_ms"] = round(1000 * self.p99(self.loud, past=False), 2)
             shown["quiet_p99_ms"] = round(1000 * self.p99(self.quiet, past=False), 2)
             shown["ratio"] = round(self.ratio, 2)
@@ -114,6 +124,28 @@ class Found:
         assert self.longest <= LONGEST, self.document()
         assert self.after["descriptors"] <= self.before["descriptors"] + DESCRIPTORS, self.document()
         assert self.after["tasks"] <= self.before["tasks"], self.document()
+
+
+def measure(name: str, unit: str, value: float, target: float, *, met: bool) -> dict[str, Any]:
+    """One figure that there is a target for; less is better."""
+    return {"name": name, "unit": unit, "better": "lower", "value": round(value, 2), "target": target, "met": met}
+
+
+def summary(found: dict[str, dict[str, Any]], rounds: int) -> dict[str, Any]:
+    """The results file: every attack, and the worst of each measure over all of them.
+
+    :param found: documents, by attack and port
+    """
+    worst: dict[str, dict[str, Any]] = {}
+    for attack, document in found.items():
+        for one in document["measures"]:
+            name = one["name"]
+            if name not in worst or one["value"] > worst[name]["value"]:
+                worst[name] = {**one, "attack": attack}
+            worst[name]["met"] = all(
+                each["met"] for other in found.values() for each in other["measures"] if each["name"] == name
+            )
+    return {"rounds": rounds, "worst": list(worst.values()), "attacks": found}
 
 
 _KINDS = ("malformed", "unobserved", "breaches", "counters")

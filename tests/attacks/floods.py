@@ -106,7 +106,7 @@ def _slow_hellos(port: int, seconds: float) -> Result:
 def _slow_heads_http2(port: int, seconds: float) -> Result:
     """Half a head of HTTP/2, and then the rest of it byte by byte."""
     begun = (4000).to_bytes(3) + bytes((HEADERS, 4)) + (1).to_bytes(4) + _HEAD
-    return crowd(port, seconds, SLOW_CLIENTS, [_OPENING + begun], b"\x00", 0.5)
+    return crowd(port, seconds, SLOW_CLIENTS, [_OPENING + begun], b"\x00", 0.5, cut=SLOW_CLIENTS // 5)
 
 
 def _answered_http1(port: int, seconds: float, answer: str) -> Result:

@@ -5,7 +5,8 @@ is left of it. Attackers come over plain connections and through a tunnel, again
 application that was broken into attacks those who ask it.
 
 ``HEDGEROW_ATTACKS_ROUNDS=8`` attacks that often, with as many rounds of quiet between, over plain connections and
-tunnels alike, and judges how long the bystander waits; ``HEDGEROW_ATTACKS_JSON`` names the file for the figures.
+tunnels alike, and judges how long the bystander waits; ``HEDGEROW_ATTACKS_JSON`` names the file for the figures: for
+each attack what the bystander and the sidecar's memory suffered, with the targets and whether they are ``met``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.attacks import http1_answers, http2_frames
+from tests.attacks.figures import RATIO, summary
 from tests.attacks.floods import SLOW_CLIENTS
 from tests.attacks.scene import Scene
 
@@ -31,10 +33,11 @@ SETTINGS = {
     "handshake_timeout": 1.0,
     "streams_per_tunnel": 256,
     "sniff_wait": 0.1,
+    "inspect": {"head_seconds": 0.5},
 }
-#: How many times longer than without the attack a bystander's p99 may be, and what it may take in any case, seconds:
-#: the machine's processors are shared, and one turn of the kernel's scheduler is milliseconds.
-RATIO, FLOOR = 2.0, 0.020
+#: What a bystander's p99 may be in any case, seconds, for the test to pass: the machine's processors are shared, and one
+#: turn of the kernel's scheduler is milliseconds. Whether the target is met does not depend on it.
+FLOOR = 0.020
 
 pytestmark = pytest.mark.timeout(240 if not LONG else 60 + 30 * ROUNDS)
 
@@ -63,7 +66,7 @@ def figures():
     yield found
     if WRITTEN:
         Path(WRITTEN).parent.mkdir(parents=True, exist_ok=True)
-        Path(WRITTEN).write_text(json.dumps({"rounds": ROUNDS, "attacks": found}, indent=1) + "\n")
+        Path(WRITTEN).write_text(json.dumps(summary(found, ROUNDS), indent=1) + "\n")
 
 
 @pytest.fixture
@@ -79,8 +82,7 @@ def attacked(scene, warm, figures):
         )
         found.check()
         if LONG:
-            suffered = found.ratio / max(1.0, found.machine)
-            assert suffered <= RATIO or found.p99(found.loud, past=False) <= FLOOR, found.document()
+            assert found.suffered < RATIO or found.p99(found.loud, past=False) <= FLOOR, found.document()
         return found
 
     return attack
@@ -155,6 +157,20 @@ async def test_what_an_inspected_client_may_do_is_done_at_a_pace_that_leaves_oth
 async def test_many_at_once_hurt_as_little_as_one(attacked, name, port):
     found = await attacked(port, name, clients=32)
     assert found.attack["connections"] >= 32
+
+
+@pytest.mark.parametrize(
+    ("port", "limit"),
+    [
+        *((port, "head-timeout") for port in ways("open")),
+        *((port, "head-seconds") for port in ways("judged", tunnelled=False)),
+    ],
+)
+async def test_a_thousand_slow_heads_of_http2_are_ended_in_time(attacked, port, limit):
+    found = await attacked(port, "slow-heads-http2", seconds=CROWD_SECONDS)
+    assert found.attack["connections"] == SLOW_CLIENTS * ROUNDS
+    assert found.attack["cut"] >= SLOW_CLIENTS // 5 * ROUNDS
+    assert found.times(limit) >= SLOW_CLIENTS // 5 * ROUNDS
 
 
 # HTTP/1

@@ -35,7 +35,7 @@ SETTINGS = {
     "sniff_wait": 0.1,
     "inspect": {"head_seconds": 0.5},
 }
-#: What a bystander's p99 may be in any case, seconds, for the test to pass: the machine's processors are shared, and one
+#: What a bystander's p99 may be in any case for the test to pass, seconds: the machine's processors are shared, and one
 #: turn of the kernel's scheduler is milliseconds. Whether the target is met does not depend on it.
 FLOOR = 0.020
 

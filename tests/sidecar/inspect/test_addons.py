@@ -12,12 +12,7 @@ from sidecar.inspect.hub import Inspection
 from sidecar.inspect.settings import InspectSettings, Limits, OnAddonError
 from tests.sidecar.inspect.connection import Kind, rule
 from tests.sidecar.inspect.http2_ends import Pair
-
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-
-
-def head(operation: str = "GET /cart/17", fields: bytes = b"") -> bytes:
-    return operation.encode() + b" HTTP/1.1\r\nHost: cart\r\n" + fields + b"\r\n"
+from tests.sidecar.inspect.messages import OK, head
 
 
 @pytest.fixture

@@ -1,0 +1,212 @@
+"""HTTP/1 connections through the lane: how they end, wait, are drained, judged again and upgraded."""
+
+from __future__ import annotations
+
+from graph.model import Verdict
+from tests.sidecar.inspect.connection import rule
+from tests.sidecar.inspect.messages import OK, head
+
+
+async def test_a_response_without_length_ends_with_the_connection(world):
+    w = world(rule())
+    c = w.connect()
+    c.client.give(head())
+    c.application.give(b"HTTP/1.1 200 OK\r\n\r\nall of it")
+    c.application.finish()
+    assert c.client.read().endswith(b"\r\n\r\nall of it")
+    assert c.client.write_ended
+    assert w.flows.requests[0].status == 200
+
+
+async def test_a_client_that_ended_its_half_still_gets_its_answer(world):
+    w = world(rule())
+    c = w.connect()
+    c.client.give(head())
+    c.client.finish()
+    assert not c.client.closed
+    assert not c.client.write_ended
+    c.application.give(OK)
+    assert c.client.read() == OK
+    assert c.client.write_ended
+    assert c.record.closed
+
+
+async def test_the_application_closes_before_it_answers(world):
+    w = world(rule())
+    c = w.connect()
+    c.client.give(head())
+    c.application.finish()
+    assert c.client.read() == b""
+    assert c.client.write_ended
+    assert [seen.status for seen in w.flows.requests] == [0]
+
+
+async def test_the_application_resets(world):
+    w = world(rule())
+    c = w.connect()
+    c.client.give(head())
+    c.application.lose()
+    assert c.client.was_reset
+    assert c.record.closed
+    assert c.record.failed
+    assert len(w.flows.requests) == 1
+
+
+async def test_the_application_can_not_be_called(world):
+    w = world(rule())
+    c = w.connect(reachable=False)
+    c.client.give(head())
+    assert c.client.was_reset
+    assert c.record.failed
+
+
+async def test_the_client_vanishes(world):
+    w = world(rule())
+    c = w.connect()
+    c.client.give(head("POST /a", b"Content-Length: 9\r\n") + b"half")
+    c.client.lose()
+    assert c.application.was_reset
+    assert c.record.closed
+    assert w.hub.lanes == 0
+
+
+async def test_half_a_body_and_then_the_end_is_not_passed_as_a_whole_one(world):
+    w = world(rule())
+    c = w.connect()
+    c.client.give(head("POST /a", b"Transfer-Encoding: chunked\r\n") + b"5\r\nhello\r\n")
+    c.client.finish()
+    assert not c.application.read().endswith(b"0\r\n\r\n")
+    assert c.client.write_ended
+
+
+async def test_backpressure_in_both_directions(world):
+    w = world(rule())
+    c = w.connect()
+    c.client.give(head("POST /a", b"Content-Length: 1000\r\n"))
+    c.application.blocked = True
+    c.client.give(b"x" * 10)
+    assert c.client.paused
+    c.application.unblock()
+    assert not c.client.paused
+    c.client.give(b"x" * 990)
+    c.client.blocked = True
+    c.application.give(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n01234")
+    assert c.application.paused
+    c.client.unblock()
+    assert not c.application.paused
+
+
+async def test_close_is_kept(world):
+    w = world(rule())
+    c = w.connect()
+    c.client.give(head("GET /a", b"Connection: close\r\n"))
+    c.application.give(OK)
+    assert c.client.read() == OK
+    assert c.client.write_ended
+    c.client.finish()
+    assert c.record.closed
+
+
+async def test_while_draining_the_answer_is_the_last_one(world):
+    w = world(rule())
+    c = w.connect()
+    c.client.give(head())
+    w.fabric.draining = True
+    c.application.give(OK)
+    assert b"\r\nconnection: close\r\n" in c.client.read()
+    assert c.client.write_ended
+
+
+async def test_draining_lets_idle_clients_go(world):
+    w = world(rule())
+    c = w.connect()
+    c.client.give(head())
+    c.application.give(OK)
+    w.hub.drain()
+    assert c.client.write_ended
+
+
+async def test_a_policy_that_denies_what_runs_ends_it(world):
+    w = world(rule("GET /a"))
+    c = w.connect()
+    c.client.give(head("GET /a"))
+    w.policy(rule("GET /b"))
+    assert c.client.was_reset
+    assert c.application.was_reset
+    assert w.flows.requests[0].decision.verdict is Verdict.DENY
+
+
+async def test_a_new_policy_counts_for_the_next_request(world):
+    w = world(rule("GET /a"))
+    c = w.connect()
+    c.client.give(head("GET /a"))
+    c.application.give(OK)
+    c.client.read()
+    w.policy(rule("GET /b"))
+    c.client.give(head("GET /a"))
+    assert c.client.read().startswith(b"HTTP/1.1 403 ")
+
+
+WEBSOCKET = (
+    b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+SWITCHED = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
+)
+
+
+async def test_a_websocket_passes_with_what_was_sent_early(world):
+    w = world(rule("WEBSOCKET /chat"))
+    c = w.connect()
+    c.client.give(head("GET /chat", WEBSOCKET) + b"\x81\x82early")
+    assert c.application.read().startswith(b"GET /chat ")
+    c.application.give(SWITCHED + b"\x81\x02hi")
+    assert c.client.read().lower() == (SWITCHED + b"\x81\x02hi").lower()
+    assert c.application.read() == b"\x81\x82early"
+    c.client.give(b"more")
+    assert c.application.read() == b"more"
+    c.application.give(b"back")
+    assert c.client.read() == b"back"
+    c.client.finish()
+    assert c.application.write_ended
+    c.application.finish()
+    assert c.client.write_ended
+    assert c.record.closed
+    assert [(one.operation, one.status) for one in w.flows.requests] == [("WEBSOCKET /chat", 101)]
+
+
+async def test_a_websocket_is_an_operation_of_its_own(world):
+    w = world(rule("GET /chat"))
+    c = w.connect()
+    c.client.give(head("GET /chat", WEBSOCKET))
+    assert c.client.read().startswith(b"HTTP/1.1 403 ")
+
+
+async def test_a_policy_that_denies_an_open_websocket_ends_it(world):
+    w = world(rule("WEBSOCKET /chat"))
+    c = w.connect()
+    c.client.give(head("GET /chat", WEBSOCKET))
+    c.application.give(SWITCHED)
+    w.policy(rule("GET /b"))
+    assert c.client.was_reset
+
+
+async def test_an_upgrade_that_nobody_asked_for_is_no_response(world):
+    w = world(rule())
+    c = w.connect()
+    c.client.give(head())
+    c.application.give(SWITCHED)
+    assert b"101" not in c.client.read()
+
+
+async def test_an_upgrade_to_http2_is_not_offered_to_the_application(world):
+    w = world(rule())
+    c = w.connect()
+    c.client.give(
+        head("GET /a", b"Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABk\r\n")
+    )
+    sent = c.application.read().lower()
+    assert b"upgrade" not in sent
+    assert b"http2-settings" not in sent

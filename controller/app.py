@@ -18,15 +18,15 @@ import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from controller.cluster_state import ClusterState
 from controller.engine import Engine, EngineSettings
 from controller.errors import ConfigError, ControllerError, InventoryError, NotReady
 from controller.inspection import InspectionIssuer
 from controller.inventory import Inventory, load_inventory
 from controller.issuer import Issuer
 from controller.keyring import Keyring
-from controller.kube.cluster import Cluster
-from controller.monitoring.metrics import PartState
 from controller.monitoring.server import MonitoringServer
 from controller.rpc.directory import DirectoryService
 from controller.rpc.gate import Gate
@@ -41,6 +41,9 @@ from controller.web.live import Live
 from controller.web.server import WebServer, application, hosts_of
 from graph.version import VERSION
 from graph.wire import hedgerow_pb2_grpc as rpc
+
+if TYPE_CHECKING:
+    from controller.kube.cluster import Cluster
 
 log = logging.getLogger("hedgerow.controller")
 
@@ -87,6 +90,8 @@ class Controller:
         self._gate = Gate(lambda: engine.view, lambda: keyring.bundle, clock)
         self.cluster: Cluster | None = None
         if settings.kubernetes is not None:
+            from controller.kube.cluster import Cluster  # without one nobody needs it
+
             self.cluster = Cluster(
                 settings.kubernetes, engine, keyring, settings.trust_domain, self._gate.recheck, clock
             )
@@ -117,6 +122,7 @@ class Controller:
             taps,
             author=self.cluster.author if self.cluster is not None else None,
             network_policies=self.cluster.network_policies if self.cluster is not None else None,
+            cluster=self._cluster_state,
         )
         self.web_server = WebServer(app, settings)
         self.monitoring_server: MonitoringServer | None = None
@@ -124,14 +130,15 @@ class Controller:
             self.monitoring_server = self._monitoring(settings.monitoring_listen)
 
     def _monitoring(self, listen: Address) -> MonitoringServer:
-        parts = self.cluster.supervision.parts if self.cluster is not None else ()
         return MonitoringServer(
             listen,
             VERSION,
             lambda: self.engine.view,
-            lambda: tuple(PartState(each.part.name, each.part.synced, each.failures) for each in parts),
-            lambda: [each.part.name for each in parts if not each.part.synced],
+            self._cluster_state,
         )
+
+    def _cluster_state(self) -> ClusterState | None:
+        return self.cluster.state() if self.cluster is not None else None
 
     # --- life
 

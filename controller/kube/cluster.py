@@ -9,7 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from controller.cluster_state import ClusterState, PartState, WatchState
 from controller.engine import Engine
 from controller.inventory import Inventory
 from controller.keyring import Keyring
@@ -17,11 +19,12 @@ from controller.kube.attestation import Attestor
 from controller.kube.client import Client
 from controller.kube.inventory.following import ACTOR, Following
 from controller.kube.network_policies import NetworkPolicyKeeper
+from controller.kube.reflector import Reflector
 from controller.kube.resources.author import ResourceAuthor
 from controller.kube.resources.learned import LearnedPolicyWriter
 from controller.kube.resources.sync import ResourceSync
 from controller.kube.settings import KubernetesSettings
-from controller.kube.supervision import Part, Supervision
+from controller.kube.supervision import Part, Supervised, Supervision
 from controller.kube.trust import TrustDistributor
 from controller.kube.webhook_certificate import WebhookCertificate
 
@@ -120,3 +123,40 @@ class Cluster:
     def synced(self) -> bool:
         """Whether every part has done its first round."""
         return self.supervision.synced
+
+    def state(self) -> ClusterState:
+        """How all of it fares now."""
+        now = time.monotonic()
+        figures = self.inventory.figures()
+        return ClusterState(
+            tuple(_part_state(each, now) for each in self.supervision.parts),
+            tuple(_watch_state(each, now) for each in self.inventory.reflectors),
+            figures.inventories,
+            figures.seconds,
+            figures.troubles,
+            figures.problems,
+        )
+
+
+def _part_state(supervised: Supervised, now: float) -> PartState:
+    part = supervised.part
+    return PartState(part.name, part.synced, supervised.failures, supervised.problem, _since(supervised.failed, now))
+
+
+def _watch_state(reflector: Reflector[Any], now: float) -> WatchState:
+    counts = reflector.ledger.counts
+    return WatchState(
+        str(reflector.resource),
+        len(reflector.ledger.items),
+        counts.lists,
+        counts.watches,
+        counts.events,
+        counts.expired,
+        counts.unreadable,
+        _since(reflector.heard, now),
+        _since(reflector.watching, now),
+    )
+
+
+def _since(moment: float | None, now: float) -> float | None:
+    return None if moment is None else max(0.0, now - moment)

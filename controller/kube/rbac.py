@@ -74,7 +74,6 @@ RULES: tuple[Rule, ...] = (
     *(
         Rule(resource, ("list", "watch"), _FOLLOWED)
         for resource in sorted(WATCHED, key=lambda each: (each.group, each.plural))
-        if resource is not NETWORK_POLICIES
     ),
     Rule(PODS, ("get",), "attestation reads the pod that a token is bound to, from the API server and no cache"),
     Rule(TOKEN_REVIEWS, ("create",), "attestation has the tokens of sidecars reviewed"),

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -155,6 +156,8 @@ class Reflector[T]:
 
     :param changed: called with every group of changes, at once after the ledger holds them
     :param optional: an API server that does not know the resource has none of it
+    :param clock: seconds; only differences count
+    :ivar heard: when the API server last said anything of them; ``watching`` when the present watch began
     """
 
     client: Client
@@ -163,7 +166,10 @@ class Reflector[T]:
     changed: Callable[[list[Changed[T]]], None]
     selection: Selection = field(default_factory=Selection)
     optional: bool = False
+    clock: Callable[[], float] = time.monotonic
     synced: bool = False
+    heard: float | None = None
+    watching: float | None = None
 
     @property
     def name(self) -> str:
@@ -197,12 +203,14 @@ class Reflector[T]:
         ):
             ledger.page(page.items)
             version = page.resource_version
+            self.heard = self.clock()
         self._settled(ledger.complete(version))
 
     def _nothing(self) -> list[Changed[T]]:
         self.ledger.begin()
         changes = self.ledger.complete("")
         self.ledger.version = ""
+        self.heard = None
         return changes
 
     def _settled(self, changes: list[Changed[T]]) -> None:
@@ -212,9 +220,15 @@ class Reflector[T]:
     async def _watch(self) -> None:
         chosen, ledger = self.selection, self.ledger
         ledger.counts.watches += 1
-        async for group in self.client.watch(
-            self.resource, ledger.version, chosen.namespace, labels=chosen.labels, fields=chosen.fields
-        ):
-            changes = [change for event in group if (change := ledger.event(event)) is not None]
-            if changes:
-                self.changed(changes)
+        try:
+            async for group in self.client.watch(
+                self.resource, ledger.version, chosen.namespace, labels=chosen.labels, fields=chosen.fields
+            ):
+                self.heard = self.clock()
+                if self.watching is None:
+                    self.watching = self.heard
+                changes = [change for event in group if (change := ledger.event(event)) is not None]
+                if changes:
+                    self.changed(changes)
+        finally:
+            self.watching = None

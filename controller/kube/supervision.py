@@ -75,7 +75,9 @@ class Supervised:
 
     def __init__(self, part: Part, clock: Callable[[], float], random: Random, complaints: Complaints) -> None:
         self.part = part
+        #: Why it ended last, and when.
         self.problem = ""
+        self.failed: float | None = None
         self.failures = 0
         self._clock = clock
         self._retry = Retry(random, longest=LONGEST)
@@ -102,6 +104,7 @@ class Supervised:
     def _note(self, problem: str, fault: Exception | None, alike: str = "") -> None:
         """:param alike: what the complaints of several parts have in common, where one is enough"""
         self.problem = problem
+        self.failed = self._clock()
         self.failures += 1
         if not self._complaints.is_new(alike or f"{self.part.name}: {problem}", self._clock()):
             return

@@ -9,9 +9,10 @@ Source: https://prometheus.io/docs/instrumenting/exposition_formats/
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from controller.cluster_state import PROBLEM_KINDS, ClusterState, WatchState
 from controller.learner import EdgeState
 from controller.view import OverrideState, View
 from graph.model import Mode, Origin, Verdict
@@ -19,18 +20,6 @@ from graph.model import Mode, Origin, Verdict
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 type Labels = Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class PartState:
-    """One thing that the controller does on a cluster, see :mod:`controller.kube.supervision`.
-
-    :param failures: how often it was begun again
-    """
-
-    name: str
-    synced: bool
-    failures: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +35,15 @@ class ProcessState:
     started_at: float
 
 
-def page(view: View, version: str, process: ProcessState, parts: Iterable[PartState] = ()) -> str:
-    """The whole page."""
-    return "".join(f"{line}\n" for line in _lines(view, version, process, parts))
+def page(view: View, version: str, process: ProcessState, cluster: ClusterState | None = None) -> str:
+    """The whole page.
+
+    :param cluster: None without one
+    """
+    return "".join(f"{line}\n" for line in _lines(view, version, process, cluster))
 
 
-def _lines(view: View, version: str, process: ProcessState, parts: Iterable[PartState]) -> Iterator[str]:
+def _lines(view: View, version: str, process: ProcessState, cluster: ClusterState | None) -> Iterator[str]:
     yield from _family("hedgerow_controller_build_info", "gauge", "The version that runs.", [({"version": version}, 1)])
     yield from _one("hedgerow_controller_ready", "gauge", "1 when the stored state has been loaded.", int(view.ready))
     yield from _one(
@@ -62,7 +54,8 @@ def _lines(view: View, version: str, process: ProcessState, parts: Iterable[Part
     yield from _policy(view)
     entries = view.audit_head.sequence if view.audit_head else 0
     yield from _one("hedgerow_controller_audit_entries_total", "counter", "Entries of the audit log.", entries)
-    yield from _parts(tuple(parts))
+    if cluster is not None:
+        yield from _cluster(cluster)
     yield from _one("process_cpu_seconds_total", "counter", "User and system time.", process.cpu_seconds)
     yield from _one("process_resident_memory_bytes", "gauge", "Resident memory.", process.resident_bytes)
     yield from _one("process_open_fds", "gauge", "Open descriptors.", process.open_files)
@@ -134,17 +127,39 @@ def _policy(view: View) -> Iterator[str]:
     yield from _family("hedgerow_controller_workload_modes", "gauge", "Workloads by mode.", each)
 
 
-def _parts(parts: tuple[PartState, ...]) -> Iterator[str]:
-    if not parts:
-        return
-    synced: list[tuple[Labels, float]] = [({"part": part.name}, int(part.synced)) for part in parts]
-    yield from _family(
-        "hedgerow_controller_cluster_part_synced", "gauge", "1 when it is as the cluster has it.", synced
-    )
-    failures: list[tuple[Labels, float]] = [({"part": part.name}, part.failures) for part in parts]
-    yield from _family(
-        "hedgerow_controller_cluster_part_failures_total", "counter", "How often it was begun again.", failures
-    )
+#: Of each kind of object that is followed: the metric, its type, what it says, and where that is from.
+_WATCHED: tuple[tuple[str, str, str, Callable[[WatchState], float | None]], ...] = (
+    ("objects", "gauge", "Objects that are held.", lambda watch: watch.objects),
+    ("watch_events_total", "counter", "Changes that the API server told of.", lambda watch: watch.events),
+    ("watch_lists_total", "counter", "How often all of them were read.", lambda watch: watch.lists),
+    ("watches_total", "counter", "How often a watch began.", lambda watch: watch.watches),
+    ("watch_expired_total", "counter", "Watches that were too old to go on.", lambda watch: watch.expired),
+    ("unreadable_total", "counter", "Objects that were passed over.", lambda watch: watch.unreadable),
+    (
+        "watch_quiet_seconds",
+        "gauge",
+        "Since the API server last said anything, bookmarks included.",
+        lambda watch: watch.heard,
+    ),
+)
+
+
+def _cluster(cluster: ClusterState) -> Iterator[str]:
+    prefix = "hedgerow_controller_cluster"
+    synced: list[tuple[Labels, float]] = [({"part": part.name}, int(part.synced)) for part in cluster.parts]
+    yield from _family(f"{prefix}_part_synced", "gauge", "1 when it has done its first round.", synced)
+    failures: list[tuple[Labels, float]] = [({"part": part.name}, part.failures) for part in cluster.parts]
+    yield from _family(f"{prefix}_part_failures_total", "counter", "How often it was begun again.", failures)
+    for name, kind, text, value in _WATCHED:
+        found = ((watch.resource, value(watch)) for watch in cluster.watches)
+        samples: list[tuple[Labels, float]] = [({"resource": of}, is_) for of, is_ in found if is_ is not None]
+        yield from _family(f"{prefix}_{name}", kind, text, samples)
+    text = "What can not be attributed or followed, by what it is about."
+    yield from _family(f"{prefix}_problems", "gauge", text, _counted("about", PROBLEM_KINDS, Counter(cluster.troubles)))
+    text = "Inventories that were put together."
+    yield from _one(f"{prefix}_inventories_total", "counter", text, cluster.inventories)
+    text = "What the last inventory took to put together and to take."
+    yield from _one(f"{prefix}_inventory_seconds", "gauge", text, cluster.seconds)
 
 
 def _flagged(label: str, counts: Mapping[bool, int]) -> list[tuple[Labels, float]]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 
 from aiohttp import web
 
-from controller.monitoring.metrics import CONTENT_TYPE, PartState, ProcessState, page
+from controller.cluster_state import ClusterState
+from controller.monitoring.metrics import CONTENT_TYPE, ProcessState, page
 from controller.rpc.server import port_error
 from controller.view import View
 from graph.fields import Address
@@ -38,8 +39,7 @@ class MonitoringServer:
 
     :param listen: where; ``monitoring_listen`` of the settings
     :param view: the state
-    :param parts: what it does on a cluster; empty without one
-    :param waiting: the parts that it waits for; empty when it is ready
+    :param cluster: how it fares on its cluster; None without one
     """
 
     def __init__(
@@ -47,14 +47,12 @@ class MonitoringServer:
         listen: Address,
         version: str,
         view: Callable[[], View],
-        parts: Callable[[], tuple[PartState, ...]] = lambda: (),
-        waiting: Callable[[], Collection[str]] = tuple,
+        cluster: Callable[[], ClusterState | None] = lambda: None,
     ) -> None:
         self._listen = listen
         self._version = version
         self._view = view
-        self._parts = parts
-        self._waiting = waiting
+        self._cluster = cluster
         self._began = time.time()
         app = web.Application(client_max_size=0)
         app.add_routes(
@@ -98,12 +96,13 @@ class MonitoringServer:
         return web.Response(text="ok\n")  # the engine and this run on one loop: whoever answers, works
 
     async def _ready(self, _: web.Request) -> web.Response:
-        waiting = {*self._waiting(), *(() if self._view().ready else ("engine",))}
+        cluster = self._cluster()
+        waiting = {*(cluster.waiting if cluster is not None else ()), *(() if self._view().ready else ("engine",))}
         if not waiting:
             return web.Response(text="ready\n")
         # why is for the log and for those with a token: this port is open to the cluster
         return web.Response(text=f"waiting for: {', '.join(sorted(waiting))}\n", status=503)
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        text = page(self._view(), self._version, process_state(self._began), self._parts())
+        text = page(self._view(), self._version, process_state(self._began), self._cluster())
         return web.Response(body=text.encode(), headers={"Content-Type": CONTENT_TYPE})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
+from controller.cluster_state import PROBLEM_KINDS, ClusterState
 from controller.view import AuditEntry, Override, SidecarState
 from graph.export import rule_document
 from graph.flow import Flow
@@ -92,6 +94,20 @@ def sidecar_document(sidecar: SidecarState) -> dict[str, Any]:
         "software": sidecar.software,
         "shed": sidecar.shed,
         "refused": sidecar.refused,
+    }
+
+
+def cluster_document(cluster: ClusterState | None) -> dict[str, Any] | None:
+    if cluster is None:
+        return None
+    return {
+        "ready": not cluster.waiting,
+        "parts": [asdict(part) for part in cluster.parts],
+        "watches": [asdict(watch) for watch in cluster.watches],
+        "inventories": cluster.inventories,
+        "seconds": cluster.seconds,
+        "troubles": {kind: cluster.troubles.get(kind, 0) for kind in PROBLEM_KINDS},
+        "problems": list(cluster.problems),
     }
 
 

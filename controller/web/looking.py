@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from aiohttp import web
 
+from controller.cluster_state import ClusterState
 from controller.compiler import Proof, compile_policy, rule_id
 from controller.engine import Engine
 from controller.errors import NotFound, UnknownWorkload
@@ -21,6 +22,7 @@ from controller.web import inputs
 from controller.web.answers import answer
 from controller.web.documents import (
     audit_document,
+    cluster_document,
     decision_document,
     flow_document,
     override_document,
@@ -44,6 +46,7 @@ class Looking:
     :param gate: what learning waits for, to say it
     :param version: of this program
     :param clock: seconds since the epoch
+    :param cluster: how the controller fares on its cluster; None without one
     """
 
     engine: Engine
@@ -51,6 +54,7 @@ class Looking:
     live: Live
     version: str
     clock: Callable[[], float]
+    cluster: Callable[[], ClusterState | None] = lambda: None
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -93,6 +97,7 @@ class Looking:
                 "edges": {str(state): states[str(state)] for state in EdgeState},
                 "overrides": active,
                 "audit_head": view.audit_head.hash if view.audit_head is not None else "",
+                "cluster": cluster_document(self.cluster()),
             }
         )
 

@@ -14,6 +14,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from controller.authoring import Author, EngineAuthor, NetworkPolicies
+from controller.cluster_state import ClusterState
 from controller.engine import Engine
 from controller.errors import ConfigError
 from controller.learner import Gate
@@ -47,11 +48,13 @@ def application(
     *,
     author: Author | None = None,
     network_policies: NetworkPolicies | None = None,
+    cluster: Callable[[], ClusterState | None] = lambda: None,
 ) -> web.Application:
     """Everything that is served, ready for a server or a test.
 
     :param author: writes down what people decide; None: the engine itself
     :param network_policies: of the cluster; None where there is none
+    :param cluster: how the controller fares on it; None likewise
     """
     app = web.Application(middlewares=[answers.errors, answers.guard(tokens, hosts)], client_max_size=MAX_BODY_BYTES)
     app.on_response_prepare.append(answers.add_headers)
@@ -69,7 +72,7 @@ def application(
         loaded = engine.view.ready
         return web.Response(text="ready\n" if loaded else "starting\n", status=200 if loaded else 503)
 
-    looking = Looking(engine, gate, live, version, clock)
+    looking = Looking(engine, gate, live, version, clock, cluster)
     changing = Changing(engine, author or EngineAuthor(engine), clock)
     fencing = Fencing(engine, network_policies)
     routes = [

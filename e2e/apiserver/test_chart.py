@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import yaml
 
+from controller.cluster_state import ClusterState
 from controller.injection.program_settings import InjectorSettings
 from controller.injection.webhook_configuration import webhook_configuration
-from controller.monitoring.metrics import PartState, ProcessState, page
+from controller.monitoring.metrics import ProcessState, page
 from controller.settings import Settings
 from controller.view import View
 from e2e.harness.apiserver import ApiServer
@@ -204,7 +205,7 @@ def test_a_cluster_that_is_too_old_is_refused(apiserver):
 def exposed() -> set[str]:
     """The names of all metrics that controller and sidecars have."""
     process = ProcessState(0.0, 0, 0, 0.0)
-    lines = page(View("t"), "1", process, [PartState("inventory", True, 0)]).splitlines()
+    lines = page(View("t"), "1", process, ClusterState()).splitlines()
     names = {line.split()[2] for line in lines if line.startswith("# TYPE ")}
     for module in (own, istio):
         names |= set(re.findall(r'"((?:hedgerow|istio)_[a-z_]+)"', Path(str(module.__file__)).read_text()))

@@ -17,6 +17,7 @@ from hedgerow.cli.output import (
     Output,
     ago,
     connection,
+    duration,
     end,
     print_table,
     printable,
@@ -28,6 +29,10 @@ from hedgerow.cli.output import (
 )
 from hedgerow.client import Client, Unreachable
 
+#: Problems with the cluster that the table shows.
+_PROBLEMS = 10
+#: Seconds for which a part of the controller that was begun again is shown.
+_LATELY = 600.0
 _MODES = {"enforce": "green", "audit": "yellow", "quarantine": "red"}
 
 
@@ -48,6 +53,8 @@ def _status(answer: dict[str, Any]) -> None:
     up = ago(answer["started_at"]).removesuffix(" ago")
     say(f"controller {answer['version']}, trust domain {answer['trust_domain']}, up {up}")
     say(f"edges: {states}; overrides in force: {answer['overrides']}")
+    if answer.get("cluster"):
+        _cluster(answer["cluster"])
     say("")
     print_table(
         (
@@ -96,6 +103,54 @@ def _status(answer: dict[str, Any]) -> None:
         ],
         "All of them hold what was sent to them." if answer["sidecars"] else "None has connected yet.",
     )
+
+
+def _cluster(cluster: dict[str, Any]) -> None:
+    held = {watch["resource"]: watch["objects"] for watch in cluster["watches"]}
+    waiting = [part["name"] for part in cluster["parts"] if not part["synced"]]
+    shown = ", ".join(f"{held[kind]} {kind}" for kind in ("pods", "services", "nodes") if kind in held)
+    count = sum(cluster["troubles"].values())
+    say(
+        f"cluster: {shown}; " + (f"waiting for {', '.join(waiting)}" if waiting else f"problems: {count or 'none'}"),
+        "yellow" if waiting or count else "",
+    )
+    watches = {f"watch {watch['resource']}": watch for watch in cluster["watches"]}
+    troubled = [part for part in cluster["parts"] if _in_trouble(part, watches.get(part["name"]))]
+    if troubled:
+        print_table(
+            (
+                Column("part"),
+                Column("heard of", spare=1),
+                Column("begun again", spare=2),
+                Column("last"),
+                Column("because", least=20),
+            ),
+            [
+                (
+                    part["name"],
+                    _past(watches.get(part["name"], {}).get("heard")),
+                    part["failures"],
+                    _past(part["failed"]),
+                    part["problem"],
+                )
+                for part in troubled
+            ],
+            "",
+        )
+    for problem in cluster["problems"][:_PROBLEMS]:
+        prose(problem, "  ")
+    if count > _PROBLEMS:
+        say(f"  and {count - _PROBLEMS} more; `hedgerow status -o json` shows a hundred")
+
+
+def _in_trouble(part: dict[str, Any], watch: dict[str, Any] | None) -> bool:
+    lost = watch is not None and watch["heard"] is not None and watch["watching"] is None
+    lately = part["failed"] is not None and part["failed"] < _LATELY
+    return not part["synced"] or lost or lately
+
+
+def _past(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{duration(seconds)} ago"
 
 
 def _without(workload: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ as before, by which the engine sees at once that they did not change.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from controller.inventory import Inventory
 from controller.inventory.model import Namespace
@@ -393,9 +393,9 @@ class Assembly:
         return self._problems.shown()
 
     @property
-    def unattributed(self) -> int:
-        """How many problems there are."""
-        return len(self._problems)
+    def problem_kinds(self) -> Mapping[str, int]:
+        """How many problems there are, by kind."""
+        return self._problems.kinds()
 
     def owner_facts(self, key: OwnerKey) -> OwnerFacts | None:
         """What is known of an owner."""

@@ -23,8 +23,7 @@ from controller.kube import kinds
 from controller.kube.client import Client
 from controller.kube.inventory import objects
 from controller.kube.inventory.assembly import Assembly
-from controller.kube.inventory.objects import PolicyFacts
-from controller.kube.reflector import Changed, Counts, Key, Ledger, Reflector, Selection
+from controller.kube.reflector import Changed, Counts, Ledger, Reflector, Selection
 from controller.kube.settings import KubernetesSettings
 
 log = logging.getLogger("hedgerow.kube")
@@ -53,7 +52,7 @@ _FOLLOWED: tuple[tuple[kinds.Resource, Callable[[Any], Any], str], ...] = (
 _OPTIONAL = frozenset({kinds.SERVICE_CIDRS})
 
 #: Every resource that the inventory lists and watches; for RBAC.
-WATCHED: tuple[kinds.Resource, ...] = (*(resource for resource, _, _ in _FOLLOWED), kinds.NETWORK_POLICIES)
+WATCHED: tuple[kinds.Resource, ...] = tuple(resource for resource, _, _ in _FOLLOWED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +61,15 @@ class Figures:
 
     :param objects: held, by resource; ``counts`` what happened to them
     :param inventories: how many were made; ``seconds`` that the last one took to make and to be taken
-    :param problems: what could not be attributed; at most a hundred of ``unattributed``
+    :param troubles: how many problems there are, by kind
+    :param problems: what could not be attributed, or not be followed; a hundred at most
     """
 
     objects: Mapping[str, int]
     counts: Mapping[str, Counts]
     inventories: int
     seconds: float
-    unattributed: int
+    troubles: Mapping[str, int]
     problems: tuple[str, ...]
 
 
@@ -107,17 +107,11 @@ class Following:
             )
             for resource, read, method in _FOLLOWED
         )
-        #: NetworkPolicies of everybody, by namespace and name: nothing of the inventory follows from them.
-        self.policies: Ledger[PolicyFacts] = Ledger(objects.network_policy)
-        self.policies_changed = asyncio.Event()
-        self.policy_reflector = Reflector(
-            client, kinds.NETWORK_POLICIES, self.policies, lambda _: self.policies_changed.set()
-        )
 
     @property
     def parts(self) -> tuple[Reflector[Any] | Following, ...]:
         """For the supervision."""
-        return (*self.reflectors, self.policy_reflector, self)
+        return (*self.reflectors, self)
 
     @property
     def synced(self) -> bool:
@@ -158,19 +152,14 @@ class Following:
         self._told = problems
 
     def _objects(self) -> dict[str, int]:
-        return {str(each.resource): len(each.ledger.items) for each in (*self.reflectors, self.policy_reflector)}
+        return {str(each.resource): len(each.ledger.items) for each in self.reflectors}
 
     def figures(self) -> Figures:
-        watches = (*self.reflectors, self.policy_reflector)
         return Figures(
             self._objects(),
-            {str(each.resource): each.ledger.counts for each in watches},
+            {str(each.resource): each.ledger.counts for each in self.reflectors},
             self._inventories,
             self._seconds,
-            self._assembly.unattributed,
+            self._assembly.problem_kinds,
             self._assembly.problems,
         )
-
-    def foreign_policies(self, ours: Callable[[PolicyFacts], bool]) -> dict[Key, PolicyFacts]:
-        """The NetworkPolicies that are not ours."""
-        return {key: facts for key, facts in self.policies.items.items() if not ours(facts)}

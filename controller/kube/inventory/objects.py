@@ -6,9 +6,6 @@ that a cluster costs memory by its size and not by what people write into its ob
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,28 +175,6 @@ class RangeFacts:
     """Networks of which services get their addresses."""
 
     networks: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyFacts:
-    """A NetworkPolicy. :param spec: as the API server has it; compared by ``digest``"""
-
-    namespace: str
-    name: str
-    uid: str
-    labels: Labels
-    digest: str
-    spec: Mapping[str, Any]
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, PolicyFacts) and (self.uid, self.labels, self.digest) == (
-            other.uid,
-            other.labels,
-            other.digest,
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.uid, self.digest))
 
 
 #: The pods of an owner are alike, and are listed one after the other.
@@ -385,16 +360,3 @@ def node(document: Object) -> NodeFacts:
 
 def service_range(document: Object) -> RangeFacts:
     return RangeFacts(words(part(document, "spec"), "cidrs"))
-
-
-def network_policy(document: Object) -> PolicyFacts:
-    metadata, spec = part(document, "metadata"), part(document, "spec")
-    text = json.dumps(spec, sort_keys=True, separators=(",", ":"))
-    return PolicyFacts(
-        needed(metadata, "namespace"),
-        needed(metadata, "name"),
-        needed(metadata, "uid"),
-        labels(metadata),
-        hashlib.sha256(text.encode()).hexdigest(),
-        spec,
-    )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+
 #: Problems that are shown; there may be as many as pods.
 MAX_PROBLEMS = 100
 
 
 class Problems:
-    """At most one of each thing."""
+    """At most one of each thing. A thing's name begins with its kind and a slash."""
 
     def __init__(self) -> None:
         self._of: dict[str, str] = {}
@@ -21,6 +24,10 @@ class Problems:
 
     def __len__(self) -> int:
         return len(self._of)
+
+    def kinds(self) -> Mapping[str, int]:
+        """How many there are, by what they are about."""
+        return Counter(about.partition("/")[0] for about in self._of)
 
     def shown(self) -> tuple[str, ...]:
         """Some of them, when they are many."""

@@ -4,6 +4,7 @@ breaks off."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 from hypothesis import given
@@ -203,6 +204,23 @@ async def test_a_watch_that_breaks_off_goes_on_from_the_last_event():
     assert await ran(reflector) is None
     assert reflector.client.asked == ["list", "watch 10", "watch 11", "watch 12"]
     assert [change.key for change in seen] == [A, B]
+
+
+async def test_it_knows_when_it_last_heard_of_the_server():
+    ticks = itertools.count(100.0)
+    heard = []
+    server = Server([page("10")], [[], [WatchEvent("ADDED", thing(A, "one", "11"))]])
+    reflector = Reflector(
+        server,
+        PODS,
+        Ledger(read),
+        lambda _: heard.append((reflector.heard, reflector.watching)),
+        clock=lambda: next(ticks),
+    )
+    assert (reflector.heard, reflector.watching) == (None, None)
+    assert await ran(reflector) is None
+    assert heard == [(100.0, None), (102.0, 101.0)], "after the list, and in a watch that had begun before"
+    assert (reflector.heard, reflector.watching) == (102.0, None), "the next watch was not taken yet"
 
 
 async def test_a_version_that_is_too_old_is_followed_by_a_list_that_loses_nothing():

@@ -49,6 +49,9 @@ async def test_a_part_that_fails_is_begun_again_and_stops_nobody(caplog):
     assert supervision.synced
     failures = {each.part.name: each.failures for each in supervision.parts}
     assert failures == {"good": 0, "bad": 3}
+    said = {each.part.name: each.problem for each in supervision.parts}
+    assert said == {"good": "", "bad": "it ended by itself"}, "what it was last"
+    assert [each.failed is None for each in supervision.parts] == [True, False]
     faults = [each for each in caplog.records if each.levelno == logging.ERROR]
     assert [each.exc_info[0] for each in faults] == [ValueError], "only a bug has a trace"
 

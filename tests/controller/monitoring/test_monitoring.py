@@ -6,7 +6,8 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from controller.monitoring.metrics import PartState, ProcessState, page
+from controller.cluster_state import ClusterState, PartState, WatchState
+from controller.monitoring.metrics import ProcessState, page
 from controller.monitoring.server import MonitoringServer
 from controller.rpc.server import PortError
 from controller.settings import Address, Settings
@@ -75,16 +76,16 @@ async def test_nothing_else_is_served_there(tmp_path):
 
 
 async def test_it_is_not_ready_before_its_parts_are_and_does_not_say_why_to_everybody():
-    waiting: list[str] = ["inventory", "trust"]
+    cluster = ClusterState((PartState("inventory", False, 0), PartState("trust", False, 7, "a secret of its own")))
     view = View("hedgerow.test", started_at=1.0)
-    server = MonitoringServer(Address("127.0.0.1", 0), "1.0", lambda: view, waiting=lambda: waiting)
+    server = MonitoringServer(Address("127.0.0.1", 0), "1.0", lambda: view, lambda: cluster)
     where = f"http://{await server.start()}"
     try:
         assert await get(f"{where}/healthz/ready") == (
             503, "text/plain; charset=utf-8", "waiting for: inventory, trust\n",
         )  # fmt: skip
         assert (await get(f"{where}/healthz/live"))[0] == 200
-        waiting.clear()
+        cluster = ClusterState((PartState("inventory", True, 0), PartState("trust", True, 7, "a secret of its own")))
         assert (await get(f"{where}/healthz/ready"))[0] == 200
         view = View("hedgerow.test")
         assert (await get(f"{where}/healthz/ready"))[2] == "waiting for: engine\n"
@@ -103,11 +104,41 @@ async def test_a_port_that_is_taken_is_named_with_its_setting():
 
 
 def test_parts_of_a_cluster_are_shown():
-    text = page(View("t"), '1.0"\n\\', PROCESS, [PartState("inventory", True, 0), PartState("trust", False, 3)])
+    cluster = ClusterState(
+        (PartState("inventory", True, 0), PartState("trust", False, 3, "shop/cart is away", 4.0)),
+        (
+            WatchState("pods", 5000, 1, 4, 731, 2, 1, 0.25, 17.0),
+            WatchState("servicecidrs.networking.k8s.io", 0, 1, 0, 0, 0, 0, None, None),
+        ),
+        12,
+        0.5,
+        {"pod": 3, "name": 1},
+        ("pod shop/cart-1: its owner is not there",),
+    )
+    text = page(View("t"), '1.0"\n\\', PROCESS, cluster)
     found = samples(text)
     assert found["hedgerow_controller_cluster_part_synced{part=inventory}"] == 1
     assert found["hedgerow_controller_cluster_part_synced{part=trust}"] == 0
     assert found["hedgerow_controller_cluster_part_failures_total{part=trust}"] == 3
+    prefix = "hedgerow_controller_cluster"
+    pods = {name.split("{")[0]: value for name, value in found.items() if name.endswith("{resource=pods}")}
+    assert pods == {
+        f"{prefix}_objects": 5000,
+        f"{prefix}_watch_lists_total": 1,
+        f"{prefix}_watches_total": 4,
+        f"{prefix}_watch_events_total": 731,
+        f"{prefix}_watch_expired_total": 2,
+        f"{prefix}_unreadable_total": 1,
+        f"{prefix}_watch_quiet_seconds": 0.25,
+    }
+    assert found[f"{prefix}_objects{{resource=servicecidrs.networking.k8s.io}}"] == 0
+    assert f"{prefix}_watch_quiet_seconds{{resource=servicecidrs.networking.k8s.io}}" not in found, "never heard of"
+    problems = {
+        name.partition("about=")[2]: value for name, value in found.items() if name.startswith(f"{prefix}_prob")
+    }
+    assert problems == {"pod}": 3, "name}": 1, "identity}": 0, "said}": 0}
+    assert (found[f"{prefix}_inventories_total"], found[f"{prefix}_inventory_seconds"]) == (12, 0.5)
+    assert "cart" not in text, "it names nobody"
     assert found['hedgerow_controller_build_info{version=1.0"\n\\}'] == 1
     assert found["process_cpu_seconds_total"] == 1.5
     assert found["process_start_time_seconds"] == PROCESS.started_at

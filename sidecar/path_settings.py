@@ -29,8 +29,9 @@ def data_plane_settings(settings: Settings) -> DataPlaneSettings:
             for one in settings.explicit.outbound
         ),
         explicit_inbound=tuple(
-            ExplicitInbound(socket_address(one.listen), socket_address(one.application))
+            ExplicitInbound(listen, socket_address(one.application))
             for one in settings.explicit.inbound
+            for listen in _both(one.listen, settings.addresses)
         ),
         sidecar_ports=frozenset(SIDECAR_PORTS | own) if redirect else frozenset(own),
         mark=settings.mark or 0,
@@ -43,7 +44,7 @@ def data_plane_settings(settings: Settings) -> DataPlaneSettings:
 
 
 def _both(address: Address, own: tuple[str, ...]) -> tuple[SocketAddress, ...]:
-    """Where captured connections arrive: they stay in their address family, so a pod with IPv6 has both."""
+    """Where connections arrive: they stay in their address family, so a pod with IPv6 has both."""
     sibling = _SIBLINGS.get(address.host) if any(":" in each for each in own) and address.port else None
     return (socket_address(address), *([SocketAddress(sibling, address.port)] if sibling is not None else ()))
 

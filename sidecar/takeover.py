@@ -287,9 +287,17 @@ def _add_listeners(listeners: list[Listener], message: dict[str, object], receiv
         del received[0]  # it is the socket's now
         listeners.append((address, sock))
         listening = sock.type == socket.SOCK_STREAM and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        if not listening or (port and sock.getsockname()[:2] != (host, port)):
+        if not listening or (port and not _listens_on(sock, address)):
             raise Refused(f"the running sidecar sent no socket that listens on {address}; stop it, then start again")
         sock.setblocking(False)
+
+
+def _listens_on(sock: socket.socket, address: Address) -> bool:
+    """Whether that is where it listens, or everywhere in both IP versions, where ``address`` is everywhere."""
+    if sock.getsockname()[:2] == address:
+        return True
+    both = sock.family == socket.AF_INET6 and not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    return both and address.host == "0.0.0.0" and sock.getsockname()[:2] == ("::", address.port)
 
 
 def _lock(path: Path, received: list[int]) -> int:

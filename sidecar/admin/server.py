@@ -140,10 +140,24 @@ def from_this_pod(request: Request) -> bool:
 type Handler = Callable[[Request], Answer | Awaitable[Answer]]
 
 
+def open_listener(address: Address) -> socket.socket:
+    """Listen on ``address``; on an unspecified one for IPv4 and IPv6 alike, where the kernel has both.
+
+    :raises OSError: when the port can not be had
+    """
+    host, port = address.host, address.port
+    if ipaddress.ip_address(host).is_unspecified and socket.has_dualstack_ipv6():
+        everywhere = ("::", port)
+        return socket.create_server(everywhere, family=socket.AF_INET6, backlog=MAX_CONNECTIONS, dualstack_ipv6=True)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS)
+
+
 class HttpServer:
     """Serves one port.
 
-    :param listen: its address; port 0 is any free one
+    :param listen: its address, ``0.0.0.0`` or ``::`` for every one of this pod, of both IP versions; port 0 is any
+        free one
     :param setting: the setting that names the address, for messages
     :param handler: answers every request; raises :class:`Refused` for those that it does not take
     :param methods: that any page takes
@@ -196,10 +210,8 @@ class HttpServer:
             server.close()
 
     def _listen_there(self) -> socket.socket:
-        host, port = self._listen.host, self._listen.port
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            return socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS)
+            return open_listener(self._listen)
         except OSError as error:
             problem = os.strerror(error.errno) if error.errno else str(error)
             raise ConfigError(

@@ -307,6 +307,9 @@ async def test_what_is_received_is_checked(tmp_path):
     address = list(sock.getsockname())
     deaf = socket.socket()
     deaf.bind(("127.0.0.1", 0))
+    both, sixth = (
+        socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=dual) for dual in (True, False)
+    )
     file = os.open("/dev/null", os.O_RDONLY)
     lock = {"state": 1}
     for number, (packets, why) in enumerate(
@@ -316,6 +319,9 @@ async def test_what_is_received_is_checked(tmp_path):
             ([({"listeners": [[1, 2]]}, [sock.fileno()])], "named no address"),
             ([({"listeners": [["127.0.0.1", 1]]}, [sock.fileno()])], "no socket that listens on 127.0.0.1:1"),
             ([({"listeners": [list(deaf.getsockname())]}, [deaf.fileno()])], "no socket that listens"),
+            ([({"listeners": [["127.0.0.1", both.getsockname()[1]]]}, [both.fileno()])], "no socket that listens"),
+            ([({"listeners": [["0.0.0.0", sixth.getsockname()[1]]]}, [sixth.fileno()])], "no socket that listens"),
+            ([({"listeners": [["0.0.0.0", both.getsockname()[1]]]}, [both.fileno()]), (lock, [])], "sent no lock"),
             ([({"listeners": [address]}, [file])], "does not hand over"),
             ([({"listeners": [address]}, [sock.fileno()]), (lock, [])], "sent no lock"),
             ([({"listeners": []}, []), (lock, [file])], "another lock"),
@@ -330,8 +336,8 @@ async def test_what_is_received_is_checked(tmp_path):
             await asyncio.wait_for(impostor._answering, 20)
         assert len(os.listdir("/proc/self/fd")) == before, why
     os.close(file)
-    sock.close()
-    deaf.close()
+    for each in (sock, deaf, both, sixth):
+        each.close()
 
 
 async def test_a_lock_that_lies_elsewhere_is_none_of_ours(tmp_path):

@@ -14,7 +14,8 @@ from collections import Counter
 import pytest
 
 from tests.sidecar.dataplane.leg_rigs import reset
-from tests.sidecar.dataplane.test_application_leg import GET, HOST, LAST, MESHED, WHOLE, Planes, Way
+from tests.sidecar.dataplane.misbehaviour import GET, HOST, LAST, WHOLE
+from tests.sidecar.dataplane.planes import MESHED, Planes, Way
 
 CONNECTIONS = 10
 

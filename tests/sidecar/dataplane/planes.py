@@ -1,0 +1,103 @@
+"""The ways from a client to an application: directly, and through two sidecars by every lane."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Mapping
+from enum import StrEnum
+
+from certs.spiffe import SpiffeId
+from graph.directory import Destination, Endpoint
+from graph.model import Mode, Snapshot, WorkloadRef
+from sidecar.dataplane import sockets
+from sidecar.dataplane.proxy import DataPlane
+from sidecar.dataplane.settings import DataPlaneSettings, ExplicitInbound, ExplicitOutbound
+from sidecar.dataplane.sockets import Address
+from tests.sidecar.dataplane.misbehaviour import HOST, PATIENCE
+from tests.sidecar.dataplane.stand_ins import TRUST_DOMAIN, FlowList, HeldDirectory, HeldPolicy, credentials
+
+
+class Way(StrEnum):
+    """How the client comes to the application."""
+
+    DIRECT = "directly"
+    STREAM_TUNNEL = "stream lane, by tunnel"
+    STREAM_PLAIN = "stream lane, plaintext"
+    HTTP_TUNNEL = "http lane, by tunnel"
+    HTTP_PLAIN = "http lane, plaintext"
+
+
+MESHED = tuple(Way)[1:]
+HTTP = (Way.HTTP_TUNNEL, Way.HTTP_PLAIN)
+
+
+class Planes:
+    """The sidecars of a client and of an application; ``entrances`` says where the client connects.
+
+    :param ports: where the application listens for those who come that way
+    """
+
+    def __init__(self, authority, ports: Mapping[Way, int]) -> None:
+        self.flows = FlowList(), FlowList()
+        self._listeners: list[tuple[Address, socket.socket]] = []
+        identity = str(SpiffeId.for_workload(TRUST_DOMAIN, "shop", "default", "cart"))
+        cart = WorkloadRef("shop", "cart")
+        inside = {way: self._listen() for way in MESHED}
+        self.entrances = {**ports, **inside}
+        self._ways = {port: way for way, port in inside.items()}
+        known, outbound = [], []
+        for number, way in enumerate((Way.STREAM_TUNNEL, Way.HTTP_TUNNEL), start=1):
+            address = f"192.0.2.{number}"
+            endpoints = (Endpoint(HOST, inside[way], identity=identity),)
+            known.append(Destination(address, 80, workload=cart, meshed=True, endpoints=endpoints))
+            self.entrances[way] = self._listen()
+            outbound.append(ExplicitOutbound(Address(HOST, self.entrances[way]), Address(address, 80)))
+        inbound = [ExplicitInbound(Address(HOST, inside[way]), Address(HOST, ports[way])) for way in MESHED]
+        opaque = frozenset(inside[way] for way in MESHED if way not in HTTP)
+        own = {"explicit_inbound": tuple(inbound), "opaque_ports": opaque}
+        self._planes = (
+            self._plane(authority, "front", known, self.flows[0], {"explicit_outbound": tuple(outbound)}),
+            self._plane(authority, "cart", [], self.flows[1], own),
+        )
+
+    def _listen(self) -> int:
+        """A port that is ours from here on."""
+        sock = sockets.listener(Address(HOST, 0))
+        port = sock.getsockname()[1]
+        self._listeners.append((Address(HOST, port), sock))
+        return port
+
+    def lanes(self) -> dict[Way, set[str]]:
+        """What the application's sidecar took connections for."""
+        lanes: dict[Way, set[str]] = {way: set() for way in MESHED}
+        for record in self.flows[1].opened_records:
+            lanes[self._ways[record.port]].add(record.protocol)
+        return lanes
+
+    @staticmethod
+    def _plane(authority, name, known, flows, settings) -> DataPlane:
+        snapshot = Snapshot(WorkloadRef("shop", name), TRUST_DOMAIN, 1, Mode.LEARN, Mode.LEARN)
+        made = DataPlaneSettings(outbound_listen=(), inbound_listen=(), **settings)
+        own = credentials(authority, "shop", name)
+        return DataPlane(made, HeldPolicy(snapshot), HeldDirectory(known), own, flows)
+
+    async def __aenter__(self) -> Planes:
+        inherited = sockets.Inherited(self._listeners)
+        for plane in self._planes:
+            plane.listen(inherited)
+            await plane.start()
+        return self
+
+    async def __aexit__(self, *_) -> None:
+        for plane in self._planes:
+            assert plane.buffered == 0, "what was held for a receiver was not given back"
+            plane.stop()
+
+    async def settled(self) -> None:
+        """Both ends let go of every connection, soon after the client and the application have."""
+        end = time.monotonic() + PATIENCE
+        while any(plane.live_connections for plane in self._planes):
+            assert time.monotonic() < end, "connections were left"
+            await asyncio.sleep(0.01)

@@ -10,6 +10,7 @@ import pytest
 
 from certs.ca import CertificateAuthority
 from tests.sidecar.dataplane.mesh import Network, Sidecar
+from tests.sidecar.dataplane.outside import Outside
 from tests.sidecar.dataplane.stand_ins import TRUST_DOMAIN
 from tests.sidecar.dataplane.world import World
 
@@ -26,6 +27,11 @@ def network():
     network = Network()
     yield network
     network.remove()
+
+
+@pytest.fixture
+def pods(network):
+    return network.pod(), network.pod()
 
 
 @pytest.fixture
@@ -55,3 +61,9 @@ def sidecars(network, authority, tmp_path):
 async def world(authority):
     async with contextlib.AsyncExitStack() as stack:
         yield World(authority, stack)
+
+
+@pytest.fixture
+async def outside(authority, tmp_path):
+    async with contextlib.AsyncExitStack() as stack:
+        yield Outside(authority, stack, tmp_path)

@@ -18,6 +18,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from certs.ca import CertificateAuthority
 from certs.certificate import pem_text
 from certs.contexts import Contexts
@@ -78,6 +80,13 @@ def allow(direction: Direction, selector: Selector, effect: Verdict = Verdict.AL
 
 def enforce(*rules: Rule, version: int = 1) -> Snapshot:
     return Snapshot(WorkloadRef("shop", "cart"), TRUST_DOMAIN, version, Mode.ENFORCE, Mode.ENFORCE, rules=rules)
+
+
+#: mesh/front may call our application, and that may call mesh/back.
+POLICY = enforce(
+    allow(Direction.INBOUND, Selector.of(WorkloadRef("mesh", "front"))),
+    allow(Direction.OUTBOUND, Selector.of(WorkloadRef("mesh", "back"))),
+)
 
 
 class ForeignWorld:
@@ -338,6 +347,12 @@ def cluster(name: str, port: int, tls: dict[str, Any] | None = None) -> dict[str
         context = {"@type": f"{_TLS}.UpstreamTlsContext", **tls}
         made["transport_socket"] = {"name": "tls", "typed_config": context}
     return made
+
+
+async def lost(peer: TlsPeer) -> None:
+    """The connection is reset, which nobody takes for an end."""
+    with pytest.raises(ConnectionResetError):
+        await peer.read_all()
 
 
 _TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3"

@@ -22,6 +22,8 @@ from sidecar.errors import Unresolved
 
 TRUST_DOMAIN = "hedgerow.test"
 ALPN = ("hedgerow/1",)
+#: Seconds that certificates live where a test waits for their end.
+LIFE = 4.0
 
 
 class HeldPolicy:

@@ -153,11 +153,6 @@ async def answered(pod, address, data, port=PORT, *, pieces=1):
         await apps.close(writer)
 
 
-@pytest.fixture
-def pods(network):
-    return network.pod(), network.pod()
-
-
 async def test_a_rule_by_name_allows_what_dns_bound_and_the_client_means(pods, sidecars):
     client, server = pods
     front = sidecars(

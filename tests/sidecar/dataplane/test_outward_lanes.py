@@ -17,16 +17,10 @@ from graph.tap import TapSpec
 from sidecar.inspect.settings import InspectSettings
 from sidecar.inspect.taps import Ended
 from tests.sidecar.dataplane.applications import until
-from tests.sidecar.dataplane.test_outward import API, OTHER, Outside
+from tests.sidecar.dataplane.outside import API, OTHER
 from tests.sidecar.dataplane.two_pods import HOST
 
 SAY, COUNT = "/shop.Cart/Say", "/shop.Cart/Count"
-
-
-@pytest.fixture
-async def outside(authority, tmp_path):
-    async with contextlib.AsyncExitStack() as stack:
-        yield Outside(authority, stack, tmp_path)
 
 
 class Partner:

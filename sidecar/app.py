@@ -131,7 +131,10 @@ class Sidecar:
         """Make what needs a certificate."""
         settings, clock = self._settings, self._clock
         call_later = asyncio.get_running_loop().call_later
-        authority = PolicyAuthority(credentials.identity, settings.unsynced, settings.addresses, clock, call_later)
+        inspecting = settings.inspect.egress.hosts
+        authority = PolicyAuthority(
+            credentials.identity, settings.unsynced, settings.addresses, clock, call_later, inspecting
+        )
         directory = DirectoryClient(authority.workload, settings.instance, settings.addresses, state, time.monotonic)
 
         def may_ask() -> bool:

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from certs.spiffe import SpiffeId
-from graph.model import Connection, Direction, InboundTls, Mode, Peer, Snapshot, WorkloadRef
+from graph.model import Connection, Direction, InboundTls, InspectedHost, Mode, Peer, Snapshot, WorkloadRef
 from graph.policy import Decision, admit, decide
 from sidecar.settings import Unsynced
 
@@ -48,6 +48,7 @@ class PolicyAuthority:
     :param unsynced: what holds before the first snapshot
     :param clock: seconds since the epoch
     :param call_later: runs a function after so many seconds
+    :param inspecting: of the hosts that a snapshot says we inspect, the only ones; None: all
     """
 
     def __init__(
@@ -57,9 +58,11 @@ class PolicyAuthority:
         addresses: tuple[str, ...],
         clock: Callable[[], float],
         call_later: Callable[[float, Callable[[], None]], Timer],
+        inspecting: frozenset[InspectedHost] | None = None,
     ) -> None:
         self._clock = clock
         self._call_later = call_later
+        self._inspecting = inspecting
         self._workload = WorkloadRef(identity.namespace, identity.workload)
         self._self = Peer(
             workload=self._workload,
@@ -116,6 +119,12 @@ class PolicyAuthority:
             self._operations[key] = decision
         return decision
 
+    @property
+    def inspected(self) -> tuple[InspectedHost, ...]:
+        """The hosts outside that we inspect."""
+        wanted = self._inspecting
+        return tuple(one for one in self._snapshot.inspects if wanted is None or one in wanted)
+
     def inspects(self, host: str, port: int) -> bool:
         return (host, port) in self._inspected
 
@@ -131,7 +140,7 @@ class PolicyAuthority:
         self._by_port = {}
         self._forget(self._clock())
         self._protocols = dict(snapshot.protocols)
-        self._inspected = frozenset((one.host, one.port) for one in snapshot.inspects)
+        self._inspected = frozenset((one.host, one.port) for one in self.inspected)
         self._arm()
         self._tell()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -301,7 +301,14 @@ class Settings:
         )
         fields.finish()
         settings._check_whole()
-        return settings
+        return settings._of_its_pod()
+
+    def _of_its_pod(self) -> Settings:
+        """With a Kubernetes token only what the pod itself asks for is inspected: its application was told of that."""
+        egress = self.inspect.egress
+        if self.service_account_token_file is None or egress.hosts is not None:
+            return self
+        return replace(self, inspect=replace(self.inspect, egress=replace(egress, hosts=frozenset())))
 
     def _check_whole(self) -> None:
         explicit = bool(self.explicit.outbound or self.explicit.inbound)

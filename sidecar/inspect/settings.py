@@ -11,11 +11,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from graph.errors import InvalidValue
 from graph.fields import Check, Fields, Unfit, choice, integer, items, optional, seconds, shown, text, unfit
+from graph.model import InspectedHost
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
 _VALUE: Final = re.compile(r"[\t\x20-\x7e]{0,4096}")
 _MIB: Final = 1 << 20
+#: A snapshot names no more hosts.
+_MAX_HOSTS: Final = 64
 
 #: Headers that frame or route a message, and those that we set ourselves: no rule may touch them.
 RESERVED: Final = frozenset(
@@ -115,12 +119,15 @@ def fits(pattern: str, operation: str) -> bool:
 class EgressSettings:
     """How hosts outside the mesh are inspected; which, says the controller.
 
+    :param hosts: of those, the only ones; None: all. So a pod whose application was not told whom to trust, because it
+        is older than what its workload inspects now, goes on as before
     :param directory: where what the application has to trust is written; None: nowhere
     :param roots: PEM file with what the hosts' own certificates have to lead to; None: what the system trusts
     """
 
     directory: Path | None = None
     roots: Path | None = None
+    hosts: frozenset[InspectedHost] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,10 +271,23 @@ def _name(value: object) -> str:
 def _egress(value: object) -> EgressSettings:
     fields = Fields(value, unfit, noun="setting")
     egress = EgressSettings(
-        directory=fields.take("directory", optional(_path), None), roots=fields.take("roots", optional(_path), None)
+        directory=fields.take("directory", optional(_path), None),
+        roots=fields.take("roots", optional(_path), None),
+        hosts=fields.take("hosts", optional(_hosts), None),
     )
     fields.finish()
     return egress
+
+
+def _hosts(value: object) -> frozenset[InspectedHost]:
+    return frozenset(items(_inspected, at_most=_MAX_HOSTS)(value))
+
+
+def _inspected(value: object) -> InspectedHost:
+    try:
+        return InspectedHost.parse(text(300)(value))
+    except InvalidValue as error:
+        raise Unfit(error.problem, error.remedy) from None
 
 
 def _path(value: object) -> Path:

@@ -134,7 +134,8 @@ class Worker:
 def _make(settings: WorkerSettings, credentials: CredentialStore, link: Link) -> Carrier:
     """The parts of a worker."""
     loop = asyncio.get_running_loop()
-    authority = PolicyAuthority(credentials.identity, settings.unsynced, settings.addresses, time.time, loop.call_later)
+    hosts, addresses = settings.inspect.egress.hosts, settings.addresses
+    authority = PolicyAuthority(credentials.identity, settings.unsynced, addresses, time.time, loop.call_later, hosts)
     names = RemoteNames(link.send)
     directory = RemoteDirectory(link.send, names)
     tracker = FlowTracker(settings.instance)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -17,6 +18,7 @@ from certs.inspection import InspectionAuthority
 from graph.model import InspectedHost
 from graph.wire import hedgerow_pb2 as pb
 from graph.wire import hedgerow_pb2_grpc as rpc
+from sidecar import inspection_agent
 from sidecar.authority import PolicyAuthority
 from sidecar.channel import Session
 from sidecar.errors import ConfigError, ControllerRefused, ControllerUnavailable
@@ -218,3 +220,80 @@ def test_the_settings_are_paths():
 def test_this_system_has_roots():
     found = system_roots()
     assert found is None or found.read_bytes().count(b"BEGIN CERTIFICATE") > 10
+
+
+# --- a pod that names its hosts
+
+
+def named(world, *hosts):
+    """The same agent in a pod whose annotation asks for these."""
+    world.settings = replace(world.settings, hosts=frozenset(map(InspectedHost, hosts)))
+    loop = asyncio.get_running_loop()
+    world.authority.close()
+    world.authority = PolicyAuthority(
+        IDENTITY, Unsynced.DENY, ("10.0.0.1",), world.clock, loop.call_later, world.settings.hosts
+    )
+    world.make()
+
+
+async def test_of_what_its_workload_inspects_a_pod_does_what_it_asks_for_itself(world):
+    named(world, API)
+    async with world.session():
+        world.inspect(API, OTHER)
+        await until(lambda: not world.certificates.why_not(API))
+        assert world.agent.hosts == (API,)
+        assert (world.authority.inspects(API, 443), world.authority.inspects(OTHER, 443)) == (True, False)
+        assert world.authority.snapshot.inspects == (InspectedHost(API), InspectedHost(OTHER))
+    named(world)
+    world.inspect(API, OTHER)
+    assert world.agent.hosts == ()
+    assert world.agent.missing() == []
+
+
+async def test_without_permission_the_application_begins_with_what_the_system_trusts(world, monkeypatch):
+    monkeypatch.setattr(inspection_agent, "_GRANT", 0.05)
+    named(world, API)
+    bundle, root = (world.settings.directory / name for name in (BUNDLE_FILE, ROOT_FILE))
+    async with world.session():
+        (missing,) = world.agent.missing()
+        assert "may still let us" in missing
+        world.inspect()
+        await until(lambda: world.agent.missing() == [])
+        assert bundle.read_text() == world.roots.read_text()
+        assert not root.exists()
+        assert world.controller.asked == 0
+        world.inspect(API)  # permitted after all
+        (missing,) = world.agent.missing()
+        assert "has not signed" in missing
+        await until(lambda: world.agent.missing() == [])
+        assert bundle.read_text() == world.roots.read_text() + root.read_text()
+        assert not world.certificates.why_not(API)
+
+
+async def test_a_permission_that_comes_a_moment_later_is_waited_for(world, monkeypatch):
+    monkeypatch.setattr(inspection_agent, "_GRANT", 600.0)
+    named(world, API)
+    async with world.session():
+        for _ in range(3):  # snapshots that say nothing of it
+            world.inspect()
+            await asyncio.sleep(0)
+        assert not (world.settings.directory / BUNDLE_FILE).exists()
+        world.inspect(API)
+        await until(lambda: not world.certificates.why_not(API))
+    assert (world.settings.directory / ROOT_FILE).exists()
+
+
+def test_with_a_kubernetes_token_a_pod_inspects_what_it_asks_for_and_nothing_else():
+    whole = {
+        "instance": "cart-1", "controller": "c:15012", "issuer": "c:15013", "trust_domain": "hedgerow.test",
+        "trust_bundle": "/t.pem", "state_dir": "/s", "addresses": ["10.0.0.1"],
+    }  # fmt: skip
+    on_cluster = whole | {"service_account_token_file": "/token"}
+    assert Settings.parse(whole).inspect.egress.hosts is None
+    assert Settings.parse(on_cluster).inspect.egress.hosts == frozenset()
+    asking = {"inspect": {"egress": {"hosts": [f"{API}:8443", OTHER]}}}
+    wanted = frozenset({InspectedHost(API, 8443), InspectedHost(OTHER)})
+    assert Settings.parse(on_cluster | asking).inspect.egress.hosts == wanted
+    for wrong in ([f"*.{API}"], ["https://x.example"], [API] * 65, API, [f"{API}:0"]):
+        with pytest.raises(ConfigError, match=r"inspect\.egress\.hosts"):
+            Settings.parse(whole | {"inspect": {"egress": {"hosts": wrong}}})

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from certs.spiffe import SpiffeId
+from graph.model import InspectedHost
 from sidecar.dataplane.lease import Proof, Shown
 from sidecar.dataplane.settings import DataPlaneSettings
-from sidecar.inspect.settings import HeaderRule, InspectSettings, OnAddonError
+from sidecar.inspect.settings import EgressSettings, HeaderRule, InspectSettings, OnAddonError
 from sidecar.settings import Settings
 from sidecar.workers import values
 from sidecar.workers.settings import WorkerSettings, worker_settings
@@ -52,6 +53,7 @@ def test_a_workers_settings_with_everything_in_them():
         addons=(Path("/etc/addon.py"),),
         on_addon_error=OnAddonError.PASS,
         hidden=frozenset({"x-secret"}),
+        egress=EgressSettings(Path("/roots"), None, frozenset({InspectedHost("api.example.com", 8443)})),
     )
     made = dataclasses.replace(made, inspect=inspect)
     assert there_and_back(made) == made

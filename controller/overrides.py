@@ -1,22 +1,25 @@
 """Overrides: what a person may ask for, and the rule that it becomes.
 
 Pure: the engine stores, ends and audits them. An override holds in every mode and above everything learned, so it names
-exactly two ends, who answers for it and why.
+exactly two ends, who answers for it and why. An end outside the mesh may be a network, or all names below a domain.
+Such an allow holds for what is outside alone: to a workload there is no way but its identity.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import secrets
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from controller.errors import InvalidRequest, UnknownWorkload
 from controller.inventory import Inventory
 from controller.view import Override
 from graph.errors import InvalidValue
-from graph.model import InspectedHost, Origin, PortRange, Protocol, Rule, Selector, Verdict, WorkloadRef
+from graph.model import InspectedHost, Instance, Origin, PortRange, Protocol, Rule, Selector, Verdict, WorkloadRef
 from graph.operations import check_operation
+from graph.outside import is_wide, network_of, shared_domain
 
 MAX_OWNER = 200
 MAX_REASON = 1_000
@@ -90,12 +93,16 @@ def make(
     :raises InvalidRequest, UnknownWorkload: naming the field and the remedy
     """
     source, destination = asked.source, asked.destination
-    if source.host:
+    if source.host or source.name.startswith("*"):
         raise InvalidRequest(
-            f"{source.host} is a name: nobody is called from one", field="from", remedy="name a workload or an address"
+            f"{source.name} is a name: nobody is called from one",
+            field="from",
+            remedy="name a workload, an address or a network",
         )
-    _checked_end(source, inventory, "from", any_address=any_address)
-    _checked_end(destination, inventory, "to", any_address=any_address)
+    for ref, field in ((source, "from"), (destination, "to")):
+        _checked_end(ref, inventory, field, any_address=any_address)
+        if asked.effect is Verdict.ALLOW and is_wide(ref):
+            _check_opened(ref, inventory, field)
     if source == destination:
         raise InvalidRequest(f"both ends are {source}", field="to", remedy="name two different workloads")
     if not any(_has_sidecar(ref, inventory) for ref in (source, destination)):
@@ -142,6 +149,67 @@ def _checked_end(ref: WorkloadRef, inventory: Inventory, field: str, *, any_addr
             f"{ref.name} is {what} of {owner}", field=field, remedy=f"write {owner}: a rule goes by identity"
         )
     return ref
+
+
+def _check_opened(ref: WorkloadRef, inventory: Inventory, field: str) -> None:
+    """Whether a network, or the names below a domain, may be opened."""
+    network = network_of(ref)
+    if network is None:
+        _check_domain(ref, inventory, field)
+        return
+    inside = [each for each in map(ipaddress.ip_network, inventory.networks) if each.version == network.version]
+    if any(network.subnet_of(each) for each in inside):  # type: ignore[arg-type]  # of one version
+        raise InvalidRequest(
+            f"{network} is inside the cluster's own networks",
+            field=field,
+            remedy="name the workload: a rule goes by identity there; or one address that is no workload's",
+        )
+    found = next(inhabitants(ref, inventory.instances.values(), inventory), None) if field == "from" else None
+    if found is not None:
+        raise InvalidRequest(
+            f"{found.workload} has the address {found.address} in {network}, and could come without proving who it is",
+            field=field,
+            remedy="list the cluster's own networks in the inventory (clusterNetworks), which leaves those out, or "
+            "name a narrower network",
+        )
+
+
+def inhabitants(ref: WorkloadRef, instances: Iterable[Instance], inventory: Inventory) -> Iterator[Instance]:
+    """The instances that have an address in a network, outside the cluster's own networks."""
+    network = network_of(ref)
+    if network is None:
+        return
+    inside = [ipaddress.ip_network(each) for each in inventory.networks]
+    for instance in instances:
+        for address in map(ipaddress.ip_address, instance.addresses):
+            if address in network and not any(address in each for each in inside):
+                yield instance
+                break
+
+
+def _check_domain(ref: WorkloadRef, inventory: Inventory, field: str) -> None:
+    shared = shared_domain(ref)
+    if shared:
+        raise InvalidRequest(
+            f"below {shared} anybody has names", field=field, remedy=f"name your own: *.example.{shared}"
+        )
+    labels = ref.name.split(".")[1:]
+    if (
+        labels == ["cluster", "local"]
+        or labels[0] == "svc"
+        or (labels[1:2] == ["svc"] and labels[0] in inventory.namespaces)
+    ):
+        raise InvalidRequest(
+            f"{ref.name} are names of services of the cluster", field=field, remedy="name the workloads behind them"
+        )
+
+
+def note_of(override: Override) -> str:
+    """What a person should know who has made this override; may be empty."""
+    for end, verb in ((override.source, "comes from"), (override.destination, "goes to")):
+        if override.effect is Verdict.ALLOW and network_of(end) is not None and is_wide(end):
+            return f"it does not hold for what {verb} workloads of the mesh in {end.name}: rules go by identity there"
+    return ""
 
 
 def owner_of(ref: WorkloadRef, inventory: Inventory) -> WorkloadRef | None:
@@ -205,8 +273,8 @@ def rule_of(override: Override) -> Rule:
     """The rule that an override is while it holds."""
     return Rule(
         id=override.id,
-        source=Selector.of(override.source),
-        destination=Selector.of(override.destination),
+        source=_selector(override.source, override.effect),
+        destination=_selector(override.destination, override.effect),
         ports=(PortRange.single(override.port),) if override.port is not None else (),
         protocol=override.protocol,
         operations=override.operations,
@@ -216,6 +284,12 @@ def rule_of(override: Override) -> Rule:
         reason=override.reason,
         expires_at=override.expires_at or 0.0,
     )
+
+
+def _selector(ref: WorkloadRef, effect: Verdict) -> Selector:
+    made = Selector.of(ref)
+    by_address = bool(made.cidr) and (effect is Verdict.ALLOW or is_wide(ref))
+    return replace(made, outside=True) if by_address else made
 
 
 def deciding(overrides: Iterable[Override], port: int, protocol: Protocol) -> Override | None:

@@ -4,7 +4,8 @@ A connection goes to one address, perhaps under one name; that is what :meth:`gr
 *end* of what a person decides may be wider, and is read here and nowhere else: ``-/203.0.113.0/24``,
 ``-/*.example.com``. The governing rules:
 
-1. One spelling for one thing: names in lower case, without a final dot, in ASCII (RFC 5891); networks without host bits.
+1. One spelling for one thing: names in lower case, without a final dot, in ASCII (RFC 5891); networks without bits
+   behind their prefix.
 2. ``*.example.com`` is every name below ``example.com``, of one label more or of several, and never that name itself.
 3. What cannot be read without doubt is refused, with what to write instead.
 
@@ -25,21 +26,23 @@ _WILDCARD = "*."
 _LONGEST = 253
 
 #: Below these of a country's names everybody registers, as below ``com``.
-_REGISTRIES = frozenset("ac co com edu gob gouv gov gv mil net org".split())
-_MORE_REGISTRIES = frozenset(
-    "ad.jp ed.jp go.jp gr.jp lg.jp ne.jp or.jp go.kr ne.kr or.kr pe.kr re.kr ltd.uk me.uk nhs.uk plc.uk police.uk "
-    "sch.uk or.at asso.fr nom.br asn.au id.au gen.nz web.za firm.in gen.in ind.in".split()
-)
+_REGISTRIES = "ac co com edu gob gouv gov gv mil net org"
+_MORE_REGISTRIES = """
+ad.jp asn.au asso.fr ed.jp firm.in gen.in gen.nz go.jp go.kr gr.jp id.au ind.in lg.jp ltd.uk me.uk ne.jp ne.kr nhs.uk
+nom.br or.at or.jp or.kr pe.kr plc.uk police.uk re.kr sch.uk web.za
+"""
 #: And below these everybody has a name who is a customer, so that to open them all opens a way to anybody.
-_SHARED = frozenset(
-    "amazonaws.com appspot.com azureedge.net azurewebsites.net azurefd.net backblazeb2.com blogspot.com "
-    "cloudapp.azure.com cloudapp.net cloudfront.net core.windows.net blob.core.windows.net web.core.windows.net "
-    "deno.dev digitaloceanspaces.com duckdns.org dyndns.org elb.amazonaws.com firebaseapp.com firebaseio.com fly.dev "
-    "gitbook.io github.io githubusercontent.com gitlab.io glitch.me googleapis.com googleusercontent.com herokuapp.com "
-    "netlify.app ngrok-free.app ngrok.app ngrok.io nip.io no-ip.org onrender.com pages.dev r2.dev "
-    "r2.cloudflarestorage.com readthedocs.io repl.co run.app a.run.app s3.amazonaws.com sharepoint.com sslip.io "
-    "storage.googleapis.com surge.sh trycloudflare.com vercel.app web.app windows.net wordpress.com workers.dev".split()
-)
+_PROVIDERS = """
+a.run.app amazonaws.com appspot.com azureedge.net azurefd.net azurewebsites.net backblazeb2.com blob.core.windows.net
+blogspot.com cloudapp.azure.com cloudapp.net cloudfront.net core.windows.net deno.dev digitaloceanspaces.com duckdns.org
+dyndns.org elb.amazonaws.com firebaseapp.com firebaseio.com fly.dev gitbook.io github.io githubusercontent.com gitlab.io
+glitch.me googleapis.com googleusercontent.com herokuapp.com netlify.app ngrok-free.app ngrok.app ngrok.io nip.io
+no-ip.org onrender.com pages.dev r2.cloudflarestorage.com r2.dev readthedocs.io repl.co run.app sharepoint.com sslip.io
+storage.googleapis.com surge.sh trycloudflare.com vercel.app web.app web.core.windows.net windows.net wordpress.com
+workers.dev
+"""
+_GENERIC = frozenset(_REGISTRIES.split())
+_SHARED = frozenset((_MORE_REGISTRIES + _PROVIDERS).split())
 
 
 def parse_end(text: str, *, field: str = "workload") -> WorkloadRef:
@@ -58,9 +61,17 @@ def parse_outside(text: str, *, field: str = "to") -> WorkloadRef:
     :raises InvalidValue: naming ``field``, and the remedy
     """
     if "/" in text:
-        return _network_end(text, field)
+        return network_end(text, field=field)
     if _address(text) is not None:
         return WorkloadRef.external(text, field=field)
+    return name_end(text, field=field)
+
+
+def name_end(text: str, *, field: str = "host") -> WorkloadRef:
+    """Read ``api.example.com`` or ``*.example.com``.
+
+    :raises InvalidValue: naming ``field``, and the remedy
+    """
     if text.strip(".") in ("*", ""):
         raise InvalidValue(
             field,
@@ -135,18 +146,21 @@ def shared_domain(ref: WorkloadRef) -> str:
         return ""
     domain = ref.name.removeprefix(_WILDCARD)
     labels = domain.split(".")
-    registry = len(labels) == 2 and len(labels[1]) == 2 and labels[0] in _REGISTRIES
+    registry = len(labels) == 2 and len(labels[1]) == 2 and labels[0] in _GENERIC
     bucket = domain.endswith(".amazonaws.com") and labels[0].startswith("s3")
-    return domain if registry or bucket or domain in _MORE_REGISTRIES or domain in _SHARED else ""
+    return domain if registry or bucket or domain in _SHARED else ""
 
 
-def _network_end(text: str, field: str) -> WorkloadRef:
+def network_end(text: str, *, field: str = "cidr") -> WorkloadRef:
+    """Read ``203.0.113.0/24``; a network of one address is that address.
+
+    :raises InvalidValue: naming ``field``, and the remedy
+    """
+    address, _, length = text.partition("/")
     try:
-        if "%" in text:  # a zone is local to the machine that wrote it
-            raise ValueError
+        if _address(address) is None or not (length.isascii() and length.isdecimal()):
+            raise ValueError  # a zone, which is another network elsewhere; 10.0.0.0/255.0.0.0, which reads otherwise
         written = ipaddress.ip_network(text, strict=False)
-        if "/" not in text or not text.rpartition("/")[2].isdecimal():
-            raise ValueError  # 10.0.0.0/255.0.0.0 reads differently elsewhere
     except ValueError:
         raise InvalidValue(
             field, f"{text[:64]!r} is not a network", "write it as 203.0.113.0/24 or 2001:db8::/32"
@@ -155,7 +169,7 @@ def _network_end(text: str, field: str) -> WorkloadRef:
         raise InvalidValue(
             field, f"{text[:64]!r} is IPv4 in IPv6 form", "write the IPv4 network, such as 203.0.113.0/24"
         )
-    if written.network_address != ipaddress.ip_address(text.partition("/")[0]):
+    if written.network_address != ipaddress.ip_address(address):
         raise InvalidValue(
             field,
             f"{text[:64]!r} has bits behind its prefix",

@@ -144,6 +144,9 @@ def _concerned(state: State, declaration: OverrideDeclaration, changed: set[Work
         return True
     if not any(end.is_external for end in ends):
         return False
+    came = (instance for ref in changed for instance in state.inventory.instances_of(ref))
+    if next(overrides.inhabitants(declaration.asked.source, came, state.inventory), None) is not None:
+        return True
     judgement = state.judgements.get(declaration.key)
     if judgement is None or not judgement.accepted:
         return True

@@ -12,14 +12,15 @@ from controller.compiler import PolicyInput, compile_snapshots
 from controller.compiler.baseline import is_dns
 from controller.inventory import Inventory
 from controller.view import WorkloadMode
-from graph.model import Rule, Selector, Snapshot, Verdict, Workload, WorkloadRef
+from graph.model import EXTERNAL_NAMESPACE, Rule, Selector, Snapshot, Verdict, Workload, WorkloadRef
 
 
 class PolicyIndex:
-    """Rules by the workloads, and by the single addresses and hosts, that they name at either end.
+    """Rules by the workloads, and by what is outside, that they name at either end.
 
-    The engine's rules name exactly one workload, one address or one host at each end
-    (:meth:`graph.model.Selector.of`). Anything wider would need another index, and is refused rather than overlooked.
+    The engine's rules name exactly one workload, or what is outside, at each end (:meth:`graph.model.Selector.of`). A
+    network has to be marked as outside: then it concerns no workload inside it. Anything else would need another index,
+    and is refused rather than overlooked.
     """
 
     def __init__(self) -> None:
@@ -130,12 +131,14 @@ def _content(snapshot: Snapshot) -> Snapshot:
 
 
 def _ref_of(selector: Selector) -> WorkloadRef:
-    if selector.host and not selector.cidr and not selector.host.startswith("*"):
-        return WorkloadRef.external_host(selector.host)
+    if selector.host and not selector.cidr:
+        return WorkloadRef(EXTERNAL_NAMESPACE, selector.host)
     if selector.cidr and not selector.by_identity and not selector.host:
         network = ipaddress.ip_network(selector.cidr)
         if network.num_addresses == 1:
             return WorkloadRef.external(str(network.network_address))
+        if selector.outside:
+            return WorkloadRef(EXTERNAL_NAMESPACE, selector.cidr)
     if selector.workload and not selector.service_account and not selector.cidr:
         return WorkloadRef(selector.namespace, selector.workload)
-    raise ValueError(f"the selector {selector} names neither one workload nor one address or host")
+    raise ValueError(f"the selector {selector} names neither one workload nor what is outside")

@@ -13,6 +13,7 @@ from controller.learner import Gate, LearnedEdge
 from controller.view import Change, Override, SidecarState, View, WorkloadMode
 from graph.flow import EdgeKey
 from graph.model import Rule, Snapshot, WorkloadRef
+from graph.outside import is_wide, takes_in
 from graph.views import EdgeView, NodeView
 
 #: What the id of a learned rule begins with; its edge follows.
@@ -46,6 +47,7 @@ class Publisher:
         self._namespace_modes: FrozenMap[str, WorkloadMode] = FrozenMap()
         self._fences: FrozenMap[str, Fence] = FrozenMap()
         self._overrides_of: dict[tuple[WorkloadRef, WorkloadRef], set[str]] = {}
+        self._wide: dict[str, Override] = {}  # of the overrides in force, those with an end that takes in several
         self._between: dict[tuple[WorkloadRef, WorkloadRef], set[EdgeKey]] = {}  # the keys of _traffic by their ends
 
     def publish(self, state: State, now: float, *, started_at: float) -> tuple[View, Change]:
@@ -176,6 +178,7 @@ class Publisher:
         """The rule that decides about an edge: an override on it, else what was learned, else an override on some
         operations of it."""
         named = self._overrides_of.get((key.source, key.destination), set())
+        named = named | {each for each, wide in self._wide.items() if _speaks_of(wide, key.source, key.destination)}
         holding = [self._overrides[each] for each in named if each in self._rules and each in self._overrides]
         override = overrides.deciding(holding, key.port, key.protocol)
         learned = self._rules.get(f"{LEARNED}{key}")
@@ -191,8 +194,16 @@ class Publisher:
             if override is None:
                 continue
             ends = (override.source, override.destination)
+            holds = override_id in state.overrides and not override.ended
+            if any(is_wide(end) for end in ends):
+                if holds:
+                    self._wide[override_id] = override
+                else:
+                    self._wide.pop(override_id, None)
+                found.update(*(keys for between, keys in self._between.items() if _speaks_of(override, *between)))
+                continue
             named = self._overrides_of.setdefault(ends, set())
-            if override_id in state.overrides and not override.ended:
+            if holds:
                 named.add(override_id)
             else:
                 named.discard(override_id)
@@ -200,3 +211,7 @@ class Publisher:
                     del self._overrides_of[ends]
             found |= self._between.get(ends, set())
         return found
+
+
+def _speaks_of(override: Override, source: WorkloadRef, destination: WorkloadRef) -> bool:
+    return takes_in(override.source, source) and takes_in(override.destination, destination)

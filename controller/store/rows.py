@@ -14,6 +14,7 @@ from controller.view import AuditEntry, Override, WorkloadMode
 from graph.accounts import EdgeTotals
 from graph.flow import EdgeKey
 from graph.model import Direction, InboundTls, Mode, Protocol, Verdict, WorkloadRef
+from graph.outside import parse_end
 from graph.views import EdgeVerdict, OperationView
 from graph.windows import COUNT_NAMES, Counts
 
@@ -148,8 +149,8 @@ def override_of(row: Row) -> Override:
     return Override(
         row["id"],
         Verdict(row["effect"]),
-        WorkloadRef.parse(row["source"]),
-        WorkloadRef.parse(row["destination"]),
+        parse_end(row["source"]),
+        parse_end(row["destination"]),
         row["port"],
         Protocol(row["protocol"]),
         row["owner"],

@@ -15,7 +15,7 @@ from controller.authoring import Author, ModeRequest
 from controller.declarations import NetworkPolicyMode
 from controller.engine import Engine
 from controller.errors import InvalidRequest
-from controller.overrides import MAX_OPERATIONS, OverrideRequest
+from controller.overrides import MAX_OPERATIONS, OverrideRequest, note_of
 from controller.view import Override
 from controller.web import inputs
 from controller.web.answers import answer
@@ -70,7 +70,7 @@ class Changing:
     async def create_override(self, request: web.Request) -> web.Response:
         fields = await inputs.body(request)
         effect = fields.take("effect", choice(*Verdict))
-        source, destination = fields.take("from", inputs.workload), fields.take("to", inputs.workload)
+        source, destination = fields.take("from", inputs.end), fields.take("to", inputs.end)
         port = fields.take("port", optional(integer(1, 65535)))
         protocol = fields.take("protocol", choice(*Protocol), Protocol.TCP)
         owner, reason = fields.take("owner", OWNER), fields.take("reason", REASON)
@@ -82,7 +82,8 @@ class Changing:
             OverrideRequest(effect, source, destination, port, protocol, owner, reason, expires_in, operations)
         )
         pushed = await self._arrived((source, destination), wait)
-        return answer(self._override(made) | {"generation": self.engine.view.generation, "pushed": pushed}, 201)
+        said = {"generation": self.engine.view.generation, "pushed": pushed, "note": note_of(made)}
+        return answer(self._override(made) | said, 201)
 
     async def revoke_override(self, request: web.Request) -> web.Response:
         fields = inputs.query(request)

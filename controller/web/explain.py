@@ -87,7 +87,11 @@ def _judged(view: View, key: EdgeKey, direction: Direction, now: float, operatio
     known = peer(view, key.source, verified=source is not None and source.meshed)
     if source is not None and source.account_identity and direction is Direction.INBOUND:
         known = replace(known, workload=None)
-    connection = Connection(direction, known, peer(view, key.destination), key.port, key.protocol)
+    # whose address it is, the source's sidecar hears of the directory
+    called = peer(
+        view, view.inventory.attributed(key.destination) if direction is Direction.OUTBOUND else key.destination
+    )
+    connection = Connection(direction, known, called, key.port, key.protocol)
     opened, by_operation = admit(snapshot, connection, now)
     if operation and (direction is Direction.INBOUND or _reads(view, key)):
         asked = replace(connection, operation=operation)

@@ -15,6 +15,7 @@ from graph.fields import Check, Fields, Unfit, parsed
 from graph.flow import EdgeKey
 from graph.model import WorkloadRef
 from graph.operations import check_operation
+from graph.outside import parse_end
 
 #: The largest body; `policy approve` with a thousand edges is about 100 KB.
 MAX_BODY_BYTES = 1024 * 1024
@@ -69,6 +70,9 @@ def _no_constant(name: str) -> None:
 
 #: ``namespace/name``, ``-/address`` or ``-/host``
 workload: Check[WorkloadRef] = parsed(WorkloadRef.parse)
+
+#: of what a person decides: these, ``-/203.0.113.0/24``, or ``-/*.example.com``
+end: Check[WorkloadRef] = parsed(parse_end)
 
 #: ``shop/front->shop/cart:8080/TCP``
 edge: Check[EdgeKey] = parsed(EdgeKey.parse)

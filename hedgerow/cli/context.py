@@ -20,6 +20,7 @@ from typer.core import TyperCommand
 from graph.errors import InvalidValue
 from graph.model import WorkloadRef, is_host
 from graph.operations import check_operation
+from graph.outside import normal_host, parse_outside
 from hedgerow.cli.output import Output, printable
 from hedgerow.client import Access, BadAddress, Client, ClientError, Refused, Unreachable
 
@@ -91,25 +92,37 @@ def workload(text: str, field: str) -> str:
     try:
         if _is_address(text):
             return str(WorkloadRef.external(text))
-        name = text.lower().removesuffix(".")
+        name = normal_host(text, field=field) if "/" not in text else text
         return str(WorkloadRef.external_host(name) if is_host(name) else WorkloadRef.parse(text, field=field))
     except InvalidValue as error:
         fail(f"{field}: {error.problem}", error.remedy, 2)
 
 
-def target(text: str, *, every_port: bool = False) -> tuple[str, int | None]:
+def end(text: str, field: str) -> str:
+    """Check what :func:`workload` does, and besides a network or the names below a domain."""
+    if not (text.startswith("*") or _is_address(text.partition("/")[0])):
+        return workload(text, field)
+    try:
+        return str(parse_outside(text, field=field))
+    except InvalidValue as error:
+        fail(f"{field}: {error.problem}", error.remedy, 2)
+
+
+def target(text: str, *, every_port: bool = False, wide: bool = False) -> tuple[str, int | None]:
     """Read ``namespace/name:port``, or ``192.0.2.7:443``, ``[2001:db8::7]:443``, ``api.example.com:443``.
 
     :param every_port: whether ``:all`` may stand for every port; it is returned as None
+    :param wide: whether it may be ``203.0.113.0/24:443``, ``[2001:db8::/32]:443`` or ``*.example.com:443``
     """
     name, colon, number = text.rpartition(":")
     host = name[1:-1] if name.startswith("[") and name.endswith("]") else name
+    known = end if wide else workload
     if every_port and colon and number == "all":
-        return workload(host, "to"), None
+        return known(host, "to"), None
     if not colon or not number.isascii() or not number.isdigit() or len(number) > 5 or not 1 <= int(number) <= 65535:
         every = ", or shop/cart:all for every port" if every_port else ""
         fail(f"to: {text!r} names no port", f"write it as namespace/name:port, such as shop/cart:8080{every}", 2)
-    return workload(host, "to"), int(number)
+    return known(host, "to"), int(number)
 
 
 def operation(text: str) -> str:

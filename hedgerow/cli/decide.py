@@ -20,17 +20,17 @@ overrides = typer.Typer(invoke_without_command=True, help="List and revoke what 
 mode = typer.Typer(no_args_is_help=True, help="Change how strictly connections are judged.")
 join_token = typer.Typer(no_args_is_help=True, help="Admit machines without Kubernetes.")
 
-Source = Annotated[
-    str, typer.Argument(metavar="FROM", help="namespace/name, or an address.", autocompletion=completion.workload)
+_FROM = "namespace/name, or an address or a network outside."
+_TO = (
+    "namespace/name:port, or the port of what is outside: api.example.com, '*.example.com', 192.0.2.7, "
+    "203.0.113.0/24, [2001:db8::/32]; :all for every port."
+)
+Source = Annotated[str, typer.Argument(metavar="FROM", help=_FROM, autocompletion=completion.workload)]
+Target = Annotated[str, typer.Argument(metavar="TO:PORT", help=_TO, autocompletion=completion.target)]
+From = Annotated[
+    str, typer.Option("--from", metavar="FROM", help="FROM, as an option.", autocompletion=completion.workload)
 ]
-Target = Annotated[
-    str,
-    typer.Argument(
-        metavar="TO:PORT",
-        help="namespace/name:port, or a host's or an address' port; :all for every port.",
-        autocompletion=completion.target,
-    ),
-]
+To = Annotated[str, typer.Option("--to", metavar="TO:PORT", help="TO, as an option.", autocompletion=completion.target)]
 Lasting = Annotated[
     str,
     typer.Option("--for", metavar="TIME", help="How long: 90s, 30m, 8h, 7d. Without it, until it is revoked."),
@@ -60,26 +60,39 @@ class Direction(StrEnum):
     BOTH = "both"
 
 
-def allow(source: Source, destination: Target, reason: Reason, lasting: Lasting = "", owner: Owner = "",
-          operation: Operations = None, protocol: Transport = "TCP", server: Server = "", token_file: TokenFile = None,
-          output: Format = Output.TABLE) -> None:  # fmt: skip
+def allow(reason: Reason, source: Source = "", destination: Target = "", from_: From = "", to: To = "",
+          lasting: Lasting = "", owner: Owner = "", operation: Operations = None, protocol: Transport = "TCP",
+          server: Server = "", token_file: TokenFile = None, output: Format = Output.TABLE) -> None:  # fmt: skip
     """Allow a connection, or operations of it, by hand, for a while."""
-    ends = _asked_for(source, destination, protocol, operation or [])
+    ends = _asked_for(*_ends_given(source, destination, from_, to), protocol, operation or [])
     _override({"effect": "allow", **ends, **_by_whom(owner, reason, lasting)}, server, token_file, output)
 
 
-def deny(source: Source, destination: Target, reason: Reason, lasting: Lasting = "", owner: Owner = "",
-         operation: Operations = None, protocol: Transport = "TCP", server: Server = "", token_file: TokenFile = None,
-         output: Format = Output.TABLE) -> None:  # fmt: skip
+def deny(reason: Reason, source: Source = "", destination: Target = "", from_: From = "", to: To = "",
+         lasting: Lasting = "", owner: Owner = "", operation: Operations = None, protocol: Transport = "TCP",
+         server: Server = "", token_file: TokenFile = None, output: Format = Output.TABLE) -> None:  # fmt: skip
     """Deny a connection, or operations of it, by hand, and end what is open."""
-    ends = _asked_for(source, destination, protocol, operation or [])
+    ends = _asked_for(*_ends_given(source, destination, from_, to), protocol, operation or [])
     _override({"effect": "deny", **ends, **_by_whom(owner, reason, lasting)}, server, token_file, output)
 
 
+def _ends_given(source: str, destination: str, from_: str, to: str) -> tuple[str, str]:
+    """FROM and TO, each as an argument or as an option."""
+    given = [each for each in (source, destination) if each]
+    ends = [*([from_] if from_ else []), *given, *([to] if to else [])]
+    if len(ends) != 2:
+        context.fail(
+            "two ends are wanted, FROM and TO:PORT",
+            "write `shop/front shop/cart:8080`, or `--from shop/front --to shop/cart:8080`",
+            2,
+        )
+    return ends[0], ends[1]
+
+
 def _asked_for(source: str, destination: str, protocol: str, operations: list[str]) -> dict[str, Any]:
-    name, port = context.target(destination, every_port=True)
+    name, port = context.target(destination, every_port=True, wide=True)
     return {
-        "from": context.workload(source, "from"),
+        "from": context.end(source, "from"),
         "to": name,
         "port": port,
         "protocol": context.transport(protocol),
@@ -103,6 +116,8 @@ def _override(body: dict[str, Any], server: str, token_file: Path | None, output
         until = f"ends {ago(made['expires_at'])}" if made["expires_at"] else "has no end"
         only = f", only {', '.join(made['operations'])}" if made["operations"] else ""
         prose(f"{made['id']}: {made['effect']} {_ends(made)}{only}, {until}; {_where(result)}")
+        if result.get("note"):
+            prose(result["note"])
 
     show(answer, output, table)
 

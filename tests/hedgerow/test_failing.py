@@ -30,7 +30,8 @@ WRITTEN_WRONG, NO_CONTROLLER, NO_ACCESS, INTERRUPTED, NO_READER = 2, 3, 4, 130, 
         ("flows --limit 0", 2, ["--limit", "greater than or equal to 1"]),
         # something is missing
         ("allow shop/front shop/cart:8080", 2, ["Missing option '--reason'"]),
-        ("allow shop/front", 2, ["Missing argument 'TO:PORT'"]),
+        ("allow shop/front --reason x", 2, ["two ends are wanted", "--from shop/front --to shop/cart:8080"]),
+        ("allow shop/front shop/cart:80 --to shop/cart:80 --reason x", 2, ["two ends are wanted"]),
         ("controller", 2, ["Missing option '--config'"]),
         # a value that is none, told before anything is sent
         ("allow front shop/cart:80 --reason x", 2, ["from: 'front' names no namespace", "shop/cart"]),

@@ -46,6 +46,7 @@ from controller.kube.resources.sync import ResourceSync
 from controller.overrides import OverrideRequest
 from controller.view import Override, OverrideState
 from graph.model import Direction, Protocol, WorkloadRef
+from graph.outside import is_wide
 
 #: Seconds that the engine has to take what was written.
 TAKING = 15.0
@@ -362,7 +363,9 @@ def _document(resource: Resource, namespace: str, name: str, spec: dict[str, Any
 def _end(ref: WorkloadRef) -> dict[str, str]:
     if not ref.is_external:
         return {"namespace": ref.namespace, "workload": ref.name}
-    return {"host": ref.host} if ref.host else {"address": ref.name}
+    if "/" in ref.name:
+        return {"cidr": ref.name}
+    return {"host": ref.name} if ref.host or is_wide(ref) else {"address": ref.name}
 
 
 def _dns_label(text: str, longest: int) -> str:

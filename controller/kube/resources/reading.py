@@ -19,6 +19,7 @@ from graph.errors import InvalidValue
 from graph.fields import Check, Fields, Unfit, choice, integer, items, namespace_name, optional, parsed, text, unfit
 from graph.model import InboundTls, Mode, Protocol, Verdict, WorkloadRef
 from graph.operations import check_operation
+from graph.outside import name_end, network_end
 
 _DURATION = re.compile(r"([0-9]{1,9})([smhd])")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -53,8 +54,8 @@ def override_declaration(document: Mapping[str, Any]) -> OverrideDeclaration:
     fields = Fields(document.get("spec"), refusal(InvalidRequest))
     asked = OverrideRequest(
         effect=fields.take("effect", choice(*Verdict)),
-        source=fields.take("from", _end(source.namespace, ("namespace", "workload", "address"))),
-        destination=fields.take("to", _end(source.namespace, ("namespace", "workload", "address", "host"))),
+        source=fields.take("from", _end(source.namespace, ("namespace", "workload", "address", "cidr"))),
+        destination=fields.take("to", _end(source.namespace, ("namespace", "workload", "address", "cidr", "host"))),
         port=fields.take("port", optional(integer(1, 65535)), None),
         protocol=fields.take("protocol", choice(*Protocol), Protocol.TCP),
         owner=fields.take("owner", _OWNER),
@@ -154,7 +155,9 @@ def _end(home: str, known: tuple[str, ...]) -> Check[WorkloadRef]:
                 case "workload":
                     return WorkloadRef.parse(f"{namespace or home}/{given['workload']}", field="workload")
                 case "host":
-                    return WorkloadRef.external_host(given["host"])
+                    return name_end(given["host"])
+                case "cidr":
+                    return network_end(given["cidr"])
                 case _:
                     return WorkloadRef.external(given["address"])
         except InvalidValue as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from controller.kube.resources.reading import (
 )
 from controller.kube.resources.status import mode_status, override_status, says_already
 from graph.model import Direction, InboundTls, Mode, Protocol, Verdict, WorkloadRef
+from graph.outside import parse_end
 from tests.controller.mesh import CART, FRONT, NOW, inventory
 
 BORN = moment_written(NOW)
@@ -61,6 +63,21 @@ def test_ends_outside_and_an_end_by_date() -> None:
     assert found.expires_at == moment_of("2030-01-01T00:00:00Z")
     named = override_declaration(resource(**{"from": {"address": "2001:DB8::7"}}))
     assert named.asked.source == WorkloadRef.external("2001:db8::7")
+    below = override_declaration(resource(to={"host": "*.example.com"}))
+    assert below.asked.destination == parse_end("-/*.example.com")
+    network = override_declaration(resource(**{"from": {"cidr": "2001:DB8::/32"}}))
+    assert network.asked.source == parse_end("-/2001:db8::/32")
+
+
+@pytest.mark.parametrize("end", ["203.0.113.0/24", "2001:db8::/32", "*.example.com", "api.example.com", "192.0.2.7"])
+def test_what_is_outside_is_read_back_as_it_was_written(end: str) -> None:
+    asked = override_declaration(resource(to={"address": "192.0.2.9"})).asked
+    made = overrides.make(
+        inventory(), replace(asked, destination=parse_end(f"-/{end}"), expires_in=60.0), now=NOW, longest=100.0
+    )
+    document = override_document("shop", made, NOW)
+    document["metadata"] |= META
+    assert override_declaration(document).asked.destination == made.destination == parse_end(f"-/{end}")
 
 
 @pytest.mark.parametrize(
@@ -70,9 +87,18 @@ def test_ends_outside_and_an_end_by_date() -> None:
         ({"from": {"workload": "front", "address": "192.0.2.1"}}, "from", "either"),
         ({"from": {"host": "a.example.com"}}, "from.host", "known are"),
         ({"from": {"namespace": "shop", "address": "192.0.2.1"}}, "from", "either"),
-        ({"to": {}}, "to", "workload or address or host"),
+        ({"to": {}}, "to", "workload or address or cidr or host"),
         ({"to": {"address": "10.0.0.0/8"}}, "to.address", "192.0.2.7"),
         ({"to": {"workload": "Cart"}}, "to.workload", "lower-case"),
+        ({"to": {"cidr": "203.0.113.7/24"}}, "to.cidr", "203.0.113.0/24"),
+        ({"to": {"cidr": "203.0.113.7"}}, "to.cidr", "203.0.113.0/24"),
+        ({"to": {"cidr": "fe80::%eth0/64"}}, "to.cidr", "2001:db8::/32"),
+        ({"to": {"cidr": "api.example.com"}}, "to.cidr", "2001:db8::/32"),
+        ({"to": {"host": "203.0.113.0/24"}}, "to.host", "api.example.com"),
+        ({"to": {"host": "192.0.2.7"}}, "to.host", "api.example.com"),
+        ({"to": {"host": "*.com"}}, "to.host", "*.example.com"),
+        ({"to": {"host": "*"}}, "to.host", "*.example.com"),
+        ({"from": {"cidr": "198.51.100.0/24", "address": "192.0.2.1"}}, "from", "either"),
         ({"port": "http"}, "port", "65535"),
         ({"operations": ["get /"]}, "operations[0]", "capitals"),
         ({"ttl": "8 hours"}, "ttl", "90s"),

@@ -21,6 +21,7 @@ from controller.kube.inventory.reading import (
     part,
     parts,
     shared,
+    text,
     word,
     words,
 )
@@ -189,21 +190,21 @@ _ORDINARY = 32
 def pod(document: Object) -> PodFacts:
     metadata, status = part(document, "metadata"), part(document, "status")
     return PodFacts(
-        needed(metadata, "namespace"),
+        shared(needed(metadata, "namespace")),
         needed(metadata, "name"),
         needed(metadata, "uid"),
-        word(metadata, "creationTimestamp"),
+        text(metadata, "creationTimestamp"),
         owner(metadata),
         template(document),
         _pod_addresses(status),
-        any(word(each, "type") == "Ready" and word(each, "status") == "True" for each in parts(status, "conditions")),
+        any(text(each, "type") == "Ready" and text(each, "status") == "True" for each in parts(status, "conditions")),
         metadata.get("deletionTimestamp") is not None,
     )
 
 
 def _pod_addresses(status: Object) -> tuple[str, ...]:
-    listed = tuple(word(each, "ip") for each in parts(status, "podIPs"))
-    return addresses(listed or (word(status, "podIP"),))
+    listed = tuple(text(each, "ip") for each in parts(status, "podIPs"))
+    return addresses(listed or (text(status, "podIP"),))
 
 
 def template(document: Object) -> Template:
@@ -253,7 +254,7 @@ def owner(metadata: Object) -> Owner | None:
     for each in parts(metadata, "ownerReferences"):
         if each.get("controller") is True:
             group = word(each, "apiVersion").rpartition("/")[0]
-            found = Owner(shared(group), needed(each, "kind"), needed(each, "name"), needed(each, "uid"))
+            found = Owner(shared(group), shared(needed(each, "kind")), needed(each, "name"), needed(each, "uid"))
             return _OWNERS.one(found)
     return None
 
@@ -266,10 +267,10 @@ def owner_of_kind(kind: str) -> Any:
         jobs = part(part(spec, "jobTemplate"), "spec") if kind == "CronJob" else spec
         return OwnerFacts(
             kind,
-            needed(metadata, "namespace"),
+            shared(needed(metadata, "namespace")),
             needed(metadata, "name"),
             needed(metadata, "uid"),
-            word(metadata, "creationTimestamp"),
+            text(metadata, "creationTimestamp"),
             owner(metadata),
             template(part(jobs, "template")) if jobs else None,
             LabelSelector.read(part(spec, "selector")) if kind != "CronJob" and "selector" in spec else None,
@@ -286,10 +287,10 @@ def bare_owner_of_kind(kind: str) -> Any:
         metadata = part(document, "metadata")
         return OwnerFacts(
             kind,
-            needed(metadata, "namespace"),
+            shared(needed(metadata, "namespace")),
             needed(metadata, "name"),
             needed(metadata, "uid"),
-            word(metadata, "creationTimestamp"),
+            text(metadata, "creationTimestamp"),
             owner(metadata),
         )
 
@@ -299,7 +300,7 @@ def bare_owner_of_kind(kind: str) -> Any:
 def service(document: Object) -> ServiceFacts:
     metadata, spec = part(document, "metadata"), part(document, "spec")
     outside = word(spec, "type") == "ExternalName"  # a name in DNS and nothing else
-    listed = () if outside else words(spec, "clusterIPs") or (word(spec, "clusterIP"),)
+    listed = () if outside else words(spec, "clusterIPs") or (text(spec, "clusterIP"),)
     ports = []
     for each in parts(spec, "ports"):
         target = number(each, "targetPort")
@@ -314,7 +315,7 @@ def service(document: Object) -> ServiceFacts:
             )
         )
     return ServiceFacts(
-        needed(metadata, "namespace"),
+        shared(needed(metadata, "namespace")),
         needed(metadata, "name"),
         addresses(listed),
         labels(spec, "selector"),
@@ -335,7 +336,7 @@ def endpoint_slice(document: Object) -> SliceFacts:
             SliceEndpoint(addresses(words(each, "addresses")), ready, serving if isinstance(serving, bool) else ready)
         )
     return SliceFacts(
-        needed(metadata, "namespace"),
+        shared(needed(metadata, "namespace")),
         word(part(metadata, "labels"), "kubernetes.io/service-name"),
         tuple(
             SlicePort(word(each, "name"), number(each, "port"), _protocol(each), word(each, "appProtocol"))

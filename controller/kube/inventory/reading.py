@@ -70,14 +70,19 @@ def parts(document: Object, name: str) -> Iterator[Object]:
 
 
 def word(document: Object, name: str) -> str:
-    """A text; empty where it is absent."""
+    """A text that others have too; empty where it is absent."""
+    return shared(text(document, name))
+
+
+def text(document: Object, name: str) -> str:
+    """A text of the object's own; empty where it is absent."""
     found = document.get(name)
-    return shared(found) if isinstance(found, str) else ""
+    return found if isinstance(found, str) else ""
 
 
 def needed(document: Object, name: str) -> str:
-    """:raises Unreadable: where it is absent"""
-    found = word(document, name)
+    """A text of the object's own. :raises Unreadable: where it is absent"""
+    found = text(document, name)
     if not found:
         raise Unreadable(f"{name} is missing")
     return found
@@ -85,7 +90,7 @@ def needed(document: Object, name: str) -> str:
 
 def words(document: Object, name: str) -> tuple[str, ...]:
     found = document.get(name)
-    return tuple(shared(each) for each in found if isinstance(each, str)) if isinstance(found, list) else ()
+    return tuple(each for each in found if isinstance(each, str)) if isinstance(found, list) else ()
 
 
 def number(document: Object, name: str) -> int:

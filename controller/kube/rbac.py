@@ -109,7 +109,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         MUTATING_WEBHOOKS,
         ("get", "watch", "patch"),
-        "the injector's authorities are written into its webhook",
+        "the injector's authorities are written into its webhook, and the trust bundles belong to it",
         names=(WEBHOOK,),
     ),
     Rule(

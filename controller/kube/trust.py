@@ -8,6 +8,9 @@ Rules:
 3. Where the label has gone it stays for as long as the inventory has a pod with a sidecar there, then it is deleted.
 4. New roots of the authority are everywhere within a few seconds.
 5. Who fights with us about one of them is answered more and more slowly, and it is in the log.
+6. It belongs to the webhook configuration, so that Kubernetes takes it away with that when Hedgerow is uninstalled.
+   While one that was there is gone, nothing is put anywhere for :data:`GONE`: so begins an uninstall, and what we put
+   then would be left behind. Where there is none at all (pods are injected into files) it belongs to nobody.
 """
 
 from __future__ import annotations
@@ -20,9 +23,10 @@ from dataclasses import dataclass
 from random import Random
 
 from controller.injection.names import INJECTION, TRUST_CONFIG_MAP, TRUST_KEY
+from controller.injection.webhook_configuration import NAME as WEBHOOK
 from controller.kube.client import FIELD_MANAGER, Client, Document
 from controller.kube.errors import Conflicting, NoSuchObject, Refused
-from controller.kube.kinds import CONFIG_MAPS, NAMESPACES
+from controller.kube.kinds import CONFIG_MAPS, MUTATING_WEBHOOKS, NAMESPACES
 from controller.kube.reflector import Changed, Ledger, Reflector, Selection
 from controller.kube.retry import Retry
 
@@ -32,6 +36,10 @@ OWNED = {"app.kubernetes.io/managed-by": "hedgerow", "hedgerow.dev/owned-by": "c
 
 #: Seconds between two looks at what no event tells: our roots, and pods that have gone.
 LOOK = 3.0
+#: Seconds between two looks whether the owner is still the same one, where nothing gives a reason to.
+OWNER_LOOK = 30.0
+#: Seconds that an owner must be gone before it counts as one that does not come back.
+GONE = 120.0
 #: Seconds without a repair after which a namespace's next one is not put off.
 SETTLED = 60.0
 
@@ -43,6 +51,7 @@ class Held:
     :param digest: of the text under our key; empty when there is none
     :param labelled: it has our labels
     :param ours: it has our labels, and we have written to it
+    :param owners: the uids of those with whom it goes
     """
 
     uid: str
@@ -50,6 +59,7 @@ class Held:
     labelled: bool
     ours: bool
     immutable: bool
+    owners: frozenset[str] = frozenset()
 
 
 def digest_of(text: str) -> str:
@@ -63,6 +73,8 @@ def read_held(document: Document) -> Held:
     text = data.get(TRUST_KEY)
     labelled = all(labels.get(name) == value for name, value in OWNED.items())
     fields = metadata.get("managedFields")
+    references = metadata.get("ownerReferences")
+    owners = [each.get("uid") for each in references if isinstance(each, dict)] if isinstance(references, list) else []
     managers = {each.get("manager") for each in fields if isinstance(each, dict)} if isinstance(fields, list) else set()
     return Held(
         uid=str(metadata.get("uid", "")),
@@ -70,17 +82,61 @@ def read_held(document: Document) -> Held:
         labelled=labelled,
         ours=labelled and FIELD_MANAGER in managers,
         immutable=document.get("immutable") is True,
+        owners=frozenset(owner for owner in owners if isinstance(owner, str)),
     )
 
 
-def body(namespace: str, text: str) -> Document:
-    """What we apply."""
+def body(namespace: str, text: str, owner: str) -> Document:
+    """What we apply.
+
+    :param owner: the uid of the webhook configuration; empty where there is none
+    """
+    metadata: Document = {"name": TRUST_CONFIG_MAP, "namespace": namespace, "labels": OWNED}
+    if owner:
+        reference = {"apiVersion": MUTATING_WEBHOOKS.api_version, "kind": MUTATING_WEBHOOKS.kind, "name": WEBHOOK}
+        metadata["ownerReferences"] = [{**reference, "uid": owner}]
     return {
         "apiVersion": CONFIG_MAPS.api_version,
         "kind": CONFIG_MAPS.kind,
-        "metadata": {"name": TRUST_CONFIG_MAP, "namespace": namespace, "labels": OWNED},
+        "metadata": metadata,
         "data": {TRUST_KEY: text},
     }
+
+
+class _Owner:
+    """The webhook configuration, as far as it was looked at."""
+
+    def __init__(self, client: Client, clock: Callable[[], float]) -> None:
+        self._client = client
+        self._clock = clock
+        self._looked: float | None = None
+        self._gone_since: float | None = None
+        self.uid = ""
+
+    async def look(self, *, now_if_ever: bool) -> None:
+        """Find out whether it is there.
+
+        :param now_if_ever: something may depend on it; else it is looked at once in a while
+        :raises KubernetesError: when that can not be found out
+        """
+        now = self._clock()
+        if self._looked is not None and now - self._looked < OWNER_LOOK and not now_if_ever:
+            return
+        try:
+            found = await self._client.get(MUTATING_WEBHOOKS, WEBHOOK)
+        except NoSuchObject:
+            if self.uid and self._gone_since is None:
+                self._gone_since = now
+            elif self._gone_since is not None and now - self._gone_since >= GONE:
+                self.uid, self._gone_since = "", None
+        else:
+            self.uid, self._gone_since = str(_mapping(found, "metadata").get("uid", "")), None
+        self._looked = now
+
+    @property
+    def gone(self) -> bool:
+        """It was there, is not any more, and may be so because everything of ours is being taken away."""
+        return self._gone_since is not None
 
 
 class TrustDistributor:
@@ -107,6 +163,7 @@ class TrustDistributor:
         self._clock = clock
         self._random = random or Random()  # noqa: S311  # spreads retries, keeps no secret
         self._woken = asyncio.Event()
+        self._owner = _Owner(client, clock)
         self._repairs: dict[str, _Repairs] = {}
         self.synced = False
         self._namespaces: Ledger[bool] = Ledger(_lives)
@@ -140,7 +197,9 @@ class TrustDistributor:
     async def _reconcile(self) -> None:
         text = self._bundle()
         meshed = {namespace for (_, namespace), lives in self._namespaces.items.items() if lives}
-        for namespace in tuple(self._wrong(meshed, digest_of(text))):
+        digest = digest_of(text)
+        await self._owner.look(now_if_ever=self._owner.gone or any(self._wrong(meshed, digest)))
+        for namespace in () if self._owner.gone else tuple(self._wrong(meshed, digest)):
             await self._put(namespace, text)
         for (namespace, _), held in tuple(self._held.items.items()):
             if held.ours and ("", namespace) not in self._namespaces.items and not self._in_use(namespace):
@@ -152,7 +211,8 @@ class TrustDistributor:
         now = self._clock()
         for namespace in sorted(meshed):
             held = self._held.items.get((namespace, TRUST_CONFIG_MAP))
-            if held is not None and held.digest == digest and held.labelled:
+            owned = held is not None and (not self._owner.uid or self._owner.uid in held.owners)
+            if held is not None and held.digest == digest and held.labelled and owned:
                 continue
             repairs = self._repairs.get(namespace)
             if repairs is None or now >= repairs.not_before:
@@ -164,7 +224,9 @@ class TrustDistributor:
         try:
             if held is not None and held.immutable and held.labelled:
                 await self._client.delete(CONFIG_MAPS, TRUST_CONFIG_MAP, namespace, uid=held.uid)
-            await self._client.apply(CONFIG_MAPS, TRUST_CONFIG_MAP, body(namespace, text), namespace, force=True)
+            await self._client.apply(
+                CONFIG_MAPS, TRUST_CONFIG_MAP, body(namespace, text, self._owner.uid), namespace, force=True
+            )
         except NoSuchObject:
             return  # the namespace has gone; the watch will say so
         except (Refused, Conflicting) as error:

@@ -207,3 +207,60 @@ async def test_it_outlives_an_api_server_that_is_away_and_a_namespace_that_ends(
     apiserver.request("DELETE", path(namespace))
     await eventually(right(apiserver, namespace, roots.text), 60)
     assert "a fault:" not in caplog.text
+
+
+HOOKS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
+
+
+def hooks(apiserver: ApiServer) -> str:
+    """A webhook configuration of our name, without a webhook; its uid."""
+    body = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "MutatingWebhookConfiguration",
+        "metadata": {"name": "hedgerow-injector"},
+    }
+    return str(apiserver.request("POST", HOOKS, body)["metadata"]["uid"])
+
+
+def owners(apiserver: ApiServer, namespace: str) -> list[str]:
+    held = found(apiserver, namespace)
+    return [each["uid"] for each in (held or {}).get("metadata", {}).get("ownerReferences", [])]
+
+
+async def test_it_goes_with_the_webhook_configuration_and_comes_back_with_the_next_one(
+    apiserver: ApiServer, namespace: str, roots: Roots
+) -> None:
+    uid = hooks(apiserver)
+    try:
+        async with distributing(apiserver.kubeconfig, roots) as distributor:
+            label(apiserver, namespace, "enabled")
+            await eventually(right(apiserver, namespace, roots.text))
+            assert owners(apiserver, namespace) == [uid]
+
+            # as an uninstall begins: Kubernetes takes it away, and we do not put it back behind its back
+            apiserver.request("DELETE", f"{HOOKS}/hedgerow-injector")
+            await eventually(lambda: found(apiserver, namespace) is None, 60)
+            ledger = distributor.watches[1].ledger.items
+            await eventually(lambda: (namespace, "hedgerow-trust") not in ledger)
+            other = apiserver.create_namespace(MESHED)
+            await eventually(lambda: ("", other) in distributor.watches[0].ledger.items)
+            looks = 0
+            looked = distributor._owner.look
+
+            async def counted(*, now_if_ever: bool) -> None:
+                nonlocal looks
+                await looked(now_if_ever=now_if_ever)
+                looks += 1
+
+            distributor._owner.look = counted  # type: ignore[method-assign]  # counts, and looks all the same
+            await eventually(lambda: looks >= 2)
+            assert found(apiserver, namespace) is None
+            assert found(apiserver, other) is None
+
+            uid = hooks(apiserver)  # it was no uninstall
+            for name in (namespace, other):
+                await eventually(right(apiserver, name, roots.text))
+                assert owners(apiserver, name) == [uid]
+            apiserver.delete_namespace(other)
+    finally:
+        apiserver.request("DELETE", f"{HOOKS}/hedgerow-injector")

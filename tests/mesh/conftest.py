@@ -17,6 +17,7 @@ pytest.register_assert_rewrite("tests.mesh.running")
 
 from hedgerow.local.mesh import LocalMesh  # noqa: E402 - after the line above
 from hedgerow.local.sandbox import Confinement, confinement  # noqa: E402
+from tests.mesh.attacking import close_scene, use  # noqa: E402
 from tests.mesh.running import LEARNING, REPORT_INTERVAL  # noqa: E402
 
 #: What no program of ours may log while it is used as it is meant to be.
@@ -45,6 +46,14 @@ async def mesh(request: pytest.FixtureRequest, _namespaces: None) -> AsyncIterat
         faults = [name for name, text in _logs(running) if "(application)" not in name and _FAULT.search(text)]
         said = {name: text[-4000:] for name, text in _logs(running) if name in faults}
     assert not said, "\n".join(f"{name}:\n{text}" for name, text in said.items())
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def closed_scene(mesh: LocalMesh) -> AsyncIterator[None]:
+    """The scene of ``attacking.py`` in force, for modules that attack it."""
+    await close_scene(mesh)
+    yield
+    assert await use(mesh) == "knock", "the attacks must not have cost the victim its client"
 
 
 @pytest.hookimpl(wrapper=True)

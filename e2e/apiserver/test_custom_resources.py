@@ -15,17 +15,11 @@ from controller.declarations import NetworkPolicyMode
 from controller.errors import Conflict, InvalidRequest, NotReady
 from controller.learner import Gate
 from controller.view import OverrideState
-from e2e.apiserver.custom_resources import access_override, install_crds, path_of, put, segmentation_mode
+from e2e.apiserver.custom_resources import access_override, path_of, put, segmentation_mode
 from e2e.apiserver.meshes import WORKLOADS, Mesh, away, eventually, eventually_async, inventory, running
 from e2e.harness.apiserver import ApiServer
 from graph.flow import Flow
 from graph.model import Direction, InboundTls, Mode, Protocol, Verdict, WorkloadRef
-
-
-@pytest.fixture(scope="module")
-def server(apiserver: ApiServer) -> ApiServer:
-    install_crds(apiserver)
-    return apiserver
 
 
 async def test_a_resource_becomes_a_rule_and_its_deletion_ends_it(

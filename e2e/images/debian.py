@@ -11,10 +11,11 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from e2e.harness.errors import HarnessError
+from e2e.kube.fetching import fetch
 
 SUITE = "trixie"
 #: Its Python.
@@ -40,11 +41,12 @@ _REMOVED_FILES = (
 )
 
 
-def bootstrap(root: Path) -> None:
+def bootstrap(root: Path, say: Callable[[str], None] = print) -> None:
     """Make Debian in ``root``, which must not exist; takes a minute and the network.
 
     ``DEBOOTSTRAP_MIRROR`` names another mirror than debootstrap's own.
 
+    :param say: told when it is tried again
     :raises HarnessError: with what debootstrap said
     """
     if os.geteuid() != 0:
@@ -58,7 +60,7 @@ def bootstrap(root: Path) -> None:
         mirror = os.environ.get("DEBOOTSTRAP_MIRROR")
         if mirror:
             command.append(mirror)
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        done = fetch(command, say=say, before=lambda: _empty(scratch))
         if done.returncode:
             said = "\n".join([*done.stderr.splitlines(), *done.stdout.splitlines()][-15:])
             raise HarnessError(
@@ -110,6 +112,11 @@ def compile_python(root: Path, layer: Path, directory: Path) -> None:
     inside = f"/{directory.relative_to(layer)}"
     options = ["-q", "-f", "--invalidation-mode", "unchecked-hash", "-s", str(directory), "-p", inside]
     run_inside(root, [f"/usr/bin/{PYTHON}", "-I", "-m", "compileall", *options, directory])
+
+
+def _empty(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(mode=0o700)
 
 
 def _clean(root: Path) -> None:

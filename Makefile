@@ -80,12 +80,13 @@ soak: setup
 	@HEDGEROW_SOAK_SECONDS=$${HEDGEROW_SOAK_SECONDS:-600} HEDGEROW_SOAK_JSON=bench/results/soak.json \
 	    $(PY) -m pytest --capture=no tests/endurance/test_soak.py
 
-# Programs are built once, into the cache of whoever runs this: e2e/kube/README.md
+# Programs are built once, into the cache of whoever runs this: e2e/kube/README.md. Each worker has an API server of its own.
 .PHONY: e2e-apiserver e2e-cluster
+e2e-apiserver: E2E_WORKERS ?= $(if $(TESTS),0,2)
 e2e-apiserver: setup
 	@.ci/system-packages e2e
 	@$(PY) -m e2e.kube --quiet apiserver
-	@$(PY) -m pytest $(or $(TESTS),e2e/apiserver)
+	@$(PY) -m pytest -n $(E2E_WORKERS) --dist loadfile --no-loadscope-reorder $(or $(TESTS),e2e/apiserver)
 
 # With KUBECONFIG, tests run outside of the sandbox, which has no way to another machine.
 e2e-cluster: setup

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,13 @@ spec:
       volumes: {{- include "hedgerow-sidecar.volumes" . | nindent 8 }}
         - {name: own, emptyDir: {}}
 """
+
+
+@pytest.fixture(scope="module", params=[3, 4], ids=["helm3", "helm4"])
+def apiserver(apiserver: ApiServer, request: pytest.FixtureRequest) -> Iterator[ApiServer]:
+    """The API server, and a Helm of each version that there is."""
+    with apiserver.with_helm(request.param):
+        yield apiserver
 
 
 @pytest.fixture

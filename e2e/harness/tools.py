@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ class Tools:
         self._directory = directory
         self._api = api
         self._count = itertools.count()
+        self._helm = "helm"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -65,7 +68,16 @@ class Tools:
 
     def helm(self, *args: str, stdin: str = "", check: bool = True, seconds: float = PATIENCE) -> str:
         """Run Helm as the administrator; parameters as for :meth:`kubectl`."""
-        return run([self._binaries["helm"], *args], env=self.environment, stdin=stdin, check=check, seconds=seconds)
+        return run([self._binaries[self._helm], *args], env=self.environment, stdin=stdin, check=check, seconds=seconds)
+
+    @contextlib.contextmanager
+    def with_helm(self, major: int) -> Iterator[None]:
+        """Let :meth:`helm` be another Helm than 3 for a while; where the suite has one."""
+        before, self._helm = self._helm, "helm" if major == 3 else f"helm{major}"
+        try:
+            yield
+        finally:
+            self._helm = before
 
     def request(
         self, method: str, path: str, body: object = None, *, content_type: str = "application/json"

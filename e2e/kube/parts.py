@@ -30,7 +30,8 @@ class Suite(StrEnum):
 class Part:
     """Programs that come from one build.
 
-    :param names: what they are called; for a multi-call binary every name that it answers to
+    :param names: what they are called, one for each of ``packages``; for a multi-call binary every name that it answers
+        to
     :param packages: what ``go`` builds: ``path@version`` of other modules, or a package of the module in ``module``
     :param module: a directory beside this file that holds the module to build in; empty for ``path@version``
     :param linker: more flags for the linker
@@ -78,6 +79,7 @@ _APISERVER = (
         _SAY_VERSION,
     ),
     Part("helm", ("helm",), ("helm.sh/helm/v3/cmd/helm@v3.22.0",)),
+    Part("helm4", ("helm4",), ("helm.sh/helm/v4/cmd/helm@v4.3.1",)),
 )
 _NODE = (
     Part("node", ("kube-scheduler", "kubelet", "kube-proxy"), ("./node",), "kubernetes", _SAY_VERSION),

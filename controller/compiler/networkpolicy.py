@@ -6,7 +6,8 @@ here: the policy is the fence as it will be. No policy is made for the controlle
 need was not observed, and cutting it cuts the cluster.
 
 A host has no addresses that could be written down: its ports are opened to all addresses outside the cluster's own
-networks, or to all there are where those are not known. It is the sidecar that holds to the name.
+networks, or to all there are where those are not known. It is the sidecar that holds to the name. The policy says so
+itself, in an annotation, to whoever reads it on the cluster.
 
 A peer is a namespace and pods of it in one entry; two entries would mean "or". Source: Kubernetes API reference,
 NetworkPolicy v1, and "Network Policies" in the Kubernetes concepts.
@@ -25,13 +26,16 @@ from controller.compiler.evaluate import Cell, Side, address_of, intervals
 from controller.compiler.form import Form, Subject, parsed
 from controller.compiler.labels import PodSelector
 from controller.compiler.ports import ALL_PORTS, PortSpace
-from graph.model import Direction, WorkloadRef
+from graph.model import Direction, Verdict, WorkloadRef
 
 API_VERSION = "networking.k8s.io/v1"
 NAMESPACE_LABEL = "kubernetes.io/metadata.name"
 MANAGED_BY = ("app.kubernetes.io/managed-by", "hedgerow")
 WORKLOAD_ANNOTATION = "hedgerow.dev/workload"
 GENERATION_ANNOTATION = "hedgerow.dev/generation"
+#: What of the rules this policy can not say, and the sidecars hold.
+NAMES_ANNOTATION = "hedgerow.dev/names"
+_NAMES_SHOWN = 20
 MAX_NAME = 253  # RFC 1123 subdomain, as Kubernetes limits names
 
 type Manifest = dict[str, object]
@@ -66,6 +70,7 @@ def policy_of(form: Form, subject: Subject, selectors: Mapping[WorkloadRef, PodS
             "annotations": {
                 WORKLOAD_ANNOTATION: str(subject.ref),
                 GENERATION_ANNOTATION: hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16],
+                **_names(outbound),
             },
         },
         "spec": {
@@ -74,6 +79,21 @@ def policy_of(form: Form, subject: Subject, selectors: Mapping[WorkloadRef, PodS
             "ingress": _entries(inbound, form.subjects.values(), selectors),
             "egress": _entries(outbound, form.subjects.values(), selectors),
         },
+    }
+
+
+def _names(side: Side) -> dict[str, str]:
+    """The annotation about hosts, where ports are open for some."""
+    hosts = sorted(
+        {clause.peer.host for clause in side.clauses if clause.peer.host and clause.rule.effect is Verdict.ALLOW}
+    )
+    if not hosts:
+        return {}
+    more = f" and {len(hosts) - _NAMES_SHOWN} more" if len(hosts) > _NAMES_SHOWN else ""
+    where = "outside the cluster's networks" if side.form.networks else "there is"
+    return {
+        NAMES_ANNOTATION: f"{', '.join(hosts[:_NAMES_SHOWN])}{more}: a NetworkPolicy knows no names, so that it opens "
+        f"their ports to every address {where}; the sidecar holds to the names"
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from controller import overrides
 from controller.errors import ControllerError, InvalidRequest, UnknownWorkload
 from controller.view import Override, OverrideState
 from graph.model import Origin, PortRange, Protocol, Selector, Verdict, WorkloadRef
+from graph.outside import parse_end
 from tests.controller.mesh import CART, FRONT, LEGACY, NOW, inventory
 
 HOST = WorkloadRef.external_host("api.example.com")
@@ -57,6 +59,17 @@ def test_without_port_and_end_it_holds_for_all_ports_for_ever() -> None:
         ({"source": WorkloadRef.external("10.1.0.1")}, "from", "shop/cart"),
         ({"source": LEGACY, "destination": WorkloadRef.external("192.0.2.1")}, "to", "sidecar"),
         ({"source": HOST}, "from", "address"),
+        ({"source": parse_end("-/*.example.com")}, "from", "network"),
+        ({"source": LEGACY, "destination": parse_end("-/203.0.113.0/24")}, "to", "sidecar"),
+        ({"source": parse_end("-/10.0.0.0/29"), "destination": CART}, "from", "clusterNetworks"),
+        ({"source": parse_end("-/0.0.0.0/0"), "destination": CART}, "from", "clusterNetworks"),
+        ({"destination": parse_end("-/*.co.uk")}, "to", "*.example.co.uk"),
+        ({"destination": parse_end("-/*.github.io")}, "to", "*.example.github.io"),
+        ({"destination": parse_end("-/*.cluster.local")}, "to", "workloads behind them"),
+        ({"destination": parse_end("-/*.svc.cluster.local")}, "to", "workloads behind them"),
+        ({"destination": parse_end("-/*.shop.svc.cluster.local")}, "to", "workloads behind them"),
+        ({"operations": ("GET /",), "destination": parse_end("-/*.example.com")}, "operations", "leave them out"),
+        ({"operations": ("GET /",), "destination": parse_end("-/203.0.113.0/24")}, "operations", "leave them out"),
         ({"source": LEGACY, "destination": HOST}, "to", "sidecar"),
         ({"destination": WorkloadRef.external_host("cart.shop.svc.cluster.local")}, "to", "shop/cart"),
         ({"operations": ("GET /", "get /")}, "operations[1]", "capitals"),
@@ -100,6 +113,50 @@ def test_a_host_outside_may_be_called() -> None:
     rule = overrides.rule_of(make(destination=HOST, port=443))
     assert rule.destination == Selector(host="api.example.com")
     assert (rule.source, rule.ports) == (Selector.of(FRONT), (PortRange.single(443),))
+
+
+@pytest.mark.parametrize("end", ["203.0.113.0/24", "0.0.0.0/0", "2001:db8::/32", "192.0.2.1"])
+def test_what_is_opened_outside_is_marked_so_that_it_opens_no_workload(end: str) -> None:
+    rule = overrides.rule_of(make(destination=parse_end(f"-/{end}")))
+    assert rule.destination == replace(Selector.of(parse_end(f"-/{end}")), outside=True)
+    network = overrides.rule_of(make(destination=parse_end(f"-/{end}"), effect=Verdict.DENY)).destination
+    assert network.outside == ("/" in end), "one denied address is denied at both ends, whoever has it"
+
+
+def test_all_names_below_a_domain_may_be_called() -> None:
+    assert overrides.rule_of(make(destination=parse_end("-/*.example.com"))).destination.host == "*.example.com"
+
+
+@pytest.mark.parametrize("end", ["10.0.0.0/8", "*.co.uk", "*.github.io", "*.shop.svc.cluster.local"])
+def test_a_deny_may_be_as_wide_as_somebody_likes(end: str) -> None:
+    made = make(effect=Verdict.DENY, destination=parse_end(f"-/{end}"))
+    assert str(made.destination) == f"-/{end}"
+    assert overrides.note_of(made) == ""
+
+
+def test_who_opens_a_network_is_told_for_whom_that_does_not_hold() -> None:
+    assert "rules go by identity" in overrides.note_of(make(destination=parse_end("-/10.0.0.0/8")))
+    assert "comes from" in overrides.note_of(make(source=parse_end("-/198.51.100.0/24"), destination=CART))
+    for end in (CART, WorkloadRef.external("192.0.2.1"), HOST, parse_end("-/*.example.com")):
+        assert overrides.note_of(make(destination=end)) == ""
+
+
+def test_the_clusters_own_networks_are_opened_by_identity() -> None:
+    known = replace(inventory(), networks=("10.0.0.0/16",))
+    asked = overrides.OverrideRequest(Verdict.ALLOW, FRONT, CART, 80, Protocol.TCP, "ann", "a test", None)
+    for end in ("10.0.0.0/16", "10.0.3.0/24"):
+        for ends, field in (
+            ({"destination": parse_end(f"-/{end}")}, "to"),
+            ({"source": parse_end(f"-/{end}")}, "from"),
+        ):
+            with pytest.raises(InvalidRequest, match="cluster's own networks") as caught:
+                overrides.make(known, replace(asked, **ends), now=NOW, longest=1000.0)
+            assert caught.value.field == field
+            denied = replace(asked, effect=Verdict.DENY, **ends)
+            assert overrides.make(known, denied, now=NOW, longest=1000.0)
+    for end in ("10.0.0.0/8", "0.0.0.0/0"):  # wider ones stop there
+        ends = {"source": parse_end(f"-/{end}")}
+        assert overrides.make(known, replace(asked, **ends), now=NOW, longest=1000.0)
 
 
 @pytest.mark.parametrize("effect", list(Verdict))

@@ -148,6 +148,25 @@ def test_names_below_a_domain_are_named_as_a_limit_of_networkpolicy():
     assert finding.limit is Limit.HOST
 
 
+def said_of_names(policy) -> set[str]:
+    annotations = (made["metadata"]["annotations"] for made in compile_policy(policy).network_policies)
+    return {each["hedgerow.dev/names"] for each in annotations if "hedgerow.dev/names" in each}
+
+
+@pytest.mark.parametrize(("networks", "where"), [((), "every address there is"), (CLUSTER, "outside the cluster's")])
+def test_a_policy_says_itself_of_which_names_it_knows_nothing(networks, where):
+    rules = [override(ALLOW, CART, Selector(host=host), 443, name=host) for host in ("*.example.com", "a.example.net")]
+    denied = override(DENY, CART, Selector(host="b.example.net"), name="deny")
+    (said,) = said_of_names(shop(*rules, denied, networks=networks))
+    assert said.startswith("*.example.com, a.example.net: a NetworkPolicy knows no names")
+    assert where in said
+    assert said_of_names(shop(denied, networks=networks)) == set()
+    many = shop(*(override(ALLOW, CART, Selector(host=f"a{n}.example.com"), 1, name=f"{n}") for n in range(30)))
+    (said,) = said_of_names(many)
+    assert "and 10 more: " in said
+    assert len(said) < 1000
+
+
 def test_a_snapshot_that_lost_the_mark_is_found_out():
     policy = shop(override(ALLOW, CART, outside("10.0.0.0/8"), 443))
     compiled, form = compile_policy(policy), form_of(policy, 0.0)

@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -18,10 +19,14 @@ from typing import Any, Final
 from controller.injection import names
 from controller.injection.errors import InjectionRefused
 from controller.injection.settings import IMAGE, InjectionSettings, Resources, quantity
-from controller.injection.shared_annotations import MAX_VALUE, listed, opaque_ports, port
+from controller.injection.shared_annotations import MAX_VALUE, inspected_hosts, listed, opaque_ports, port
 from graph.fields import Unfit, destination_address, integer, ip_network, matching, seconds, shown, word
+from graph.model import InspectedHost
 
 type Read = Callable[[str], Any]
+
+_CONFIG_MAP = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_KEY = re.compile(r"[-._a-zA-Z0-9]{1,253}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,13 @@ def _outbound(written: str) -> tuple[int, str]:
     return port(listen), str(destination_address(destination))
 
 
+def _config_map_key(written: str) -> tuple[str, str]:
+    name, slash, key = written.partition("/")
+    if not slash or not _CONFIG_MAP.fullmatch(name) or not _KEY.fullmatch(key) or key in (".", ".."):
+        raise Unfit(f"{shown(written)} is no ConfigMap and key", "write NAME/KEY, such as company-roots/ca.crt")
+    return name, key
+
+
 #: By their names without the prefix.
 ANNOTATIONS: Final[Mapping[str, Annotation]] = {
     "injection": Annotation(word("enabled", "disabled"), "whether the pod has a sidecar"),
@@ -110,6 +122,10 @@ ANNOTATIONS: Final[Mapping[str, Annotation]] = {
     "opaque-ports": Annotation(opaque_ports, "ports whose bytes are not looked at", "opaque_ports"),
     "mtls-ports": Annotation(_ports, "ports where TLS clients are other meshes' proxies", "mtls_ports"),
     "inspect-ports": Annotation(_ports, "ports whose HTTP is always inspected", "inspect.ports"),
+    "inspect-egress": Annotation(inspected_hosts, "hosts outside whose traffic the sidecar reads"),
+    "egress-roots": Annotation(
+        _config_map_key, "ConfigMap and key of the roots that those hosts' certificates lead to, such as ours/ca.crt"
+    ),
     "workers": Annotation(_whole(1, 16), "processes that carry connections", "workers"),
     "drain-seconds": Annotation(_seconds(0, 3600), "how long connections may go on at the end", "drain_seconds"),
     "report-interval": Annotation(_seconds(0.05, 300), "seconds between two reports", "report_interval"),
@@ -147,6 +163,8 @@ class Wishes:
     :param native: None: as the cluster has it
     :param inbound: of explicit mode: the sidecar's ports, each with the application's
     :param outbound: of explicit mode: local ports, each with a destination ``address:port``
+    :param inspects: hosts outside whose traffic the sidecar reads
+    :param egress_roots: ConfigMap and key of what their certificates have to lead to; None: what the system trusts
     :param sidecar: settings of ``sidecar.yaml``
     """
 
@@ -157,6 +175,8 @@ class Wishes:
     rewrite_probes: bool = True
     merge_metrics: bool = True
     image: str = ""
+    inspects: tuple[InspectedHost, ...] = ()
+    egress_roots: tuple[str, str] | None = None
     resources: Resources = field(default_factory=Resources)
     sidecar: Mapping[str, Any] = field(default_factory=dict)
 
@@ -210,6 +230,8 @@ def read(annotations: Mapping[str, str], settings: InjectionSettings) -> Wishes:
         rewrite_probes=found.get("rewrite-probes", True),
         merge_metrics=found.get("merge-metrics", True),
         image=found.get("image", ""),
+        inspects=found.get("inspect-egress", ()),
+        egress_roots=found.get("egress-roots"),
         resources=Resources(*(_amounts(found, kind) for kind in ("request", "limit"))),
         sidecar=sidecar,
     )

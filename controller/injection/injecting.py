@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from controller.injection import annotations as reading
-from controller.injection import conflicts, names, prometheus, shape
+from controller.injection import conflicts, names, prometheus, roots, shape
 from controller.injection.annotations import Wishes
 from controller.injection.documents import integer_or_none, mapping, mappings, texts
 from controller.injection.errors import InjectionRefused
@@ -141,6 +141,8 @@ class _Injection:
             raise InjectionRefused("missing", field="spec.containers", remedy="name a container")
         self._warnings += conflicts.check(self._spec, self._settings, capture=self._capture)
         settings = {**self._wishes.sidecar, **self._mode(), **self._labels()}
+        if inspected := self._inspected():
+            settings["inspect"] = {**settings.get("inspect", {}), "egress": inspected}
         probes = self._rewrite_probes()
         if probes:
             settings["probes"] = probes
@@ -150,8 +152,16 @@ class _Injection:
         native = self._is_native()
         if not native:
             self._end_together(settings)
+        if self._wishes.inspects:
+            self._give_roots(init=native)
         plan = shape.Plan(
-            self._capture, native, self._wishes.image or self._settings.image, settings, self._sidecar_resources()
+            self._capture,
+            native,
+            self._wishes.image or self._settings.image,
+            settings,
+            self._sidecar_resources(),
+            bool(self._wishes.inspects),
+            self._wishes.egress_roots,
         )
         self._add(plan)
         self._pod["metadata"]["annotations"][names.RECORD] = self._record.dump()
@@ -192,6 +202,39 @@ class _Injection:
                         remedy="write another port",
                     )
                 taken.add(listen)
+
+    def _inspected(self) -> dict[str, Any]:
+        """How the sidecar reads what is said to hosts outside; empty when there are none."""
+        wishes = self._wishes
+        if not wishes.inspects:
+            if wishes.egress_roots is not None:
+                raise InjectionRefused(
+                    "there is no host whose certificate it is for",
+                    field=f"metadata.annotations[{names.PREFIX}egress-roots]",
+                    remedy=f"set {names.INSPECT_EGRESS} too, or remove it",
+                )
+            return {}
+        proxied = wishes.sidecar.get("dns", self._settings.sidecar.get("dns") or {}).get("proxy")
+        if not self._capture or proxied is False:
+            raise InjectionRefused(
+                "hosts are known by answers of DNS, which the sidecar of this pod does not see",
+                field=f"metadata.annotations[{names.INSPECT_EGRESS}]",
+                remedy="remove it, or have the pod's connections and DNS captured",
+            )
+        made: dict[str, Any] = {"directory": names.ROOTS_DIRECTORY, "hosts": [str(one) for one in wishes.inspects]}
+        if wishes.egress_roots is not None:
+            made["roots"] = f"{names.EGRESS_ROOTS_DIRECTORY}/{names.EGRESS_ROOTS_FILE}"
+        return made
+
+    def _give_roots(self, *, init: bool) -> None:
+        """Let the application's containers trust what its sidecar shows them.
+
+        :param init: also those that run before the others, when the sidecar is there by then
+        """
+        for part in ("initContainers", "containers") if init else ("containers",):
+            for index, container in enumerate(mappings(self._spec, part, "spec")):
+                added = roots.give(container, f"spec.{part}[{index}]", self._warnings)
+                self._record.roots[container["name"]] = added
 
     def _labels(self) -> dict[str, Any]:
         """What metrics say of the pod."""
@@ -318,7 +361,7 @@ class _Injection:
             spec["containers"] = [container, *spec["containers"]]
         if first:
             spec["initContainers"] = [*first, *(spec.get("initContainers") or [])]
-        spec["volumes"] = [*(spec.get("volumes") or []), *shape.volumes(settings)]
+        spec["volumes"] = [*(spec.get("volumes") or []), *shape.volumes(plan, settings)]
 
 
 def _captures(wishes: Wishes, namespace: Namespace, warnings: list[str]) -> bool:

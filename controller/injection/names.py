@@ -23,10 +23,17 @@ CONTAINERS: Final = (SIDECAR, CAPTURE, VALIDATION)
 TOKEN_VOLUME: Final = "hedgerow-token"  # noqa: S105  # the name of a volume
 TRUST_VOLUME: Final = "hedgerow-trust"
 STATE_VOLUME: Final = "hedgerow-state"
-VOLUMES: Final = (TOKEN_VOLUME, TRUST_VOLUME, STATE_VOLUME)
+#: What the application has to trust, where its sidecar reads what it says to hosts outside.
+ROOTS_VOLUME: Final = "hedgerow-roots"
+#: What those hosts' own certificates have to lead to, where that is not what the system trusts.
+EGRESS_ROOTS_VOLUME: Final = "hedgerow-egress-roots"
+VOLUMES: Final = (TOKEN_VOLUME, TRUST_VOLUME, STATE_VOLUME, ROOTS_VOLUME, EGRESS_ROOTS_VOLUME)
 
 TOKEN_DIRECTORY: Final = "/var/run/secrets/hedgerow/token"  # noqa: S105  # a path
 TRUST_DIRECTORY: Final = "/var/run/secrets/hedgerow/trust"
+ROOTS_DIRECTORY: Final = "/var/run/secrets/hedgerow/roots"
+EGRESS_ROOTS_DIRECTORY: Final = "/var/run/secrets/hedgerow/egress-roots"
+EGRESS_ROOTS_FILE: Final = "roots.pem"
 STATE_MOUNT: Final = "/var/lib/hedgerow"
 #: The mount itself belongs to root; the sidecar makes a directory of its own in it.
 STATE_DIRECTORY: Final = f"{STATE_MOUNT}/state"

@@ -52,6 +52,8 @@ class Plan:
     :param image: of all our containers
     :param sidecar: settings of ``sidecar.yaml`` that are particular to this pod
     :param resources: of the sidecar
+    :param inspects: whether it reads what is said to hosts outside
+    :param egress_roots: ConfigMap and key of what those hosts' certificates have to lead to; None: the system's
     """
 
     capture: bool
@@ -59,6 +61,8 @@ class Plan:
     image: str
     sidecar: Mapping[str, Any]
     resources: Resources
+    inspects: bool = False
+    egress_roots: tuple[str, str] | None = None
 
 
 def settings_document(name: str, plan: Plan, settings: InjectionSettings) -> str:
@@ -96,7 +100,7 @@ def _over(general: Mapping[str, Any], particular: Mapping[str, Any]) -> dict[str
     merged = dict(general)
     for name, value in particular.items():
         before = merged.get(name)
-        merged[name] = {**before, **value} if isinstance(before, Mapping) and isinstance(value, Mapping) else value
+        merged[name] = _over(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
     return merged
 
 
@@ -124,6 +128,7 @@ def sidecar(plan: Plan, settings: InjectionSettings, resources: Mapping[str, Any
             {"mountPath": names.TOKEN_DIRECTORY, "name": names.TOKEN_VOLUME, "readOnly": True},
             {"mountPath": names.TRUST_DIRECTORY, "name": names.TRUST_VOLUME, "readOnly": True},
             {"mountPath": names.STATE_MOUNT, "name": names.STATE_VOLUME},
+            *_roots_mounts(plan),
             _no_api_token(),
         ],
     }
@@ -160,8 +165,17 @@ def validation(plan: Plan, settings: InjectionSettings, resources: Mapping[str, 
     }
 
 
-def volumes(settings: InjectionSettings) -> list[dict[str, Any]]:
-    """What the sidecar reads, and where it keeps its state."""
+def _roots_mounts(plan: Plan) -> list[dict[str, Any]]:
+    made: list[dict[str, Any]] = []
+    if plan.inspects:
+        made.append({"mountPath": names.ROOTS_DIRECTORY, "name": names.ROOTS_VOLUME})
+    if plan.egress_roots is not None:
+        made.append({"mountPath": names.EGRESS_ROOTS_DIRECTORY, "name": names.EGRESS_ROOTS_VOLUME, "readOnly": True})
+    return made
+
+
+def volumes(plan: Plan, settings: InjectionSettings) -> list[dict[str, Any]]:
+    """What the sidecar reads, where it keeps its state, and where it writes what the application has to trust."""
     token = {
         "audience": settings.token_audience,
         "expirationSeconds": settings.token_seconds,
@@ -177,7 +191,20 @@ def volumes(settings: InjectionSettings) -> list[dict[str, Any]]:
             "configMap": {"defaultMode": _READ_ONLY_FILE, "name": names.TRUST_CONFIG_MAP},
         },
         {"name": names.STATE_VOLUME, "emptyDir": {"sizeLimit": "64Mi"}},
+        *_roots_volumes(plan),
     ]
+
+
+def _roots_volumes(plan: Plan) -> list[dict[str, Any]]:
+    made: list[dict[str, Any]] = []
+    if plan.inspects:
+        made.append({"name": names.ROOTS_VOLUME, "emptyDir": {"sizeLimit": "16Mi"}})
+    if plan.egress_roots is not None:
+        name, key = plan.egress_roots
+        items = [{"key": key, "path": names.EGRESS_ROOTS_FILE}]
+        source = {"defaultMode": _READ_ONLY_FILE, "items": items, "name": name}
+        made.append({"name": names.EGRESS_ROOTS_VOLUME, "configMap": source})
+    return made
 
 
 def _base(name: str, plan: Plan, settings: InjectionSettings, resources: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ stands there: whoever injects first undoes and then injects anew, with every che
 only what its author could have written as well. Rules:
 
 1. Our containers and volumes are known by their names; they go whatever they hold.
-2. A probe or an annotation goes back to what it was only where it still is what we made of it.
+2. A probe, an annotation or a variable goes back to what it was only where it still is what we made of it.
 3. Of our containers only amounts of resources that we do not set ourselves stay, for :mod:`.shape`: a LimitRange
    puts them there, and refuses pods without them.
 """
@@ -22,6 +22,7 @@ from controller.injection import names
 from controller.injection.documents import mapping, mappings
 from controller.injection.errors import InjectionRefused
 from controller.injection.probes import KINDS, is_rewritten
+from controller.injection.roots import Added, take_away
 
 #: What the record may say of these places: that they were there, and empty.
 EMPTIES: Final = ("metadata", "metadata.annotations", "spec.initContainers", "spec.volumes")
@@ -29,6 +30,7 @@ EMPTIES: Final = ("metadata", "metadata.annotations", "spec.initContainers", "sp
 CHANGED: Final = (names.DEFAULT_CONTAINER, "prometheus.io/port", "prometheus.io/path")
 _LISTS: Final = ("initContainers", "containers")
 _VERSION: Final = 1
+_PARTS: Final = frozenset({"version", "annotations", "empties", "probes", "roots"})
 
 
 @dataclass(slots=True)
@@ -38,15 +40,18 @@ class Record:
     :param probes: by container and the kubelet's word, as they were
     :param annotations: what we made of each, and what it was; None: absent
     :param empties: by place, what stood there: an empty list or mapping, or nothing
+    :param roots: by container, what tells its application whom to trust
     """
 
     probes: dict[str, dict[str, Any]] = field(default_factory=dict)
     annotations: dict[str, tuple[str, str | None]] = field(default_factory=dict)
     empties: dict[str, Any] = field(default_factory=dict)
+    roots: dict[str, Added] = field(default_factory=dict)
 
     def dump(self) -> str:
         """One line of JSON, the same for the same record."""
-        parts = {"annotations": self.annotations, "empties": self.empties, "probes": self.probes}
+        added = {name: one.document() for name, one in self.roots.items()}
+        parts = {"annotations": self.annotations, "empties": self.empties, "probes": self.probes, "roots": added}
         document = {"version": _VERSION, **{name: part for name, part in parts.items() if part}}
         return json.dumps(document, sort_keys=True, separators=(",", ":"))
 
@@ -58,7 +63,7 @@ class Record:
         """
         try:
             document = json.loads(written)
-            if document["version"] != _VERSION or set(document) - {"version", "annotations", "empties", "probes"}:
+            if document["version"] != _VERSION or set(document) - _PARTS:
                 raise ValueError("of another version")
             record = cls(
                 probes={
@@ -68,6 +73,7 @@ class Record:
                 empties={
                     place: value for place, value in document.get("empties", {}).items() if value in ({}, [], None)
                 },
+                roots={container: Added.read(added) for container, added in document.get("roots", {}).items()},
             )
             for name, (ours, was) in document.get("annotations", {}).items():
                 if name not in CHANGED or not isinstance(ours, str) or not isinstance(was, str | None):
@@ -121,6 +127,7 @@ def undo(pod: Mapping[str, Any]) -> Undone:
         spec["volumes"] = [one for one in mappings(spec, "volumes", "spec") if one.get("name") not in names.VOLUMES]
     for container in (*mappings(spec, "initContainers", "spec"), *mappings(spec, "containers", "spec")):
         _restore_probes(container, record.probes)
+        take_away(container, record.roots.get(str(container.get("name"))))
     for name, (ours, was) in record.annotations.items():
         if annotations.get(name) == ours:
             annotations.pop(name)

@@ -141,6 +141,21 @@ def test_everything_else_leaves_as_it_came(text: str) -> None:
     assert uninject_text(text).text == text
 
 
+def test_inspected_hosts_come_and_go_byte_for_byte() -> None:
+    annotation = '      annotations:\n        hedgerow.dev/inspect-egress: "api.example.com"   # its partner\n'
+    asking = FILE.replace("      labels:\n", f"{annotation}      labels:\n")
+    for mine in (
+        "",
+        "        env: []   # none\n",
+        '        env:\n        - {name: SSL_CERT_FILE, value: "x"}   # own\n',
+    ):
+        text = asking.replace("        livenessProbe:\n", f"{mine}        livenessProbe:\n")
+        made = injected(text)
+        assert uninject_text(made).text == text
+        assert "NODE_EXTRA_CA_CERTS" in made
+        assert ("# own" in made) is ("# own" in text)
+
+
 def test_odd_texts_are_changed_rightly_too() -> None:
     base = "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec:\n  containers:\n  - name: a\n    image: i"
     for text in (

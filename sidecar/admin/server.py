@@ -146,7 +146,8 @@ def open_listener(address: Address) -> socket.socket:
     :raises OSError: when the port can not be had
     """
     host, port = address.host, address.port
-    if ipaddress.ip_address(host).is_unspecified and socket.has_dualstack_ipv6():
+    unspecified = ipaddress.ip_address(host).is_unspecified
+    if unspecified and socket.has_dualstack_ipv6():
         everywhere = ("::", port)
         return socket.create_server(everywhere, family=socket.AF_INET6, backlog=MAX_CONNECTIONS, dualstack_ipv6=True)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -34,6 +34,9 @@ class Attached(Protocol):
     def reset_by_peer(self) -> None:
         """The peer gave the stream up."""
 
+    def unreached(self) -> None:
+        """The peer gave the stream up, because it could not call its application; nothing was delivered."""
+
     def pump(self) -> None:
         """There is room to send again."""
 

@@ -35,6 +35,9 @@ ACK: Final = 2
 FIN: Final = 4
 RST: Final = 8
 FLAGS: Final = 0xFFFF
+#: A reset that says more, in a form that yamux has and nobody else uses: nothing of the stream has reached the
+#: application, which could not be called. Its bytes may be sent elsewhere. Whoever knows nothing of this sees a reset.
+UNREACHED: Final = DATA | RST
 
 #: Reasons of a GoAway.
 NORMAL: Final = 0

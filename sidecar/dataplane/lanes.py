@@ -31,6 +31,10 @@ from sidecar.dataplane.sockets import Address
 _log = logging.getLogger(__name__)
 
 
+def _nothing() -> None:
+    """A client that is not behind a tunnel can be told nothing but a reset."""
+
+
 @dataclass(frozen=True, slots=True)
 class LaneContext:
     """One allowed connection, as a lane is told of it.
@@ -38,6 +42,7 @@ class LaneContext:
     :param port: the one that policy speaks of
     :param application: where our application listens
     :param accept: tells the client, where it can be told, that its connection has reached the application
+    :param unreached: has a reset tell the client, where it can be told, that the application could not be called
     :param server: of a connection of our application to what is outside the mesh: that, connected, and paused. It is
         then what everything else here calls the application
     :param tls: what is said to ``server`` is within TLS, which ends here for the client and begins anew
@@ -50,6 +55,7 @@ class LaneContext:
     accept: Callable[[], None]
     server: Leg | None = None
     tls: bool = False
+    unreached: Callable[[], None] = _nothing
 
     @property
     def by_operation(self) -> bool:
@@ -71,6 +77,7 @@ class LaneContext:
             return self.server
         sock = connect(fabric, self.application)
         if sock is None:
+            self.unreached()
             return None
         return SocketLeg(
             fabric.reactor,
@@ -79,6 +86,7 @@ class LaneContext:
             lane,
             connecting=fabric.settings.connect_timeout,
             connected=self.accept,
+            unreached=self.unreached,
         )
 
 

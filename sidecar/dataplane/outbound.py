@@ -5,7 +5,10 @@ Rules:
 1. A destination that the directory does not know in time is refused. Nothing is guessed from the address.
 2. What the directory calls meshed is reached by mutual TLS or not at all.
 3. A refused client sees a TCP reset, and so does one whose destination could not be reached.
-4. What is not in the inventory is judged by its address, and by the name under which the client asked DNS for it
+4. A connection that has reached no application is tried at the other endpoints; where the destination has answered
+   before, and for a moment nobody does, it waits for one that does, for :data:`_PATIENCE` seconds at most: an
+   application that ends, or begins again, costs its clients time and no connection.
+5. What is not in the inventory is judged by its address, and by the name under which the client asked DNS for it
    (:mod:`sidecar.dataplane.egress`). It is reached at the address that the client connected to, and at no other.
 """
 
@@ -14,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -26,6 +30,7 @@ from graph.policy import Reason
 from sidecar.dataplane import mtls, outward, sockets
 from sidecar.dataplane.dial import DialFailed
 from sidecar.dataplane.egress import Egress
+from sidecar.dataplane.elsewhere import Elsewhere
 from sidecar.dataplane.fabric import Acceptor, Fabric, peer_of
 from sidecar.dataplane.live import Connection, new_record, refusal, report_refused
 from sidecar.dataplane.pool import Pool
@@ -39,14 +44,21 @@ _log = logging.getLogger(__name__)
 
 _INFO, _WARNING = logging.INFO, logging.WARNING
 
-#: Endpoints tried for one connection, at most.
+#: Endpoints tried for one connection at once, at most.
 _ATTEMPTS = 3
+#: Seconds that a connection waits for a destination that has answered before: as long as it takes until everybody has
+#: heard who is there now, and until an application was started again.
+_PATIENCE = 3.0
+#: Seconds between two looks at who is there now.
+_LOOK = 0.05
+#: Destinations of which it is known that they have answered.
+_KNOWN = 4096
 
 
 class Outbound:
     """Takes the application's connections from its listeners."""
 
-    __slots__ = ("_acceptors", "_fabric", "_pool", "_waiting", "egress")
+    __slots__ = ("_acceptors", "_fabric", "_pool", "_targets", "_waiting", "egress")
 
     def __init__(self, fabric: Fabric, pool: Pool) -> None:
         self._fabric = fabric
@@ -54,6 +66,7 @@ class Outbound:
         self.egress = Egress(fabric)
         self._acceptors: list[Acceptor] = []
         self._waiting: set[_Attempt] = set()
+        self._targets: OrderedDict[Address, Target] = OrderedDict()  # those used last are last
 
     def listen(self, listener: socket.socket, declared: Address | None = None) -> Acceptor:
         """Take connections from ``listener``.
@@ -107,9 +120,33 @@ class Outbound:
                 if tunnel is not None:
                     self._carry_now(sock, target, destination, endpoints[0], tunnel)
                     return
-        attempt = _Attempt(fabric, self._pool, self.egress, sock, target, destination, endpoints)
+        self._attempt(_Attempt(fabric, self._pool, self.egress, sock, self._target(target), destination, endpoints))
+
+    def _attempt(self, attempt: _Attempt) -> None:
         self._waiting.add(attempt)
         attempt.start(self._waiting.discard)
+
+    def _target(self, address: Address) -> Target:
+        targets = self._targets
+        target = targets.get(address)
+        if target is None:
+            target = targets[address] = Target(self, address)
+            if len(targets) > _KNOWN:
+                targets.popitem(last=False)
+        else:
+            targets.move_to_end(address)
+        return target
+
+    def begin_again(self, target: Target, sock: socket.socket, early: bytes, until: float) -> None:
+        """Try a connection elsewhere that has reached nobody.
+
+        :param until: when to give up, by the loop's clock
+        """
+        fabric = self._fabric
+        destination = fabric.directory.cached(target.address.host, target.address.port)
+        attempt = _Attempt(fabric, self._pool, self.egress, sock, target, destination, None)
+        attempt.again(early, until)
+        self._attempt(attempt)
 
     def _captured(self, sock: socket.socket) -> Address | None:
         """Where a captured connection was to go; None when it must not be carried there."""
@@ -140,9 +177,47 @@ class Outbound:
         record.service = destination.service
         connection = fabric.connections.judge(record, end)
         if connection.allowed:
-            carry(fabric, sock, connection, endpoint, tunnel)
+            carry(fabric, sock, connection, endpoint, tunnel, self._target(target))
         else:
             sockets.refuse(sock)
+
+
+class Target:
+    """A destination as applications name it, and whether it has ever answered. Implements
+    :class:`sidecar.dataplane.elsewhere.Elsewhere` for connections that are tried for the first time."""
+
+    __slots__ = ("_outbound", "address", "answers")
+
+    def __init__(self, outbound: Outbound, address: Address) -> None:
+        self._outbound = outbound
+        self.address = address
+        self.answers = False
+
+    def reached(self) -> None:
+        self.answers = True
+
+    def begin_again(self, sock: socket.socket, early: bytes) -> None:
+        self.go_on(sock, early, asyncio.get_running_loop().time() + _PATIENCE)
+
+    def go_on(self, sock: socket.socket, early: bytes, until: float) -> None:
+        """Try once more, until then."""
+        self._outbound.begin_again(self, sock, early, until)
+
+
+class _Again:
+    """A connection that was tried before. Implements :class:`sidecar.dataplane.elsewhere.Elsewhere`."""
+
+    __slots__ = ("_target", "_until")
+
+    def __init__(self, target: Target, until: float) -> None:
+        self._target = target
+        self._until = until
+
+    def reached(self) -> None:
+        self._target.reached()
+
+    def begin_again(self, sock: socket.socket, early: bytes) -> None:
+        self._target.go_on(sock, early, self._until)
 
 
 class _Attempt:
@@ -151,13 +226,17 @@ class _Attempt:
     __slots__ = (
         "_connection",
         "_destination",
+        "_early",
         "_egress",
         "_endpoints",
         "_fabric",
+        "_known",
+        "_left",
         "_pool",
         "_sock",
         "_target",
         "_task",
+        "_until",
     )
 
     def __init__(
@@ -166,7 +245,7 @@ class _Attempt:
         pool: Pool,
         egress: Egress,
         sock: socket.socket,
-        target: Address,
+        target: Target,
         destination: Destination | None,
         endpoints: list[Endpoint] | None,
     ) -> None:
@@ -175,10 +254,18 @@ class _Attempt:
         self._egress = egress
         self._endpoints = endpoints  # in the order in which to try them, where that was asked for already
         self._sock: socket.socket | None = sock
-        self._target = target
+        self._known = target
+        self._target = target.address
         self._destination = destination
+        self._left: list[Endpoint] | None = None  # of those that are there now, who was not tried yet
+        self._early = b""  # what the client has said, when this is not the first try
+        self._until = 0.0  # when to give up then
         self._connection: Connection | None = None
         self._task: asyncio.Task[None] | None = None
+
+    def again(self, early: bytes, until: float) -> None:
+        """It was tried before; give up at ``until``."""
+        self._early, self._until = early, until
 
     def start(self, done: Callable[[_Attempt], None]) -> None:
         self._task = self._fabric.reactor.loop.create_task(self._run())
@@ -214,7 +301,9 @@ class _Attempt:
         if destination.outside and self._sock is not None:
             host = await self._egress.host(self._sock, self._target)
         untrusted = False
-        for endpoint in self._candidates(destination):
+        self._destination = destination
+        while (endpoint := await self._next(destination, untrusted)) is not None:
+            destination = self._destination
             if self._connection is not None:
                 self._connection.withdraw()
             peer = destination_peer(destination, endpoint, self._target, host)
@@ -254,6 +343,38 @@ class _Attempt:
             self._fabric.complaints.say(_WARNING, text, target, why)
             return None
 
+    async def _next(self, destination: Destination, untrusted: bool) -> Endpoint | None:
+        """Where to try next; None: nowhere, any more.
+
+        :param untrusted: the last one was somebody else than it should have been
+        """
+        fabric = self._fabric
+        loop, balancer = fabric.reactor.loop, fabric.balancer
+        again = self._until > 0
+        while True:
+            if self._left is None:
+                self._left = self._candidates(destination)
+            while self._left:
+                endpoint = self._left.pop(0)
+                # where this connection was in vain before, an endpoint that failed is left alone for its time
+                if not again or (balancer.retry_at(endpoint) <= loop.time() and self._takes_early(endpoint)):
+                    return endpoint
+            if destination.outside or untrusted or not self._known.answers:
+                return None
+            self._until = self._until or loop.time() + _PATIENCE
+            if loop.time() >= self._until:
+                return None
+            # The directory tells nobody of a change; one look is cheaper than what is waited for.
+            await asyncio.sleep(_LOOK)
+            again = True
+            destination = fabric.directory.cached(self._target.host, self._target.port) or destination
+            self._destination, self._endpoints, self._left = destination, None, None
+
+    def _takes_early(self, endpoint: Endpoint) -> bool:
+        """Whether what the client has said can be said to this endpoint: only tunnels take it."""
+        own = endpoint.address in self._fabric.settings.addresses
+        return not self._early or bool(endpoint.identity and endpoint.transport is not Transport.MTLS and not own)
+
     def _candidates(self, destination: Destination) -> list[Endpoint]:
         """Where to try, in this order."""
         if destination.outside:
@@ -278,7 +399,8 @@ class _Attempt:
                 return
             tunnel = await self._pool.open(endpoint)
             if (client := self._take_client()) is not None:
-                carry(fabric, client, connection, endpoint, tunnel)
+                elsewhere = _Again(self._known, self._until) if self._until else self._known
+                carry(fabric, client, connection, endpoint, tunnel, elsewhere, self._early)
             return
         server = await self._connect(endpoint)
         client = self._take_client()
@@ -355,13 +477,33 @@ class _Attempt:
             self._fabric.reactor.close(sock)  # its first bytes may be being looked at
 
 
-def carry(fabric: Fabric, sock: socket.socket, connection: Connection, endpoint: Endpoint, tunnel: Tunnel) -> None:
-    """Open a stream for an allowed connection."""
+def carry(
+    fabric: Fabric,
+    sock: socket.socket,
+    connection: Connection,
+    endpoint: Endpoint,
+    tunnel: Tunnel,
+    elsewhere: Elsewhere,
+    early: bytes = b"",
+) -> None:
+    """Open a stream for an allowed connection.
+
+    :param early: what the client has said before, to somebody who did not take it
+    """
     record = connection.record
     record.destination = _proved(record.destination, endpoint)
     record.destination_identity = endpoint.identity
     _count_load(fabric, connection, endpoint)
-    stream = Stream(fabric.reactor, tunnel, tunnel.open_id(), sock, connection, opened_here=True)
+    stream = Stream(
+        fabric.reactor,
+        tunnel,
+        tunnel.open_id(),
+        sock,
+        connection,
+        opened_here=True,
+        elsewhere=elsewhere,
+        early=early,
+    )
     connection.announce()
     stream.begin()
 

@@ -58,7 +58,7 @@ def carry_stream(
     """Carry it without looking at its bytes; None when the application could not be called."""
     server = connect(fabric, application)
     if server is None:
-        tunnel.refuse(stream_id)
+        tunnel.refuse(stream_id, unreached=True)
         connection.finish(failed=True)
         return None
     connecting = fabric.settings.connect_timeout
@@ -155,6 +155,9 @@ class _Undecided:
     def reset_by_peer(self) -> None:
         self._give_up(tell=False)
 
+    def unreached(self) -> None:
+        self._give_up(tell=False)
+
     def pump(self) -> None:
         """There is nothing to send."""
 
@@ -189,13 +192,18 @@ class _Undecided:
             self._tunnel.detach(self._id)
             return
         leg = self._successor = TunnelLeg(fabric.reactor, self._tunnel, self._id, NOBODY)
-        context = LaneContext(fabric, connection, self._port, self._application, leg.accept)
+        context = self._context(leg)
         _wait_for_either(context, leg)
         if self._granted:
             leg.granted(self._granted)
 
     def _unclear(self) -> None:
         self._become(unfinished(bytes(self._held)))
+
+    def _context(self, leg: TunnelLeg) -> LaneContext:
+        return LaneContext(
+            self._fabric, self._connection, self._port, self._application, leg.accept, unreached=leg.unreached
+        )
 
     def _become(self, kind: Kind) -> None:
         timer, self._timer = self._timer, None
@@ -206,7 +214,7 @@ class _Undecided:
         successor: Stream | TunnelLeg | None
         if is_http(kind):
             leg = successor = TunnelLeg(fabric.reactor, tunnel, self._id, NOBODY)
-            context = LaneContext(fabric, connection, self._port, self._application, leg.accept)
+            context = self._context(leg)
             enter_lane(context, kind, leg)
         elif opaque_allowed(fabric, connection, self._port, kind):
             successor = carry_stream(fabric, tunnel, self._id, connection, self._application)

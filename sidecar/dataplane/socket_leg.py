@@ -30,6 +30,7 @@ class SocketLeg:
     :param connecting: seconds within which ``sock``, whose connect is under way, must be connected; 0: it is
     :param registered: the socket is registered with the reactor already
     :param connected: called once when a connect that was under way has succeeded
+    :param unreached: called instead when it has failed, before the lane is told
     """
 
     __slots__ = (
@@ -48,6 +49,7 @@ class SocketLeg:
         "_shut",
         "_sock",
         "_timer",
+        "_unreached",
         "lane",
         "queued",
         "unsent",
@@ -63,6 +65,7 @@ class SocketLeg:
         connecting: float = 0.0,
         registered: bool = False,
         connected: Callable[[], None] | None = None,
+        unreached: Callable[[], None] | None = None,
     ) -> None:
         self._reactor = reactor
         self._sock: socket.socket | None = sock
@@ -70,6 +73,7 @@ class SocketLeg:
         self.lane = lane
         self._connecting = connecting > 0
         self._connected = connected
+        self._unreached = unreached
         self._timer: asyncio.TimerHandle | None = None
         self._held: deque[bytes | memoryview] = deque()  # not taken by the kernel
         self.unsent = 0
@@ -220,7 +224,7 @@ class SocketLeg:
         self._stop_timer()
         if self._connected is not None:
             self._connected()
-            self._connected = None
+        self._connected = self._unreached = None
 
     def _hold(self, data: bytes) -> None:
         if not self._budget.hold(self, len(data)):
@@ -305,9 +309,11 @@ class SocketLeg:
 
     def _fail(self, why: str) -> None:
         if self._sock is not None:
-            lane = self.lane
+            lane, unreached = self.lane, self._unreached
             sockets.reset(self._sock)
             self._close()
+            if self._connecting and unreached is not None:
+                unreached()
             lane.lost(self, why)
 
     def _close(self) -> None:
@@ -316,7 +322,7 @@ class SocketLeg:
             return
         self._readable = False
         self._stop_timer()
-        self._connected = None
+        self._connected = self._unreached = None
         self._budget.drop(self)
         self.unsent = 0
         self._held.clear()

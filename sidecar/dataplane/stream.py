@@ -17,6 +17,7 @@ from typing import Final
 
 from sidecar.dataplane import frames, sockets
 from sidecar.dataplane.carrier import Carrier
+from sidecar.dataplane.elsewhere import Early, Elsewhere, replayed
 from sidecar.dataplane.frames import FrameError
 from sidecar.dataplane.live import Connection
 from sidecar.dataplane.reactor import EDGE, ERROR, GONE, HUP, IN, NOT_OUT, OUT, RDHUP, Reactor
@@ -40,6 +41,8 @@ class Stream:
 
     :param opened_here: the local side is the client; else it is our application
     :param connecting: seconds within which ``sock``, whose connect is under way, must be connected; 0: it is
+    :param elsewhere: where a client goes that did not reach the peer's application; None: it sees a reset
+    :param early: what a client has said before
     """
 
     __slots__ = (
@@ -48,6 +51,7 @@ class Stream:
         "_carrier",
         "_connecting",
         "_connection",
+        "_early",
         "_eof",
         "_fin",
         "_hup",
@@ -78,17 +82,20 @@ class Stream:
         *,
         opened_here: bool,
         connecting: float = 0.0,
+        elsewhere: Elsewhere | None = None,
+        early: bytes = b"",
     ) -> None:
         self._reactor = reactor
         self._carrier = carrier
         self._sender = carrier.sender
         self._id = stream_id
         self._sock: socket.socket | None = sock
-        self._recv_into: Callable[[memoryview], int] = sock.recv_into
+        self._recv_into: Callable[[memoryview], int] = replayed(early, sock.recv_into) if early else sock.recv_into
         self._send: Callable[[bytes | memoryview], int] = sock.send
         self._connection = connection
         self._opened_here = opened_here
         self._acked = False  # the peer has reached its application
+        self._early = Early(elsewhere, carrier.budget) if elsewhere is not None else None  # None: it stays here
         self._connecting = connecting > 0
         self._timer: asyncio.TimerHandle | None = None
         self._send_window = frames.WINDOW
@@ -207,6 +214,8 @@ class Stream:
             _pack_into(sender.buffer, position, 0, self._id, size)
             sender.position = start + size
             self._send_window -= size
+            if self._early is not None and not self._early.add(view[start : start + size]):
+                self._early = None
             if self._opened_here:
                 self._connection.record.bytes_sent += size
             else:
@@ -284,6 +293,9 @@ class Stream:
         if self._acked or not self._opened_here:
             raise FrameError("a stream acknowledged out of turn")
         self._acked = True
+        if (early := self._early) is not None:
+            early.elsewhere.reached()
+            self._stay()
 
     def finish(self) -> None:
         """The peer will send no more.
@@ -299,6 +311,24 @@ class Stream:
     def reset_by_peer(self) -> None:
         """The peer gave the stream up: refused it, or lost its end."""
         self._give_up(tell=False)
+
+    def unreached(self) -> None:
+        """The peer could not call its application. What says so after an answer is not believed."""
+        sock, early = self._sock, self._early
+        if sock is None or early is None or self._connection.record.bytes_received or self._queue or self._fin:
+            self._give_up(tell=False)
+            return
+        self._reactor.forget(sock)
+        said = early.drop()
+        self._sock = None
+        self._close_down(failed=True)
+        early.elsewhere.begin_again(sock, said)
+
+    def _stay(self) -> None:
+        """The connection goes nowhere else any more."""
+        early, self._early = self._early, None
+        if early is not None:
+            early.drop()
 
     def _hold(self, data: bytes) -> None:
         if not self._carrier.budget.hold(self, len(data)):
@@ -388,7 +418,7 @@ class Stream:
         if self._sock is None:
             return
         if tell:
-            self._sender.control(_RST, self._id, 0)
+            self._sender.control(frames.UNREACHED if self._connecting else _RST, self._id, 0)
         sockets.reset(self._sock)
         self._close(failed=self._connecting or (self._opened_here and not self._acked))
 
@@ -397,15 +427,20 @@ class Stream:
         if sock is None:
             return
         self._sock = None
+        self._close_down(failed=failed)
+        self._reactor.close(sock)
+
+    def _close_down(self, *, failed: bool) -> None:
+        """Everything but the socket."""
         self._readable = False
         self._eof = True
+        self._stay()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._queue:
             self._carrier.budget.drop(self)
             self._queue.clear()
-        self._reactor.close(sock)
         self._recv_into = self._send = _over  # bound methods would keep a cycle with the socket
         self._connection.finish(failed=failed)
         self._carrier.detach(self._id)

@@ -196,9 +196,12 @@ class Tunnel:
         if self.streams.pop(stream_id, None) is not None and not self.streams:
             self._owner.tunnel_empty(self)
 
-    def refuse(self, stream_id: int) -> None:
-        """Answer a stream that the peer opened with a reset."""
-        self.sender.control(frames.WINDOW_UPDATE | frames.RST, stream_id, 0)
+    def refuse(self, stream_id: int, *, unreached: bool = False) -> None:
+        """Answer a stream that the peer opened with a reset.
+
+        :param unreached: because our application could not be called
+        """
+        self.sender.control(frames.UNREACHED if unreached else frames.WINDOW_UPDATE | frames.RST, stream_id, 0)
 
     # receiving
 
@@ -267,7 +270,7 @@ class Tunnel:
 
     def on_data(self, stream_id: int, flags: int, length: int) -> Attached | None:
         if flags & ~frames.FIN:
-            self._flags(stream_id, flags)
+            self._flags(stream_id, flags, unreached=True)
         stream = self.streams.get(stream_id)
         if stream is None:
             self._check_known(stream_id)
@@ -295,8 +298,11 @@ class Tunnel:
         else:
             self._on_go_away(length)
 
-    def _flags(self, stream_id: int, flags: int) -> None:
-        """Act on SYN, ACK or RST; there is only one of them in a valid frame."""
+    def _flags(self, stream_id: int, flags: int, *, unreached: bool = False) -> None:
+        """Act on SYN, ACK or RST; there is only one of them in a valid frame.
+
+        :param unreached: a reset of this frame says that nothing was delivered
+        """
         if flags & frames.SYN:
             self._on_open(stream_id)
             return
@@ -306,7 +312,10 @@ class Tunnel:
         if stream is None:
             self._check_known(stream_id)
         elif flags & frames.RST:
-            stream.reset_by_peer()
+            if unreached:
+                stream.unreached()
+            else:
+                stream.reset_by_peer()
         else:
             stream.accepted()
 

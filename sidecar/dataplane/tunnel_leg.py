@@ -51,6 +51,7 @@ class TunnelLeg:
         "_sender",
         "_taken",
         "_unread",
+        "_vain",
         "lane",
         "queued",
         "unsent",
@@ -75,6 +76,7 @@ class TunnelLeg:
         self._ended = False  # we will send no more after what is held
         self._fin_sent = False
         self._closed = False
+        self._vain = False  # the application was called, and did not answer the call
         self._flushing = False  # within a call of the lane, perhaps
         self.queued = False
         carrier.attach(stream_id, self)
@@ -94,6 +96,10 @@ class TunnelLeg:
         if not self._acked and not self._closed:
             self._acked = True
             self._sender.control(_ACK, self._id, 0)
+
+    def unreached(self) -> None:
+        """Our application could not be called: a reset, where it comes to that, tells the peer so."""
+        self._vain = True
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self._closed or self._ended:
@@ -129,7 +135,9 @@ class TunnelLeg:
 
     def reset(self) -> None:
         if not self._closed:
-            self._sender.control(_RST, self._id, 0)
+            # one that was accepted has reached the application, whatever became of a later call
+            word = frames.UNREACHED if self._vain and not self._acked else _RST
+            self._sender.control(word, self._id, 0)
             self._close()
 
     # the tunnel's side

@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from bench.dataplane import interpreter
 from bench.dataplane.figures import document, row, skipped, table
 from bench.dataplane.identity import GROUP, SUITE
 from bench.dataplane.launch import BenchFailed, run
@@ -45,11 +46,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=time.time_ns() & 0xFFFF, help="of the order of slices")
     parser.add_argument("--bare-peers", action="store_true", help="spare the peers the cost of capture, which ours has")
     parser.add_argument("--profile", choices=LOADS, metavar="LOAD", help="where our pair spends its time under a load")
+    parser.add_argument(
+        "--this-python", action="store_true", help="run our sidecars with it, and not as in their image"
+    )
+    parser.add_argument("--layers", nargs=2, type=Path, help=argparse.SUPPRESS)  # for our own second start
     options = parser.parse_args()
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds: at least 1")
     if not is_sandboxed():
-        return _enter()
+        return _enter(options)
     try:
         return _profile(options) if options.profile else _run(options)
     except (BenchFailed, LoadFailed, LocalMeshError) as failure:
@@ -57,14 +62,18 @@ def main() -> int:
         return 1
 
 
-def _enter() -> int:
-    """Start again inside a sandbox: what is made there ends with it, whatever happens."""
+def _enter(options: argparse.Namespace) -> int:
+    """Start again inside a sandbox, which has no way to a mirror: what is made there ends with it, whatever happens."""
     permitted = probe()
     if permitted.confinement is not Confinement.ROOT:
         print(f"error: run it as root: {permitted.why_not}", file=sys.stderr)
         return 2
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return run_in_sandbox([sys.executable, "-m", "bench.dataplane", *sys.argv[1:]], env=environment)
+    more: list[str] = []
+    if not options.this_python and not options.profile:
+        found = interpreter.of_image(ROOT, lambda text: print(text, file=sys.stderr, flush=True))
+        more = ["--layers", *map(str, found.layers)] if found.layers is not None else ["--this-python"]
+    return run_in_sandbox([sys.executable, "-m", "bench.dataplane", *sys.argv[1:], *more], env=environment)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -73,6 +82,10 @@ def _run(options: argparse.Namespace) -> int:
     began = time.monotonic()
     measures = [MEASURES[name] for name in options.only] if options.only else list(MEASURES.values())
     rounds = options.rounds or (_SHORT_ROUNDS if options.short else _ROUNDS)
+    if options.layers is not None:
+        python = interpreter.Interpreter(tuple(options.layers), "as in the image")
+    else:
+        python = interpreter.own("the one that runs the benchmark")
     plan = Plan(
         rounds,
         seconds=1.0,
@@ -80,6 +93,7 @@ def _run(options: argparse.Namespace) -> int:
         memory_rounds=1 if options.short else min(3, rounds),
         seed=options.seed,
         capture=not options.bare_peers,
+        interpreter=python,
         rounds_end=began + _SHORT_ROUNDS_END if options.short else math.inf,
     )
 
@@ -94,7 +108,11 @@ def _run(options: argparse.Namespace) -> int:
         else row(measure, taken.of(measure), taken.cpu_of(measure))
         for measure in measures
     ]
-    machine = _machine() | {"seed": options.seed, "short": options.short, "seconds": round(time.monotonic() - began)}
+    machine = _machine(python) | {
+        "seed": options.seed,
+        "short": options.short,
+        "seconds": round(time.monotonic() - began),
+    }
     found = document(_commit(), machine, taken.rounds, rows, capture=not options.bare_peers)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
@@ -124,7 +142,7 @@ def _commit() -> str:
     return (git("rev-parse", "HEAD") or "unknown") + ("-dirty" if git("status", "--porcelain", "-uno") else "")
 
 
-def _machine() -> dict[str, Any]:
+def _machine(python: interpreter.Interpreter) -> dict[str, Any]:
     """What the figures were taken on and with."""
     models = [
         line.partition(":")[2].strip()
@@ -144,7 +162,7 @@ def _machine() -> dict[str, Any]:
         "cpu": models[0] if models else platform.processor(),
         "memory_bytes": memory,
         "kernel": platform.release(),
-        "python": platform.python_version(),
+        "python": python.version,
         "load_average": list(os.getloadavg()),
         "versions": first | wheels,
         "tls": {"version": "TLSv1.3", "suite": SUITE, "group": GROUP},

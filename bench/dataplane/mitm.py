@@ -9,13 +9,12 @@ speaks HTTP/2 to a server over TLS alone; with an nginx over TLS behind it, it i
 
 from __future__ import annotations
 
-import shutil
-import sys
 from pathlib import Path
 
 from bench.dataplane import haproxy
 from bench.dataplane.identity import Identities
-from bench.dataplane.launch import BenchFailed, Program, until
+from bench.dataplane.interpreter import Interpreter
+from bench.dataplane.launch import Program, until
 from bench.dataplane.load import PATH
 from bench.dataplane.measures import MITMDUMP, Lane
 from bench.dataplane.network import BODY_BYTES, Bed
@@ -24,18 +23,27 @@ from bench.dataplane.pairs import Pair
 _BEHIND = 8443
 
 
-def pair(bed: Bed, identities: Identities, folder: Path, base: int) -> Pair:
-    """The pair; ports as in :func:`bench.dataplane.haproxy.pair`."""
-    binary = shutil.which("mitmdump", path=str(Path(sys.executable).parent)) or shutil.which("mitmdump")
-    if binary is None:
-        raise BenchFailed("mitmdump is not installed; install hedgerow[sidecar] into this environment")
+def pair(bed: Bed, identities: Identities, folder: Path, base: int, *, interpreter: Interpreter, view: str) -> Pair:
+    """The pair; ports as in :func:`bench.dataplane.haproxy.pair`.
+
+    :param interpreter: what our sidecars run with, and mitmdump too
+    :param view: the mount namespace in which that is in its place
+    """
     behind = _nginx(bed, identities, folder / "mitm-nginx")
     mode = f"reverse:https://127.0.0.1:{_BEHIND}@0.0.0.0:{21_000 + base}"
     settings = ("flow_detail=0", "termlog_verbosity=error", "ssl_insecure=true", f"confdir={folder / 'mitm'}")
     options = [word for setting in settings for word in ("--set", setting)]
     server = Program(
         f"{MITMDUMP}-server",
-        [*bed.server.enter(), binary, "--mode", mode, *options, "-s", str(Path(__file__).with_name("mitm_rules.py"))],
+        [
+            *bed.server.enter(mount=view),
+            *interpreter.mitmdump,
+            "--mode",
+            mode,
+            *options,
+            "-s",
+            str(Path(__file__).with_name("mitm_rules.py")),
+        ],
         folder / f"{MITMDUMP}-server.log",
         {
             "BENCH_CHAIN": str(identities.server.both),

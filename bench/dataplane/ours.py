@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from bench.dataplane.identity import NAMESPACE, TRUST_DOMAIN
+from bench.dataplane.interpreter import Interpreter
 from bench.dataplane.launch import BenchFailed, Program, run, until
 from bench.dataplane.load import DENIED_PATH, GRPC_PATH, PATH
 from bench.dataplane.measures import Lane
@@ -49,6 +50,7 @@ _SEEN = 10.0
 SILENCE = {"telemetry": "off"}
 _REASON = "x-hedgerow-reason"
 _UID = 1337
+_ROOT = Path(__file__).parents[2]
 _WEB = "127.0.0.1:8080"
 _API = f"http://{_WEB}/api/v1"
 
@@ -61,13 +63,20 @@ class Mesh:
     """One controller, and the sidecars under it.
 
     :param beds: where its sidecars will be
+    :param interpreter: what they run with
     """
 
-    def __init__(self, folder: Path, beds: Sequence[Bed], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, beds: Sequence[Bed], environment: Mapping[str, str], interpreter: Interpreter
+    ) -> None:
         self.folder = folder
         folder.mkdir(mode=0o755)
         self._environment = dict(environment)
-        self._view = asyncio.run(views.make_view(views.infrastructure_script(other_users=True)))
+        self._python = interpreter.command
+        if interpreter.layers is not None:  # what is not in the packages is this checkout
+            self._environment |= {"PYTHONPATH": str(_ROOT)}
+        script = "\n".join([interpreter.mounts, views.infrastructure_script(other_users=True)])
+        self._view = asyncio.run(views.make_view(script))
         inventory = folder / "inventory.yaml"
         inventory.write_text(yaml.safe_dump(_inventory(beds)))
         config = folder / "controller.yaml"
@@ -96,6 +105,11 @@ class Mesh:
         found = load_authority(self._state / "ca")
         assert found is not None
         return found
+
+    @property
+    def view(self) -> str:
+        """The mount namespace of its sidecars."""
+        return self._view.path
 
     def close(self) -> None:
         self.controller.stop()
@@ -207,15 +221,14 @@ class Mesh:
         config = folder / "sidecar.yaml"
         config.write_text(yaml.safe_dump(whole))
         config.chmod(0o644)
-        python = [sys.executable, "-P", "-m"]
-        run([*at.enter(), *python, "sidecar", "capture", "--config", str(config)])
+        run([*at.enter(), sys.executable, "-P", "-m", "sidecar", "capture", "--config", str(config)])
         module = ["bench.dataplane.sampler", str(state / "profile.json")] if profile else ["sidecar"]
         environment = self._environment
         if profile:
-            environment = environment | {"PYTHONPATH": str(Path(__file__).parents[2])}
+            environment = environment | {"PYTHONPATH": str(_ROOT)}
         program = Program(
             f"{name}-{workload}",
-            [*at.enter(mount=self._view.path, uid=_UID), *python, *module, "--config", str(config)],
+            [*at.enter(mount=self._view.path, uid=_UID), self._python, "-P", "-m", *module, "--config", str(config)],
             folder / "sidecar.log",
             environment,
         )

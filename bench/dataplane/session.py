@@ -19,6 +19,7 @@ from pathlib import Path
 
 from bench.dataplane import checks, envoy, haproxy, mitm
 from bench.dataplane.identity import Identities, openssl_config
+from bench.dataplane.interpreter import Interpreter, own
 from bench.dataplane.launch import BenchFailed, Program, run
 from bench.dataplane.load import LoadFailed, command, read
 from bench.dataplane.measures import (
@@ -64,6 +65,7 @@ class Plan:
     :param memory_rounds: how often fresh processes are started for the memory rows
     :param capture: whether peers are captured, as ours always are
     :param seed: of the order of slices
+    :param interpreter: what our sidecars run with
     :param rounds_end: the moment, of ``time.monotonic``, by which the last round is to be over; one that would not be
         is not begun, except for the first
     """
@@ -74,6 +76,7 @@ class Plan:
     memory_rounds: int
     seed: int
     capture: bool = True
+    interpreter: Interpreter = field(default_factory=lambda: own("the one that runs the benchmark"))
     rounds_end: float = math.inf
 
 
@@ -139,8 +142,8 @@ class Session:
         message.write_bytes(b"\0\0\0\0\x05hello")
         self._grpc_message = str(message)
         environment = {"OPENSSL_CONF": str(openssl_config(self.folder)), **ALLOCATOR}
-        own = [self._beds[name] for name in (*_OWN_BEDS.values(), "fresh")]
-        self.mesh = Mesh(self.folder / "mesh", own, environment)
+        ours = [self._beds[name] for name in (*_OWN_BEDS.values(), "fresh")]
+        self.mesh = Mesh(self.folder / "mesh", ours, environment, self._plan.interpreter)
         self._stack.callback(self.mesh.close)
         self.mesh.enforce()
         self.identities = Identities.make(self.mesh.authority, self.folder / "identities")
@@ -190,7 +193,8 @@ class Session:
             calls = (bed.server.address, GRPC_PORT)
             return Pair(name, bed, {Lane.STREAM: port, Lane.HTTP: port, Lane.GRPC: calls})
         if name == MITMDUMP:
-            return mitm.pair(bed, self.identities, self.folder, base)
+            more = {"interpreter": self._plan.interpreter, "view": self.mesh.view}
+            return mitm.pair(bed, self.identities, self.folder, base, **more)
         make = haproxy.pair if name in (HAPROXY_TCP, HAPROXY_HTTP) else envoy.pair
         return make(name, bed, self.identities, self.folder, base)
 

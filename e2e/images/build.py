@@ -102,6 +102,16 @@ def prepare(say: Callable[[str], None] = print) -> list[Built]:
     return built
 
 
+def layers(image: Image, say: Callable[[str], None] = print) -> tuple[Path, Path]:
+    """The directories of an image's base and of its packages, for programs that run as in the image without it.
+
+    :raises HarnessError: when something cannot be had, with what to do
+    """
+    with _alone(say):
+        base = _base(say)
+        return base, _packages(image, base, say)
+
+
 def _base(say: Callable[[str], None]) -> Path:
     key = _hash(debian.RECIPE, debian.SUITE, *debian.PACKAGES, architecture())
     root = cache() / f"base-{key}"
@@ -111,8 +121,20 @@ def _base(say: Callable[[str], None]) -> Path:
     return root
 
 
+def _packages(image: Image, base: Path, say: Callable[[str], None]) -> Path:
+    packages = _packages_of(image, base)
+    if not packages.is_dir():
+        say(f"installing the packages of {image.name}")
+        _install_packages(image, base, packages)
+    return packages
+
+
+def _packages_of(image: Image, base: Path) -> Path:
+    return cache() / f"packages-{image.name}-{_hash(_RECIPE, base.name, image.requirements.read_text())}"
+
+
 def _build(image: Image, base: Path, code: str, wheel: Callable[[], Path], say: Callable[[str], None]) -> Built:
-    packages = cache() / f"packages-{image.name}-{_hash(_RECIPE, base.name, image.requirements.read_text())}"
+    packages = _packages_of(image, base)
     name = f"{image.name}-{_hash(_RECIPE, packages.name, code, repr(image.settings))}"
     archive = cache() / f"{name}.tar"
     built = Built(image, f"e2e.local/{image.name}:{name.rpartition('-')[2]}", archive)
@@ -120,9 +142,7 @@ def _build(image: Image, base: Path, code: str, wheel: Callable[[], Path], say: 
         archive.touch()
         return built
     lowest = _layer(base, base.with_name(f"{base.name}.tar"))
-    if not packages.is_dir():
-        say(f"installing the packages of {image.name}")
-        _install_packages(image, base, packages)
+    _packages(image, base, say)
     middle = _layer(packages, packages.with_name(f"{packages.name}.tar"))
     say(f"packing {image.name}")
     with tempfile.TemporaryDirectory(prefix=".code-", dir=cache()) as scratch:

@@ -43,7 +43,7 @@ def test_code_that_only_the_start_needed_is_let_go_of_and_works_when_it_is_neede
 
 def test_letting_go_comes_after_what_was_loaded_has_begun():
     (calls,) = run(
-        "import asyncio, sidecar.app\nfrom sidecar import heap\nheap.BEGUN = 0.0\n"
+        "import asyncio, sidecar.app\nfrom sidecar import heap\nheap.BEGUN = (0.0, 60.0)\n"
         "async def main():\n"
         "    done = asyncio.get_running_loop().create_future()\n"
         "    heap.let_go = lambda: done.set_result(1)\n    heap.settle()\n"

@@ -1,13 +1,42 @@
-"""What every test of this suite has: parts that ask an API server again soon after it was away."""
+"""What the tests of this suite share: parts that ask an API server again soon after it was away, and what
+attestation is tried with."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
+
 import pytest
+import pytest_asyncio
 
 from controller.kube import supervision
+from controller.kube.settings import KubernetesSettings
+from e2e.apiserver.proving import MESHED, Cluster
+from e2e.harness.apiserver import ApiServer
+from tests.controller.running import Running, running
 
 
 @pytest.fixture(autouse=True, scope="session")
 def soon() -> None:
     """Waits between two tries grow to a second here and to ten elsewhere: tests take API servers away for seconds."""
     supervision.LONGEST = 1.0
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def run(apiserver: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
+    """A controller on the cluster."""
+    kubernetes = KubernetesSettings(kubeconfig=apiserver.kubeconfig)
+    async with running(tmp_path_factory.mktemp("controller"), inventory=None, kubernetes=kubernetes) as made:
+        yield made
+
+
+@pytest.fixture
+def meshed(apiserver: ApiServer) -> Iterator[str]:
+    """A fresh namespace whose pods are meshed."""
+    name = apiserver.create_namespace(MESHED)
+    yield name
+    apiserver.delete_namespace(name)
+
+
+@pytest.fixture
+def cluster(apiserver: ApiServer, meshed: str) -> Cluster:
+    return Cluster(apiserver, meshed)

@@ -1,5 +1,5 @@
-"""What the tests of this suite share: parts that ask an API server again soon after it was away, and what
-attestation is tried with."""
+"""What the tests of this suite share: parts that ask an API server again soon after it was away, our custom resources,
+and what attestation is tried with."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest_asyncio
 
 from controller.kube import supervision
 from controller.kube.settings import KubernetesSettings
+from e2e.apiserver.custom_resources import install_crds
 from e2e.apiserver.proving import MESHED, Cluster
 from e2e.harness.apiserver import ApiServer
 from tests.controller.running import Running, running
@@ -19,6 +20,13 @@ from tests.controller.running import Running, running
 def soon() -> None:
     """Waits between two tries grow to a second here and to ten elsewhere: tests take API servers away for seconds."""
     supervision.LONGEST = 1.0
+
+
+@pytest.fixture(scope="module")
+def server(apiserver: ApiServer) -> ApiServer:
+    """The API server, with our custom resources."""
+    install_crds(apiserver)
+    return apiserver
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -141,6 +141,13 @@ def test_a_host_may_be_tied_to_networks_and_never_to_an_identity() -> None:
         Selector("shop", host="api.example.com")
 
 
+@pytest.mark.parametrize("fields", [{}, {"namespace": "shop", "cidr": "10.0.0.0/8"}, {"host": "api.example.com"}])
+def test_only_a_network_is_marked_as_outside(fields: dict[str, str]) -> None:
+    assert Selector(cidr="10.0.0.0/8", outside=True).outside
+    with pytest.raises(InvalidValue, match=r"selector\.outside"):
+        Selector(**fields, outside=True)
+
+
 def test_a_workload_is_never_matched_by_a_host() -> None:
     cart = Peer(WorkloadRef("shop", "cart"), "shop", "default", "10.0.0.7", True)
     assert not Selector(host="*.example.com").matches(cart)

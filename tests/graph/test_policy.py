@@ -155,6 +155,46 @@ def test_an_unproved_source_matches_rules_about_addresses() -> None:
     assert not decide(both, to_cart(verified=False), NOW).allowed
 
 
+OUTSIDE = Selector(cidr="10.0.0.0/8", outside=True)
+
+
+def test_what_is_opened_outside_is_opened_to_an_address_and_to_nobody_who_is_known() -> None:
+    held = inbound(rule(Origin.OVERRIDE, source=OUTSIDE))
+    unknown = replace(to_cart(), source=Peer(address="10.0.0.1"))
+    assert decide(held, unknown, NOW).reason is Reason.ALLOW_OVERRIDE
+    for known in (peer(FRONT), Peer(None, "shop", "default", "10.0.0.1", verified=True), peer(FRONT, verified=False)):
+        assert decide(held, replace(to_cart(), source=known), NOW) == Decision(DENY, DENY, Reason.NO_RULE)
+        assert admit(held, replace(to_cart(), source=known), NOW)[0].reason is Reason.NO_RULE
+    outward = replace(inbound(), workload=FRONT, rules=(rule(Origin.OVERRIDE, destination=OUTSIDE),))
+    for called, reason in (
+        (Peer(address="10.0.0.1"), Reason.ALLOW_OVERRIDE),
+        (peer(CART, verified=False), Reason.NO_RULE),
+    ):
+        asked = Connection(Direction.OUTBOUND, peer(FRONT), called, 443)
+        assert decide(outward, asked, NOW).reason is reason
+
+
+def test_what_is_denied_outside_is_denied_to_everybody_at_its_addresses() -> None:
+    held = inbound(rule(Origin.OVERRIDE), rule(Origin.OVERRIDE, DENY, source=OUTSIDE))
+    assert decide(held, to_cart(), NOW).reason is Reason.DENY_OVERRIDE
+    elsewhere = replace(to_cart(), source=peer(FRONT, address="192.0.2.1"))
+    assert decide(held, elsewhere, NOW).reason is Reason.ALLOW_OVERRIDE
+
+
+@given(st.data(), snapshots)
+def test_no_allow_outside_matters_to_a_peer_that_is_known(data: st.DataObject, snapshot: Snapshot) -> None:
+    connection = data.draw(connections(snapshot.workload))
+    inward = connection.direction is Direction.INBOUND
+    if not (connection.source if inward else connection.destination).is_known:
+        return
+    others = tuple(
+        each
+        for each in snapshot.rules
+        if each.effect is DENY or not (each.source if inward else each.destination).outside
+    )
+    assert decide(snapshot, connection, NOW) == decide(replace(snapshot, rules=others), connection, NOW)
+
+
 @pytest.mark.parametrize(
     ("expires_at", "now", "holds"), [(0.0, 1e9, True), (100.0, 99.9, True), (100.0, 100.0, False), (100.0, 1e9, False)]
 )

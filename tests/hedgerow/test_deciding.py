@@ -134,6 +134,66 @@ def test_a_host_outside_is_allowed_by_its_name(controller: Served, asked: Asked)
     asked("overrides", "revoke", str(override["id"]), "--reason", "done")
 
 
+def test_a_network_and_the_names_below_a_domain_are_allowed_explained_and_exported(
+    controller: Served, asked: Asked
+) -> None:
+    asked("mode", "set", "shop/cart", "enforce", "--direction", "outbound", "--reason", "a test")
+    made = asked("allow", "shop/cart", "--to", "203.0.113.0/24:443", "--for", "30m", "--reason", "the bank")
+    assert (made.code, made.err) == (0, "")
+    assert "allow shop/cart → 203.0.113.0/24:443, ends in" in made.out
+    assert "rules go by identity there" in made.out
+    below = asked("allow", "--from", "shop/cart", "--to", "*.Example.com:443", "--reason", "the bank")
+    assert (below.code, "allow shop/cart → *.example.com:443, has no end" in below.out) == (0, True)
+    six = asked("deny", "shop/cart", "[2001:db8::/32]:all", "--reason", "a test")
+    assert "deny shop/cart → 2001:db8::/32, every TCP port" in six.out
+    network, names, closed = (each["id"] for each in active(controller))
+
+    for target, verdict, rule in (
+        ("203.0.113.9:443", "allow", network),
+        ("203.0.114.9:443", "deny", ""),
+        ("pay.example.com:443", "allow", names),
+        ("example.com:443", "deny", ""),
+        ("[2001:db8::7]:443", "deny", closed),
+        ("10.0.0.3:443", "deny", ""),
+    ):
+        why = asked("why", "shop/cart", target, "-o", "json").json()
+        assert (why["verdict"], (why["outbound"]["rule"] or {}).get("id", "")) == (verdict, rule), target
+    shown = asked("policy", "show", "shop/cart").out
+    assert "203.0.113.0/24" in shown
+    assert "*.example.com" in shown
+    exported = asked("policy", "export")
+    assert "cidr: 203.0.113.0/24" in exported.out
+    assert "hedgerow.dev/names: '*.example.com: a NetworkPolicy knows no names" in " ".join(exported.out.split())
+    for each in (network, names, closed):
+        asked("overrides", "revoke", str(each), "--reason", "done")
+    asked("mode", "set", "shop/cart", "learn", "--reason", "a test")
+
+
+def test_who_may_call_from_a_network_outside_is_said_in_the_same_words(controller: Served, asked: Asked) -> None:
+    made = asked("allow", "--from", "198.51.100.0/24", "--to", "shop/cart:8080", "--reason", "customers")
+    assert (made.code, made.err) == (0, "")
+    assert "allow 198.51.100.0/24 → shop/cart:8080" in made.out
+    (override,) = active(controller)
+    why = asked("why", "198.51.100.7", "shop/cart:8080", "-o", "json").json()
+    assert (why["verdict"], why["inbound"]["rule"]["id"]) == ("allow", override["id"])
+    asked("overrides", "revoke", str(override["id"]), "--reason", "done")
+    for ends, said in (
+        (("10.0.0.0/8", "shop/cart:8080"), "clusterNetworks"),
+        (("*.example.com", "shop/cart:8080"), "nobody is called from one"),
+        (("shop/cart", "*.co.uk:443"), "anybody has names"),
+    ):
+        ended = asked("allow", *ends, "--reason", "x")
+        assert (ended.code, ended.out, said in ended.err) == (1, "", True), ended.err
+    for target, said in (
+        ("*.com:443", "top-level domain"),
+        ("*:443", "names everybody"),
+        ("10.0.0.7/8:1", "10.0.0.0/8"),
+    ):
+        ended = asked("allow", "shop/cart", target, "--reason", "x")
+        assert (ended.code, ended.out, said in ended.err) == (2, "", True), ended.err
+    assert active(controller) == []
+
+
 def test_what_was_asked_and_would_be_refused_is_drift(controller: Served, asked: Asked) -> None:
     member = controller.join("shop/cart", "cart-0")
     member.report(requests("POST /cart/{id}", 3))

@@ -20,6 +20,7 @@ from e2e.harness.programs import Program, until
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "hedgerow"
 SYSTEM = "hedgerow-system"
+INJECTION = "hedgerow.dev/injection"
 TOKEN = "/var/lib/hedgerow/state/operator.token"
 #: As the sidecar's user: a local volume takes the pod's group, a directory that is ours already needs nothing.
 _UID = 1337
@@ -53,10 +54,28 @@ class Hedgerow:
     def install(self) -> None:
         """``helm install``, as the documentation says."""
         self._volume()
-        values = yaml.safe_dump(self.values())
-        flags = ["--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "180s", "--values", "-"]
+        self._helm("install", self.values(), "--create-namespace")
+
+    def upgrade(self, values: dict[str, Any]) -> None:
+        """``helm upgrade`` to other values; returns when everything of it runs. The port forward ends with it."""
+        self._helm("upgrade", values)
+
+    def roll_back(self, revision: int) -> None:
+        """``helm rollback``."""
+        self._run("rollback", "hedgerow", str(revision), "--namespace", SYSTEM, "--wait", "--timeout", "180s")
+
+    def uninstall(self) -> None:
+        """``helm uninstall``, and wait until what it deletes is gone."""
+        self.disconnect()
+        self._run("uninstall", "hedgerow", "--namespace", SYSTEM, "--wait", "--timeout", "180s")
+
+    def _helm(self, verb: str, values: dict[str, Any], *flags: str) -> None:
+        common = ["--namespace", SYSTEM, "--wait", "--timeout", "180s", "--values", "-"]
+        self._run(verb, "hedgerow", str(CHART), *common, *flags, stdin=yaml.safe_dump(values))
+
+    def _run(self, *words: str, stdin: str = "") -> None:
         try:
-            self.cluster.helm("install", "hedgerow", str(CHART), *flags, stdin=values, seconds=200)
+            self.cluster.helm(*words, stdin=stdin, seconds=200)
         except Exception as error:
             raise AssertionError(f"{error}\n{self.state()}") from error
 
@@ -128,6 +147,24 @@ class Hedgerow:
                 return json.loads(answer.read() or b"null")
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{method} {path}: {error.code} {error.read().decode()}") from None
+
+    def segmentation(self, namespace: str, **spec: str) -> None:
+        """Set a namespace's mode as people do on Kubernetes; returns when the controller says that it holds."""
+        body = {
+            "apiVersion": "hedgerow.dev/v1alpha1",
+            "kind": "SegmentationMode",
+            "metadata": {"name": "all", "namespace": namespace},
+            "spec": {**spec, "owner": "suite", "reason": "the test's next step"},
+        }
+        self.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(body))
+        path = f"/apis/hedgerow.dev/v1alpha1/namespaces/{namespace}/segmentationmodes/all"
+
+        def holds() -> bool:
+            found = self.cluster.request("GET", path)
+            status, generation = found.get("status", {}), found["metadata"]["generation"]
+            return status.get("observedGeneration") == generation and status.get("state") == "Active"
+
+        until(holds, f"the SegmentationMode of {namespace} to hold")
 
     def edges(self) -> dict[str, dict[str, Any]]:
         """The graph's edges by their id."""

@@ -6,6 +6,8 @@ import base64
 import json
 import os
 import shutil
+import signal
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +16,8 @@ from e2e.harness.control_plane import ControlPlane
 from e2e.harness.errors import HarnessError
 from e2e.harness.manifests import coredns
 from e2e.harness.node import NODE, PAUSE_IMAGE, NodeMachine
-from e2e.harness.programs import Program, run
+from e2e.harness.processes import alive, first_process
+from e2e.harness.programs import Program, run, until
 from e2e.harness.requests import Api
 from e2e.harness.tools import Tools
 from e2e.images.build import CONTROLLER, SIDECAR, Built, prepare
@@ -39,6 +42,21 @@ class Cluster(Tools):
     sidecar_image: str
     controller_image: str
     ours: bool
+
+    def kill(self, container: str) -> float:
+        """Kill a container's first process, as the kernel does when memory is short; only where the cluster is ours.
+
+        :param container: its id, as a pod's status has it
+        :returns: when it was gone, seconds since the epoch
+        """
+        raise NotImplementedError
+
+    def tag(self, image: str, tag: str) -> str:
+        """Give an image that the nodes have one more tag; only where the cluster is ours.
+
+        :returns: the image's reference by that
+        """
+        raise NotImplementedError
 
     def close(self) -> None:
         """End what the session started."""
@@ -101,6 +119,17 @@ class LocalCluster(Cluster):
     def log(self, name: str) -> str:
         """What a part of the node wrote: see :meth:`NodeMachine.log`."""
         return self._node.log(name)
+
+    def kill(self, container: str) -> float:
+        process = first_process(container.rpartition("/")[2])
+        os.kill(process, signal.SIGKILL)
+        until(lambda: not alive(process), f"process {process} gone")
+        return time.time()
+
+    def tag(self, image: str, tag: str) -> str:
+        made = f"{image.rpartition(':')[0]}:{tag}"
+        self._node.tag_image(image, made)
+        return made
 
     def stop_api_server(self) -> None:
         """Stop the API server alone; pods run on."""

@@ -29,6 +29,8 @@ def coredns(image: str) -> str:
         "args": ["-conf", "/etc/coredns/Corefile"],
         "readinessProbe": {"httpGet": {"path": "/ready", "port": 8181}, "periodSeconds": 1},
         "volumeMounts": [{"name": "config", "mountPath": "/etc/coredns"}],
+        # As kubeadm's: without a share of its own nothing is left for it while ten pods start, and no name resolves.
+        "resources": {"requests": {"cpu": "100m", "memory": "70Mi"}},
     }
     pod = {
         "serviceAccountName": "coredns",

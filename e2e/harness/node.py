@@ -100,16 +100,15 @@ class NodeMachine:
 
         :raises CommandFailed: when containerd refuses it
         """
-        command: list[str | Path] = [
-            self._binaries["ctr"],
-            "--address",
-            self._socket,
-            "--namespace",
-            "k8s.io",
-            "images",
-            "import",
-        ]
-        run([*command, "--local", archive])
+        self._images("import", "--local", archive)
+
+    def tag_image(self, image: str, also: str) -> None:
+        """Call an image that is on the node by one more name."""
+        self._images("tag", image, also)
+
+    def _images(self, *words: str | Path) -> None:
+        command: list[str | Path] = [self._binaries["ctr"], "--address", self._socket, "--namespace", "k8s.io"]
+        run([*command, "images", *words])
 
     def log(self, name: str) -> str:
         """What ``containerd``, ``kubelet``, ``kube-proxy`` or ``network-policies`` wrote so far."""

@@ -127,6 +127,11 @@ def _sentences(
         _end(view, key.source, Direction.OUTBOUND, outbound),
         _end(view, key.destination, Direction.INBOUND, inbound),
     ]
+    owner = view.inventory.attributed(key.destination)
+    if owner != key.destination:
+        said.append(
+            f"{key.destination.name} is an address of {owner}: rules go by identity there, so ask about {owner}."
+        )
     if outbound is None and inbound is None:
         said.append("Neither end has a sidecar, so nothing here sees or stops this connection.")
     learned = view.edges.get(key)

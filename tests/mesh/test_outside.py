@@ -99,6 +99,7 @@ async def test_a_network_outside_is_opened_and_closed_and_a_workload_in_it_is_ju
     assert not await called(mesh, "inside.example.com"), "an address is no way to a workload"
     why = await mesh.api.get("/why", {"from": "shop/client", "to": f"-/{SERVER}", "port": PORT})
     assert (why["verdict"], why["outbound"]["reason"]) == ("deny", "no-rule")
+    assert any("ask about shop/server" in sentence for sentence in why["explanation"])
     why = await mesh.api.get("/why", {"from": "shop/client", "to": f"-/{PARTNER}", "port": PORT})
     assert (why["verdict"], why["outbound"]["rule"]["id"]) == ("allow", opened["override"]["id"])
 

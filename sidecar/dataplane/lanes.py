@@ -127,11 +127,11 @@ def enter_lane(context: LaneContext, kind: Kind, client: Leg) -> None:
     fabric.detection.spoke(port)
     if fabric.taps.wants(port) or (kind is Kind.HTTP2 and context.by_operation):
         first = "sidecar.inspect.lane" not in sys.modules
-        from sidecar.inspect.lane import InspectLane
+        from sidecar.inspect.entrance import enter
 
         if first:
             heap.settle()
-        client.lane = InspectLane(context, client, kind)
+        client.lane = enter(context, client, kind)
     elif kind is Kind.HTTP1:
         from sidecar.http.lane import HttpLane
 

@@ -165,8 +165,9 @@ class World:
         mode = mode or self.mode
         self.authority.apply(Snapshot(CART, "example.org", self.version, mode, mode, rules=rules))
 
-    def connect(self, kind: Kind = Kind.HTTP1, *, reachable: bool = True) -> Inspected:
-        return Inspected(self, kind, reachable)
+    def connect(self, kind: Kind = Kind.HTTP1, *, reachable: bool = True, by: Any = None) -> Inspected:
+        """:param by: what makes its lane; None: it is inspected from the start"""
+        return Inspected(self, kind, reachable, by)
 
     def close(self) -> None:
         self.fabric.complaints.stop()
@@ -176,7 +177,7 @@ class World:
 class Inspected:
     """One connection: ``client`` and ``server`` are what the client and the application see."""
 
-    def __init__(self, world: World, kind: Kind, reachable: bool) -> None:
+    def __init__(self, world: World, kind: Kind, reachable: bool, by: Any = None) -> None:
         from sidecar.inspect.lane import InspectLane
 
         self.world = world
@@ -198,7 +199,7 @@ class Inspected:
             return self.server
 
         authority = world.authority
-        context: Any = SimpleNamespace(
+        self.context: Any = SimpleNamespace(
             fabric=world.fabric,
             connection=self.connection,
             port=PORT,
@@ -207,7 +208,7 @@ class Inspected:
             dial=dial,
             by_operation=authority.by_operation(world.source, PORT),
         )
-        self.lane = InspectLane(context, self.client, kind)
+        self.lane = (by or InspectLane)(self.context, self.client, kind)
         self.client.lane = self.lane
         self.connection.announce()
 

@@ -311,12 +311,12 @@ async def test_opaque_ports_of_a_namespace_a_service_and_a_pod_reach_the_workloa
         template = {"metadata": {"annotations": {"hedgerow.dev/opaque-ports": "5000"}}}
         await client.patch(DEPLOYMENTS, "cart", {"spec": {"template": template}}, namespace)
         await watcher.until(lambda now: said(now) == {5000: "tcp", 8080: "tcp"}, "the pod's own in their place")
-        protocol = {"spec": {"ports": [{"port": 80, "appProtocol": "linkerd.io/opaque"}]}}
+        protocol = service("cart", {"app": "cart"})
+        protocol["spec"]["ports"][0]["appProtocol"] = "linkerd.io/opaque"
         await annotate(client, SERVICES, "cart", namespace, **{"opaque-ports": None})
+        await watcher.until(lambda now: said(now) == {5000: "tcp", 8080: "http"})
         await client.patch(SERVICES, "cart", protocol, namespace)
-        await watcher.until(lambda now: said(now) == {5000: "tcp", 8080: "tcp"})
-        changed = await client.get(SERVICES, "cart", namespace)
-        assert changed["spec"]["ports"][0]["appProtocol"] == "linkerd.io/opaque"
+        await watcher.until(lambda now: said(now) == {5000: "tcp", 8080: "tcp"}, "Linkerd's name for it")
 
 
 async def test_hosts_are_inspected_where_the_namespace_permits_what_its_pods_ask_for(

@@ -27,12 +27,14 @@ class ProcessState:
     """What the kernel says of this process. Times in seconds, memory in bytes.
 
     :param started_at: since the epoch
+    :param blocks: of memory that are in use (``sys.getallocatedblocks``), without those that the allocator keeps
     """
 
     cpu_seconds: float
     resident_bytes: int
     open_files: int
     started_at: float
+    blocks: int
 
 
 def page(view: View, version: str, process: ProcessState, cluster: ClusterState | None = None) -> str:
@@ -56,6 +58,8 @@ def _lines(view: View, version: str, process: ProcessState, cluster: ClusterStat
     yield from _one("hedgerow_controller_audit_entries_total", "counter", "Entries of the audit log.", entries)
     if cluster is not None:
         yield from _cluster(cluster)
+    text = "Blocks of memory that are in use."
+    yield from _one("hedgerow_controller_memory_blocks", "gauge", text, process.blocks)
     yield from _one("process_cpu_seconds_total", "counter", "User and system time.", process.cpu_seconds)
     yield from _one("process_resident_memory_bytes", "gauge", "Resident memory.", process.resident_bytes)
     yield from _one("process_open_fds", "gauge", "Open descriptors.", process.open_files)

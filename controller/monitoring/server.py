@@ -7,6 +7,7 @@ cluster when that has been read once; ``GET /metrics`` is :mod:`controller.monit
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,7 @@ def process_state(began: float) -> ProcessState:
     """
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     files = len(os.listdir("/proc/self/fd"))
-    return ProcessState(time.process_time(), resident, files, began)
+    return ProcessState(time.process_time(), resident, files, began, sys.getallocatedblocks())
 
 
 class MonitoringServer:

@@ -25,6 +25,7 @@ from controller.kube.inventory import objects
 from controller.kube.inventory.assembly import Assembly
 from controller.kube.reflector import Changed, Counts, Ledger, Reflector, Selection
 from controller.kube.settings import KubernetesSettings
+from controller.memory import HighWater, give_back
 
 log = logging.getLogger("hedgerow.kube")
 
@@ -48,6 +49,8 @@ _FOLLOWED: tuple[tuple[kinds.Resource, Callable[[Any], Any], str], ...] = (
     (kinds.ENDPOINT_SLICES, objects.endpoint_slice, "slices"),
     (kinds.SERVICE_CIDRS, objects.service_range, "ranges"),
 )
+#: Objects, of all kinds; fewer take no memory that is worth giving back.
+_MANY = 1000
 #: Kubernetes has ServiceCIDRs since 1.33. Without them the services' network has to be written.
 _OPTIONAL = frozenset({kinds.SERVICE_CIDRS})
 
@@ -96,6 +99,7 @@ class Following:
         self._inventories = 0
         self._seconds = 0.0
         self._told: tuple[str, ...] = ()
+        self._held = HighWater(_MANY)
         self.reflectors: tuple[Reflector[Any], ...] = tuple(
             Reflector(
                 client,
@@ -144,6 +148,8 @@ class Following:
             self._taken = True
             log.info("the cluster is known: %s", ", ".join(f"{n} {what}" for what, n in self._objects().items() if n))
         self._tell()
+        if self._held.fell(sum(len(each.ledger.items) for each in self.reflectors)):
+            give_back()
 
     def _tell(self) -> None:
         problems = self._assembly.problems

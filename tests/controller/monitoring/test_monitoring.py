@@ -14,7 +14,7 @@ from controller.settings import Address, Settings
 from controller.view import View
 from tests.controller.running import LOOPBACK, running
 
-PROCESS = ProcessState(1.5, 70_000_000, 12, 1_700_000_000.25)
+PROCESS = ProcessState(1.5, 70_000_000, 12, 1_700_000_000.25, 400_000)
 
 
 def samples(text: str) -> dict[str, float]:
@@ -141,6 +141,7 @@ def test_parts_of_a_cluster_are_shown():
     assert "cart" not in text, "it names nobody"
     assert found['hedgerow_controller_build_info{version=1.0"\n\\}'] == 1
     assert found["process_cpu_seconds_total"] == 1.5
+    assert found["hedgerow_controller_memory_blocks"] == 400_000
     assert found["process_start_time_seconds"] == PROCESS.started_at
 
 

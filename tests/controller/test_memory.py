@@ -1,0 +1,42 @@
+"""When memory is given back, and that it is."""
+
+from __future__ import annotations
+
+import pytest
+
+from controller.memory import HighWater, give_back
+
+
+@pytest.mark.parametrize(
+    ("counts", "fell"),
+    [
+        ([0, 500, 999, 0], [False] * 4),
+        ([1000, 501, 500, 400, 250], [False, False, True, False, False]),
+        ([4000, 2000, 1001, 1000, 900, 0], [False, True, False, True, False, False]),
+        ([4000, 100, 4000, 100], [False, True, False, True]),
+    ],
+    ids=["never high", "half", "half and half again", "up and down"],
+)
+def test_only_a_great_fall_is_one_and_it_is_one_once(counts, fell):
+    water = HighWater(1000)
+    assert [water.fell(count) for count in counts] == fell
+
+
+class Ring:
+    """Refers to itself."""
+
+    alive = 0
+
+    def __init__(self) -> None:
+        self.me = self
+        Ring.alive += 1
+
+    def __del__(self) -> None:
+        Ring.alive -= 1
+
+
+def test_what_refers_to_itself_is_gone_afterwards():
+    for _ in range(10):
+        Ring()
+    give_back()
+    assert Ring.alive == 0

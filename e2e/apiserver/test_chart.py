@@ -9,7 +9,6 @@ import base64
 import json
 import os
 import re
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from controller.settings import Settings
 from controller.view import View
 from e2e.harness.apiserver import ApiServer
 from e2e.harness.errors import CommandFailed
+from graph.version import VERSION as PACKAGE
 from sidecar.metrics import istio, own
 
 ROOT = Path(__file__).parents[2]
@@ -101,18 +101,19 @@ def test_helm_finds_nothing_wrong_with_it(apiserver):
 
 @pytest.mark.parametrize(("name", "values"), [("default", {}), ("everything", EVERYTHING)])
 def test_what_it_renders_is_what_was_reviewed(apiserver, name, values):
-    # Helm 4 leaves an empty line after every object
-    text = re.sub(r"\n+(?=---\n|\Z)", "\n", render(apiserver, values))
+    text = render(apiserver, values)
     path = GOLDEN / f"{name}.yaml"
+    if apiserver.helm_major != 3:  # which has another order, and empty lines; what counts is the same
+        assert objects(text) == objects(path.read_text())
+        return
     if os.environ.get("HEDGEROW_GOLDEN") == "write":
         path.write_text(text)
     assert text == path.read_text(), "the chart renders something else: look at it, then HEDGEROW_GOLDEN=write"
 
 
 def test_its_version_is_that_of_the_package():
-    package = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
-    assert (chart["version"], chart["appVersion"]) == (package, package)
+    assert (chart["version"], chart["appVersion"]) == (PACKAGE, PACKAGE)
 
 
 @pytest.mark.parametrize("values", [{}, EVERYTHING])
@@ -213,7 +214,7 @@ def test_a_cluster_that_is_too_old_is_refused(apiserver):
 
 def exposed() -> set[str]:
     """The names of all metrics that controller and sidecars have."""
-    process = ProcessState(0.0, 0, 0, 0.0)
+    process = ProcessState(0.0, 0, 0, 0.0, 0)
     lines = page(View("t"), "1", process, ClusterState()).splitlines()
     names = {line.split()[2] for line in lines if line.startswith("# TYPE ")}
     for module in (own, istio):

@@ -39,7 +39,8 @@ class Tools:
         self._directory = directory
         self._api = api
         self._count = itertools.count()
-        self._helm = "helm"
+        #: Which Helm :meth:`helm` is.
+        self.helm_major = 3
 
     @property
     def environment(self) -> dict[str, str]:
@@ -68,16 +69,17 @@ class Tools:
 
     def helm(self, *args: str, stdin: str = "", check: bool = True, seconds: float = PATIENCE) -> str:
         """Run Helm as the administrator; parameters as for :meth:`kubectl`."""
-        return run([self._binaries[self._helm], *args], env=self.environment, stdin=stdin, check=check, seconds=seconds)
+        program = self._binaries["helm" if self.helm_major == 3 else f"helm{self.helm_major}"]
+        return run([program, *args], env=self.environment, stdin=stdin, check=check, seconds=seconds)
 
     @contextlib.contextmanager
     def with_helm(self, major: int) -> Iterator[None]:
         """Let :meth:`helm` be another Helm than 3 for a while; where the suite has one."""
-        before, self._helm = self._helm, "helm" if major == 3 else f"helm{major}"
+        before, self.helm_major = self.helm_major, major
         try:
             yield
         finally:
-            self._helm = before
+            self.helm_major = before
 
     def request(
         self, method: str, path: str, body: object = None, *, content_type: str = "application/json"

@@ -4,10 +4,11 @@ An application that ends stops listening at once, and it takes a moment until ev
 calls it in that moment is told so by its sidecar (:data:`sidecar.dataplane.frames.UNREACHED`), which has delivered
 nothing. Rules:
 
-1. Nothing is said twice to anybody: a connection goes elsewhere only when the peer says that nothing of it was given on,
-   and never once the peer has said that its application was reached, or has answered anything. That a tunnel is lost
-   says nothing of the kind.
-2. What is kept for it is bounded, by connection and in the budget of all.
+1. Nothing is said twice to anybody: a connection goes elsewhere only when the peer says that nothing of it was given
+   on, and never once the peer has said that its application was reached, or has answered anything. That a tunnel is
+   lost says nothing of the kind: then only who has not said a word yet goes elsewhere.
+2. It is one connection, and is reported once, by who carries it in the end.
+3. What is kept for it is bounded, by connection and in the budget of all.
 """
 
 from __future__ import annotations

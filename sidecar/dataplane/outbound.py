@@ -5,52 +5,31 @@ Rules:
 1. A destination that the directory does not know in time is refused. Nothing is guessed from the address.
 2. What the directory calls meshed is reached by mutual TLS or not at all.
 3. A refused client sees a TCP reset, and so does one whose destination could not be reached.
-4. A connection that has reached no application is tried at the other endpoints; where the destination has answered
-   before, and for a moment nobody does, it waits for one that does, for :data:`_PATIENCE` seconds at most: an
-   application that ends, or begins again, costs its clients time and no connection.
-5. What is not in the inventory is judged by its address, and by the name under which the client asked DNS for it
+4. What is not in the inventory is judged by its address, and by the name under which the client asked DNS for it
    (:mod:`sidecar.dataplane.egress`). It is reached at the address that the client connected to, and at no other.
+
+What can not be carried at once is an attempt (:mod:`sidecar.dataplane.attempt`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import replace
-from functools import lru_cache, partial
 
-from certs.errors import InvalidSpiffeId
-from certs.spiffe import SpiffeId
-from graph.directory import Destination, Endpoint, Transport
-from graph.model import Direction, Peer
-from graph.policy import Reason
-from sidecar.dataplane import mtls, outward, sockets
-from sidecar.dataplane.dial import DialFailed
+from graph.directory import Destination, Endpoint
+from graph.model import Direction
+from sidecar.dataplane import sockets
+from sidecar.dataplane.attempt import Attempt, Target, carry, destination_peer
 from sidecar.dataplane.egress import Egress
-from sidecar.dataplane.elsewhere import Elsewhere
-from sidecar.dataplane.fabric import Acceptor, Fabric, peer_of
-from sidecar.dataplane.live import Connection, new_record, refusal, report_refused
+from sidecar.dataplane.fabric import Acceptor, Fabric
+from sidecar.dataplane.live import Connection, new_record
 from sidecar.dataplane.pool import Pool
-from sidecar.dataplane.relay import Relay
 from sidecar.dataplane.sockets import Address
-from sidecar.dataplane.stream import Stream
 from sidecar.dataplane.tunnel import Tunnel
-from sidecar.errors import Unresolved
-
-_log = logging.getLogger(__name__)
 
 _INFO, _WARNING = logging.INFO, logging.WARNING
 
-#: Endpoints tried for one connection at once, at most.
-_ATTEMPTS = 3
-#: Seconds that a connection waits for a destination that has answered before: as long as it takes until everybody has
-#: heard who is there now, and until an application was started again.
-_PATIENCE = 3.0
-#: Seconds between two looks at who is there now.
-_LOOK = 0.05
 #: Destinations of which it is known that they have answered.
 _KNOWN = 4096
 
@@ -65,7 +44,7 @@ class Outbound:
         self._pool = pool
         self.egress = Egress(fabric)
         self._acceptors: list[Acceptor] = []
-        self._waiting: set[_Attempt] = set()
+        self._waiting: set[Attempt] = set()
         self._targets: OrderedDict[Address, Target] = OrderedDict()  # those used last are last
 
     def listen(self, listener: socket.socket, declared: Address | None = None) -> Acceptor:
@@ -120,9 +99,9 @@ class Outbound:
                 if tunnel is not None:
                     self._carry_now(sock, target, destination, endpoints[0], tunnel)
                     return
-        self._attempt(_Attempt(fabric, self._pool, self.egress, sock, self._target(target), destination, endpoints))
+        self._attempt(Attempt(fabric, self._pool, self.egress, sock, self._target(target), destination, endpoints))
 
-    def _attempt(self, attempt: _Attempt) -> None:
+    def _attempt(self, attempt: Attempt) -> None:
         self._waiting.add(attempt)
         attempt.start(self._waiting.discard)
 
@@ -130,21 +109,21 @@ class Outbound:
         targets = self._targets
         target = targets.get(address)
         if target is None:
-            target = targets[address] = Target(self, address)
+            target = targets[address] = Target(self._begin_again, address)
             if len(targets) > _KNOWN:
                 targets.popitem(last=False)
         else:
             targets.move_to_end(address)
         return target
 
-    def begin_again(self, target: Target, sock: socket.socket, early: bytes, until: float) -> None:
+    def _begin_again(self, target: Target, sock: socket.socket, early: bytes, until: float) -> None:
         """Try a connection elsewhere that has reached nobody.
 
         :param until: when to give up, by the loop's clock
         """
         fabric = self._fabric
         destination = fabric.directory.cached(target.address.host, target.address.port)
-        attempt = _Attempt(fabric, self._pool, self.egress, sock, target, destination, None)
+        attempt = Attempt(fabric, self._pool, self.egress, sock, target, destination, None)
         attempt.again(early, until)
         self._attempt(attempt)
 
@@ -180,378 +159,3 @@ class Outbound:
             carry(fabric, sock, connection, endpoint, tunnel, self._target(target))
         else:
             sockets.refuse(sock)
-
-
-class Target:
-    """A destination as applications name it, and whether it has ever answered. Implements
-    :class:`sidecar.dataplane.elsewhere.Elsewhere` for connections that are tried for the first time."""
-
-    __slots__ = ("_outbound", "address", "answers")
-
-    def __init__(self, outbound: Outbound, address: Address) -> None:
-        self._outbound = outbound
-        self.address = address
-        self.answers = False
-
-    def reached(self) -> None:
-        self.answers = True
-
-    def begin_again(self, sock: socket.socket, early: bytes) -> None:
-        self.go_on(sock, early, asyncio.get_running_loop().time() + _PATIENCE)
-
-    def go_on(self, sock: socket.socket, early: bytes, until: float) -> None:
-        """Try once more, until then."""
-        self._outbound.begin_again(self, sock, early, until)
-
-
-class _Again:
-    """A connection that was tried before. Implements :class:`sidecar.dataplane.elsewhere.Elsewhere`."""
-
-    __slots__ = ("_target", "_until")
-
-    def __init__(self, target: Target, until: float) -> None:
-        self._target = target
-        self._until = until
-
-    def reached(self) -> None:
-        self._target.reached()
-
-    def begin_again(self, sock: socket.socket, early: bytes) -> None:
-        self._target.go_on(sock, early, self._until)
-
-
-class _Attempt:
-    """One connection that has to wait: for the directory, for a tunnel, or for another endpoint."""
-
-    __slots__ = (
-        "_connection",
-        "_destination",
-        "_early",
-        "_egress",
-        "_endpoints",
-        "_fabric",
-        "_known",
-        "_left",
-        "_pool",
-        "_sock",
-        "_target",
-        "_task",
-        "_until",
-    )
-
-    def __init__(
-        self,
-        fabric: Fabric,
-        pool: Pool,
-        egress: Egress,
-        sock: socket.socket,
-        target: Target,
-        destination: Destination | None,
-        endpoints: list[Endpoint] | None,
-    ) -> None:
-        self._fabric = fabric
-        self._pool = pool
-        self._egress = egress
-        self._endpoints = endpoints  # in the order in which to try them, where that was asked for already
-        self._sock: socket.socket | None = sock
-        self._known = target
-        self._target = target.address
-        self._destination = destination
-        self._left: list[Endpoint] | None = None  # of those that are there now, who was not tried yet
-        self._early = b""  # what the client has said, when this is not the first try
-        self._until = 0.0  # when to give up then
-        self._connection: Connection | None = None
-        self._task: asyncio.Task[None] | None = None
-
-    def again(self, early: bytes, until: float) -> None:
-        """It was tried before; give up at ``until``."""
-        self._early, self._until = early, until
-
-    def start(self, done: Callable[[_Attempt], None]) -> None:
-        self._task = self._fabric.reactor.loop.create_task(self._run())
-        self._task.add_done_callback(lambda task: self._done(task, done))
-
-    def end(self, connection: Connection | None = None) -> None:
-        """Refuse the client now: the policy has changed, or we stop."""
-        self._refuse_client()
-        for ended in (connection, self._connection):
-            if ended is not None:
-                ended.finish()
-        if self._task is not None:
-            self._task.cancel()
-
-    def _done(self, task: asyncio.Task[None], done: Callable[[_Attempt], None]) -> None:
-        done(self)
-        if not task.cancelled() and (fault := task.exception()) is not None:
-            _log.error("a fault in the data path refused one connection; please report it", exc_info=fault)
-            self.end()
-
-    async def _run(self) -> None:
-        destination = self._destination or await self._resolve()
-        if destination is None:
-            peer = Peer(address=self._target.host)
-            decision = refusal(Reason.UNRESOLVED)
-            record = new_record(
-                Direction.OUTBOUND, self._fabric.ourselves.peer(verified=True), peer, self._target.port, decision
-            )
-            report_refused(self._fabric.connections.flows, record)
-            self._refuse_client()
-            return
-        host = ""
-        if destination.outside and self._sock is not None:
-            host = await self._egress.host(self._sock, self._target)
-        untrusted = False
-        self._destination = destination
-        while (endpoint := await self._next(destination, untrusted)) is not None:
-            destination = self._destination
-            if self._connection is not None:
-                self._connection.withdraw()
-            peer = destination_peer(destination, endpoint, self._target, host)
-            record = new_record(Direction.OUTBOUND, self._fabric.ourselves.peer(verified=True), peer, endpoint.port)
-            record.source_identity = str(self._fabric.credentials.identity)
-            record.service = destination.service
-            connection = self._connection = self._fabric.connections.judge(record, self.end)
-            if not connection.allowed:
-                self._refuse_client()
-                return
-            try:
-                await self._reach(destination, endpoint, connection)
-            except DialFailed as error:
-                _log.info("%s", error)
-                untrusted = error.untrusted
-            else:
-                return
-        if self._connection is None:  # nothing runs there now
-            peer = destination_peer(destination, None, self._target)
-            record = new_record(Direction.OUTBOUND, self._fabric.ourselves.peer(verified=True), peer, self._target.port)
-            record.service = destination.service
-            self._connection = self._fabric.connections.judge(record, self.end)
-        self._refuse_client()
-        if untrusted:
-            self._connection.refuse(refusal(Reason.UNTRUSTED_PEER))
-        elif self._connection.allowed:
-            self._connection.finish(failed=True)
-
-    async def _resolve(self) -> Destination | None:
-        settings, target = self._fabric.settings, self._target
-        try:
-            async with asyncio.timeout(settings.resolve_timeout):
-                return await self._fabric.directory.resolve(target.host, target.port)
-        except (Unresolved, TimeoutError) as error:
-            why = str(error) or f"no answer within {settings.resolve_timeout:g} s"
-            text = "refused a connection to %s, which the directory did not resolve: %s"
-            self._fabric.complaints.say(_WARNING, text, target, why)
-            return None
-
-    async def _next(self, destination: Destination, untrusted: bool) -> Endpoint | None:
-        """Where to try next; None: nowhere, any more.
-
-        :param untrusted: the last one was somebody else than it should have been
-        """
-        fabric = self._fabric
-        loop, balancer = fabric.reactor.loop, fabric.balancer
-        again = self._until > 0
-        while True:
-            if self._left is None:
-                self._left = self._candidates(destination)
-            while self._left:
-                endpoint = self._left.pop(0)
-                # where this connection was in vain before, an endpoint that failed is left alone for its time
-                if not again or (balancer.retry_at(endpoint) <= loop.time() and self._takes_early(endpoint)):
-                    return endpoint
-            if destination.outside or untrusted or not self._known.answers:
-                return None
-            self._until = self._until or loop.time() + _PATIENCE
-            if loop.time() >= self._until:
-                return None
-            # The directory tells nobody of a change; one look is cheaper than what is waited for.
-            await asyncio.sleep(_LOOK)
-            again = True
-            destination = fabric.directory.cached(self._target.host, self._target.port) or destination
-            self._destination, self._endpoints, self._left = destination, None, None
-
-    def _takes_early(self, endpoint: Endpoint) -> bool:
-        """Whether what the client has said can be said to this endpoint: only tunnels take it."""
-        own = endpoint.address in self._fabric.settings.addresses
-        return not self._early or bool(endpoint.identity and endpoint.transport is not Transport.MTLS and not own)
-
-    def _candidates(self, destination: Destination) -> list[Endpoint]:
-        """Where to try, in this order."""
-        if destination.outside:
-            return [Endpoint(self._target.host, self._target.port)]
-        if self._endpoints is None:
-            self._endpoints = self._fabric.balancer.order(destination.endpoints, self._fabric.reactor.loop.time())
-        return self._endpoints[:_ATTEMPTS]
-
-    async def _reach(self, destination: Destination, endpoint: Endpoint, connection: Connection) -> None:
-        """Carry the connection to ``endpoint``.
-
-        :raises DialFailed: when it can not be reached
-        """
-        fabric = self._fabric
-        if not endpoint.identity and outward.is_read(fabric, connection.record):
-            await self._reach_outside(endpoint, connection)
-            return
-        # A connection to ourselves stays in the pod: the application's own socket is on the loopback device.
-        if (destination.meshed or endpoint.identity) and endpoint.address not in fabric.settings.addresses:
-            if endpoint.transport is Transport.MTLS:
-                await self._reach_proxy(endpoint, connection)
-                return
-            tunnel = await self._pool.open(endpoint)
-            if (client := self._take_client()) is not None:
-                elsewhere = _Again(self._known, self._until) if self._until else self._known
-                carry(fabric, client, connection, endpoint, tunnel, elsewhere, self._early)
-            return
-        server = await self._connect(endpoint)
-        client = self._take_client()
-        if client is None:
-            server.close()
-            return
-        fabric.balancer.succeeded(endpoint)
-        _count_load(fabric, connection, endpoint)
-        Relay(fabric.reactor, client, server, connection)
-        connection.announce()
-
-    async def _reach_outside(self, endpoint: Endpoint, connection: Connection) -> None:
-        """Carry the connection to what is outside the mesh, and judge what is asked of it.
-
-        :raises DialFailed: when it can not be reached, or is not who it should be
-        """
-        if self._sock is None:
-            return
-        begin = partial(_count_load, self._fabric, connection, endpoint)
-        work = outward.Outward(self._fabric, connection, endpoint, self._take_client, self._connect, begin)
-        await work.carry(*await self._egress.opening(self._sock, self._target))
-
-    async def _reach_proxy(self, endpoint: Endpoint, connection: Connection) -> None:
-        """Carry the connection to another mesh's proxy.
-
-        :raises DialFailed: when it can not be reached, or is not who it should be
-        """
-        dialled = await mtls.dial(self._fabric, endpoint)
-        client = self._take_client()
-        if client is None:  # refused meanwhile
-            self._fabric.reactor.close(dialled[0])
-            return
-        _count_load(self._fabric, connection, endpoint)
-        mtls.carry(self._fabric, client, connection, endpoint, dialled)
-
-    async def _connect(self, endpoint: Endpoint) -> socket.socket:
-        """A plain connection.
-
-        :raises DialFailed: when there is none in time; the failure is counted
-        """
-        fabric = self._fabric
-        address = Address(endpoint.address, endpoint.port)
-        timeout = fabric.settings.connect_timeout
-        try:
-            server = sockets.outgoing(address.family, fabric.settings.mark)
-        except OSError as error:
-            raise DialFailed(f"no connection to {address}: {error.strerror}") from error
-        try:
-            async with asyncio.timeout(timeout):
-                await asyncio.get_running_loop().sock_connect(server, address)
-        except TimeoutError:
-            server.close()
-            why = f"no answer within {timeout:g} s"
-        except OSError as error:
-            server.close()
-            why = error.strerror or str(error)
-        except BaseException:
-            server.close()
-            raise
-        else:
-            return server
-        fabric.balancer.failed(endpoint, asyncio.get_running_loop().time())
-        raise DialFailed(f"no connection to {address}: {why}")
-
-    def _take_client(self) -> socket.socket | None:
-        """Hand the client's socket over; None when it was refused meanwhile."""
-        sock, self._sock = self._sock, None
-        return sock
-
-    def _refuse_client(self) -> None:
-        sock = self._take_client()
-        if sock is not None:
-            sockets.reset(sock)
-            self._fabric.reactor.close(sock)  # its first bytes may be being looked at
-
-
-def carry(
-    fabric: Fabric,
-    sock: socket.socket,
-    connection: Connection,
-    endpoint: Endpoint,
-    tunnel: Tunnel,
-    elsewhere: Elsewhere,
-    early: bytes = b"",
-) -> None:
-    """Open a stream for an allowed connection.
-
-    :param early: what the client has said before, to somebody who did not take it
-    """
-    record = connection.record
-    record.destination = _proved(record.destination, endpoint)
-    record.destination_identity = endpoint.identity
-    _count_load(fabric, connection, endpoint)
-    stream = Stream(
-        fabric.reactor,
-        tunnel,
-        tunnel.open_id(),
-        sock,
-        connection,
-        opened_here=True,
-        elsewhere=elsewhere,
-        early=early,
-    )
-    connection.announce()
-    stream.begin()
-
-
-def destination_peer(destination: Destination, endpoint: Endpoint | None, target: Address, host: str = "") -> Peer:
-    """Whom the policy is asked about: whoever answers at this endpoint. The identity is expected, not proved yet.
-
-    :param host: the name of a destination outside the inventory, bound to its address by DNS
-    """
-    address = endpoint.address if endpoint is not None else target.host
-    workload = destination.workload_of(endpoint)
-    if endpoint is not None and endpoint.identity and workload is not None:
-        peer = _expected_peer(endpoint.identity, address, False)
-        if peer is not None and peer.workload in (None, workload):
-            return peer if peer.workload else replace(peer, workload=workload)
-    return Peer(workload, workload.namespace if workload is not None else "", address=address, host=host)
-
-
-@lru_cache(maxsize=4096)
-def _expected_peer(identity: str, address: str, verified: bool) -> Peer | None:
-    try:
-        return peer_of(SpiffeId.parse(identity), address, verified)
-    except InvalidSpiffeId:
-        return None  # no certificate can carry it either
-
-
-def _proved(peer: Peer, endpoint: Endpoint) -> Peer:
-    """``peer``, after its certificate was seen. Mostly the one that was made for the connection before this."""
-    known = _expected_peer(endpoint.identity, peer.address, True)
-    if known is not None and known.workload == peer.workload and not peer.host:
-        return known
-    return replace(peer, verified=True)
-
-
-def _count_load(fabric: Fabric, connection: Connection, endpoint: Endpoint) -> None:
-    balancer, names = fabric.balancer, fabric.names
-    balancer.began(endpoint)
-    host = connection.record.destination.host
-    if host:
-        names.began(endpoint.address, host)
-
-    def over(failed: bool) -> None:
-        balancer.ended(endpoint)
-        if host:
-            names.ended(endpoint.address, host)
-        if failed:
-            balancer.failed(endpoint, fabric.reactor.loop.time())
-        else:
-            balancer.succeeded(endpoint)
-
-    connection.after(over)

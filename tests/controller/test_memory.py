@@ -12,7 +12,7 @@ from controller.memory import HighWater, give_back
     [
         ([0, 500, 999, 0], [False] * 4),
         ([1000, 501, 500, 400, 250], [False, False, True, False, False]),
-        ([4000, 2000, 1001, 1000, 900, 0], [False, True, False, True, False, False]),
+        ([4000, 2000, 1001, 1000, 900, 0], [False, True, False, True, False, True]),
         ([4000, 100, 4000, 100], [False, True, False, True]),
     ],
     ids=["never high", "half", "half and half again", "up and down"],

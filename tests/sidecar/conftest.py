@@ -1,7 +1,8 @@
-"""What the tests of the control side share: a running controller and a sidecar's credentials for it."""
+"""What the tests of a sidecar share: a network with a pod, a running controller, and a sidecar's credentials for it."""
 
 from __future__ import annotations
 
+import os
 import time
 from random import Random
 
@@ -10,7 +11,28 @@ import pytest
 from sidecar.certificate_agent import CertificateAgent
 from sidecar.channel import ControllerLink
 from sidecar.state import StateDirectory
+from tests.sidecar.dataplane.netns import Network
 from tests.sidecar.fake_controller import FakeController
+
+
+@pytest.fixture
+def network():
+    if os.geteuid() != 0:
+        pytest.skip("needs root for network namespaces")
+    network = Network()
+    yield network
+    network.remove()
+
+
+@pytest.fixture
+def pod(network):
+    return network.pod()
+
+
+@pytest.fixture
+def prefix(pod):
+    """Runs what stands behind it in the pod's network."""
+    return "ip", "netns", "exec", pod.namespace.name
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
@@ -11,31 +10,7 @@ import pytest
 
 from sidecar import capture
 from sidecar.capture_rules import CaptureError, CaptureRules
-from tests.sidecar.dataplane.netns import Network
-
-RULES = CaptureRules(exclude_cidrs=("10.1.0.0/16", "10.1.2.0/24", "fd00:1::/32"), mark=0x539)
-#: Everything that can be asked for.
-WHOLE = CaptureRules(
-    exclude_cidrs=("10.1.0.0/16",),
-    exclude_outbound_ports=(3306, 25),
-    exclude_inbound_ports=(9100,),
-    dns_port=15053,
-    drop_others=True,
-)
-
-
-@pytest.fixture
-def pod():
-    if os.geteuid() != 0:
-        pytest.skip("needs root for network namespaces")
-    network = Network()
-    yield network.pod()
-    network.remove()
-
-
-@pytest.fixture
-def prefix(pod):
-    return "ip", "netns", "exec", pod.namespace.name
+from tests.sidecar.capturing import RULES, WHOLE
 
 
 def run(prefix, *command):

@@ -10,12 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from hedgerow.local.views import infrastructure_script
 from sidecar import capture
 from sidecar.capture_rules import CaptureRules
-from tests.sidecar.dataplane.netns import Network, ip
+from tests.sidecar.dataplane.netns import ip
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = {
@@ -29,20 +27,6 @@ DOCUMENT = {
     "dns": {"proxy": False},
 }
 RULES = CaptureRules(sidecar_ports=(15006, 15020, 15021))
-
-
-@pytest.fixture
-def pod():
-    if os.geteuid() != 0:
-        pytest.skip("needs root for network namespaces")
-    network = Network()
-    yield network.pod()
-    network.remove()
-
-
-@pytest.fixture
-def prefix(pod):
-    return "ip", "netns", "exec", pod.namespace.name
 
 
 def said(prefix, user=0, **changes):

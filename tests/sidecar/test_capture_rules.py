@@ -7,16 +7,7 @@ import pytest
 from sidecar import capture_rules
 from sidecar.capture_rules import CaptureError, CaptureRules
 from sidecar.errors import ConfigError
-
-RULES = CaptureRules(exclude_cidrs=("10.1.0.0/16", "10.1.2.0/24", "fd00:1::/32"), mark=0x539)
-#: Everything that can be asked for.
-WHOLE = CaptureRules(
-    exclude_cidrs=("10.1.0.0/16",),
-    exclude_outbound_ports=(3306, 25),
-    exclude_inbound_ports=(9100,),
-    dns_port=15053,
-    drop_others=True,
-)
+from tests.sidecar.capturing import RULES, WHOLE
 
 
 def test_the_nft_rules_with_dns_excluded_ports_and_without_other_protocols():

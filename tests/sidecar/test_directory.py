@@ -6,31 +6,13 @@ import asyncio
 
 import pytest
 
-from graph.directory import Destination, Endpoint
-from graph.model import WorkloadRef
+from graph.directory import Destination
 from graph.wire import hedgerow_pb2 as pb
 from sidecar.directory import DirectoryClient
 from sidecar.errors import Unresolved
 from sidecar.state import DIRECTORY
-from tests.sidecar.fake_controller import ADDRESS, IDENTITY, INSTANCE, WORKLOAD, running, until
-
-PAYMENT = Destination(
-    "10.77.0.9",
-    443,
-    workload=WorkloadRef("shop", "payment"),
-    service="payment.shop",
-    meshed=True,
-    endpoints=(Endpoint("10.77.0.9", 8443, "payment-1", str(IDENTITY)),),
-    version=1,
-)
-MOVED = Destination("10.77.0.9", 443, workload=PAYMENT.workload, meshed=True, version=2)
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
+from tests.sidecar.destinations import MOVED, PAYMENT, Clock
+from tests.sidecar.fake_controller import ADDRESS, INSTANCE, WORKLOAD, running, until
 
 
 def client_of(joined, **changes):

@@ -9,26 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from graph.flow import Flow
-from graph.model import Direction, Protocol, Verdict, WorkloadRef
 from sidecar.outbox import Outbox
-
-FLOW = Flow(
-    source=WorkloadRef("shop", "front"),
-    destination=WorkloadRef("shop", "cart"),
-    port=8080,
-    protocol=Protocol.TCP,
-    direction=Direction.INBOUND,
-    reporter="cart-1",
-    verified=True,
-    verdict=Verdict.ALLOW,
-    pending=Verdict.ALLOW,
-    reason="allow-rule",
-    connections=1,
-    bytes_sent=10,
-    first_seen=1.0,
-    last_seen=2.0,
-)
+from tests.sidecar.reports import FLOW
 
 
 def flows(*ports):

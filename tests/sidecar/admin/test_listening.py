@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
 import subprocess
 
@@ -14,20 +13,9 @@ from sidecar.admin.server import open_listener
 from sidecar.path_settings import data_plane_settings
 from sidecar.readiness import ReadinessServer
 from sidecar.settings import Address, Settings
-from tests.sidecar.dataplane.netns import Network, ip
+from tests.sidecar.dataplane.netns import ip
 
 EVERYWHERE = Address("0.0.0.0", 0)
-
-
-@pytest.fixture
-def pod():
-    if os.geteuid() != 0:
-        pytest.skip("needs root for network namespaces")
-    network = Network()
-    try:
-        yield network.pod()
-    finally:
-        network.remove()
 
 
 def without_ipv4(pod):

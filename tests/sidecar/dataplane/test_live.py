@@ -6,6 +6,7 @@ from graph.model import Direction, Mode, Origin, Peer, Rule, Selector, Snapshot,
 from graph.policy import Reason
 from sidecar.dataplane.live import Connections, new_record, refusal
 from tests.sidecar.dataplane.stand_ins import FlowList, HeldPolicy
+from tests.sidecar.dataplane.timers import Loop
 
 CART = WorkloadRef("shop", "cart")
 FRONT = Peer(WorkloadRef("shop", "front"), "shop", "default", "10.0.0.1", True)
@@ -151,31 +152,6 @@ def test_ending_all():
     register.end_all()
     assert all(ends)
     assert register.count == 0
-
-
-class Loop:
-    """Calls back when the test says so."""
-
-    def __init__(self):
-        self.timers = []
-
-    def call_later(self, delay, call, *arguments):
-        timer = Timer(self, delay, lambda: call(*arguments))
-        self.timers.append(timer)
-        return timer
-
-    def fire(self):
-        (timer,) = self.timers
-        self.timers = []
-        timer.call()
-
-
-class Timer:
-    def __init__(self, loop, delay, call):
-        self.loop, self.delay, self.call = loop, delay, call
-
-    def cancel(self):
-        self.loop.timers.remove(self)
 
 
 def enter_limited(seconds):

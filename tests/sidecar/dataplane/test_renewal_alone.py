@@ -19,6 +19,7 @@ from tests.sidecar.dataplane import applications as apps
 from tests.sidecar.dataplane.stand_ins import LIFE, credentials, renew
 from tests.sidecar.dataplane.test_frames import frame
 from tests.sidecar.dataplane.test_lease import proof
+from tests.sidecar.dataplane.timers import Loop
 from tests.sidecar.dataplane.world import ACK, DATA, GO_AWAY, PING, RST, SYN, UPDATE, opened, ready
 
 
@@ -234,31 +235,6 @@ async def test_a_client_that_gets_no_answer_to_its_proof_tries_again(world, auth
     await clock_passes(end + 0.2)
     await exchange(raw, reader, writer)
     fresh.writer.close()
-
-
-class Loop:
-    """Calls back when the test says so."""
-
-    def __init__(self):
-        self.timers = []
-
-    def call_later(self, delay, call):
-        timer = Timer(self, delay, call)
-        self.timers.append(timer)
-        return timer
-
-    def fire(self):
-        (timer,) = self.timers
-        self.timers = []
-        timer.call()
-
-
-class Timer:
-    def __init__(self, loop, delay, call):
-        self.loop, self.delay, self.call = loop, delay, call
-
-    def cancel(self):
-        self.loop.timers.remove(self)
 
 
 def test_a_clock_that_was_set_is_noticed():

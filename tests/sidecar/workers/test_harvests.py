@@ -8,34 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graph.flow import Flow
-from graph.model import Direction, Protocol, Verdict, WorkloadRef
 from sidecar.workers.frames import Broken
 from sidecar.workers.harvests import Harvests
-
-FLOW = Flow(
-    source=WorkloadRef("shop", "front"),
-    destination=WorkloadRef("shop", "cart"),
-    port=8080,
-    protocol=Protocol.TCP,
-    direction=Direction.INBOUND,
-    reporter="cart-1",
-    verified=True,
-    verdict=Verdict.ALLOW,
-    pending=Verdict.ALLOW,
-    reason="allow-rule",
-    rule_id="learned/1",
-    operation="",
-    source_identity="",
-    destination_identity="",
-    connections=1,
-    failed=0,
-    bytes_sent=10,
-    bytes_received=20,
-    requests=0,
-    first_seen=100.0,
-    last_seen=101.0,
-)
+from tests.sidecar.reports import FLOW
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(1, 5)), max_size=40), st.integers(1, 4))

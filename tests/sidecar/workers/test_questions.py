@@ -9,35 +9,18 @@ import time
 
 import pytest
 
-from graph.directory import Destination, Endpoint
-from graph.model import WorkloadRef
+from graph.directory import Destination
 from sidecar.directory import DirectoryClient
 from sidecar.dns.names import LearnedNames, NameTable
 from sidecar.errors import Unresolved
 from sidecar.workers.frames import FROM_WORKER, TO_WORKER, Broken, Frame, Kind, Reader, encode
 from sidecar.workers.questions import Questions
 from sidecar.workers.remote import MAX_KNOWN, MAX_WAITING, RemoteDirectory, RemoteNames
-from tests.sidecar.fake_controller import ADDRESS, IDENTITY, INSTANCE, WORKLOAD, running, until
+from tests.sidecar.destinations import MOVED, PAYMENT, Clock
+from tests.sidecar.fake_controller import ADDRESS, INSTANCE, WORKLOAD, running, until
 
-PAYMENT = Destination(
-    "10.77.0.9",
-    443,
-    workload=WorkloadRef("shop", "payment"),
-    service="payment.shop",
-    meshed=True,
-    endpoints=(Endpoint("10.77.0.9", 8443, "payment-1", str(IDENTITY)),),
-    version=1,
-)
-MOVED = Destination("10.77.0.9", 443, workload=PAYMENT.workload, meshed=True, version=2)
 OUTSIDE = "192.0.2.7"
 HOST, OTHER = "api.example.com", "cdn.example.com"
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
 
 
 class Worker:

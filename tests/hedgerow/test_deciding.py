@@ -142,8 +142,8 @@ def test_a_network_and_the_names_below_a_domain_are_allowed_explained_and_export
     assert (made.code, made.err) == (0, "")
     assert "allow shop/cart → 203.0.113.0/24:443, ends in" in made.out
     assert "rules go by identity there" in made.out
-    below = asked("allow", "--from", "shop/cart", "--to", "*.Example.com:443", "--reason", "the bank")
-    assert (below.code, "allow shop/cart → *.example.com:443, has no end" in below.out) == (0, True)
+    below = asked("allow", "--from", "shop/cart", "--to", "*.Example.com:8443", "--reason", "the bank")
+    assert (below.code, "allow shop/cart → *.example.com:8443, has no end" in below.out) == (0, True)
     six = asked("deny", "shop/cart", "[2001:db8::/32]:all", "--reason", "a test")
     assert "deny shop/cart → 2001:db8::/32, every TCP port" in six.out
     network, names, closed = (each["id"] for each in active(controller))
@@ -151,8 +151,8 @@ def test_a_network_and_the_names_below_a_domain_are_allowed_explained_and_export
     for target, verdict, rule in (
         ("203.0.113.9:443", "allow", network),
         ("203.0.114.9:443", "deny", ""),
-        ("pay.example.com:443", "allow", names),
-        ("example.com:443", "deny", ""),
+        ("pay.example.com:8443", "allow", names),
+        ("example.com:8443", "deny", ""),
         ("[2001:db8::7]:443", "deny", closed),
         ("10.0.0.3:443", "deny", ""),
     ):

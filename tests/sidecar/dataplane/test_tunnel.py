@@ -52,7 +52,7 @@ async def test_an_application_that_does_not_listen_resets_the_stream_alone(world
     raw = await world.dial()
     for stream in (1, 3):
         raw.send(frame(UPDATE, SYN, stream, 0))
-        assert await raw.receive() == (UPDATE, RST, stream, 0, b"")
+        assert await raw.receive() == (DATA, RST, stream, 0, b""), "a reset that says: it reached nobody"
     await world.until(lambda: len(world.flows.closed_records) == 2)
     assert all(record.failed for record in world.flows.closed_records)
 

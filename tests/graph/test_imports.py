@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 GRAPH = Path(__file__).parents[2] / "graph"
-PURE = sorted(path for path in GRAPH.rglob("*.py") if path.parent.name != "wire")
+PURE = sorted(path for path in GRAPH.rglob("*.py") if "wire" not in path.relative_to(GRAPH).parts)
 INPUT_OUTPUT = {
     "asyncio",
     "grpc",

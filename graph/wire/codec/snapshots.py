@@ -1,15 +1,4 @@
-"""Wire form to vocabulary and back; the only module of ours that protobuf values pass through.
-
-The governing rules:
-
-1. What is not understood is refused, never skipped: an unknown enumeration, an unknown field, a missing selector. A
-   rule that is understood by half can only be wider than it was meant.
-2. One bad part rejects the whole message. The caller keeps the last good one.
-3. Every length and number is bounded here, so that nothing behind this module has to ask again.
-4. Every refusal is a :class:`~graph.errors.DecodeError` that names the field, whatever the bytes were.
-5. What this module would refuse to read, it refuses to write as a snapshot, so that a controller learns of it before
-   its sidecars do.
-"""
+"""Snapshots and the rules in them; what this module would refuse to read, it refuses to write."""
 
 from __future__ import annotations
 
@@ -19,26 +8,10 @@ from collections.abc import Sequence
 
 from google.protobuf.message import DecodeError as ProtobufDecodeError
 
-from graph.directory import Destination, Endpoint, Transport
 from graph.errors import DecodeError, InvalidValue
-from graph.flow import Flow
-from graph.model import (
-    Direction,
-    InboundTls,
-    InspectedHost,
-    Mode,
-    Origin,
-    PortRange,
-    Protocol,
-    Rule,
-    Selector,
-    Snapshot,
-    Verdict,
-)
-from graph.policy import Reason
+from graph.model import InboundTls, InspectedHost, Mode, Origin, PortRange, Protocol, Rule, Selector, Snapshot, Verdict
 from graph.wire import hedgerow_pb2 as pb
 from graph.wire.bounds import (
-    MAX_ENDPOINTS,
     MAX_EVIDENCE,
     MAX_INSPECTED,
     MAX_NAME,
@@ -52,10 +25,7 @@ from graph.wire.bounds import (
     build,
     each,
     inside,
-    read_address,
-    read_count,
     read_enum,
-    read_identity,
     read_port,
     read_text,
     read_time,
@@ -64,9 +34,6 @@ from graph.wire.bounds import (
 )
 
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
-
-
-# Snapshots ------------------------------------------------------------------------------------------------------------
 
 
 def encode_snapshot(snapshot: Snapshot) -> bytes:
@@ -285,135 +252,3 @@ def _ports_from_message(message: pb.PortRange) -> PortRange:
     if message.last < message.first:
         raise DecodeError(f"{message.last} is below the first port, {message.first}", "last")
     return PortRange(message.first, message.last)
-
-
-# Flows ----------------------------------------------------------------------------------------------------------------
-
-
-def flow_to_message(flow: Flow) -> pb.Flow:
-    return build(
-        "flow",
-        lambda: pb.Flow(
-            source=str(flow.source),
-            destination=str(flow.destination),
-            port=flow.port,
-            protocol=flow.protocol.value,
-            direction=flow.direction.value,
-            reporter=flow.reporter,
-            verified=flow.verified,
-            verdict=flow.verdict.value,
-            pending=flow.pending.value,
-            reason=str(flow.reason),
-            rule_id=flow.rule_id,
-            operation=flow.operation,
-            source_identity=flow.source_identity,
-            destination_identity=flow.destination_identity,
-            connections=flow.connections,
-            failed=flow.failed,
-            bytes_sent=flow.bytes_sent,
-            bytes_received=flow.bytes_received,
-            first_seen=flow.first_seen,
-            last_seen=flow.last_seen,
-            requests=flow.requests,
-        ),
-    )
-
-
-def flow_from_message(message: pb.Flow) -> Flow:
-    """Read one flow. Whether the reporter may speak of these ends is for the caller to check.
-
-    :raises DecodeError: naming the field
-    """
-    refuse_unknown_fields(message)
-    return Flow(
-        source=read_workload(message.source, "source"),
-        destination=read_workload(message.destination, "destination"),
-        port=read_port(message.port, "port"),
-        protocol=read_enum(Protocol, message.protocol, "protocol"),
-        direction=read_enum(Direction, message.direction, "direction"),
-        reporter=read_text(message.reporter, "reporter", MAX_NAME, required=True),
-        verified=message.verified,
-        verdict=read_enum(Verdict, message.verdict, "verdict"),
-        pending=read_enum(Verdict, message.pending, "pending"),
-        reason=read_enum(Reason, message.reason, "reason"),
-        rule_id=read_text(message.rule_id, "rule_id", MAX_TEXT),
-        operation=read_text(message.operation, "operation", MAX_TEXT),
-        source_identity=read_identity(message.source_identity, "source_identity"),
-        destination_identity=read_identity(message.destination_identity, "destination_identity"),
-        connections=read_count(message.connections, "connections"),
-        failed=read_count(message.failed, "failed"),
-        bytes_sent=read_count(message.bytes_sent, "bytes_sent"),
-        bytes_received=read_count(message.bytes_received, "bytes_received"),
-        first_seen=read_time(message.first_seen, "first_seen"),
-        last_seen=read_time(message.last_seen, "last_seen"),
-        requests=read_count(message.requests, "requests"),
-    )
-
-
-# Destinations ---------------------------------------------------------------------------------------------------------
-
-
-def destination_to_message(destination: Destination) -> pb.Destination:
-    return build(
-        "destination",
-        lambda: pb.Destination(
-            address=destination.address,
-            port=destination.port,
-            protocol=destination.protocol.value,
-            workload=str(destination.workload) if destination.workload is not None else "",
-            service=destination.service,
-            meshed=destination.meshed,
-            endpoints=[endpoint_to_message(endpoint) for endpoint in destination.endpoints],
-            version=destination.version,
-        ),
-    )
-
-
-def destination_from_message(message: pb.Destination) -> Destination:
-    """:raises DecodeError: naming the field, such as ``endpoints[0].address``"""
-    refuse_unknown_fields(message)
-    workload = read_workload(message.workload, "workload") if message.workload else None
-    if message.meshed and (workload is None or workload.is_external):
-        raise DecodeError("set for something that is not a workload", "meshed")
-    if message.version > MAX_VERSION:
-        raise DecodeError(f"{message.version} is not a version", "version")
-    at_most(message.endpoints, MAX_ENDPOINTS, "endpoints")
-    return Destination(
-        address=read_address(message.address, "address"),
-        port=read_port(message.port, "port"),
-        protocol=read_enum(Protocol, message.protocol, "protocol"),
-        workload=workload,
-        service=read_text(message.service, "service", MAX_NAME),
-        meshed=message.meshed,
-        endpoints=each(endpoint_from_message, message.endpoints, "endpoints"),
-        version=message.version,
-    )
-
-
-def endpoint_to_message(endpoint: Endpoint) -> pb.Endpoint:
-    return pb.Endpoint(
-        address=endpoint.address,
-        port=endpoint.port,
-        instance=endpoint.instance,
-        identity=endpoint.identity,
-        ready=endpoint.ready,
-        transport=endpoint.transport.value,
-        workload=str(endpoint.workload) if endpoint.workload is not None else "",
-    )
-
-
-def endpoint_from_message(message: pb.Endpoint) -> Endpoint:
-    """:raises DecodeError: naming the field"""
-    refuse_unknown_fields(message)
-    workload = read_workload(message.workload, "workload") if message.workload else None
-    if message.identity and workload is not None and workload.is_external:
-        raise DecodeError("set for something that is not a workload", "identity")
-    return Endpoint(
-        address=read_address(message.address, "address"),
-        port=read_port(message.port, "port"),
-        instance=read_text(message.instance, "instance", MAX_NAME),
-        identity=read_identity(message.identity, "identity"),
-        ready=message.ready,
-        transport=read_enum(Transport, message.transport, "transport"),
-        workload=workload,
-    )

@@ -39,6 +39,7 @@ from controller.kube.network_policy_plan import (
     foreign_of,
     made_by_us,
     plan_of,
+    trimmed,
     wanted_of,
 )
 from controller.kube.network_policy_status import Outcome, StatusWriter
@@ -90,7 +91,7 @@ class NetworkPolicyKeeper:
         self._ready = ready
         self._arrived = asyncio.Event()
         self._applier = Applier(client, engine, clock, self._arrived.set, gone)
-        self._held = Reflector(client, NETWORK_POLICIES, Ledger(lambda document: document), self._changed)
+        self._held = Reflector(client, NETWORK_POLICIES, Ledger(trimmed), self._changed)
         self._status = StatusWriter(client, resources, clock)
         self._known: dict[str, Known] = {}
         self._synced = False

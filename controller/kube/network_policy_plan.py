@@ -208,6 +208,20 @@ def editor_of(document: Mapping[str, Any]) -> str:
     return "" if latest is None else str(latest.get("manager", ""))
 
 
+def trimmed(document: dict[str, Any]) -> dict[str, Any]:
+    """What is held of a policy: all of it, but of each manager's fields only whether they are in its specification.
+
+    They take more room than the rest, and every policy of the cluster is held.
+    """
+    meta = document.get("metadata") or {}
+    managed = [
+        {**each, "fieldsV1": dict.fromkeys(fields) if isinstance(fields := each.get("fieldsV1"), dict) else {}}
+        for each in meta.get("managedFields") or ()
+        if isinstance(each, dict)
+    ]
+    return {**document, "metadata": {**meta, "managedFields": managed}}
+
+
 def _managed(document: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     return (document.get("metadata") or {}).get("managedFields") or ()
 

@@ -21,7 +21,9 @@ from controller.kube.network_policy_plan import (
     made_by_us,
     normal,
     plan_of,
+    rival_of,
     says,
+    trimmed,
     wanted_of,
 )
 from controller.view import WorkloadMode
@@ -212,3 +214,31 @@ def test_only_applied_fields_of_the_spec_make_it_ours() -> None:
     labels = {"manager": FIELD_MANAGER, "operation": "Apply", "fieldsV1": {"f:metadata": {}}}
     assert not made_by_us({"metadata": {"managedFields": [status, update, labels]}})
     assert not made_by_us({"metadata": {}})
+
+
+def test_what_is_held_of_a_policy_is_judged_as_the_whole() -> None:
+    found = wanted({FRONT: CLOSED, CART: CLOSED})
+    manifest = found.manifests["hedgerow-cart"]
+    ours, theirs = live(manifest), live(manifest, "argocd")
+    edited = live(manifest, "kubectl-edit", "Update")
+    for document in (
+        ours,
+        theirs,
+        edited,
+        {**ours, "metadata": {}},
+        {**ours, "metadata": {"managedFields": [None, {}]}},
+    ):
+        held = trimmed(document)
+        whole = {**document, "metadata": {**document["metadata"], "managedFields": _dicts(document)}}
+        assert (made_by_us(held), rival_of(held), editor_of(held)) == (
+            made_by_us(whole),
+            rival_of(whole),
+            editor_of(whole),
+        )
+        assert held["spec"] == document["spec"]
+    assert "f:ingress" not in str(trimmed(ours))
+    assert "f:ingress" in str(ours), "what was given is as it was"
+
+
+def _dicts(document: Mapping[str, Any]) -> list[Any]:
+    return [each for each in document["metadata"].get("managedFields", ()) if isinstance(each, dict)]

@@ -65,22 +65,30 @@ def test_a_pod_is_made_with_its_sidecar(apiserver: ApiServer, shop: str) -> None
     assert made["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"] == "app"
 
 
+@pytest.mark.parametrize(
+    "annotations",
+    [{}, {"hedgerow.dev/inspect-egress": "api.example.com", "hedgerow.dev/egress-roots": "ours/ca.crt"}],
+    ids=["plain", "inspected egress"],
+)
 def test_what_was_stored_is_what_would_be_injected_again_and_can_be_taken_back(
-    apiserver: ApiServer, injector: RunningInjector, shop: str
+    apiserver: ApiServer, injector: RunningInjector, shop: str, annotations: dict[str, str]
 ) -> None:
     """Nothing that the API server fills in is ours to say again, nor lost on the way back."""
-    create(apiserver, shop, pod("again", APP))
-    made = stored(apiserver, shop, "again")
+    name = f"again-{len(annotations)}"
+    create(apiserver, shop, pod(name, APP, annotations=annotations))
+    made = stored(apiserver, shop, name)
+    assert ("hedgerow-roots" in json.dumps(made["spec"]["containers"])) is bool(annotations)
     settings = read_injection(WEAKENING)(injector.settings)
     again = inject(made, Namespace(shop), settings)
     assert isinstance(again, Injected)
     assert again.pod == made
     plain = apiserver.create_namespace()
     try:
-        create(apiserver, plain, pod("again", APP))
+        create(apiserver, plain, pod(name, APP, annotations=annotations))
         back = uninject(made)
         assert isinstance(back, Injected)
-        other = stored(apiserver, plain, "again")
+        assert "hedgerow-" not in json.dumps(back.pod["spec"])
+        other = stored(apiserver, plain, name)
         for part in ("containers", "initContainers"):
             assert comparable(back.pod["spec"].get(part, [])) == comparable(other["spec"].get(part, []))
     finally:

@@ -231,8 +231,11 @@ class _Accepted:
             connection.finish()
 
         connection = fabric.connections.judge(record, end)
-        if not connection.allowed or fabric.full:
+        if not connection.allowed:
             tunnel.refuse(stream_id)
+            return
+        if fabric.full:
+            tunnel.refuse(stream_id, unreached=True)
             connection.finish(failed=True)
             return
         serve_stream(fabric, tunnel, stream_id, connection, self._port, self._application)

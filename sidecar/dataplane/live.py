@@ -136,6 +136,8 @@ class Connection:
             self.record.closed = True
             self._end = _nothing
             self._register.remove(self._key, self)
+            if self._after is not None:
+                self._after(True)
 
     def refuse(self, decision: Decision) -> None:
         """Report that it was refused, before it was announced; it is over."""

@@ -293,6 +293,7 @@ class Stream:
         if self._acked or not self._opened_here:
             raise FrameError("a stream acknowledged out of turn")
         self._acked = True
+        self._connection.announce()
         if (early := self._early) is not None:
             early.elsewhere.reached()
             self._stay()
@@ -318,9 +319,14 @@ class Stream:
         if sock is None or early is None or self._connection.record.bytes_received or self._queue or self._fin:
             self._give_up(tell=False)
             return
+        self._go_elsewhere(sock, early)
+
+    def _go_elsewhere(self, sock: socket.socket, early: Early) -> None:
+        """Leave the client to who tries it elsewhere, who will report it: it is one connection, however often tried."""
         self._reactor.forget(sock)
         said = early.drop()
         self._sock = None
+        self._connection.withdraw()
         self._close_down(failed=True)
         early.elsewhere.begin_again(sock, said)
 
@@ -411,8 +417,13 @@ class Stream:
         self._give_up(tell=True)
 
     def abort(self, why: str) -> None:
-        """The tunnel is gone, or we are; the local side sees a reset."""
-        self._give_up(tell=True)
+        """The tunnel is gone; the local side sees a reset, unless it is a client of which nobody can have heard a word."""
+        sock, early, record = self._sock, self._early, self._connection.record
+        if sock is not None and early is not None and not (self._eof or record.bytes_sent or record.bytes_received):
+            self._sender.control(_RST, self._id, 0)  # it may be a fault of ours, and the tunnel well
+            self._go_elsewhere(sock, early)
+        else:
+            self._give_up(tell=True)
 
     def _give_up(self, *, tell: bool) -> None:
         if self._sock is None:

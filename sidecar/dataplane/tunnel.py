@@ -199,7 +199,8 @@ class Tunnel:
     def refuse(self, stream_id: int, *, unreached: bool = False) -> None:
         """Answer a stream that the peer opened with a reset.
 
-        :param unreached: because our application could not be called
+        :param unreached: because our application could not be called, or one stream more is too many: somebody else may
+            be able to serve it
         """
         self.sender.control(frames.UNREACHED if unreached else frames.WINDOW_UPDATE | frames.RST, stream_id, 0)
 
@@ -329,7 +330,7 @@ class Tunnel:
             raise FrameError(f"more than {self._settings.opens_per_second} streams opened a second")
         if len(self.streams) >= self._settings.streams_per_tunnel:
             self.budget.counters.streams_refused += 1
-            self.refuse(stream_id)
+            self.refuse(stream_id, unreached=True)
         else:
             self._owner.tunnel_stream(self, stream_id)
 

@@ -46,11 +46,12 @@ async def test_an_endpoint_whose_application_is_dead_costs_no_connection(network
     """The stream is refused by the other sidecar after bytes were sent, and nothing of them was delivered."""
     client, first, second = network.pod(), network.pod(), network.pod()
     front = sidecars(client, "shop/front", policy=ALLOW, directory=[service(first, second)])
-    for pod in (first, second):
-        sidecars(pod, "shop/cart", policy=STRICT)
-    async with apps.server(first, PORT), asyncio.timeout(30):
-        while len(front.flows(failed=True)) < 3:
+    sidecars(first, "shop/cart", policy=STRICT)
+    dead = sidecars(second, "shop/cart", policy=STRICT)
+    async with apps.server(first, PORT), asyncio.timeout(60):
+        while len(dead.flows(failed=True)) < 3:
             assert await attempt(client)
+    assert front.flows(failed=True) == [], "each was served by the other one, and is one connection"
 
 
 async def test_when_nobody_lives_every_connection_is_refused_and_the_first_that_lives_is_found(network, sidecars):

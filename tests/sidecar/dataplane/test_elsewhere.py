@@ -67,8 +67,11 @@ async def test_a_connection_that_reached_nobody_is_begun_again_with_all_that_was
     assert await reader.readexactly(2) == b"hi"
     writer.write(b"more")
     assert (await raw.receive())[3:] == (4, b"more")
-    failed = [flow.failed for flow in world.flows.closed_records]
-    assert failed == [False, True, True]
+    raw.send(frame(UPDATE, FIN, 7, 0))
+    writer.close()
+    await apps.until(lambda: world.plane.live_connections == 0)
+    assert [flow.failed for flow in world.flows.closed_records] == [False, False], "it is one connection"
+    assert world.flows.opened_records == world.flows.closed_records
 
 
 async def test_the_end_of_what_a_client_says_is_said_again(world):
@@ -93,6 +96,7 @@ async def test_a_destination_that_never_answered_is_not_waited_for(world):
     await begun(raw, 1)
     raw.send(frame(*UNREACHED, 1, 0))
     await was_reset(reader)
+    assert [flow.failed for flow in world.flows.closed_records] == [True]
     await call(world)  # whatever comes next is of the next connection
     await begun(raw, 3)
 
@@ -124,6 +128,43 @@ async def test_a_tunnel_that_is_lost_says_nothing_of_what_was_delivered(world):
     await begun(raw, 3)
     raw.writer.transport.abort()
     await was_reset(reader)
+
+
+async def test_who_has_not_said_a_word_when_a_tunnel_is_lost_goes_on_over_another_one(world):
+    await world.start()
+    raw = await answering(world)
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.outbound)
+    world.stack.callback(writer.close)
+    await begun(raw, 3, b"")
+    raw.writer.transport.abort()
+    again = await ready(await world.accept())
+    await begun(again, 1, b"")
+    writer.write(b"hello")
+    assert (await again.receive())[4] == b"hello"
+    again.send(frame(UPDATE, ACK, 1, 0), frame(DATA, 0, 1, 2), b"hi", frame(UPDATE, FIN, 1, 0))
+    assert await reader.read() == b"hi"
+    writer.close()
+    await apps.until(lambda: world.plane.live_connections == 0)
+    assert [flow.failed for flow in world.flows.closed_records] == [False, False]
+
+
+async def test_who_has_ended_what_it_says_does_not_go_on_when_a_tunnel_is_lost(world):
+    await world.start()
+    raw = await answering(world)
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.outbound)
+    world.stack.callback(writer.close)
+    writer.write_eof()
+    await begun(raw, 3, b"")
+    assert await raw.receive() == (UPDATE, FIN, 3, 0, b"")
+    raw.writer.transport.abort()
+    await was_reset(reader)
+
+
+async def test_a_peer_is_told_that_one_stream_more_would_be_too_many(world):
+    await world.start(streams_per_tunnel=1)
+    raw = await world.dial()
+    raw.send(frame(UPDATE, SYN, 1, 0), frame(UPDATE, SYN, 3, 0))
+    assert await raw.receive() == (*UNREACHED, 3, 0, b"")
 
 
 async def test_a_client_that_has_said_much_is_not_begun_again(world):
@@ -221,10 +262,12 @@ ALLOW = {"rules": [{"from": "shop/front", "to": "shop/cart", "port": PORT}]}
 async def test_connections_wait_while_an_application_begins_again(network, sidecars):
     client, pod = network.pod(), network.pod()
     front = sidecars(client, "shop/front", policy=ALLOW, directory=[meshed("shop/cart", [pod], PORT)])
-    sidecars(pod, "shop/cart", policy=ALLOW | {"tls": "strict"})
+    cart = sidecars(pod, "shop/cart", policy=ALLOW | {"tls": "strict"})
     async with apps.server(pod, PORT):
         await apps.echo(client, pod.address, PORT)
     calls = [asyncio.ensure_future(apps.echo(client, pod.address, PORT)) for _ in range(5)]
-    await front.until(lambda state: len(front.flows(failed=True)) > 0)
+    await cart.until(lambda state: len(cart.flows(failed=True)) > 0)
     async with apps.server(pod, PORT):
         await asyncio.gather(*calls)
+    await front.until(lambda state: len(front.flows()) == 6)
+    assert front.flows(failed=True) == [], "each is one connection, and was served"

@@ -77,6 +77,7 @@ CHECKS: Final[Mapping[str, Check[int] | Check[float]]] = MappingProxyType(
         "tunnel_idle": seconds(1, 86_400),
         "backoff": seconds(0.001, 60),
         "backoff_max": seconds(0.001, 3600),
+        "patience": seconds(0, 60),
         "renewal_spread": seconds(0, 3600),
         "memory_limit": _size(16 * _MIB, off=True),
         "memory_high": _fraction,

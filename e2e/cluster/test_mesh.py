@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from e2e.cluster import attempts, shop
+from e2e.cluster import attempts, shop, strangers
 from e2e.cluster.installed import INJECTION, SYSTEM, Hedgerow
 from e2e.harness.cluster import Cluster
-from e2e.harness.pods import IDLE, apply, python_pod, wait_ready
 from e2e.harness.programs import until
 
 pytestmark = pytest.mark.timeout(600)
@@ -100,30 +99,27 @@ def test_what_was_learned_is_enforced_by_the_sidecars_alone(cluster: Cluster, me
     agree(cluster, "by the sidecars")
 
 
+@pytest.fixture(scope="module")
+def strangers_there(cluster: Cluster, mesh: Hedgerow) -> Iterator[None]:
+    """An intruder, a compromised pod, and two under a stolen ServiceAccount, one of them with a sidecar."""
+    with strangers.strangers(cluster):
+        yield
+
+
+@pytest.mark.usefixtures("strangers_there")
 def test_the_shop_goes_on_and_strangers_get_nowhere(cluster: Cluster, mesh: Hedgerow) -> None:
     before = shopping(cluster)
-    strangers = (("intruder", "outside", {}), ("compromised", "shop", {}))
-    cluster.create_namespace(name="outside")
-    try:
-        for name, namespace, labels in strangers:
-            apply(cluster, namespace, python_pod(name, IDLE, cluster.controller_image, labels=labels or {"app": name}))
-        for name, namespace, _ in strangers:
-            wait_ready(cluster, namespace, name, seconds=120)
-        injected = [
-            each["metadata"]["name"]
-            for each in pods(cluster, "shop")
-            if len(each["spec"].get("initContainers", ())) == 3
-        ]
-        assert "compromised" in injected
-        for name, namespace, _ in strangers:
-            found = attempts.reached(cluster, namespace, name, "app", attempts.targets())
-            assert all(found.values()), f"{name} reached {[each for each, why in found.items() if not why]}"
-    finally:
-        cluster.delete_namespace("outside")
-        cluster.kubectl("-n", "shop", "delete", "pod", "compromised", "--wait=true", "--ignore-not-found")
+    assert strangers.reached(cluster) == {}
     after = shopping(cluster)
     assert after["requests"] > before["requests"], (before, after)
     assert after["failed"] == before["failed"], (before, after)
+
+
+@pytest.mark.usefixtures("strangers_there")
+def test_a_stolen_service_account_buys_no_certificate_of_its_workload(cluster: Cluster) -> None:
+    refused = strangers.certificates(cluster)
+    assert set(refused.values()) == {"PERMISSION_DENIED"}, refused
+    assert strangers.identity(cluster, "thief").endswith("/ns/shop/sa/front/wl/thief")
 
 
 def test_an_override_opens_and_its_end_closes(cluster: Cluster, mesh: Hedgerow) -> None:
@@ -157,6 +153,7 @@ def test_an_override_opens_and_its_end_closes(cluster: Cluster, mesh: Hedgerow) 
     cluster.kubectl("-n", "data", "delete", "accessoverride", "look-into-it")
 
 
+@pytest.mark.usefixtures("strangers_there")
 def test_the_cluster_enforces_the_same_by_itself(cluster: Cluster, mesh: Hedgerow) -> None:
     """NetworkPolicy alone: sidecars allow everything, and the cluster's enforcer refuses what was not learned."""
     for namespace in shop.NAMESPACES:
@@ -183,6 +180,7 @@ def test_the_cluster_enforces_the_same_by_itself(cluster: Cluster, mesh: Hedgero
         mesh.segmentation(namespace, ingress="audit", egress="audit", inboundTLS="strict", networkPolicy="report")
     until(lambda: len(policies(cluster)) == len(copies), "ours to be taken back", seconds=60)
     agree(cluster, "by NetworkPolicies alone")
+    assert strangers.reached(cluster) == {}
     for namespace in shop.NAMESPACES:
         mesh.segmentation(namespace, ingress="enforce", egress="enforce", inboundTLS="strict", networkPolicy="report")
     agree(cluster, "by the sidecars again, and by the copies")

@@ -4,9 +4,8 @@ Rules:
 
 1. Endpoints are tried one after the other, each judged before it is tried.
 2. A connection that has reached no application is tried at the other endpoints (:mod:`sidecar.dataplane.elsewhere`).
-   Where the destination has answered before, and for a moment nobody does, it waits for one that does, for
-   :data:`_PATIENCE` seconds at most: an application that ends, or begins again, costs its clients time, and no
-   connection.
+   Where the destination has answered before, and for a moment nobody does, it waits for one that does, as long as the
+   settings' ``patience``: an application that ends, or begins again, costs its clients time, and no connection.
 """
 
 from __future__ import annotations
@@ -40,9 +39,6 @@ _log = logging.getLogger(__name__)
 
 #: Endpoints tried for one connection at once, at most.
 _ATTEMPTS = 3
-#: Seconds that a connection waits for a destination that has answered before: as long as it takes until everybody has
-#: heard who is there now, and until an application was started again.
-_PATIENCE = 3.0
 #: Seconds between two looks at who is there now.
 _LOOK = 0.05
 
@@ -51,10 +47,13 @@ class Target:
     """A destination as applications name it, and whether it has ever answered. Implements
     :class:`sidecar.dataplane.elsewhere.Elsewhere` for connections that are tried for the first time."""
 
-    __slots__ = ("_begin_again", "address", "answers")
+    __slots__ = ("_begin_again", "_patience", "address", "answers")
 
-    def __init__(self, begin_again: Callable[[Target, socket.socket, bytes, float], None], address: Address) -> None:
+    def __init__(
+        self, begin_again: Callable[[Target, socket.socket, bytes, float], None], address: Address, patience: float
+    ) -> None:
         self._begin_again = begin_again
+        self._patience = patience
         self.address = address
         self.answers = False
 
@@ -62,7 +61,7 @@ class Target:
         self.answers = True
 
     def begin_again(self, sock: socket.socket, early: bytes) -> None:
-        self.go_on(sock, early, asyncio.get_running_loop().time() + _PATIENCE)
+        self.go_on(sock, early, asyncio.get_running_loop().time() + self._patience)
 
     def go_on(self, sock: socket.socket, early: bytes, until: float) -> None:
         """Try once more, until then."""
@@ -226,7 +225,7 @@ class Attempt:
                     return endpoint
             if destination.outside or untrusted or not self._known.answers:
                 return None
-            self._until = self._until or loop.time() + _PATIENCE
+            self._until = self._until or loop.time() + fabric.settings.patience
             if loop.time() >= self._until:
                 return None
             # The directory tells nobody of a change; one look is cheaper than what is waited for.

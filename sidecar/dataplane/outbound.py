@@ -109,7 +109,7 @@ class Outbound:
         targets = self._targets
         target = targets.get(address)
         if target is None:
-            target = targets[address] = Target(self._begin_again, address)
+            target = targets[address] = Target(self._begin_again, address, self._fabric.settings.patience)
             if len(targets) > _KNOWN:
                 targets.popitem(last=False)
         else:

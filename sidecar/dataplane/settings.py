@@ -72,6 +72,8 @@ class DataPlaneSettings:
         half as much more may pass. As long as Envoy waits for a stream to be flushed. 0: no limit
     :param tunnel_idle: seconds without a stream before a tunnel is let go
     :param backoff: seconds before an endpoint that failed is dialled again; doubles up to ``backoff_max``
+    :param patience: seconds that a connection waits for a destination that has answered before and has nobody now,
+        until everybody has heard who is there, or an application was started again. 0: none
     :param renewal_spread: seconds over which the peers are asked to come back after our certificate was renewed
     :param memory_limit: bytes that our process may use; 0: what its control group allows, and without such a limit
         nothing is watched
@@ -112,6 +114,7 @@ class DataPlaneSettings:
     tunnel_idle: float = 300.0
     backoff: float = 0.05
     backoff_max: float = 1.0
+    patience: float = 3.0
     renewal_spread: float = 1.0
     memory_limit: int = 0
     memory_high: float = 0.9

@@ -14,7 +14,7 @@ from controller.kube.errors import Malformed
 #: An object as JSON gives it.
 type Document = dict[str, Any]
 
-#: A page of 250 objects of the largest size that etcd takes by default (1.5 MiB) does not fit, ordinary ones do.
+#: A page of 100 objects of the largest size that etcd takes by default (1.5 MiB) does not fit, ordinary ones do.
 MAX_ANSWER_BYTES = 128 * 1024 * 1024
 #: One object of etcd's largest size, twice (with its managed fields in JSON).
 MAX_EVENT_BYTES = 4 * 1024 * 1024

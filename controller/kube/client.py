@@ -33,8 +33,8 @@ from controller.kube.kinds import Resource
 from controller.kube.settings import KubernetesSettings
 
 FIELD_MANAGER = "hedgerow-controller"
-#: Objects on a page of a list. An ordinary pod is 10 KB of JSON and takes 60 KB until it is read: a page is the most that
-#: a list takes beside what is held, whatever the cluster's size.
+#: Objects on a page of a list, each of which takes ten and more times what is held of it until it has been read: a page
+#: is the most that a list takes for the moment, whatever the cluster's size.
 PAGE = 100
 #: Seconds that a watch may say nothing. Servers send a bookmark about once a minute; a silent connection may be dead.
 SILENCE = 150.0

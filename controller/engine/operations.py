@@ -24,7 +24,8 @@ from controller.overrides import OverrideRequest
 from controller.view import Override, OverrideState, WorkloadMode
 from graph.errors import InvalidValue
 from graph.flow import EdgeKey
-from graph.model import Direction, InboundTls, Instance, Mode, WorkloadRef
+from graph.model import Direction, InboundTls, Instance, Mode, Verdict, WorkloadRef
+from graph.outside import is_wide
 
 _SHOWN = 50
 _COMPARED = 2_000
@@ -56,7 +57,10 @@ def set_inventory(state: State, now: float, inventory: Inventory, actor: str, *,
     _follow_in_graph(state, before, changed, now)
     _follow_in_policy(state, before, redefined)
     _follow_addresses(state, before, changed - redefined)
-    declared.follow_inventory(state, now, changed)
+    moved = changed if before.networks == inventory.networks else set(inventory.workloads)
+    declared.follow_inventory(state, now, moved)
+    if not state.declared:
+        _withdraw_overrides(state, now, moved)
     for ref in changed:
         for gone in set(before.instances_of(ref)) - set(inventory.instances_of(ref)):
             forget_gone(state, gone)
@@ -137,6 +141,28 @@ def _follow_addresses(state: State, before: Inventory, changed: set[WorkloadRef]
             named = WorkloadRef.external(address)
             if state.index.names(named):
                 state.stale |= state.index.neighbours(named, state.rules) | {ref}
+
+
+def _withdraw_overrides(state: State, now: float, changed: set[WorkloadRef]) -> None:
+    """End what lets a whole network in where one of these workloads has an address now: it could come by that alone."""
+    came = [instance for ref in changed for instance in state.inventory.instances_of(ref)]
+    for override in list(state.overrides.values()):
+        if override.effect is Verdict.DENY or not is_wide(override.source):
+            continue
+        if override.state(now) is not OverrideState.ACTIVE:
+            continue
+        found = next(overrides.inhabitants(override.source, came, state.inventory), None)
+        if found is None:
+            continue
+        why = f"{found.workload} has the address {found.address} now: list clusterNetworks, then allow it again"
+        state.put_override(
+            replace(
+                override, revoked_at=now, revoked_by="controller", revoke_reason=why[: overrides.MAX_REASON], ended=True
+            )
+        )
+        state.drop_rule(override.id)
+        state.hurry((override.source, override.destination))
+        state.log(now, "controller", "override.withdraw", override.id, problem=why)
 
 
 def set_mode(

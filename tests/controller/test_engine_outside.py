@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from controller.errors import InvalidRequest
+from controller.view import OverrideState
 from graph.flow import EdgeKey
 from graph.model import Connection, Direction, Mode, Peer, Verdict, WorkloadRef
 from graph.outside import parse_end
@@ -89,6 +90,27 @@ async def test_an_edge_shows_the_override_that_decides_about_it(tmp_path: Path, 
         for each in (deny, network):
             await engine.revoke_override(each.id, "ann", "done")
         assert [deciding(end) for end in keys] == ["", "", below.id]
+
+
+async def test_a_workload_that_moves_into_a_network_that_is_let_in_ends_that(tmp_path: Path, clock: Clock) -> None:
+    async with running(tmp_path, clock) as engine:
+        made = await override(engine, source=NETWORK, destination=CART, expires_in=None)
+        kept = [
+            await override(engine, source=parse_end("-/198.51.100.0/24"), destination=CART, expires_in=None),
+            await override(engine, effect=Verdict.DENY, source=NETWORK, destination=CART, expires_in=None),
+            await override(engine, destination=NETWORK, expires_in=None),
+        ]
+        moved = edited(("address: 10.0.0.4}", "address: 203.0.113.9}"))
+        await engine.set_inventory(replace(moved, networks=("203.0.113.0/28",)), "test")
+        assert made.id in engine.view.rules, "the cluster's own networks are left out as it is"
+        await engine.set_inventory(moved, "test")  # and now nobody says which those are
+        assert {each.id for each in kept} == {name for name in engine.view.rules if name.startswith("override/")}
+        ended = engine.view.overrides[made.id]
+        assert (ended.state(clock.now), ended.revoked_by) == (OverrideState.REVOKED, "controller")
+        assert "data/redis has the address 203.0.113.9 now" in ended.revoke_reason
+        entries = (await engine.audit(10)).entries
+        assert ("override.withdraw", made.id) in {(each.action, each.subject) for each in entries}
+        assert_as_if_compiled_whole(engine.view, clock.now)
 
 
 async def test_a_network_in_which_workloads_are_lets_nobody_in(tmp_path: Path, clock: Clock) -> None:

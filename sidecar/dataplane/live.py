@@ -19,6 +19,7 @@ from graph.model import Direction, Peer, Verdict
 from graph.policy import Decision, Reason
 from sidecar.dataplane.contracts import Authority, FlowSink, Record
 from sidecar.dataplane.guards import Budget, Guards
+from sidecar.dataplane.half_closed import HalfClosed
 from sidecar.dataplane.settings import DataPlaneSettings
 
 type _Key = tuple[Direction, Peer, int]
@@ -38,7 +39,6 @@ class Connection:
         "_after",
         "_announced",
         "_end",
-        "_idle_timer",
         "_key",
         "_quiet",
         "_register",
@@ -53,7 +53,6 @@ class Connection:
         self._end = end
         self._announced = False
         self._after: Callable[[bool], None] | None = None
-        self._idle_timer: asyncio.TimerHandle | None = None
         self._seen = -1  # what it had carried at the last look
         self._quiet = 0  # looks since then that found nothing more
         self.record = record
@@ -74,22 +73,12 @@ class Connection:
 
     def half_closed(self, loop: asyncio.AbstractEventLoop) -> None:
         """One direction has ended; from now on the other must carry something, or the connection ends."""
-        limit = self._register.half_closed_idle
-        if limit and self._idle_timer is None and not self.record.closed:
-            self._idle_timer = loop.call_later(limit, self._check_idle, loop, self._carried())
-
-    def _check_idle(self, loop: asyncio.AbstractEventLoop, before: int) -> None:
-        self._idle_timer = None
-        carried = self._carried()
-        if carried == before:
-            self._register.guards.counters.half_closed_ended += 1
-            self.end()
-        else:
-            self._idle_timer = loop.call_later(self._register.half_closed_idle, self._check_idle, loop, carried)
+        if not self.record.closed:
+            self._register.half_closed.watch(self, loop)
 
     def quiet(self) -> int:
         """Look at it: how many looks, this one included, have found nothing carried since the one before."""
-        carried = self._carried()
+        carried = self.carried()
         if carried == self._seen:
             self._quiet += 1
         else:
@@ -101,7 +90,8 @@ class Connection:
         """Where its owner accounts for what a receiver does not take."""
         return self._register.guards.budget
 
-    def _carried(self) -> int:
+    def carried(self) -> int:
+        """Bytes so far, in both directions."""
         return self.record.bytes_sent + self.record.bytes_received
 
     def announce(self) -> None:
@@ -122,9 +112,7 @@ class Connection:
         self.announce()
         record.closed = True
         self._end = _nothing
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
-            self._idle_timer = None
+        self._register.half_closed.forget(self)
         self._register.remove(self._key, self)
         self._register.flows.closed(record)
         if self._after is not None:
@@ -135,6 +123,7 @@ class Connection:
         if not self.record.closed and not self._announced:
             self.record.closed = True
             self._end = _nothing
+            self._register.half_closed.forget(self)
             self._register.remove(self._key, self)
             if self._after is not None:
                 self._after(True)
@@ -163,15 +152,15 @@ class Connections:
     :param half_closed_idle: as in :class:`~sidecar.dataplane.settings.DataPlaneSettings`
     """
 
-    __slots__ = ("_authority", "_empty", "_groups", "count", "flows", "guards", "half_closed_idle")
+    __slots__ = ("_authority", "_empty", "_groups", "count", "flows", "guards", "half_closed")
 
     def __init__(
         self, authority: Authority, flows: FlowSink, half_closed_idle: float = 0.0, guards: Guards | None = None
     ) -> None:
         self._authority = authority
         self.flows = flows
-        self.half_closed_idle = half_closed_idle
         self.guards = guards if guards is not None else Guards(DataPlaneSettings())
+        self.half_closed: HalfClosed[Connection] = HalfClosed(half_closed_idle, self._half_closed_ended)
         self._groups: dict[_Key, set[Connection]] = {}
         self._empty: list[Callable[[], None]] = []
         #: How many there are.
@@ -247,6 +236,9 @@ class Connections:
         for group in list(self._groups.values()):
             for connection in list(group):
                 connection.end()
+
+    def _half_closed_ended(self) -> None:
+        self.guards.counters.half_closed_ended += 1
 
     def _ask(self, key: _Key) -> Decision:
         direction, peer, port = key

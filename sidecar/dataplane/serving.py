@@ -61,7 +61,7 @@ def carry_stream(
         tunnel.refuse(stream_id, unreached=True)
         connection.finish(failed=True)
         return None
-    connecting = fabric.settings.connect_timeout
+    connecting = 0.0 if sockets.is_connected(server) else fabric.settings.connect_timeout
     stream = Stream(fabric.reactor, tunnel, stream_id, server, connection, opened_here=False, connecting=connecting)
     connection.announce()
     return stream

@@ -18,6 +18,7 @@ from sidecar.errors import CannotListen, ConfigError
 _SO_ORIGINAL_DST = 80  # the same number for IPv6, at level IPPROTO_IPV6
 _SO_MARK = 36
 _TCP_NOTSENT_LOWAT = 25
+_ESTABLISHED = b"\x01"  # tcpi_state, the first of struct tcp_info (linux/tcp.h)
 _LINGER_RESET = struct.pack("ii", 1, 0)
 _SOCKADDR_IN = struct.Struct("!2xH4s8x")
 _SOCKADDR_IN6 = struct.Struct("!2xH4x16s4x")
@@ -206,6 +207,11 @@ def refuse(sock: socket.socket) -> None:
     """Close a connection that nothing else knows of; the client sees a reset."""
     reset(sock)
     sock.close()
+
+
+def is_connected(sock: socket.socket) -> bool:
+    """Whether a connection attempt that has just begun has succeeded already, as it mostly has on one machine."""
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _ESTABLISHED
 
 
 def connect_error(sock: socket.socket) -> int:

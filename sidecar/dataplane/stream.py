@@ -114,6 +114,8 @@ class Stream:
         reactor.register(sock, IN | OUT | RDHUP | EDGE, self)
         if connecting:
             self._timer = reactor.loop.call_later(connecting, self.reset)
+        elif not opened_here:
+            self._sender.control(_ACK, stream_id, 0)
 
     # the local side
 

@@ -23,7 +23,8 @@ from sidecar.dataplane.contracts import FlowSink
 from sidecar.dataplane.tunnel import Tunnel
 from sidecar.metrics import own
 from sidecar.metrics.fanout import Fanout
-from sidecar.metrics.istio import NAMES, IstioMetrics, Labels
+from sidecar.metrics.istio import NAMES, IstioMetrics
+from sidecar.metrics.istio_labels import Labels
 from sidecar.metrics.page import MetricsPage
 from sidecar.metrics.registry import Reading, Registry
 from sidecar.probes import Prober

@@ -1,24 +1,14 @@
 """Istio's standard metrics, so that Kiali and the dashboards that people have already show a mesh of ours.
 
-Names, labels and what each label falls back to are those of https://istio.io/latest/docs/reference/config/metrics/
-and of the filter that implements it (istio/proxy, ``source/extensions/filters/http/istio_stats/istio_stats.cc``);
-buckets are Envoy's defaults (envoy, ``source/common/stats/histogram_impl.cc``). Where Istio's two data planes differ,
-or a label asks for what a sidecar of ours does not know:
+Names are those of https://istio.io/latest/docs/reference/config/metrics/ and of the filter that implements it
+(istio/proxy, ``source/extensions/filters/http/istio_stats/istio_stats.cc``); labels are in
+:mod:`sidecar.metrics.istio_labels`; buckets are Envoy's defaults (envoy, ``source/common/stats/histogram_impl.cc``).
+Where Istio's two data planes differ:
 
 * Bytes of TCP are counted as the client's side sees them: *received* is what came from the source, *sent* what went
   back to it, at both reporters.
 * A connection that carried requests that we saw is in the ``istio_requests_total`` group alone, as with Istio's
   sidecars; Kiali would draw two edges otherwise.
-* ``connection_security_policy`` is ``mutual_tls`` at both reporters (ztunnel's way), else ``none`` at the destination
-  and ``unknown`` at the source.
-* ``response_flags``: Envoy's ``UF`` for what did not reach the application and ``NR`` for what nobody resolved;
-  ``DENY``, ztunnel's word, for a connection that the policy refused. A refused request is a 403 with ``-``, as
-  Istio's own RBAC reports it.
-* ``app``, ``version`` and ``cluster`` are known of our own pod alone, from the settings. So that both reporters of an
-  edge name its ends alike, ``canonical_service`` is always the workload's name and ``canonical_revision`` always
-  ``latest``, which is what Istio falls back to.
-* ``destination_service`` is the service that was asked for where that is known, else the workload under that form of
-  name. The ``Host`` field of a request is never believed for it.
 
 Counting rules: every connection, request and byte is counted once. Bytes of live connections are added when a page is
 made; what moved after that, when they end.
@@ -27,42 +17,24 @@ made; what moved after that, when they end.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final, NamedTuple, cast
+from typing import Final, cast
 
-from graph.model import EXTERNAL_NAMESPACE, Direction, Verdict
+from graph.model import Direction, Verdict
 from sidecar.access_log import connection_flags
 from sidecar.dataplane.contracts import Record, Request
-from sidecar.metrics.exposition import Kind, Page, labels_text
-from sidecar.metrics.registry import MAX_SERIES, OVERFLOW, Bounded, Histogram
-
-_PEERS: Final = tuple(
-    f"{end}_{what}"
-    for end in ("source", "destination")
-    for what in (
-        "workload",
-        "canonical_service",
-        "canonical_revision",
-        "workload_namespace",
-        "principal",
-        "app",
-        "version",
-        "cluster",
-    )
+from sidecar.metrics.exposition import Kind, Page
+from sidecar.metrics.istio_labels import (
+    GRPC_CODES,
+    NOTHING_TOLD,
+    REQUEST_LABELS,
+    TCP_LABELS,
+    Labels,
+    SeriesKey,
+    folded,
+    key_of,
+    text_of,
 )
-#: Labels of the TCP metrics, in the order in which they are written.
-TCP_LABELS: Final = (
-    "reporter",
-    *_PEERS,
-    "destination_service",
-    "destination_service_name",
-    "destination_service_namespace",
-    "request_protocol",
-    "response_flags",
-    "connection_security_policy",
-)
-#: Labels of the request metrics.
-REQUEST_LABELS: Final = (*TCP_LABELS, "response_code", "grpc_response_status")
+from sidecar.metrics.registry import MAX_SERIES, Bounded, Histogram
 
 #: Envoy's default bounds, for milliseconds and for bytes alike.
 BUCKETS: Final = (
@@ -85,47 +57,9 @@ _TCP: Final = (
 #: Every family that this module writes.
 NAMES: Final = (_REQUESTS, *(name for name, _ in _HISTOGRAMS), *(name for name, _ in _TCP))
 
-_UNKNOWN: Final = "unknown"
 _HTTP: Final = frozenset({"http", "http2", "grpc"})
 #: Live connections that are brought up to date between two turns of others.
 _AT_ONCE: Final = 256
-#: gRPC's own codes end at 16; what a peer makes up beyond them is UNKNOWN (https://grpc.io/docs/guides/status-codes/).
-_GRPC_CODES: Final = tuple(str(code) for code in range(17))
-
-
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """What a person told us of our own pod; empty: unknown.
-
-    :param app: the pod's label ``app``; ``version`` likewise
-    :param cluster: the name of the cluster
-    """
-
-    app: str = ""
-    version: str = ""
-    cluster: str = ""
-
-
-class _Key(NamedTuple):
-    """What two connections must share to be one series. Made of texts alone: they know their hash already."""
-
-    inbound: bool
-    source: str
-    source_namespace: str
-    source_identity: str
-    destination: str
-    destination_namespace: str
-    destination_identity: str
-    service: str
-    host: str
-    secured: bool
-    flags: str
-    protocol: str
-    code: int
-    grpc: int
-
-
-type _Tuple = tuple[bool, str, str, str, str, str, str, str, str, bool, str, str, int, int]
 
 
 class _Requests:
@@ -179,13 +113,12 @@ class IstioMetrics:
     :param limit: label sets of the request metrics, and of the TCP metrics
     """
 
-    def __init__(self, labels: Labels = Labels(), limit: int = MAX_SERIES) -> None:
-        self._own = labels
+    def __init__(self, labels: Labels = NOTHING_TOLD, limit: int = MAX_SERIES) -> None:
         self._live: dict[int, _Live] = {}
-        self._requests: Bounded[_Tuple, _Requests] = Bounded(
-            limit, lambda key: _Requests(self._labels(key, REQUEST_LABELS)), _folded
+        self._requests: Bounded[SeriesKey, _Requests] = Bounded(
+            limit, lambda key: _Requests(text_of(key, REQUEST_LABELS, labels)), folded
         )
-        self._tcp: Bounded[_Tuple, _Tcp] = Bounded(limit, lambda key: _Tcp(self._labels(key, TCP_LABELS)), _folded)
+        self._tcp: Bounded[SeriesKey, _Tcp] = Bounded(limit, lambda key: _Tcp(text_of(key, TCP_LABELS, labels)), folded)
         #: Connections refused by the policy or for want of knowledge, by direction and reason.
         self.refused: dict[tuple[str, ...], int] = {}
         #: Requests refused, by reason.
@@ -197,19 +130,19 @@ class IstioMetrics:
     def folded(self) -> int:
         return self._requests.folded + self._tcp.folded
 
-    def request_cells(self) -> list[tuple[_Tuple, _Requests]]:
+    def request_cells(self) -> list[tuple[SeriesKey, _Requests]]:
         """What was counted of requests, by key; likewise :meth:`tcp_cells`. For :mod:`sidecar.metrics.sums`."""
         return self._requests.items()
 
-    def tcp_cells(self) -> list[tuple[_Tuple, _Tcp]]:
+    def tcp_cells(self) -> list[tuple[SeriesKey, _Tcp]]:
         return self._tcp.items()
 
     def request_cell(self, key: tuple[object, ...]) -> _Requests:
         """Where a key's requests are counted, which :meth:`request_cells` of another process has named."""
-        return self._requests.get(cast(_Tuple, key))
+        return self._requests.get(cast(SeriesKey, key))
 
     def tcp_cell(self, key: tuple[object, ...]) -> _Tcp:
-        return self._tcp.get(cast(_Tuple, key))
+        return self._tcp.get(cast(SeriesKey, key))
 
     def live(self) -> list[Record]:
         """The connections that are open now."""
@@ -288,10 +221,10 @@ class IstioMetrics:
         grpc = request.grpc_status
         if protocol != "grpc":
             grpc = -1
-        elif grpc >= len(_GRPC_CODES):
+        elif grpc >= len(GRPC_CODES):
             grpc = 2
         flags = "UF" if request.record.failed and not denied else "-"
-        cell = self._requests.get(_key(request.record, flags, protocol, request.status, grpc))
+        cell = self._requests.get(key_of(request.record, flags, protocol, request.status, grpc))
         live.requests = cell
         live.protocol, live.code, live.grpc = request.protocol, request.status, request.grpc_status
         live.denied = denied
@@ -310,7 +243,7 @@ class IstioMetrics:
             return False  # its first request is on its way
         cell = live.tcp
         if cell is None or record.closed:
-            cell = live.tcp = self._tcp.get(_key(record, connection_flags(record), "tcp", 0, -1))
+            cell = live.tcp = self._tcp.get(key_of(record, connection_flags(record), "tcp", 0, -1))
         if not live.opened:
             live.opened = True
             cell.opened += 1
@@ -318,87 +251,3 @@ class IstioMetrics:
         cell.sent += record.bytes_received - live.received
         live.sent, live.received = record.bytes_sent, record.bytes_received
         return True
-
-    # naming
-
-    def _labels(self, key: _Tuple, names: tuple[str, ...]) -> str:
-        made = _Key(*key)
-        reporter = "destination" if made.inbound else "source"
-        if made.flags == OVERFLOW:
-            return labels_text(names, [reporter if name == "reporter" else OVERFLOW for name in names])
-        mine, peer = self._own, Labels()
-        source, destination = (peer, mine) if made.inbound else (mine, peer)
-        made = made._replace(  # what is outside the mesh is in no namespace
-            source_namespace=made.source_namespace.removeprefix(EXTERNAL_NAMESPACE),
-            destination_namespace=made.destination_namespace.removeprefix(EXTERNAL_NAMESPACE),
-        )
-        values = {"reporter": reporter, "request_protocol": made.protocol, "response_flags": made.flags}
-        values |= _end("source", made.source, made.source_namespace, made.source_identity, source)
-        values |= _end(
-            "destination", made.destination, made.destination_namespace, made.destination_identity, destination
-        )
-        values |= _service(made)
-        unsecured = "none" if made.inbound else _UNKNOWN
-        values["connection_security_policy"] = "mutual_tls" if made.secured else unsecured
-        values["response_code"] = str(made.code)
-        values["grpc_response_status"] = _GRPC_CODES[made.grpc] if made.grpc >= 0 else ""
-        return labels_text(names, [values[name] for name in names])
-
-
-def _key(record: Record, flags: str, protocol: str, code: int, grpc: int) -> _Tuple:
-    source, destination = record.source, record.destination
-    inbound = record.direction is Direction.INBOUND
-    one, other = source.workload, destination.workload
-    return (
-        inbound,
-        one.name if one is not None and not one.is_external else "",
-        source.namespace,
-        record.source_identity,
-        other.name if other is not None and not other.is_external else "",
-        destination.namespace,
-        record.destination_identity,
-        record.service,
-        destination.host,
-        source.verified if inbound else destination.verified,
-        flags,
-        protocol,
-        code,
-        grpc,
-    )
-
-
-def _folded(key: _Tuple) -> _Tuple:
-    return (key[0], "", "", "", "", "", "", "", "", False, OVERFLOW, "", 0, -1)
-
-
-def _end(end: str, workload: str, namespace: str, identity: str, labels: Labels) -> dict[str, str]:
-    values = {
-        "workload": workload,
-        "canonical_service": workload,
-        "canonical_revision": "latest",
-        "workload_namespace": namespace,
-        "principal": identity,
-        "app": labels.app,
-        "version": labels.version,
-        "cluster": labels.cluster,
-    }
-    return {f"{end}_{name}": value or _UNKNOWN for name, value in values.items()}
-
-
-def _service(key: _Key) -> dict[str, str]:
-    namespace, _, name = key.service.rpartition("/")
-    if key.host and not key.destination:
-        host, name, namespace = key.host, key.host, _UNKNOWN
-    elif not key.destination and not name:
-        # what Istio calls a connection to something that is in no inventory, and lets through
-        host = name = _UNKNOWN if key.inbound else "PassthroughCluster"
-        namespace = _UNKNOWN
-    else:
-        name = name or key.destination
-        namespace = namespace or key.destination_namespace or _UNKNOWN
-        host = f"{name}.{namespace}.svc.cluster.local"
-    return {
-        "destination_service": host,
-        "destination_service_name": name,
-        "destination_service_namespace": namespace,
-    }

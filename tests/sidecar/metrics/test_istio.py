@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from graph.model import Direction, Peer, WorkloadRef
 from graph.policy import Reason
 from sidecar.dataplane.live import refusal
-from sidecar.metrics.istio import BUCKETS, IstioMetrics, Labels
+from sidecar.metrics.istio import BUCKETS, IstioMetrics
+from sidecar.metrics.istio_labels import Labels
 from tests.sidecar.metrics.families import COMMON, REQUEST, REQUEST_FAMILIES, TCP_FAMILIES, only, outbound, page, total
 from tests.sidecar.metrics.records import ALLOWED, CART, CART_ID, FRONT, FRONT_ID, record, refused, request
 

@@ -43,8 +43,9 @@ log = logging.getLogger(__name__)
 
 SOCKET: Final = "takeover.sock"
 VERSION: Final = 1
-#: Seconds within which the new one has to be ready, and the running one has to answer.
-DEADLINE: Final = 30.0
+#: Seconds within which the new one, with its workers, has to be ready, and the running one has to answer. Until then
+#: the running one goes on.
+DEADLINE: Final = 120.0
 #: Sockets in one packet; the kernel takes 253.
 _CHUNK: Final = 64
 _MAX_PACKET: Final = 65_536

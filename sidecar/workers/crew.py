@@ -22,8 +22,8 @@ from sidecar.workers.process import WorkerProcess
 
 log = logging.getLogger(__name__)
 
-#: Seconds that a worker has to be ready, and to listen.
-START_SECONDS: Final = 30.0
+#: Seconds that a worker has to be ready, and to listen: a node that starts many pods at once is slow.
+START_SECONDS: Final = 90.0
 #: Seconds without a word, of a worker that says something every second, after which it is killed.
 SILENCE: Final = 30.0
 #: Seconds that workers have at the end.

@@ -2,6 +2,11 @@
 
 Of every address there is one socket for each worker at least, in one group (``SO_REUSEPORT``, socket(7)): the kernel
 deals new connections among them. The first one is bound alone, so that another program on that port is noticed.
+
+What the process before listened on is kept, also where that are more sockets than there are workers now: a connection
+that waits in a socket is reset when the last holder closes it, and the kernel moves none to another by default
+(``net.ipv4.tcp_migrate_req``, which would be the node's to set). So a worker takes connections from several, and a
+sidecar that once had many workers keeps a descriptor for each.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ class Process:
         return int(head.split()[1]), body
 
     async def ready(self):
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while True:
                 assert self.child.returncode is None, self.log.read_text()
                 with contextlib.suppress(OSError, asyncio.IncompleteReadError):
@@ -116,7 +116,7 @@ class Process:
         """Start another one beside it, which takes over; the exit code of the one before."""
         before, self.child = self.child, await self.start()
         try:
-            return await asyncio.wait_for(before.wait(), 60)
+            return await asyncio.wait_for(before.wait(), 90)
         finally:
             if before.returncode is None:
                 before.kill()

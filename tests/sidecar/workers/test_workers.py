@@ -482,22 +482,40 @@ async def test_workers_end_with_their_supervisor(mesh):
         assert await mesh.front.terminate() == 0
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 2), (1, 3)])
-async def test_a_restart_under_load_refuses_nothing(controller, tmp_path, before, after):
-    async with running(controller, tmp_path, workers=before) as mesh:
+def listening(port):
+    """Of each socket that listens on ``port``: how many connections wait in it, by the kernel's word (proc(5))."""
+    lines = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    return [int(queues.split(":")[1], 16) for _, local, _, state, queues, *_ in lines if (
+        state == "0A" and int(local.split(":")[1], 16) == port
+    )]  # fmt: skip
+
+
+@pytest.mark.parametrize("numbers", [(2, 2), (1, 3), (3, 1), (3, 1, 2)], ids=str)
+async def test_a_restart_under_load_refuses_nothing_whatever_the_number_of_workers(controller, tmp_path, numbers):
+    """A socket that the kernel deals connections to is never closed, also when there are fewer to take them: what waits
+    in it would be reset. Whoever is left takes from all of them."""
+    sockets = numbers[0]
+    # What runs in the process before has all the time that it wants: what is not answered has been lost.
+    async with running(controller, tmp_path, workers=numbers[0], drain_seconds=80) as mesh:
         async with load(mesh.entrance) as outcomes:
-            for process in (mesh.front, mesh.cart):
-                process.configure(workers=after)
-                assert await process.restart() == 0, process.log.read_text()
-                await process.ready()
-            answered = outcomes["answered"]
-            await until(lambda: outcomes["answered"] > answered + 100)
+            for after in numbers[1:]:
+                sockets = max(sockets, after)
+                for process in (mesh.front, mesh.cart):
+                    process.configure(workers=after)
+                    assert await process.restart() == 0, process.log.read_text()
+                    await process.ready()
+                answered = outcomes["answered"]
+                await until(lambda answered=answered: outcomes["answered"] > answered + 100)
+            for port in (mesh.entrance, mesh.service):
+                assert len(listening(port)) == sockets
         assert set(outcomes) == {"answered"}, outcomes
-        assert len(children(mesh.front)) == (after if after > 1 else 0)
+        for port in (mesh.entrance, mesh.service):
+            await until(lambda port=port: listening(port) == [0] * sockets)
+        assert len(children(mesh.front)) == (numbers[-1] if numbers[-1] > 1 else 0)
         assert await mesh.front.terminate() == 0
         assert await mesh.cart.terminate() == 0
-    for direction in Direction:
-        assert connections(controller, direction) == outcomes["answered"]
+    assert connections(controller, Direction.OUTBOUND) == outcomes["answered"], "each is one, however often tried"
+    assert connections(controller, Direction.INBOUND) >= outcomes["answered"], "and here one for each try"
 
 
 # --- processes

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from sidecar.dataplane.half_closed import HalfClosed
+from tests.sidecar.dataplane.timers import Loop
 
 
 @dataclass(eq=False)
@@ -22,35 +23,9 @@ class Some:
         self.ended.set()
 
 
-class Clock(asyncio.SelectorEventLoop):
-    """Timers are called when a test says so."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 100.0
-        self.timers: list[tuple[float, asyncio.TimerHandle]] = []
-
-    def time(self) -> float:
-        return self.now
-
-    def call_later(self, delay, callback, *args, context=None):
-        handle = super().call_later(delay, callback, *args, context=context)
-        self.timers.append((self.now + delay, handle))
-        return handle
-
-    def advance(self, seconds: float) -> None:
-        end = self.now + seconds
-        while self.timers and min(self.timers, key=lambda each: each[0])[0] <= end:
-            due = min(self.timers, key=lambda each: each[0])
-            self.timers.remove(due)
-            self.now = due[0]
-            due[1]._run()
-        self.now = end
-
-
-def watched(limit: float = 10.0) -> tuple[Clock, HalfClosed[Some], list[int]]:
+def watched(limit: float = 10.0) -> tuple[Loop, HalfClosed[Some], list[int]]:
     counted: list[int] = []
-    return Clock(), HalfClosed(limit, lambda: counted.append(1)), counted
+    return Loop(), HalfClosed(limit, lambda: counted.append(1)), counted
 
 
 def test_each_ends_when_its_own_time_has_come():
@@ -69,7 +44,6 @@ def test_each_ends_when_its_own_time_has_come():
     assert len(counted) == 2
     assert not len(watch)
     assert not loop.timers
-    loop.close()
 
 
 def test_what_carries_something_stays_for_as_long_again():
@@ -84,7 +58,6 @@ def test_what_carries_something_stays_for_as_long_again():
     assert not counted
     loop.advance(0.2)
     assert one.ended.is_set()
-    loop.close()
 
 
 def test_what_is_over_is_held_no_longer_and_one_timer_serves_all():
@@ -99,7 +72,6 @@ def test_what_is_over_is_held_no_longer_and_one_timer_serves_all():
     assert len(loop.timers) == 1
     loop.advance(10)
     assert not loop.timers
-    loop.close()
 
 
 def test_one_that_ends_another_with_it():
@@ -117,7 +89,6 @@ def test_one_that_ends_another_with_it():
     assert first.ended.is_set()
     assert not second.ended.is_set()
     assert len(counted) == 1
-    loop.close()
 
 
 def test_a_limit_of_nothing_watches_nothing():
@@ -125,4 +96,3 @@ def test_a_limit_of_nothing_watches_nothing():
     watch.watch(Some(watch), loop)
     assert not len(watch)
     assert not loop.timers
-    loop.close()

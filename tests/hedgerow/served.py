@@ -48,7 +48,7 @@ _SERVING = re.compile(r"serving: gRPC on (\S+), issuer on (\S+), web on (\S+)")
 _CHANNEL = [("grpc.ssl_target_name_override", CONTROLLER_DNS_NAME), ("grpc.use_local_subchannel_pool", 1)]
 
 
-def until[T](condition: Callable[[], T], what: str, seconds: float = 30.0) -> T:
+def until[T](condition: Callable[[], T], what: str, seconds: float = 120.0) -> T:
     """Poll until the condition holds, and return what it returned."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):

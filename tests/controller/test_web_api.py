@@ -41,6 +41,7 @@ class TestLooking:
             assert status["inventory"] == {"workloads": 4, "instances": 5, "services": 1}
             assert status["edges"] == {"candidate": 0, "proposed": 0, "active": 1, "stale": 0, "retired": 0}
             assert re.fullmatch("[0-9a-f]{64}", status["audit_head"])
+            assert status["cluster"] is None
             workloads = {each["workload"]: each for each in status["workloads"]}
             assert workloads["shop/cart"] == {
                 "workload": "shop/cart", "kind": "Deployment", "meshed": True, "transport": "", "instances": 2,

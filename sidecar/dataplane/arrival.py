@@ -199,6 +199,9 @@ class Arrival:
 
     def _silent(self) -> None:
         """The client waits for a server that speaks first, or wants us to think so."""
+        self.on_event(IN)  # we may be late: what it said then waits to be looked at
+        if self._sock is None or self._said:
+            return
         opaque = is_opaque(self._fabric, Peer(address=self._source), self._port)
         self._plaintext(Kind.OTHER if opaque else Kind.MORE)
 

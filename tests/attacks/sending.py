@@ -194,9 +194,9 @@ class _Crowd:
             sock = self._socks[fd]
             try:
                 if mask & select.EPOLLOUT and fd not in self._opened:
-                    self._opened.add(fd)
                     opening = self._openings[int(self.result["connections"]) % len(self._openings)]
                     self.result["sent"] += sock.send(opening)
+                    self._opened.add(fd)
                 if mask & select.EPOLLIN:
                     data = sock.recv(1 << 16)
                     self.result["got"] += len(data)
@@ -205,7 +205,10 @@ class _Crowd:
             except BlockingIOError:
                 continue
             except OSError:
-                self.result["cut"] += 1
+                if fd in self._opened:
+                    self.result["cut"] += 1
+                else:
+                    self.result["connections"] -= 1  # it came to nothing, because we were slow: another one will come
                 self._poll.unregister(fd)
                 self._opened.discard(fd)
                 self._socks.pop(fd).close()

@@ -20,6 +20,8 @@ PLACE = "steady"
 EDGE = f"{PLACE}/caller->{PLACE}/server:{traffic.PORT}/TCP"
 #: What the controller may hold on a cluster of this size, MiB: half as much again as the documentation measured.
 CONTROLLER_MEMORY = 330
+#: Labels of what Helm and the controller make, as kubectl prints them.
+_MARKS = ("hedgerow.dev/", "app.kubernetes.io/part-of:hedgerow", "app.kubernetes.io/managed-by:hedgerow")
 #: Records of what happened, which nobody owns and which end by themselves.
 _RECORDS = ("events", "events.events.k8s.io")
 
@@ -103,8 +105,8 @@ def left_behind(cluster: Cluster) -> list[str]:
     found = []
     for line in said.splitlines():
         kind, namespace, name, labels = line.split(maxsplit=3)
-        # a namespace keeps the label that a person gave it
-        ours = "hedgerow" in name or "hedgerow" in labels.replace(f"{INJECTION}:", "")
+        labels = labels.replace(f"{INJECTION}:", "")  # a namespace keeps the label that a person gave it
+        ours = "hedgerow" in name or any(mark in labels for mark in _MARKS)
         if ours and (kind, name) not in (("Namespace", SYSTEM), ("PersistentVolume", "hedgerow-state")):
             found.append(f"{kind} {namespace}/{name}")
     return found

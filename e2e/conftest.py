@@ -35,11 +35,19 @@ def apiserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     server.close()
 
 
+@pytest.fixture(autouse=True)
+def left_running(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that stopped the API server and failed takes no other test with it."""
+    yield
+    if "apiserver" in request.fixturenames:
+        server: ApiServer = request.getfixturevalue("apiserver")
+        if not server.running:
+            server.start()
+
+
 @pytest.fixture
 def namespace(apiserver: ApiServer) -> Iterator[str]:
     """A fresh namespace with its ``default`` ServiceAccount; its deletion is asked for afterwards, not awaited."""
-    if not apiserver.running:  # a test that stopped it has failed
-        apiserver.start()
     name = apiserver.create_namespace()
     yield name
     with contextlib.suppress(HarnessError):  # a test may have deleted it, or have left the API server down

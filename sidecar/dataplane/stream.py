@@ -419,7 +419,7 @@ class Stream:
         self._give_up(tell=True)
 
     def abort(self, why: str) -> None:
-        """The tunnel is gone; the local side sees a reset, unless it is a client of which nobody can have heard a word."""
+        """The tunnel is gone; the local side sees a reset, unless it is a client that nobody can have heard yet."""
         sock, early, record = self._sock, self._early, self._connection.record
         if sock is not None and early is not None and not (self._eof or record.bytes_sent or record.bytes_received):
             self._sender.control(_RST, self._id, 0)  # it may be a fault of ours, and the tunnel well

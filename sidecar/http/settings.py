@@ -10,8 +10,8 @@ class HttpSettings:
     """How much the lane takes on.
 
     :param head_bytes: of one request's or response's head, and of the trailers of one body; more is refused
-    :param head_timeout: seconds for a whole request head from its first byte, and in HTTP/2 for every frame but those of
-        a body, and the preface; up to ``sweep`` more may pass
+    :param head_timeout: seconds for a whole request head from its first byte, and in HTTP/2 for the preface and every
+        frame but those of a body; up to ``sweep`` more may pass
     :param refused_body: bytes of the body of a refused request that are read and dropped so that its connection can go
         on; a longer or chunked one costs the connection
     :param linger: seconds that a client may go on sending, or not end its direction, after we have ended ours; up to

@@ -97,14 +97,21 @@ async def test_many_pods_that_come_and_go(apiserver: ApiServer, namespace: str, 
         await followed()
         figures["seconds behind at the end"] = round(time.monotonic() - began, 1)
         figures.memory("after that", measured)
-        services = {each["name"]: each for each in measured.get("/inventory")["services"]}
         assert len(crowd.behind()) == PODS_IN_ALL // A_WORKLOAD
-        for name, addresses in crowd.behind().items():
-            assert {at["address"] for port in services[name]["ports"] for at in port["endpoints"]} == addresses
+
+        def stands_before_them() -> bool:
+            """Whether every service has the endpoints of its pods; slices come by a watch of their own."""
+            services = {each["name"]: each for each in measured.get("/inventory")["services"]}
+            return all(
+                {at["address"] for port in services[name]["ports"] for at in port["endpoints"]} == addresses
+                for name, addresses in crowd.behind().items()
+            )
+
+        await measured.until(stands_before_them)
 
         # every watch is broken off at once, while more comes and goes
-        await asyncio.to_thread(apiserver.stop)
-        await asyncio.to_thread(apiserver.start)
+        apiserver.stop()  # not on a thread: what it starts ends with the thread that started it
+        apiserver.start()
         async with Writer.of(apiserver.kubeconfig, tmp_path) as crowd.writer:
             await crowd.churn(SECONDS / 3, CHURN)
             await followed()

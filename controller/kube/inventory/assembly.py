@@ -331,7 +331,7 @@ class Assembly:
         self._problems.note(f"name/{ref}", problem)
         return first
 
-    def _rank(self, top: Top) -> tuple[bool, str, str]:
+    def _rank(self, top: Top) -> tuple[bool, str, bool, str]:
         owner = self._owners.get((top.kind, top.ref.namespace, top.ref.name))
         created = owner.created if owner is not None and owner.uid == top.uid else ""
         first = min((self._pods[key].created for key in self._members.get(top, ())), default="")

@@ -10,7 +10,8 @@ The rules, in doubt against:
    the workload's name is worth no more than that.)
 3. A name belongs to one owner. Where two owners have the same name (a Deployment and a StatefulSet), it is the older
    one's; the pods of the other are nobody's until one of the two has another name. Owners of kinds that we do not
-   follow come after those that we do; among themselves the one whose first pod is oldest.
+   follow come after those that we do; among themselves the one whose first pod is oldest. Kubernetes counts in
+   seconds: of those of one second, what makes pods comes before a pod that is its own owner.
 """
 
 from __future__ import annotations
@@ -93,9 +94,9 @@ def _unproved(pod: PodFacts, said: Owner, found: OwnerFacts | None) -> str:
     return ""
 
 
-def rank(top: Top, created: str, first_pod: str) -> tuple[bool, str, str]:
+def rank(top: Top, created: str, first_pod: str) -> tuple[bool, str, bool, str]:
     """By which owners of the same name are ordered; the first one has it.
 
     :param created: of the owner's object, ISO 8601; ``first_pod`` of its oldest pod
     """
-    return not top.followed, created if top.followed else first_pod, top.uid
+    return not top.followed, created if top.followed else first_pod, top.kind == "Pod", top.uid

@@ -103,6 +103,18 @@ def test_of_two_owners_with_one_name_the_older_has_it_and_the_others_pods_are_no
         assert not cluster.assembly.problems
 
 
+@pytest.mark.parametrize("uid", ["0", "z"])
+def test_of_one_second_what_makes_pods_comes_before_a_pod_of_its_name(uid):
+    second = "2026-01-01T00:00:00Z"
+    alone = pod("cart", "10.0.0.9", created=second)
+    alone["metadata"]["uid"] = uid
+    whole = [deployment(), replica_set(), pod("cart-1-a", "10.0.0.1", IN_CART, created=second)]
+    for order in ([alone, *whole], [*whole, alone]):
+        cluster = Cluster(*order)
+        assert workloads(cluster.build()) == {"cart-1-a": "shop/cart"}
+        assert "name of a Deployment" in cluster.assembly.problems[0]
+
+
 def test_an_owner_that_is_only_said_to_be_there_never_takes_a_name_from_one_that_is():
     claimed = pod("early", "10.0.0.9", owned_by("Whatever", "cart", api="x/v1"), created="2020-01-01T00:00:00Z")
     inventory = Cluster(claimed, deployment(), replica_set(), pod("cart-1-a", "10.0.0.1", IN_CART)).build()

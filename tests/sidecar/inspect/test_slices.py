@@ -112,4 +112,7 @@ async def test_a_line_of_a_chunk_that_passes_the_bound_at_once_is_found_at_once(
     opening = b"POST /a HTTP/1.1\r\nHost: cart\r\nTransfer-Encoding: chunked\r\n\r\n1;"
     c.client.give(opening + b"a=b;" * 17_000, size)
     assert hub.breaches["chunk-line"] == 1
+    assert c.client.write_ended
+    assert not c.record.closed, "as long as it stays it counts"
+    c.client.finish()
     assert c.record.closed

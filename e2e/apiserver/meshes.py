@@ -12,6 +12,7 @@ from typing import Any
 
 from controller.authoring import ModeRequest
 from controller.engine import Engine, EngineSettings
+from controller.errors import NotReady
 from controller.inventory import Inventory, read_inventory
 from controller.kube.client import Client
 from controller.kube.network_policies import NetworkPolicyKeeper
@@ -153,7 +154,11 @@ async def running(
     """
     mesh = Mesh(apiserver, namespace, path, EngineSettings(**settings))
     serving = asyncio.create_task(mesh.engine.run())
-    await mesh.engine.started()
+    try:
+        await mesh.engine.started()
+    except NotReady:
+        await serving  # says why
+        raise
     if known is not None:
         await mesh.engine.set_inventory(known, "test")
     following = asyncio.create_task(mesh.supervised(fencing=fencing).run())

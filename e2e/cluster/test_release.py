@@ -49,9 +49,10 @@ def stranger_is_refused(cluster: Cluster) -> bool:
 
 
 def sidecars(cluster: Cluster) -> set[str]:
-    """The images of the server's sidecars."""
+    """The images of the server's sidecars, but for those of pods that end."""
     path = f"/api/v1/namespaces/{PLACE}/pods?labelSelector=app%3Dserver"
-    containers = [each for pod in cluster.request("GET", path)["items"] for each in pod["spec"]["initContainers"]]
+    pods = [pod for pod in cluster.request("GET", path)["items"] if "deletionTimestamp" not in pod["metadata"]]
+    containers = [each for pod in pods for each in pod["spec"]["initContainers"]]
     return {each["image"] for each in containers if each["name"] == "hedgerow-sidecar"}
 
 

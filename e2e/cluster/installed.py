@@ -59,10 +59,21 @@ class Hedgerow:
     def upgrade(self, values: dict[str, Any]) -> None:
         """``helm upgrade`` to other values; returns when everything of it runs. The port forward ends with it."""
         self._helm("upgrade", values)
+        self._alone()
 
     def roll_back(self, revision: int) -> None:
         """``helm rollback``."""
         self._run("rollback", "hedgerow", str(revision), "--namespace", SYSTEM, "--wait", "--timeout", "180s")
+        self._alone()
+
+    def _alone(self) -> None:
+        """Wait until the pods of before are gone: an injector that ends still answers on connections that it has."""
+
+        def ending() -> list[str]:
+            pods = self.cluster.request("GET", f"/api/v1/namespaces/{SYSTEM}/pods")["items"]
+            return [pod["metadata"]["name"] for pod in pods if "deletionTimestamp" in pod["metadata"]]
+
+        until(lambda: not ending(), "the pods of the release before gone", seconds=120)
 
     def uninstall(self) -> None:
         """``helm uninstall``, and wait until what it deletes is gone."""

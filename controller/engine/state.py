@@ -3,6 +3,8 @@
 Only the engine's task touches it, and only what :meth:`State.settle` has completed is written and published. When a
 write fails the whole of it is thrown away and loaded again, so nothing here needs to be undone step by step;
 ``changes`` counts what was done, so that the engine knows whether a failed operation left something behind.
+
+Over 400 lines: each change stands beside the write that makes it last, for everything that the engine knows.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@ NetworkPolicies, and these judged by the independent evaluator for every pair an
 The API server, its controllers, the webhook, a whole controller, tokens, certificates and the telemetry are real. No
 kubelet runs: pods get their status here. What sidecars would have seen is reported over the certificates that each pod
 buys with its own token.
+
+Over 400 lines in one file, because the scene is one and takes most of a minute to set; its facts stand in
+:mod:`e2e.apiserver.online_boutique`.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@ The local socket is edge-triggered and registered once. Windows start at 256 KiB
 side keeps up; bytes are granted only after the kernel took them, so that a slow reader slows the sender and nobody
 else, and never holds more than its window. What the local side said before it reset its connection is passed on before
 the reset is: a server that refuses an upload answers first.
+
+It is one class in one file of over 400 lines: both directions and the end work on the same few fields, and a frame costs
+a microsecond, of which a call into another object would be a tenth.
 """
 
 from __future__ import annotations

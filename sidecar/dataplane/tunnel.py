@@ -11,6 +11,9 @@ that ends badly is reset at both ends. Rules:
    thousands of streams) is done in parts, between which all others have their turn.
 5. After our GoAway(normal) the peer's streams are still accepted: those that crossed it on the way are no error, and
    the tunnel ends when the last one does, or with its lease (:mod:`sidecar.dataplane.lease`).
+
+Sending, frames, records, lease and heartbeat stand apart; what is left here, over 400 lines, is one state: who may still
+open, send or end what.
 """
 
 from __future__ import annotations

@@ -5,8 +5,7 @@ side keeps up; bytes are granted only after the kernel took them, so that a slow
 else, and never holds more than its window. What the local side said before it reset its connection is passed on before
 the reset is: a server that refuses an upload answers first.
 
-It is one class in one file of over 400 lines: both directions and the end work on the same few fields, and a frame costs
-a microsecond, of which a call into another object would be a tenth.
+It is one class in one file of over 400 lines: both directions and the end work on the same few fields, for every frame.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ that ends badly is reset at both ends. Rules:
 5. After our GoAway(normal) the peer's streams are still accepted: those that crossed it on the way are no error, and
    the tunnel ends when the last one does, or with its lease (:mod:`sidecar.dataplane.lease`).
 
-Sending, frames, records, lease and heartbeat stand apart; what is left here, over 400 lines, is one state: who may still
-open, send or end what.
+Sending, frames, records, lease and heartbeat stand apart; what is left here, over 400 lines, is one state: who may
+still open, send or end what.
 """
 
 from __future__ import annotations

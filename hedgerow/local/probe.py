@@ -43,8 +43,11 @@ class Answer:
 def try_once(kind: str, host: str, port: int, forged: ssl.SSLContext | None = None, timeout: float = TIMEOUT) -> Answer:
     """One connection: say the opening of ``kind``, count the application's bytes that come back."""
     try:
-        with socket.create_connection((host, port), timeout) as plain:
-            connection = plain if forged is None else forged.wrap_socket(plain)
+        plain = socket.socket()
+        # wrapped before it connects: wrapping a connection that the peer has reset already leaves its socket open
+        with plain if forged is None else forged.wrap_socket(plain) as connection:
+            connection.settimeout(timeout)
+            connection.connect((host, port))
             connection.sendall(OPENINGS[kind])
             got = connection.recv(4096)
             return Answer(len(got), repr(got[:60]), "" if got else "closed without an answer")

@@ -105,10 +105,12 @@ def presenting(mesh: LocalMesh, pem: Path) -> ssl.SSLContext:
 @contextlib.contextmanager
 def tunnel(context: ssl.SSLContext, address: str, port: int = PORT) -> Iterator[ssl.SSLSocket]:
     """:raises OSError: when there is none; ``ssl.SSLError`` is one"""
-    with socket.create_connection((address, port), 10) as plain:
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with context.wrap_socket(plain) as sock:
-            yield sock
+    # wrapped before it connects: wrapping a connection that the peer has reset already leaves its socket open
+    with context.wrap_socket(socket.socket()) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.settimeout(10)
+        sock.connect((address, port))
+        yield sock
 
 
 def answers(context: ssl.SSLContext, address: str, port: int, said: bytes, least: int, patience: float = 10.0) -> bytes:

@@ -1,0 +1,167 @@
+"""Which pods are of which owner, and to whom a name belongs, followed as both change. Pure.
+
+:mod:`~controller.kube.inventory.owners` says it of one pod; this keeps it of all. Every change answers with the names
+of which something may be different now, and no others: the rest need not be looked at again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from controller.kube.inventory.addresses import AddressBook
+from controller.kube.inventory.objects import OwnerFacts, PodFacts
+from controller.kube.inventory.owners import Attribution, OwnerKey, Top, attribute, rank
+from controller.kube.inventory.problems import Problems
+from controller.kube.reflector import Changed, Key
+from graph.model import WorkloadRef
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What a name stands for now.
+
+    :param top: to whom it belongs; ``owner`` its object, where its kind is followed
+    :param pods: its own, sorted by key
+    :param problem: why others of that name have none; empty when there are no others
+    """
+
+    top: Top
+    owner: OwnerFacts | None
+    pods: Mapping[Key, PodFacts]
+    problem: str = ""
+
+
+class Membership:
+    """:param problems: gets those of pods that are nobody's"""
+
+    def __init__(self, problems: Problems) -> None:
+        self._problems = problems
+        self._owners: dict[OwnerKey, OwnerFacts] = {}
+        self._pods: dict[Key, PodFacts] = {}
+        self._attributions: dict[Key, Attribution] = {}
+        self._below: dict[OwnerKey, set[Key]] = {}  # the pods whose attribution depends on an owner
+        self._members: dict[Top, set[Key]] = {}
+        self._tops: dict[WorkloadRef, set[Top]] = {}  # the owners that have, or would have, a name
+        self._book = AddressBook()
+
+    # --- what changed
+
+    def pods(self, changes: Iterable[Changed[PodFacts]]) -> set[WorkloadRef]:
+        """Follow pods. :return: the names that it concerns"""
+        concerned: set[WorkloadRef] = set()
+        for each in changes:
+            concerned |= self._named(self._book.put(each.key, each.before, each.after))
+            if each.after is None:
+                self._pods.pop(each.key, None)
+            else:
+                self._pods[each.key] = each.after
+            concerned |= self._attribute(each.key)
+        return concerned
+
+    def owners(self, changes: Iterable[Changed[OwnerFacts]]) -> set[WorkloadRef]:
+        """Follow owners. :return: the names that it concerns"""
+        concerned: set[WorkloadRef] = set()
+        for each in changes:
+            facts = each.after or each.before
+            assert facts is not None
+            key = facts.kind, facts.namespace, facts.name
+            if each.after is None:
+                self._owners.pop(key, None)
+            else:
+                self._owners[key] = each.after
+            for old_or_new in (each.before, each.after):
+                if old_or_new is not None and old_or_new.template is not None:
+                    concerned |= self._refresh(_top_of(old_or_new))
+            for pod in tuple(self._below.get(key, ())):
+                concerned |= self._attribute(pod)
+            concerned.add(WorkloadRef(facts.namespace, facts.name))
+        return concerned
+
+    def _attribute(self, key: Key) -> set[WorkloadRef]:
+        before, pod = self._attributions.get(key), self._pods.get(key)
+        after = attribute(pod, self._owners) if pod is not None else None
+        for owner in before.through if before is not None else ():
+            below = self._below[owner]
+            below.discard(key)
+            if not below:
+                del self._below[owner]
+        for owner in after.through if after is not None else ():
+            self._below.setdefault(owner, set()).add(key)
+        if after is None:
+            self._attributions.pop(key, None)
+        else:
+            self._attributions[key] = after
+        self._problems.note(f"pod/{key[0]}/{key[1]}", after.problem if after is not None else "")
+        concerned: set[WorkloadRef] = set()
+        for attribution, there in ((before, False), (after, True)):
+            top = attribution.top if attribution is not None else None
+            if top is None:
+                continue
+            members = self._members.setdefault(top, set())
+            (members.add if there else members.discard)(key)
+            if not members:
+                del self._members[top]
+            concerned |= self._refresh(top)
+        return concerned
+
+    def _refresh(self, top: Top) -> set[WorkloadRef]:
+        """Let an owner be among those with its name while it has pods, or is there and could have some."""
+        owner = self._object_of(top)
+        there = top in self._members or (owner is not None and owner.uid == top.uid and owner.template is not None)
+        tops = self._tops.setdefault(top.ref, set())
+        (tops.add if there else tops.discard)(top)
+        if not tops:
+            del self._tops[top.ref]
+        return {top.ref}
+
+    # --- as it is now
+
+    def named_in(self, namespace: str) -> set[WorkloadRef]:
+        """The names of a namespace that belong to somebody."""
+        return {ref for ref in self._tops if ref.namespace == namespace}
+
+    def claiming(self, addresses: Iterable[str]) -> set[WorkloadRef]:
+        """The names whose pods say that they have one of these addresses."""
+        return self._named(key for address in addresses for key in self._book.claimants(address))
+
+    def addresses_of(self, key: Key, pod: PodFacts) -> tuple[str, ...]:
+        """The addresses that are this pod's alone."""
+        return self._book.of(key, pod)
+
+    def owner(self, key: OwnerKey) -> OwnerFacts | None:
+        """What is known of an owner."""
+        return self._owners.get(key)
+
+    def holding(self, ref: WorkloadRef) -> Holding | None:
+        """What a name stands for; None when it is nobody's."""
+        tops = self._tops.get(ref)
+        if not tops:
+            return None
+        first, *others = sorted(tops, key=self._rank) if len(tops) > 1 else tops
+        problem = ""
+        if others:
+            kinds = ", ".join(sorted({each.kind for each in others}))
+            problem = (
+                f"{ref} is the name of a {first.kind}, which is older, and of another owner ({kinds}), whose pods are "
+                "nobody's; give one of them another name"
+            )
+        pods = {key: self._pods[key] for key in sorted(self._members.get(first, ()))}
+        return Holding(first, self._object_of(first), pods, problem)
+
+    def _rank(self, top: Top) -> tuple[bool, str, bool, str]:
+        owner = self._owners.get((top.kind, top.ref.namespace, top.ref.name))
+        created = owner.created if owner is not None and owner.uid == top.uid else ""
+        first = min((self._pods[key].created for key in self._members.get(top, ())), default="")
+        return rank(top, created or first, first)
+
+    def _object_of(self, top: Top) -> OwnerFacts | None:
+        return self._owners.get((top.kind, top.ref.namespace, top.ref.name)) if top.followed else None
+
+    def _named(self, keys: Iterable[Key]) -> set[WorkloadRef]:
+        found = (self._attributions.get(key) for key in keys)
+        return {each.top.ref for each in found if each is not None and each.top is not None}
+
+
+def _top_of(facts: OwnerFacts) -> Top:
+    return Top(WorkloadRef(facts.namespace, facts.name), facts.kind, facts.uid)

@@ -22,7 +22,7 @@ from graph.model import Snapshot
 from sidecar.credentials import CredentialStore
 from sidecar.dataplane.contracts import Record
 from sidecar.dataplane.tunnel import Tunnel
-from sidecar.metrics.own import open_descriptors, resident_bytes
+from sidecar.metrics.own import file_bytes, open_descriptors, resident_bytes
 from sidecar.observation import HttpProbe
 from sidecar.settings import Address, Settings
 
@@ -141,6 +141,7 @@ def memory() -> object:
     """What our process takes. ``inspect_loaded``: whether the inspection engine was needed, which takes the most."""
     return {
         "resident_bytes": resident_bytes(),
+        "file_bytes": file_bytes(),
         "peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "modules": len(sys.modules),
         "inspect_loaded": "mitmproxy" in sys.modules,

@@ -158,8 +158,18 @@ def register(registry: Registry, stats: Callable[[], Stats], version: str) -> Lo
 
 def resident_bytes() -> int:
     """Our resident set."""
+    return _statm()[1]
+
+
+def file_bytes() -> int:
+    """What of it are pages of files, which the kernel can take back at any time: program code, mostly."""
+    return _statm()[2]
+
+
+def _statm() -> list[int]:
+    """Bytes in all, resident, and resident of files, proc(5)."""
     with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return [int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in file.read().split()[:3]]
 
 
 def open_descriptors() -> int:

@@ -65,12 +65,14 @@ class Sample:
     """One sidecar at one moment, by its administration port; bytes and counts.
 
     :param at: seconds since the load began
+    :param files: of what is resident, pages of files: program code that is used now and then
     :param blocks: pieces of memory that Python has in use
     :param buffered: bytes held for receivers that do not read
     """
 
     at: float
     resident: int
+    files: int
     blocks: int
     descriptors: int
     tasks: int
@@ -98,6 +100,7 @@ async def sample(pod: Pod, began: float) -> Sample:
     return Sample(
         at=time.monotonic() - began,
         resident=memory["resident_bytes"],
+        files=memory["file_bytes"],
         blocks=memory["allocated_blocks"],
         descriptors=memory["open_descriptors"],
         tasks=memory["tasks"],

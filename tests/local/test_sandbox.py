@@ -8,6 +8,7 @@ import pty
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -99,7 +100,19 @@ def front(script: str, *arguments: str, kind: str = "root", prefix: tuple[str, .
         made.close()
 
 
-def traces() -> dict[str, str]:
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where temporary files of what is started go, and nobody else's: other tests may run beside this one.
+
+    Every user can reach it, which pytest's own does not allow.
+    """
+    with tempfile.TemporaryDirectory(prefix="sandbox-") as name:
+        Path(name).chmod(0o777)
+        monkeypatch.setenv("TMPDIR", name)
+        yield Path(name)
+
+
+def traces(temporary: Path) -> dict[str, str]:
     """What a mesh could leave on this machine: namespaces, links, rules, mounts, files."""
 
     def said(*argv: str) -> str:
@@ -111,21 +124,21 @@ def traces() -> dict[str, str]:
         "rules": said("nft", "list", "ruleset"),
         "mounts": Path("/proc/self/mounts").read_text(),
         "state": " ".join(sorted(str(path) for path in Path("/run").glob("hedgerow/*"))),
-        "temporary": " ".join(sorted(str(path) for path in Path("/tmp").glob("hedgerow*"))),
+        "temporary": " ".join(sorted(str(path) for path in temporary.iterdir())),
     }
 
 
 @needs_root
 @pytest.mark.parametrize("stage", ["", "started", "namespaces", "rules", "processes"])
-def test_kill_9_of_the_front_leaves_nothing(stage: str) -> None:
-    before = traces()
+def test_kill_9_of_the_front_leaves_nothing(stage: str, temporary: Path) -> None:
+    before = traces(temporary)
     with front(FURNISH) as made:
         if stage:
             made.read_until(stage)
         made.process.kill()
         made.process.wait()
         until(lambda: not made.descendants(), "the end of every process of the sandbox")
-    assert traces() == before
+    assert traces(temporary) == before
 
 
 @needs_root
@@ -277,10 +290,10 @@ def test_root_without_capabilities_is_told_what_is_not_permitted() -> None:
 
 
 @needs_root
-def test_probe_finds_root_and_leaves_nothing() -> None:
-    before = traces()
+def test_probe_finds_root_and_leaves_nothing(temporary: Path) -> None:
+    before = traces(temporary)
     assert probe().confinement is Confinement.ROOT
-    assert traces() == before
+    assert traces(temporary) == before
 
 
 # --- without root
@@ -294,7 +307,7 @@ def as_nobody(*argv: str) -> tuple[str, ...]:
 
 
 @needs_root
-def test_an_ordinary_user_gets_a_sandbox_with_pods_and_rules() -> None:
+def test_an_ordinary_user_gets_a_sandbox_with_pods_and_rules(temporary: Path) -> None:
     script = """
     set -e
     ip netns add pod; ip link add pod0 type veth peer name eth0 netns pod
@@ -302,25 +315,25 @@ def test_an_ordinary_user_gets_a_sandbox_with_pods_and_rules() -> None:
     nsenter --net=/run/netns/pod nft list ruleset | grep -q hedgerow
     cat /proc/self/uid_map /run/hedgerow/sandbox
     """
-    before = traces()
+    before = traces(temporary)
     done = subprocess.run(
         as_nobody(sys.executable, "-c", FRONT, "user-namespace", script), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["0", "65534", "1", "user-namespace"]
-    assert traces() == before
+    assert traces(temporary) == before
 
 
 @needs_root
-def test_kill_9_leaves_nothing_of_an_ordinary_users_sandbox() -> None:
-    before = traces()
+def test_kill_9_leaves_nothing_of_an_ordinary_users_sandbox(temporary: Path) -> None:
+    before = traces(temporary)
     furnish = FURNISH.replace("setpriv --reuid 10001 ", "")
     with front(furnish, kind="user-namespace", prefix=as_nobody()) as made:
         made.read_until("processes")
         made.process.kill()  # setpriv and unshare became the front: it is the same process
         made.process.wait()
         until(lambda: not made.descendants(), "the end of every process of the sandbox")
-    assert traces() == before
+    assert traces(temporary) == before
 
 
 @needs_root

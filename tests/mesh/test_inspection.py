@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ CLIENT = "shop/client-0"
 READ, WRITTEN, PATCHED = "GET /v1/{id}", "DELETE /v1/{id}", "PATCH /v1/{id}"
 EDGE = EdgeKey.parse(f"shop/client->-/{API}:{PORT}/TCP")
 
-_FOLDER = Path(tempfile.gettempdir()) / f"hedgerow-inspection-{os.getpid()}"
+_FOLDER = Path(tempfile.gettempdir()) / f"hedgerow-inspection-{uuid.uuid4().hex}"
 WEB = WebAuthority()
 ROOTS, CHAINS, TRUST = _FOLDER / "web.pem", _FOLDER / "chain.pem", _FOLDER / "trust"
 SIDECAR = {

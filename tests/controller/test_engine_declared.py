@@ -26,7 +26,11 @@ from controller.learner import Gate
 from controller.overrides import OverrideRequest
 from controller.view import OverrideState, WorkloadMode
 from graph.model import InboundTls, Mode, Protocol, Verdict, WorkloadRef
+from graph.outside import parse_outside
 from tests.controller.mesh import CART, FRONT, INVENTORY, NOW, REDIS, SETTINGS, Clock, inventory, running
+
+#: Ends outside the mesh that are more than one.
+WIDE = (parse_outside("203.0.113.0/24"), parse_outside("2001:db8:7::/48"), parse_outside("*.example.com"))
 
 
 def source(name: str = "one", namespace: str = "shop", age: float = 0.0, uid: str = "") -> Source:
@@ -178,9 +182,11 @@ async def test_a_restart_keeps_what_was_declared_until_resources_are_seen(tmp_pa
         override(),
         mode(inbound=Mode.ENFORCE, network_policy=NetworkPolicyMode.APPLY, gate=(("min_connections", 9.0),)),
         mode("cart", workload="cart", outbound=Mode.AUDIT),
+        *(override(f"wide-{at}", destination=end) for at, end in enumerate(WIDE)),
     ]
     async with running(tmp_path, Clock()) as engine:
         await engine.declare(declared)
+        assert all(each.accepted for each in engine.view.judgements.values())
         before = (dict(engine.view.modes), dict(engine.view.gates), dict(engine.view.network_policies), active(engine))
         rules = dict(engine.view.rules)
     async with running(tmp_path, Clock(), with_inventory=False) as engine:
@@ -278,6 +284,8 @@ def test_the_mode_of_a_workload_does_not_depend_on_the_order_of_resources(declar
         override(),
         override(ends=NOW + 5, operations=("GET /",), port=None, effect=Verdict.DENY),
         override(destination=WorkloadRef.external_host("api.example.com")),
+        *(override(destination=end) for end in WIDE),
+        *(override(source=end, effect=Verdict.DENY) for end in WIDE if not end.name.startswith("*")),
         mode(workload="cart", inbound=Mode.LEARN, gate=(("min_seconds", 1.0),)),
         mode(outbound=Mode.QUARANTINE, inbound_tls=InboundTls.STRICT, network_policy=NetworkPolicyMode.OFF),
     ],

@@ -14,25 +14,21 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
-from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 
-from certs.errors import InvalidSpiffeId
-from certs.spiffe import SpiffeId
 from graph.directory import Destination, Endpoint, Transport
 from graph.model import Direction, Peer
 from graph.policy import Reason
 from sidecar.dataplane import mtls, outward, sockets
+from sidecar.dataplane.contracts import Record
+from sidecar.dataplane.departure import carry, count_load, destination_peer
 from sidecar.dataplane.dial import DialFailed
 from sidecar.dataplane.egress import Egress
-from sidecar.dataplane.elsewhere import Elsewhere
-from sidecar.dataplane.fabric import Fabric, peer_of
+from sidecar.dataplane.fabric import Fabric
 from sidecar.dataplane.live import Connection, new_record, refusal, report_refused
 from sidecar.dataplane.pool import Pool
 from sidecar.dataplane.relay import Relay
 from sidecar.dataplane.sockets import Address
-from sidecar.dataplane.stream import Stream
-from sidecar.dataplane.tunnel import Tunnel
 from sidecar.errors import Unresolved
 
 _log = logging.getLogger(__name__)
@@ -128,8 +124,12 @@ class Attempt:
         self._task: asyncio.Task[None] | None = None
 
     def again(self, early: bytes, until: float) -> None:
-        """It was tried before; give up at ``until``."""
+        """It was tried before; give up at ``until``.
+
+        :param early: what the client has said, which counts as held until the client is handed over
+        """
         self._early, self._until = early, until
+        self._fabric.budget.left -= len(early)  # whoever kept it has only just given it back
 
     def start(self, done: Callable[[Attempt], None]) -> None:
         self._task = self._fabric.reactor.loop.create_task(self._run())
@@ -153,11 +153,8 @@ class Attempt:
     async def _run(self) -> None:
         destination = self._destination or await self._resolve()
         if destination is None:
-            peer = Peer(address=self._target.host)
-            decision = refusal(Reason.UNRESOLVED)
-            record = new_record(
-                Direction.OUTBOUND, self._fabric.ourselves.peer(verified=True), peer, self._target.port, decision
-            )
+            record = self._record(Peer(address=self._target.host), self._target.port)
+            record.decision = refusal(Reason.UNRESOLVED)
             report_refused(self._fabric.connections.flows, record)
             self._refuse_client()
             return
@@ -171,7 +168,7 @@ class Attempt:
             if self._connection is not None:
                 self._connection.withdraw()
             peer = destination_peer(destination, endpoint, self._target, host)
-            record = new_record(Direction.OUTBOUND, self._fabric.ourselves.peer(verified=True), peer, endpoint.port)
+            record = self._record(peer, endpoint.port)
             record.source_identity = str(self._fabric.credentials.identity)
             record.service = destination.service
             connection = self._connection = self._fabric.connections.judge(record, self.end)
@@ -186,8 +183,7 @@ class Attempt:
             else:
                 return
         if self._connection is None:  # nothing runs there now
-            peer = destination_peer(destination, None, self._target)
-            record = new_record(Direction.OUTBOUND, self._fabric.ourselves.peer(verified=True), peer, self._target.port)
+            record = self._record(destination_peer(destination, None, self._target), self._target.port)
             record.service = destination.service
             self._connection = self._fabric.connections.judge(record, self.end)
         self._refuse_client()
@@ -195,6 +191,10 @@ class Attempt:
             self._connection.refuse(refusal(Reason.UNTRUSTED_PEER))
         elif self._connection.allowed:
             self._connection.finish(failed=True)
+
+    def _record(self, peer: Peer, port: int) -> Record:
+        """A record of this connection to ``peer``, which begins now."""
+        return new_record(Direction.OUTBOUND, self._fabric.ourselves.peer(verified=True), peer, port)
 
     async def _resolve(self) -> Destination | None:
         settings, target = self._fabric.settings, self._target
@@ -272,7 +272,7 @@ class Attempt:
             server.close()
             return
         fabric.balancer.succeeded(endpoint)
-        _count_load(fabric, connection, endpoint)
+        count_load(fabric, connection, endpoint)
         Relay(fabric.reactor, client, server, connection)
         connection.announce()
 
@@ -283,7 +283,7 @@ class Attempt:
         """
         if self._sock is None:
             return
-        begin = partial(_count_load, self._fabric, connection, endpoint)
+        begin = partial(count_load, self._fabric, connection, endpoint)
         work = outward.Outward(self._fabric, connection, endpoint, self._take_client, self._connect, begin)
         await work.carry(*await self._egress.opening(self._sock, self._target))
 
@@ -297,7 +297,7 @@ class Attempt:
         if client is None:  # refused meanwhile
             self._fabric.reactor.close(dialled[0])
             return
-        _count_load(self._fabric, connection, endpoint)
+        count_load(self._fabric, connection, endpoint)
         mtls.carry(self._fabric, client, connection, endpoint, dialled)
 
     async def _connect(self, endpoint: Endpoint) -> socket.socket:
@@ -332,6 +332,8 @@ class Attempt:
     def _take_client(self) -> socket.socket | None:
         """Hand the client's socket over; None when it was refused meanwhile."""
         sock, self._sock = self._sock, None
+        if sock is not None:
+            self._fabric.budget.left += len(self._early)
         return sock
 
     def _refuse_client(self) -> None:
@@ -339,82 +341,3 @@ class Attempt:
         if sock is not None:
             sockets.reset(sock)
             self._fabric.reactor.close(sock)  # its first bytes may be being looked at
-
-
-def carry(
-    fabric: Fabric,
-    sock: socket.socket,
-    connection: Connection,
-    endpoint: Endpoint,
-    tunnel: Tunnel,
-    elsewhere: Elsewhere,
-    early: bytes = b"",
-) -> None:
-    """Open a stream for an allowed connection.
-
-    :param early: what the client has said before, to somebody who did not take it
-    """
-    record = connection.record
-    record.destination = _proved(record.destination, endpoint)
-    record.destination_identity = endpoint.identity
-    _count_load(fabric, connection, endpoint)
-    stream = Stream(
-        fabric.reactor,
-        tunnel,
-        tunnel.open_id(),
-        sock,
-        connection,
-        opened_here=True,
-        elsewhere=elsewhere,
-        early=early,
-    )
-    stream.begin()  # announced when the peer has reached its application, or at its end
-
-
-def destination_peer(destination: Destination, endpoint: Endpoint | None, target: Address, host: str = "") -> Peer:
-    """Whom the policy is asked about: whoever answers at this endpoint. The identity is expected, not proved yet.
-
-    :param host: the name of a destination outside the inventory, bound to its address by DNS
-    """
-    address = endpoint.address if endpoint is not None else target.host
-    workload = destination.workload_of(endpoint)
-    if endpoint is not None and endpoint.identity and workload is not None:
-        peer = _expected_peer(endpoint.identity, address, False)
-        if peer is not None and peer.workload in (None, workload):
-            return peer if peer.workload else replace(peer, workload=workload)
-    return Peer(workload, workload.namespace if workload is not None else "", address=address, host=host)
-
-
-@lru_cache(maxsize=4096)
-def _expected_peer(identity: str, address: str, verified: bool) -> Peer | None:
-    try:
-        return peer_of(SpiffeId.parse(identity), address, verified)
-    except InvalidSpiffeId:
-        return None  # no certificate can carry it either
-
-
-def _proved(peer: Peer, endpoint: Endpoint) -> Peer:
-    """``peer``, after its certificate was seen. Mostly the one that was made for the connection before this."""
-    known = _expected_peer(endpoint.identity, peer.address, True)
-    if known is not None and known.workload == peer.workload and not peer.host:
-        return known
-    return replace(peer, verified=True)
-
-
-def _count_load(fabric: Fabric, connection: Connection, endpoint: Endpoint) -> None:
-    balancer, names = fabric.balancer, fabric.names
-    balancer.began(endpoint)
-    host = connection.record.destination.host
-    if host:
-        names.began(endpoint.address, host)
-
-    def over(failed: bool) -> None:
-        balancer.ended(endpoint)
-        if host:
-            names.ended(endpoint.address, host)
-        if failed:
-            balancer.failed(endpoint, fabric.reactor.loop.time())
-        else:
-            balancer.succeeded(endpoint)
-
-    connection.after(over)

@@ -20,7 +20,8 @@ from collections import OrderedDict
 from graph.directory import Destination, Endpoint
 from graph.model import Direction
 from sidecar.dataplane import sockets
-from sidecar.dataplane.attempt import Attempt, Target, carry, destination_peer
+from sidecar.dataplane.attempt import Attempt, Target
+from sidecar.dataplane.departure import carry, destination_peer
 from sidecar.dataplane.egress import Egress
 from sidecar.dataplane.fabric import Acceptor, Fabric
 from sidecar.dataplane.live import Connection, new_record

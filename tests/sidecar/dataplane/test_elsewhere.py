@@ -178,6 +178,23 @@ async def test_a_client_that_has_said_much_is_not_begun_again(world):
     await apps.until(lambda: world.plane.buffered == 0)
 
 
+async def test_what_a_client_has_said_counts_as_held_while_it_waits_for_another_try(world):
+    await world.start()
+    raw = await answering(world)
+    await call(world)
+    await begun(raw, 3)
+    raw.send(frame(*UNREACHED, 3, 0))
+    again = asyncio.ensure_future(begun(raw, 5))
+    held = set()
+    while not again.done():
+        held.add(world.plane.buffered)
+        await asyncio.sleep(0.001)
+    await again
+    assert held == {len(b"hello")}, "not less between two tries, and not twice in one"
+    raw.send(frame(UPDATE, ACK, 5, 0))
+    await apps.until(lambda: world.plane.buffered == 0)
+
+
 async def test_nobody_is_waited_for_without_end(world):
     await world.start()
     raw = await answering(world)

@@ -9,7 +9,7 @@ import pytest
 
 from graph.directory import Destination, Endpoint
 from graph.model import Peer, WorkloadRef
-from sidecar.dataplane.attempt import destination_peer
+from sidecar.dataplane.departure import destination_peer
 from sidecar.dataplane.sockets import Address
 from tests.sidecar.dataplane import applications as apps
 from tests.sidecar.dataplane.mesh import identity

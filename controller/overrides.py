@@ -10,12 +10,12 @@ from __future__ import annotations
 import ipaddress
 import math
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from controller.errors import InvalidRequest, UnknownWorkload
+from controller.errors import Conflict, InvalidRequest, NotFound, UnknownWorkload
 from controller.inventory import Inventory
-from controller.view import Override
+from controller.view import Override, OverrideState
 from graph.errors import InvalidValue
 from graph.model import InspectedHost, Instance, Origin, PortRange, Protocol, Rule, Selector, Verdict, WorkloadRef
 from graph.operations import check_operation
@@ -202,6 +202,45 @@ def _check_domain(ref: WorkloadRef, inventory: Inventory, field: str) -> None:
         raise InvalidRequest(
             f"{ref.name} are names of services of the cluster", field=field, remedy="name the workloads behind them"
         )
+
+
+def check_room(held: Mapping[str, Override], now: float, most: int) -> None:
+    """:raises Conflict: when so many are in force that there can be no further one"""
+    active = sum(1 for each in held.values() if each.state(now) is OverrideState.ACTIVE)
+    if active >= most:
+        raise Conflict(f"there are {active} active overrides", remedy="revoke those that are no longer needed")
+
+
+def revocable(held: Mapping[str, Override], override_id: str, now: float) -> Override:
+    """The override of an id, while it can be revoked.
+
+    :raises NotFound: when there is none
+    :raises Conflict: when it has ended
+    """
+    override = held.get(override_id)
+    if override is None:
+        raise NotFound(f"there is no override {override_id!r:.80}", field="id", remedy="see `hedgerow overrides`")
+    if override.state(now) is not OverrideState.ACTIVE:
+        raise Conflict(
+            f"{override_id} is {override.state(now)} already",
+            field="id",
+            remedy="see `hedgerow overrides` for those that hold",
+        )
+    return override
+
+
+def audited(override: Override) -> dict[str, object]:
+    """What the audit log keeps of an override that is made or changed, beside who did it."""
+    return {
+        "effect": str(override.effect),
+        "source": str(override.source),
+        "destination": str(override.destination),
+        "port": override.port,
+        "protocol": str(override.protocol),
+        "operations": list(override.operations),
+        "reason": override.reason,
+        "expires_at": override.expires_at,
+    }
 
 
 def note_of(override: Override) -> str:

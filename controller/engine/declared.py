@@ -227,16 +227,9 @@ def _judge_override(state: State, now: float, declaration: OverrideDeclaration, 
         resource=declaration.key,
         uid=source.uid,
         author=source.author,
-        effect=str(made.effect),
-        source=str(made.source),
-        destination=str(made.destination),
-        port=made.port,
-        protocol=str(made.protocol),
-        operations=list(made.operations),
         owner=made.owner,
-        reason=made.reason,
-        expires_at=made.expires_at,
         ended=over,
+        **overrides.audited(made),
     )
 
 

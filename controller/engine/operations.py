@@ -256,42 +256,19 @@ def create_override(state: State, now: float, asked: OverrideRequest) -> Overrid
     """Create an override; see :meth:`controller.engine.Engine.create_override`."""
     declared.check_ours(state)
     override = overrides.make(state.inventory, asked, now=now, longest=state.settings.override_max)
-    active = sum(1 for each in state.overrides.values() if each.state(now) is OverrideState.ACTIVE)
-    if active >= state.settings.max_overrides:
-        raise Conflict(f"there are {active} active overrides", remedy="revoke those that are no longer needed")
+    overrides.check_room(state.overrides, now, state.settings.max_overrides)
     state.put_override(override)
     state.put_rule(overrides.rule_of(override))
     state.schedule_override(override)
     state.hurry((override.source, override.destination))
-    state.log(
-        now,
-        override.owner,
-        "override.create",
-        override.id,
-        effect=str(override.effect),
-        source=str(override.source),
-        destination=str(override.destination),
-        port=override.port,
-        protocol=str(override.protocol),
-        operations=list(override.operations),
-        reason=override.reason,
-        expires_at=override.expires_at,
-    )
+    state.log(now, override.owner, "override.create", override.id, **overrides.audited(override))
     return override
 
 
 def revoke_override(state: State, now: float, override_id: str, owner: str, reason: str) -> Override:
     """End an override; see :meth:`controller.engine.Engine.revoke_override`."""
     declared.check_ours(state)
-    override = state.overrides.get(override_id)
-    if override is None:
-        raise NotFound(f"there is no override {override_id!r:.80}", field="id", remedy="see `hedgerow overrides`")
-    if override.state(now) is not OverrideState.ACTIVE:
-        raise Conflict(
-            f"{override_id} is {override.state(now)} already",
-            field="id",
-            remedy="see `hedgerow overrides` for those that hold",
-        )
+    override = overrides.revocable(state.overrides, override_id, now)
     owner, reason = overrides.checked_owner(owner), overrides.checked_reason(reason)
     ended = replace(override, revoked_at=now, revoked_by=owner, revoke_reason=reason, ended=True)
     state.put_override(ended)

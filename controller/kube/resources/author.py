@@ -10,9 +10,6 @@ A resource that somebody else made is deleted when a person ends it here, and ne
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import re
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -33,24 +30,16 @@ from controller.engine.declared import Acting
 from controller.errors import Conflict, ControllerError, InvalidRequest, NotFound, NotReady
 from controller.kube.client import Client, Document
 from controller.kube.errors import Conflicting, KubernetesError, NoSuchObject, Refused
-from controller.kube.kinds import Resource
-from controller.kube.resources.kinds import (
-    ACCESS_OVERRIDES,
-    AUTHOR_ANNOTATION,
-    OURS,
-    SEGMENTATION_MODES,
-    is_ours,
-)
-from controller.kube.resources.reading import mode_declaration, moment_written, written
+from controller.kube.resources.kinds import ACCESS_OVERRIDES, SEGMENTATION_MODES, is_ours
+from controller.kube.resources.reading import mode_declaration, moment_written
 from controller.kube.resources.sync import ResourceSync
+from controller.kube.resources.writing import asked_fields, mode_document, mode_name, override_document
 from controller.overrides import OverrideRequest
-from controller.view import Override, OverrideState
-from graph.model import Direction, Protocol, WorkloadRef
-from graph.outside import is_wide
+from controller.view import Override
+from graph.model import Direction, WorkloadRef
 
 #: Seconds that the engine has to take what was written.
 TAKING = 15.0
-MAX_NAME = 63
 #: How often a resource of ours that is changed meanwhile (its status is, too) is read again.
 MODE_ATTEMPTS = 5
 
@@ -93,9 +82,7 @@ class ResourceAuthor:
         now, view = self._ready(), self._engine.view
         made = overrides.make(view.inventory, asked, now=now, longest=self._settings.override_max)
         home = namespace_of(asked)
-        active = sum(1 for each in view.overrides.values() if each.state(now) is OverrideState.ACTIVE)
-        if active >= self._settings.max_overrides:
-            raise Conflict(f"there are {active} active overrides", remedy="revoke those that are no longer needed")
+        overrides.check_room(view.overrides, now, self._settings.max_overrides)
         body = override_document(home, made, now)
         key = f"{Kind.OVERRIDE}/{home}/{body['metadata']['name']}"
         with self._sync.acting(key, Acting(made.owner, made.reason)):
@@ -110,15 +97,7 @@ class ResourceAuthor:
     async def revoke_override(self, override_id: str, owner: str, reason: str) -> Revoked:
         now, view = self._ready(), self._engine.view
         owner, reason = overrides.checked_owner(owner), overrides.checked_reason(reason)
-        override = view.overrides.get(override_id)
-        if override is None:
-            raise NotFound(f"there is no override {override_id!r:.80}", field="id", remedy="see `hedgerow overrides`")
-        if override.state(now) is not OverrideState.ACTIVE:
-            raise Conflict(
-                f"{override_id} is {override.state(now)} already",
-                field="id",
-                remedy="see `hedgerow overrides` for those that hold",
-            )
+        overrides.revocable(view.overrides, override_id, now)
         key = key_of(override_id)
         judgement, document = view.judgements.get(key), self._sync.document(key)
         if judgement is None or judgement.override_id != override_id or document is None:
@@ -149,7 +128,7 @@ class ResourceAuthor:
                 field="namespace",
                 remedy=f"use one of {known or 'none yet'}",
             )
-        name = _mode_name(workload)
+        name = mode_name(workload)
         key = f"{Kind.MODE}/{namespace}/{name}"
         with self._sync.acting(key, Acting(owner, reason)):
             await self._taken(key, await self._put_mode(asked, namespace, name, workload, owner, reason, now))
@@ -199,7 +178,7 @@ class ResourceAuthor:
         declared = [each for each in self._sync.declarations() if isinstance(each, ModeDeclaration)]
         others = [each for each in declared if each.key != planned.key]
         about = [each for each in others if each.target == planned.target]
-        wanted = _asked_fields(asked)
+        wanted = asked_fields(asked)
         shadowed = [name for name in Modes.of([*others, planned]).shadowed(planned) if name in wanted]
         against = [
             each
@@ -281,106 +260,6 @@ class ResourceAuthor:
                 remedy="nothing has to be done again: it comes into force when it does; `hedgerow check` tells more",
             ) from None
         return found
-
-
-# --- documents
-
-
-def override_document(namespace: str, override: Override, now: float) -> Document:
-    """The resource for an override that :func:`controller.overrides.make` has checked."""
-    spec: dict[str, Any] = {
-        "effect": str(override.effect),
-        "from": _end(override.source),
-        "to": _end(override.destination),
-        "owner": override.owner,
-        "reason": override.reason,
-    }
-    if override.port is not None:
-        spec["port"] = override.port
-    if override.protocol is not Protocol.TCP:
-        spec["protocol"] = str(override.protocol)
-    if override.operations:
-        spec["operations"] = list(override.operations)
-    if override.expires_at is not None:
-        spec["ttl"] = written(override.expires_at - now)
-    port = "all" if override.port is None else str(override.port)
-    words = f"{override.effect}-{override.source.name}-to-{override.destination.name}-{port}"
-    name = f"{_dns_label(words, MAX_NAME - 9)}-{secrets.token_hex(4)}"
-    return _document(ACCESS_OVERRIDES, namespace, name, spec, override.owner)
-
-
-def mode_document(
-    namespace: str,
-    name: str,
-    workload: str,
-    asked: ModeRequest,
-    owner: str,
-    reason: str,
-    held: Mapping[str, Any] | None,
-) -> Document:
-    """The resource for a mode, on top of what ours says already."""
-    spec: dict[str, Any] = dict(held["spec"]) if held is not None else {}
-    spec |= {"owner": owner, "reason": reason} | {name: str(value) for name, value in _asked_fields(asked).items()}
-    if workload:
-        spec["workload"] = workload
-    document = _document(SEGMENTATION_MODES, namespace, name, spec, owner)
-    if held is not None:
-        document["metadata"] |= {
-            "uid": held["metadata"]["uid"],
-            "resourceVersion": held["metadata"]["resourceVersion"],
-        }
-    return document
-
-
-def _asked_fields(asked: ModeRequest) -> dict[str, object]:
-    """What a request sets, by the names of the resource's fields."""
-    said: dict[str, object] = {}
-    if asked.mode is not None and asked.direction is not Direction.OUTBOUND:
-        said["ingress"] = asked.mode
-    if asked.mode is not None and asked.direction is not Direction.INBOUND:
-        said["egress"] = asked.mode
-    if asked.inbound_tls is not None:
-        said["inboundTLS"] = asked.inbound_tls
-    if asked.network_policy is not None:
-        said["networkPolicy"] = asked.network_policy
-    return said
-
-
-def _document(resource: Resource, namespace: str, name: str, spec: dict[str, Any], author: str) -> Document:
-    return {
-        "apiVersion": resource.api_version,
-        "kind": resource.kind,
-        "metadata": {
-            "name": name,
-            "namespace": namespace,
-            "labels": dict(OURS),
-            "annotations": {AUTHOR_ANNOTATION: author},
-        },
-        "spec": spec,
-    }
-
-
-def _end(ref: WorkloadRef) -> dict[str, str]:
-    if not ref.is_external:
-        return {"namespace": ref.namespace, "workload": ref.name}
-    if "/" in ref.name:
-        return {"cidr": ref.name}
-    return {"host": ref.name} if ref.host or is_wide(ref) else {"address": ref.name}
-
-
-def _dns_label(text: str, longest: int) -> str:
-    return re.sub(r"[^a-z0-9-]+", "-", text.lower())[:longest].strip("-")
-
-
-def _mode_name(workload: str) -> str:
-    """Ours is one for a namespace, and one for each workload."""
-    if not workload:
-        return "hedgerow-namespace"
-    name = f"hedgerow-workload-{workload}"
-    if len(name) <= MAX_NAME and "." not in workload:
-        return name
-    digest = hashlib.sha256(workload.encode()).hexdigest()[:8]
-    return f"{_dns_label(name, MAX_NAME - 9)}-{digest}"
 
 
 # --- what goes wrong

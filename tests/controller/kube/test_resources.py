@@ -13,7 +13,6 @@ from controller import overrides
 from controller.authoring import ModeRequest
 from controller.declarations import Judgement, NetworkPolicyMode
 from controller.errors import InvalidRequest
-from controller.kube.resources.author import mode_document, override_document
 from controller.kube.resources.reading import (
     duration,
     mode_declaration,
@@ -23,6 +22,7 @@ from controller.kube.resources.reading import (
     written,
 )
 from controller.kube.resources.status import mode_status, override_status, says_already
+from controller.kube.resources.writing import mode_document, override_document
 from graph.model import Direction, InboundTls, Mode, Protocol, Verdict, WorkloadRef
 from graph.outside import parse_end
 from tests.controller.mesh import CART, FRONT, NOW, inventory

@@ -126,7 +126,7 @@ async def _events(viewing: Viewing) -> Any:
 
 
 def exchange_document(instance: str, shown: Shown) -> dict[str, Any]:
-    """A request as JSON. Bytes are text where they are UTF-8, else base 64."""
+    """A request as JSON; bodies in base 64, as they may be anything."""
     return {
         "at": shown.at,
         "instance": instance,

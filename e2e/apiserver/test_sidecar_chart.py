@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +13,17 @@ import pytest
 import yaml
 
 from controller.injection.injecting import Injected, Namespace, inject
-from controller.injection.settings import InjectionSettings, Resources
+from controller.injection.roots import VARIABLES
+from controller.injection.settings import PASSED, InjectionSettings, Resources
+from controller.kube.inventory.said import said_of
 from e2e.harness.apiserver import ApiServer
+from e2e.harness.errors import CommandFailed
 from sidecar.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = ROOT / "charts" / "hedgerow-sidecar"
+GOLDEN = Path(__file__).parent / "golden" / "sidecar.yaml"
+HOSTS = ["pay.example.com:8443", "api.example.com", "pay.example.com", "api.example.com.example.org"]
 DEPLOYMENT = """
 apiVersion: apps/v1
 kind: Deployment
@@ -29,11 +36,20 @@ spec:
       labels:
         app: cart
         {{- include "hedgerow-sidecar.labels" . | nindent 8 }}
+      annotations: {{- include "hedgerow-sidecar.annotations" . | nindent 8 }}
     spec:
       initContainers: {{- include "hedgerow-sidecar.initContainers" . | nindent 8 }}
-        - {name: own, image: "own:1"}
+        - name: own
+          image: own:1
+          env: {{- include "hedgerow-sidecar.env" . | nindent 12 }}
+          volumeMounts: {{- include "hedgerow-sidecar.volumeMounts" . | nindent 12 }}
       containers:
-        - {name: cart, image: "cart:1"}
+        - name: cart
+          image: cart:1
+          env: {{- include "hedgerow-sidecar.env" . | nindent 12 }}
+            - {name: OWN, value: "1"}
+          volumeMounts: {{- include "hedgerow-sidecar.volumeMounts" . | nindent 12 }}
+            - {name: own, mountPath: /own}
       volumes: {{- include "hedgerow-sidecar.volumes" . | nindent 8 }}
         - {name: own, emptyDir: {}}
 """
@@ -71,14 +87,16 @@ def rendered(apiserver: ApiServer, chart: Path, **values: Any) -> dict[str, Any]
     return dict(yaml.safe_load(text))
 
 
-def injected(settings: InjectionSettings) -> dict[str, Any]:
+def injected(settings: InjectionSettings, annotations: dict[str, str] | None = None, **env: str) -> dict[str, Any]:
+    own = [{"name": name, "value": value} for name, value in {"OWN": "1", **env}.items()]
+    mounted = [{"name": "own", "mountPath": "/own"}]
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"labels": {"team": "green"}},
+        "metadata": {"labels": {"team": "green"}, "annotations": annotations or {}},
         "spec": {
             "initContainers": [{"name": "own", "image": "own:1"}],
-            "containers": [{"name": "cart", "image": "cart:1"}],
+            "containers": [{"name": "cart", "image": "cart:1", "env": own, "volumeMounts": mounted}],
             "volumes": [{"name": "own", "emptyDir": {}}],
         },
     }
@@ -87,8 +105,24 @@ def injected(settings: InjectionSettings) -> dict[str, Any]:
     return dict(found.pod)
 
 
+def alike(container: dict[str, Any]) -> dict[str, Any]:
+    """A container without an order among its variables and mounts, and without what is empty."""
+    orderly = {key: value for key, value in container.items() if value is not None}
+    for part in ("env", "volumeMounts"):
+        if part in orderly:
+            orderly[part] = sorted(orderly[part], key=lambda each: json.dumps(each, sort_keys=True))
+    return orderly
+
+
 def by_name(items: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {each["name"]: each for each in items}
+
+
+def assert_same(made: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """That the chart makes what the injector made, every container in its place."""
+    for part in ("initContainers", "containers"):
+        assert [alike(each) for each in made[part]] == [alike(each) for each in wanted[part]]
+    assert by_name(made["volumes"]) == by_name(wanted["volumes"])
 
 
 @pytest.mark.parametrize(
@@ -113,11 +147,85 @@ def test_it_makes_what_the_injector_makes(apiserver, chart, settings, validation
         trustDomain="mesh.example",
         resources={"requests": {"cpu": "1", "memory": None}, "limits": {"memory": "1Gi"}},
         settings=settings,
-    )["spec"]["template"]["spec"]
-    assert [each["name"] for each in made["initContainers"]] == [each["name"] for each in wanted["initContainers"]]
-    assert by_name(made["initContainers"]) == by_name(wanted["initContainers"])
-    assert by_name(made["volumes"]) == by_name(wanted["volumes"])
-    assert made["containers"] == [{"name": "cart", "image": "cart:1"}]
+    )["spec"]["template"]
+    assert_same(made["spec"], wanted)
+    assert made["metadata"]["annotations"] is None
+    assert alike(made["spec"]["containers"][0])["env"] == [{"name": "OWN", "value": "1"}]
+
+
+@pytest.mark.parametrize("settings", [{}, {"inspect": {"ports": [8080], "egress": {"addons": []}}, "dns": {}}])
+@pytest.mark.parametrize("roots", ["", "company-roots/ca.crt"])
+@pytest.mark.parametrize("own", [[], ["SSL_CERT_FILE"], sorted(VARIABLES)])
+def test_hosts_outside_are_inspected_as_the_injector_has_it(apiserver, chart, settings, roots, own):
+    asked = {"hedgerow.dev/inspect-egress": ", ".join(HOSTS)}
+    if roots:
+        asked["hedgerow.dev/egress-roots"] = roots
+    everywhere = InjectionSettings(image="hedgerow/sidecar:0.1.0", sidecar=settings)
+    wanted = injected(everywhere, asked, **dict.fromkeys(own, "/own/roots.pem"))["spec"]
+    for container in (*wanted["initContainers"], *wanted["containers"]):  # those that a container sets are its own
+        container["env"] = [each for each in container["env"] if each["name"] not in own]
+    made = rendered(apiserver, chart, inspectEgress=HOSTS, egressRoots=roots, ownVariables=own, settings=settings)
+    template = made["spec"]["template"]
+    spec = template["spec"]
+    for container in (*spec["initContainers"], *spec["containers"]):
+        container["env"] = container["env"] or []
+    assert_same(spec, wanted)
+    assert said_of(template["metadata"]) == said_of({"annotations": asked})
+    assert template["metadata"]["annotations"].get("hedgerow.dev/egress-roots", "") == roots
+    assert inject(template, Namespace("shop"), everywhere).reason == "disabled"
+
+
+REFUSED = [
+    ({"surprise": 1}, "surprise"),
+    ({"image": {"digest": "sha256:short"}}, "/image/digest"),
+    ({"trustDomain": "Not A Domain"}, "/trustDomain"),
+    ({"controllerHost": "controller:15012"}, "/controllerHost"),
+    ({"validation": "no"}, "/validation"),
+    ({"startSeconds": 1}, "/startSeconds"),
+    ({"resources": {"limits": {"memory": "much"}}}, "/resources/limits/memory"),
+    ({"captureResources": {"requests": {"gpu": "1"}}}, "gpu"),
+    ({"settings": {"drain_second": 5}}, "drain_second"),
+    ({"settings": {"capture": "explicit"}}, "capture"),
+    ({"inspectEgress": "api.example.com"}, "/inspectEgress"),
+    ({"inspectEgress": ["*.example.com"]}, "/inspectEgress/0"),
+    ({"inspectEgress": ["api.example.com", "API.example.com"]}, "/inspectEgress/1"),
+    ({"inspectEgress": ["localhost"]}, "/inspectEgress/0"),
+    ({"inspectEgress": ["192.0.2.7"]}, "/inspectEgress/0"),
+    ({"inspectEgress": ["api.example.com:0"]}, "/inspectEgress/0"),
+    ({"inspectEgress": ["api.example.com:65536"]}, "/inspectEgress/0"),
+    ({"inspectEgress": ["api.example.com\nevil: true"]}, "/inspectEgress/0"),
+    ({"inspectEgress": [f"h{number}.example.com" for number in range(65)]}, "/inspectEgress"),
+    ({"inspectEgress": [".".join(["a" * 60] * 4 + ["b" * 3, "example"])]}, "253 characters"),
+    ({"inspectEgress": [".".join(["a" * 50, "b" * 50, "c" * 50, f"d{n}", "com"]) for n in range(40)]}, "4096"),
+    ({"inspectEgress": ["api.example.com"], "egressRoots": "company-roots"}, "/egressRoots"),
+    ({"inspectEgress": ["api.example.com"], "egressRoots": "company-roots/.."}, "/egressRoots"),
+    ({"inspectEgress": ["api.example.com"], "ownVariables": ["PATH"]}, "/ownVariables/0"),
+    ({"inspectEgress": ["api.example.com"], "settings": {"dns": {"proxy": False}}}, "answers of DNS"),
+    ({"egressRoots": "company-roots/ca.crt"}, "there is no host"),
+    ({"settings": {"probes": ["x" * 120_000]}}, "120000"),
+]
+
+
+@pytest.mark.parametrize(("values", "named"), REFUSED, ids=[json.dumps(values)[:80] for values, _ in REFUSED])
+def test_a_wrong_value_is_refused_by_name(apiserver, chart, values, named):
+    with pytest.raises(CommandFailed) as refusal:
+        rendered(apiserver, chart, **values)
+    assert named in str(refusal.value)
+
+
+def test_the_settings_that_it_knows_are_those_that_the_injector_passes_on():
+    schema = json.loads((LIBRARY / "values.schema.json").read_text())["properties"]
+    assert schema["settings"]["properties"].keys() == PASSED | {"probes", "merge_metrics"}
+    assert schema["ownVariables"]["items"]["enum"] == sorted(VARIABLES)
+    assert schema.keys() - {"global"} == yaml.safe_load((LIBRARY / "values.yaml").read_text()).keys()
+
+
+def test_what_it_renders_is_what_was_reviewed(apiserver, chart):
+    made = rendered(apiserver, chart, inspectEgress=HOSTS, egressRoots="company-roots/ca.crt")
+    if os.environ.get("HEDGEROW_GOLDEN") == "write":
+        GOLDEN.write_text(yaml.safe_dump(made, width=110))
+    reviewed = yaml.safe_load(GOLDEN.read_text())
+    assert made == reviewed, "the chart renders something else: look at it, then HEDGEROW_GOLDEN=write"
 
 
 def test_the_sidecar_takes_the_settings_that_it_writes(apiserver, chart):
@@ -137,7 +245,15 @@ def test_the_sidecar_takes_the_settings_that_it_writes(apiserver, chart):
 
 
 def test_the_api_server_takes_such_a_deployment(apiserver, chart, namespace):
-    apiserver.helm("install", "cart", str(chart), "--namespace", namespace)
-    found = apiserver.request("GET", f"/apis/apps/v1/namespaces/{namespace}/deployments/cart")
-    assert len(found["spec"]["template"]["spec"]["initContainers"]) == 4
+    values = {"hedgerow-sidecar": {"inspectEgress": HOSTS, "egressRoots": "company-roots/ca.crt"}}
+    options = ["--namespace", namespace, "--values", "-"]
+    apiserver.helm("install", "cart", str(chart), *options, stdin=yaml.safe_dump(values))
+    found = apiserver.request("GET", f"/apis/apps/v1/namespaces/{namespace}/deployments/cart")["spec"]["template"]
+    assert len(found["spec"]["initContainers"]) == 4
+    assert {str(one) for one in said_of(found["metadata"]).inspects} >= {"api.example.com:443", "pay.example.com:8443"}
+    assert {each["name"] for each in found["spec"]["containers"][0]["env"]} == {*VARIABLES, "OWN"}
+    apiserver.helm("upgrade", "cart", str(chart), "--namespace", namespace, "--reset-values")
+    found = apiserver.request("GET", f"/apis/apps/v1/namespaces/{namespace}/deployments/cart")["spec"]["template"]
+    assert [each["name"] for each in found["spec"]["containers"][0]["env"]] == ["OWN"]
+    assert "annotations" not in found["metadata"]
     apiserver.helm("uninstall", "cart", "--namespace", namespace)

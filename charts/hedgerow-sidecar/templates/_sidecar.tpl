@@ -1,21 +1,51 @@
 {{/*
 The containers that `hedgerow inject` makes, field by field; e2e/apiserver/test_sidecar_chart.py compares the two.
-
-    spec:
-      template:
-        metadata:
-          labels: {{- include "hedgerow-sidecar.labels" . | nindent 12 }}
-        spec:
-          initContainers: {{- include "hedgerow-sidecar.initContainers" . | nindent 12 }}
-          volumes: {{- include "hedgerow-sidecar.volumes" . | nindent 12 }}
-
-Own init containers stand behind them: they are captured, and have the mesh. The namespace needs the label
-hedgerow.dev/injection=enabled, by which the controller keeps the trust bundle there.
+How a chart includes them, and what goes into its own containers, is in the README.
 */}}
 
 {{/* The webhook leaves these pods as they are. */}}
 {{- define "hedgerow-sidecar.labels" -}}
 hedgerow.dev/injection: disabled
+{{- end -}}
+
+{{/* What the controller reads of the pod: which hosts outside its sidecar asks to inspect. */}}
+{{- define "hedgerow-sidecar.annotations" -}}
+{{- $values := index .Values "hedgerow-sidecar" -}}
+{{- with include "hedgerow-sidecar.inspected" $values -}}
+hedgerow.dev/inspect-egress: {{ . | fromJsonArray | join "," | quote }}
+{{- with $values.egressRoots }}
+hedgerow.dev/egress-roots: {{ . | quote }}
+{{- end }}
+{{- end -}}
+{{- end -}}
+
+{{/* Of each container of the application, where hosts outside are inspected: what it has to trust. */}}
+{{- define "hedgerow-sidecar.env" -}}
+{{- $values := index .Values "hedgerow-sidecar" -}}
+{{- if include "hedgerow-sidecar.inspected" $values -}}
+{{- range $name, $file := include "hedgerow-sidecar.variables" . | fromYaml -}}
+{{- if not (has $name $values.ownVariables) }}
+- {name: {{ $name }}, value: /var/run/secrets/hedgerow/roots/{{ $file }}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "hedgerow-sidecar.volumeMounts" -}}
+{{- if include "hedgerow-sidecar.inspected" (index .Values "hedgerow-sidecar") -}}
+- {name: hedgerow-roots, mountPath: /var/run/secrets/hedgerow/roots, readOnly: true}
+{{- end -}}
+{{- end -}}
+
+{{/* Where libraries look. */}}
+{{- define "hedgerow-sidecar.variables" -}}
+AWS_CA_BUNDLE: ca-bundle.pem
+CURL_CA_BUNDLE: ca-bundle.pem
+GIT_SSL_CAINFO: ca-bundle.pem
+GRPC_DEFAULT_SSL_ROOTS_FILE_PATH: ca-bundle.pem
+NODE_EXTRA_CA_CERTS: inspection-root.pem
+REQUESTS_CA_BUNDLE: ca-bundle.pem
+SSL_CERT_FILE: ca-bundle.pem
 {{- end -}}
 
 {{- define "hedgerow-sidecar.initContainers" -}}
@@ -53,10 +83,17 @@ hedgerow.dev/injection: disabled
     - {name: hedgerow-token, mountPath: /var/run/secrets/hedgerow/token, readOnly: true}
     - {name: hedgerow-trust, mountPath: /var/run/secrets/hedgerow/trust, readOnly: true}
     - {name: hedgerow-state, mountPath: /var/lib/hedgerow}
+    {{- if include "hedgerow-sidecar.inspected" $values }}
+    - {name: hedgerow-roots, mountPath: /var/run/secrets/hedgerow/roots}
+    {{- if $values.egressRoots }}
+    - {name: hedgerow-egress-roots, mountPath: /var/run/secrets/hedgerow/egress-roots, readOnly: true}
+    {{- end }}
+    {{- end }}
     - {{ include "hedgerow-sidecar.noApiToken" . }}
 {{- end -}}
 
 {{- define "hedgerow-sidecar.volumes" -}}
+{{- $values := index .Values "hedgerow-sidecar" -}}
 - name: hedgerow-token
   projected:
     defaultMode: 0644
@@ -66,6 +103,50 @@ hedgerow.dev/injection: disabled
   configMap: {name: hedgerow-trust, defaultMode: 0644}
 - name: hedgerow-state
   emptyDir: {sizeLimit: 64Mi}
+{{- if include "hedgerow-sidecar.inspected" $values }}
+- name: hedgerow-roots
+  emptyDir: {sizeLimit: 16Mi}
+{{- with $values.egressRoots }}
+{{- $found := splitn "/" 2 . }}
+- name: hedgerow-egress-roots
+  configMap:
+    name: {{ $found._0 | quote }}
+    defaultMode: 0644
+    items: [{key: {{ $found._1 | quote }}, path: roots.pem}]
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/*
+The inspected hosts as JSON, HOST:PORT each once, by host and then by number; nothing where there are none.
+What the injector refuses is refused here.
+*/}}
+{{- define "hedgerow-sidecar.inspected" -}}
+{{- $found := dict -}}
+{{- range .inspectEgress -}}
+{{- $parts := splitn ":" 2 . -}}
+{{- $port := $parts._1 | default "443" -}}
+{{- if gt (len $parts._0) 253 -}}
+{{- fail (printf "hedgerow-sidecar.inspectEgress: %s is longer than the 253 characters of a host name" $parts._0) -}}
+{{- end -}}
+{{- $_ := set $found (printf "%s %05d" $parts._0 (int $port)) (printf "%s:%s" $parts._0 $port) -}}
+{{- end -}}
+{{- $hosts := list -}}
+{{- range keys $found | sortAlpha -}}
+{{- $hosts = append $hosts (get $found .) -}}
+{{- end -}}
+{{- if $hosts -}}
+{{- $dns := .settings.dns | default dict -}}
+{{- if eq (get $dns "proxy" | toString) "false" -}}
+{{- fail "hedgerow-sidecar.inspectEgress: hosts are known by answers of DNS, which this sidecar does not see; remove settings.dns.proxy, or inspectEgress" -}}
+{{- end -}}
+{{- if gt (len (join "," $hosts)) 4096 -}}
+{{- fail "hedgerow-sidecar.inspectEgress: the names have more than 4096 characters together; name fewer hosts" -}}
+{{- end -}}
+{{- toRawJson $hosts -}}
+{{- else if .egressRoots -}}
+{{- fail "hedgerow-sidecar.egressRoots: there is no host whose certificate it is for; set inspectEgress too, or remove it" -}}
+{{- end -}}
 {{- end -}}
 
 {{/* What all three share. */}}
@@ -95,6 +176,13 @@ terminationMessagePolicy: FallbackToLogsOnError
 {{/* sidecar.yaml as JSON: what the kubelet fills in stands as $(NAME), and a $ of anybody else's is doubled. */}}
 {{- define "hedgerow-sidecar.settings" -}}
 {{- $given := toRawJson .values.settings | replace "$" "$$" | fromJson -}}
+{{- with include "hedgerow-sidecar.inspected" .values -}}
+{{- $egress := dict "directory" "/var/run/secrets/hedgerow/roots" "hosts" (fromJsonArray .) -}}
+{{- if $.values.egressRoots -}}
+{{- $_ := set $egress "roots" "/var/run/secrets/hedgerow/egress-roots/roots.pem" -}}
+{{- end -}}
+{{- $given = mergeOverwrite $given (dict "inspect" (dict "egress" $egress)) -}}
+{{- end -}}
 {{- if not .whole -}}
 {{- $given = omit $given "probes" "merge_metrics" "metrics" "inspect" "http" "limits" -}}
 {{- end -}}
@@ -110,7 +198,11 @@ terminationMessagePolicy: FallbackToLogsOnError
   "trust_bundle" "/var/run/secrets/hedgerow/trust/trust-bundle.pem"
   "trust_domain" .values.trustDomain
 -}}
-{{- toRawJson (merge $made $given) -}}
+{{- $document := toRawJson (merge $made $given) -}}
+{{- if gt (len $document) 120000 -}}
+{{- fail (printf "hedgerow-sidecar.settings: %d bytes as JSON; keep to 120000, which is what one environment variable may have" (len $document)) -}}
+{{- end -}}
+{{- $document -}}
 {{- end -}}
 
 {{- define "hedgerow-sidecar.security" -}}

@@ -241,6 +241,9 @@ class StrictServer(Http1Half, Http1Server):
         try:
             raw = self.take_head()
             if raw is None:
+                if self.client_done:  # what it said behind its last request will never be a whole one
+                    yield commands.CloseConnection(self.conn)
+                    self.state = self.done
                 return
             head = read_request(raw, self._limit)
             if head is None:

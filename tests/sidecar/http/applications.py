@@ -17,6 +17,8 @@ from graph.model import Mode, Origin, PortRange, Rule, Selector, Snapshot, Workl
 from sidecar.dataplane.proxy import DataPlane
 from sidecar.dataplane.settings import DataPlaneSettings, ExplicitInbound
 from sidecar.dataplane.sockets import Address
+from sidecar.inspect.hub import Inspection
+from sidecar.inspect.settings import InspectSettings
 from tests.sidecar.dataplane.applications import until
 from tests.sidecar.dataplane.foreign import HOST, free_port
 from tests.sidecar.dataplane.stand_ins import TRUST_DOMAIN, FlowList, HeldDirectory, HeldPolicy, credentials
@@ -166,9 +168,12 @@ class RequestList(FlowList):
 
 
 class Sidecar:
-    """A data plane of shop/cart in front of the application on ``port``; ``operations`` may be asked by anybody."""
+    """A data plane of shop/cart in front of the application on ``port``; ``operations`` may be asked by anybody.
 
-    def __init__(self, authority, port, operations):
+    :param inspected: whether HTTP/1 goes by the ``inspect`` lane as well, as HTTP/2 does by itself
+    """
+
+    def __init__(self, authority, port, operations, *, inspected=False):
         self.port = free_port()
         self.flows = RequestList()
         rule = Rule(
@@ -180,6 +185,7 @@ class Sidecar:
             origin=Origin.STATIC,
         )
         snapshot = Snapshot(CART, TRUST_DOMAIN, 1, Mode.ENFORCE, Mode.ENFORCE, rules=(rule,))
+        self.taps = Inspection(InspectSettings(ports=frozenset({self.port}) if inspected else frozenset()))
         self.plane = DataPlane(
             DataPlaneSettings(
                 outbound_listen=(),
@@ -190,6 +196,7 @@ class Sidecar:
             HeldDirectory(),
             credentials(authority, "shop", "cart"),
             self.flows,
+            taps=self.taps,
         )
 
     async def ask(self, data, cuts=(), *, responses=0):

@@ -1,7 +1,8 @@
 """A request that the application sees was always the request that was authorised.
 
-Every byte sequence goes through a whole data plane, in which only ``/ok`` is allowed, to real servers. Whatever they
-make of it, they must have seen nothing but requests that were judged and allowed, in the same order: never ``/admin``.
+Every byte sequence goes through a whole data plane, by each lane that judges HTTP/1, to real servers; only ``/ok`` is
+allowed. Whatever they make of it, they must have seen nothing but requests that were judged and allowed, in the same
+order: never ``/admin``. HTTP/2 is tried in ``tests/sidecar/inspect/test_smuggling_http2.py``.
 """
 
 from __future__ import annotations
@@ -130,8 +131,13 @@ def mutants(seed, count):
         yield bytes(data), tuple(sorted(chance.sample(range(len(data) + 1), min(2, len(data)))))
 
 
+@pytest.fixture(params=["http", "inspect"])
+def lane(request):
+    return request.param
+
+
 @pytest.fixture(params=["aiohttp", "nginx", "envoy"])
-async def served(request, tmp_path):
+async def served(request, tmp_path, lane):
     """A data plane, and what the server behind it sees."""
     recorder = Recorder()
     await recorder.start()
@@ -141,9 +147,11 @@ async def served(request, tmp_path):
         if program is not None:
             await program.ready()
         authority = CertificateAuthority.create(TRUST_DOMAIN, time.time())
-        sidecar = Sidecar(authority, program.port if program is not None else recorder.port, ALLOWED)
+        port = program.port if program is not None else recorder.port
+        sidecar = Sidecar(authority, port, ALLOWED, inspected=lane == "inspect")
         await sidecar.plane.start()
         yield sidecar, recorder
+        assert (sidecar.taps.requests > 0) is (lane == "inspect"), "another lane was tried"
     finally:
         if sidecar is not None:
             sidecar.plane.stop()

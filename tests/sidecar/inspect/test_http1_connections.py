@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from graph.model import Verdict
 from tests.sidecar.inspect.connection import rule
 from tests.sidecar.inspect.messages import OK, head
@@ -25,6 +27,18 @@ async def test_a_client_that_ended_its_half_still_gets_its_answer(world):
     c.client.finish()
     assert not c.client.closed
     assert not c.client.write_ended
+    c.application.give(OK)
+    assert c.client.read() == OK
+    assert c.client.write_ended
+    assert c.record.closed
+
+
+@pytest.mark.parametrize("behind", [b"\r\n", b"\r\n\r\n", b"GET /b HTTP/1.1\r\nHo"])
+async def test_half_a_request_of_a_client_that_ended_its_half_is_not_waited_for(world, behind):
+    w = world(rule())
+    c = w.connect()
+    c.client.give(head() + behind)
+    c.client.finish()
     c.application.give(OK)
     assert c.client.read() == OK
     assert c.client.write_ended

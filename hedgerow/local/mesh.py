@@ -16,7 +16,6 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,10 +25,11 @@ import yaml
 
 from graph.model import WorkloadRef
 from hedgerow.client import Access, Client
-from hedgerow.local.description import PlacedPod, PlacedService, WorkloadSpec, inventory
+from hedgerow.local.description import PlacedPod, PlacedService, WorkloadSpec
 from hedgerow.local.errors import LocalMeshError, NotReady
 from hedgerow.local.loopback import LoopbackSite
 from hedgerow.local.network import NamespaceSite
+from hedgerow.local.placement import Placement
 from hedgerow.local.pod import POLL, Pod
 from hedgerow.local.processes import Process, python
 from hedgerow.local.sandbox import is_sandboxed
@@ -66,11 +66,7 @@ class LocalMesh:
         self._sidecar_settings = dict(sidecar_settings or {})
         self._web = web
         self._connector = connector
-        self._specs: list[WorkloadSpec] = []
-        self._services: list[PlacedService] = []
-        self._pods: dict[str, Pod] = {}
-        self._unready: set[str] = set()  # pods that get no new connections, by name
-        self._next_pod = 1
+        self._placement = Placement(self._site)
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._clean_up = AsyncExitStack()
         self._api: Client | None = None
@@ -99,24 +95,21 @@ class LocalMesh:
     @property
     def pods(self) -> Mapping[str, Pod]:
         """By name, ``namespace/name``."""
-        return self._pods
+        return self._placement.pods
 
     def pod(self, name: str) -> Pod:
         """:raises LocalMeshError: when there is none of that name"""
-        try:
-            return self._pods[name]
-        except KeyError:
-            raise LocalMeshError(f"no pod {name!r}", f"there are {', '.join(sorted(self._pods))}") from None
+        return self._placement.pod(name)
 
     def pods_of(self, workload: WorkloadRef) -> list[Pod]:
-        return [pod for pod in self._pods.values() if pod.placed.spec.ref == workload]
+        return self._placement.pods_of(workload)
 
     def placed_pods(self) -> list[PlacedPod]:
-        return [pod.placed for pod in self._pods.values()]
+        return [pod.placed for pod in self._placement.pods.values()]
 
     @property
     def services(self) -> Sequence[PlacedService]:
-        return tuple(self._services)
+        return tuple(self._placement.services)
 
     @property
     def server(self) -> str:
@@ -164,17 +157,17 @@ class LocalMesh:
             self._web = socket.create_server(("127.0.0.1", 0))
         self._clean_up.callback(self._web.close)
         self._site.private_directory(self.controller_state, Role.CONTROLLER)
-        self._place(self._declared)
-        self._write_inventory()
+        self._placement.place(self._declared)
+        self._placement.write_inventory()
         await self.start_controller()
-        await self._bring_up(list(self._pods.values()))
+        await self._bring_up(list(self._placement.pods.values()))
 
     async def stop(self) -> None:
         """Stop everything and remove every trace. May be called at any moment, and twice."""
         if self._api is not None:
             await self._api.__aexit__(None, None, None)
             self._api = None
-        await asyncio.gather(*(pod.stop() for pod in self._pods.values()), self.controller.stop())
+        await asyncio.gather(*(pod.stop() for pod in self._placement.pods.values()), self.controller.stop())
         await self._clean_up.aclose()
 
     # --- the controller
@@ -187,7 +180,7 @@ class LocalMesh:
         assert self._web is not None
         settings = {
             "state_dir": str(self.controller_state),
-            "inventory": str(self._inventory),
+            "inventory": str(self._placement.inventory),
             "grpc_listen": f"{self._site.controller_address}:15012",
             "issuer_listen": f"{self._site.controller_address}:15013",
             "web_listen": f"fd:{self._web.fileno()}",
@@ -238,7 +231,7 @@ class LocalMesh:
 
     async def add(self, spec: WorkloadSpec) -> list[Pod]:
         """Add a workload and start its pods; returns when they are ready."""
-        pods = self._place([spec])
+        pods = self._placement.place([spec])
         await self._publish(pods)
         await self._bring_up(pods)
         return pods
@@ -254,26 +247,21 @@ class LocalMesh:
         if replicas <= len(pods):
             await self.remove(*(pod.name for pod in pods[replicas:]))
             return
-        spec = next(spec for spec in self._specs if spec.ref == workload)
-        taken = {pod.placed.name for pod in pods}
-        names = [name for name in replace(spec, replicas=replicas + len(pods)).pod_names() if name not in taken]
-        added = self._place_pods(spec, names[: replicas - len(pods)])
-        self._unready.update(pod.name for pod in added)
+        added = self._placement.place_more(workload, replicas - len(pods))
+        self._placement.unready.update(pod.name for pod in added)
         await self._publish(added)
         await self._bring_up(added)
-        self._unready.difference_update(pod.name for pod in added)
+        self._placement.unready.difference_update(pod.name for pod in added)
         await self._publish(added)
 
     async def remove(self, *names: str) -> None:
         """Stop pods, take them out of the inventory and remove their places."""
         pods = [self.pod(name) for name in names]
-        self._unready.update(names)
-        self._write_inventory()
+        self._placement.unready.update(names)
+        self._placement.write_inventory()
         await asyncio.gather(*(pod.stop() for pod in pods))
-        for pod in pods:  # only now: until its end a sidecar has something to report
-            del self._pods[pod.name]
-        self._unready.difference_update(names)
-        self._write_inventory()
+        self._placement.forget(names)  # only now: until its end a sidecar has something to report
+        self._placement.write_inventory()
         for pod in pods:
             await self._site.remove(pod.placed)
 
@@ -308,51 +296,9 @@ class LocalMesh:
 
     # --- inside
 
-    @property
-    def _inventory(self) -> Path:
-        return self.root / "inventory.yaml"
-
-    def _place(self, specs: Iterable[WorkloadSpec]) -> list[Pod]:
-        """Give services and pods their addresses. Services first: pods know all services by name."""
-        pods: list[Pod] = []
-        specs = list(specs)
-        for spec in specs:
-            self._specs.append(spec)
-            for service in spec.services:
-                index = len(self._services) + 1
-                address = self._site.service_address(index)
-                self._services.append(
-                    PlacedService(spec.ref.namespace, service.name, index, address, spec.ref, service.ports)
-                )
-        for spec in specs:
-            pods += self._place_pods(spec, spec.pod_names())
-        return pods
-
-    def _place_pods(self, spec: WorkloadSpec, names: Iterable[str]) -> list[Pod]:
-        pods: list[Pod] = []
-        for name in names:
-            placed = PlacedPod(name, spec, self._next_pod, self._site.pod_address(self._next_pod))
-            self._next_pod += 1
-            directory = self.root / f"pod-{placed.index}"
-            directory.mkdir(mode=0o755)
-            pod = Pod(placed, self._site, directory, tuple(self._services))
-            self._pods[pod.name] = pod
-            pods.append(pod)
-        return pods
-
-    def _write_inventory(self) -> None:
-        """Replace the inventory file at once, so that the controller never reads half of it."""
-        document = inventory(
-            self._specs, self.placed_pods(), self._services, self._site.controller_address, self._unready
-        )
-        written = self._inventory.with_suffix(".new")
-        written.write_text(yaml.safe_dump(document, sort_keys=False))
-        written.chmod(0o644)
-        written.replace(self._inventory)
-
     async def _publish(self, pods: Sequence[Pod]) -> None:
         """Have the controller know what there is to know of these pods."""
-        self._write_inventory()
+        self._placement.write_inventory()
         if listed := [pod for pod in pods if pod.placed.spec.listed]:
             await self.wait_for(lambda: self._is_known(listed), "the controller to take the new inventory")
 
@@ -360,11 +306,12 @@ class LocalMesh:
         known = (await self.api.get("/inventory"))["instances"]
         ready = {(instance["workload"], instance["name"]): instance["ready"] for instance in known}
         return all(
-            ready.get((str(pod.placed.spec.ref), pod.placed.name)) is (pod.name not in self._unready) for pod in pods
+            ready.get((str(pod.placed.spec.ref), pod.placed.name)) is (pod.name not in self._placement.unready)
+            for pod in pods
         )
 
     async def _bring_up(self, pods: Sequence[Pod]) -> None:
-        await self._site.add([pod.placed for pod in pods], self._services)
+        await self._site.add([pod.placed for pod in pods], self._placement.services)
         try:
             async with asyncio.TaskGroup() as group:
                 for pod in pods:

@@ -119,6 +119,18 @@ def test_one_of_pyenvs_that_is_not_selected(machine: Machine, version: str, numb
     assert machine.found() == f"home/.pyenv/versions/{version}/bin/python3"
 
 
+def test_one_that_the_pinned_packages_were_built_for_comes_first_wherever_it_is_from(machine: Machine) -> None:
+    machine.interpreter("bin/python3", 3, 14, 1)
+    machine.interpreter("home/.pyenv/versions/3.12.7/bin/python3", 3, 12, 7)
+    assert machine.found() == "home/.pyenv/versions/3.12.7/bin/python3"
+
+
+def test_also_when_uv_has_to_bring_it(machine: Machine) -> None:
+    machine.interpreter("bin/python3", 3, 14, 1)
+    machine.uv(brings=machine.interpreter("uv/python3.12", 3, 12, 9))
+    assert machine.found() == "uv/python3.12"
+
+
 def test_pyenv_may_stand_elsewhere(machine: Machine) -> None:
     machine.interpreter("opt/pyenv/versions/3.12.1/bin/python3", 3, 12, 1)
     machine.environment["PYENV_ROOT"] = str(machine.root / "opt" / "pyenv")
@@ -127,7 +139,7 @@ def test_pyenv_may_stand_elsewhere(machine: Machine) -> None:
 
 def test_the_one_that_is_named_comes_first_also_with_a_space_in_its_path(machine: Machine) -> None:
     machine.interpreter("bin/python3.12", 3, 12, 3)
-    named = machine.interpreter("my own/python", 3, 13, 0)
+    named = machine.interpreter("my own/python", 3, 14, 0)
     machine.environment["HEDGEROW_PYTHON"] = str(named)
     assert machine.found() == "my own/python"
 

@@ -46,8 +46,8 @@ from controller.kube.network_policy_status import Outcome, StatusWriter
 from controller.kube.reflector import Changed, Ledger, Reflector
 from controller.kube.resources.kinds import is_ours
 from controller.kube.resources.sync import ResourceSync
-from controller.kube.supervision import until_one_ends
 from controller.mesh_policy import policy_input
+from controller.together import until_one_ends
 from controller.view import Change, View
 from graph.model import Mode
 

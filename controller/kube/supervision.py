@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from random import Random
-from typing import Any, Protocol
+from typing import Protocol
 
 from controller.errors import ControllerError
 from controller.kube.errors import Unreachable
@@ -55,19 +55,6 @@ class Complaints:
             return False
         self._said[complaint] = now
         return True
-
-
-async def until_one_ends(*works: Coroutine[Any, Any, None]) -> None:
-    """Run all of them until one ends or fails, and end the others: what the parts are made of."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Supervised:

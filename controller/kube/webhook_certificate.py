@@ -19,8 +19,8 @@ from controller.injection.webhook_configuration import NAME, SERVICE
 from controller.kube.client import Client
 from controller.kube.errors import Conflicting, Expired, NoSuchObject
 from controller.kube.kinds import MUTATING_WEBHOOKS, SECRETS, Resource
-from controller.kube.supervision import until_one_ends
 from controller.kube.webhook_keys import Held, Times, advance
+from controller.together import until_one_ends
 
 log = logging.getLogger("hedgerow.kube.webhook")
 

@@ -16,6 +16,7 @@ import grpc
 from controller.engine import Subscription
 from controller.rpc.caller import Caller, Refused
 from controller.rpc.gate import Context, Gate, Outgoing, answered
+from controller.together import until_one_ends
 from controller.view import View
 from graph.directory import Destination
 from graph.errors import InvalidValue
@@ -69,19 +70,7 @@ class DirectoryService(rpc.DirectoryServicer):
         async def serve(_: Caller, outgoing: Outgoing) -> None:
             watch = _Watch(self._resolve, self._max_watched)
             async with self._engine.subscribe() as changes:
-                tasks = {
-                    asyncio.ensure_future(watch.read(requests)),
-                    asyncio.ensure_future(watch.follow(changes)),
-                    asyncio.ensure_future(watch.write(outgoing)),
-                }
-                try:
-                    done, _pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                    for task in done:
-                        task.result()
-                finally:
-                    for task in tasks:
-                        task.cancel()
-                    await asyncio.gather(*tasks, return_exceptions=True)
+                await until_one_ends(watch.read(requests), watch.follow(changes), watch.write(outgoing))
 
         async with answered(context):
             await self._gate.stream(context, "directory", serve)

@@ -20,8 +20,8 @@ from controller.kube.errors import Conflicting, NoSuchObject, Refused
 from controller.kube.reflector import Changed, Ledger, Reflector
 from controller.kube.resources.kinds import LEARNED_POLICIES, OURS, is_ours
 from controller.kube.resources.reading import moment_written
-from controller.kube.supervision import until_one_ends
 from controller.learner import EdgeState, LearnedEdge
+from controller.together import until_one_ends
 from controller.view import Change, View
 from graph.model import WorkloadRef
 

@@ -25,7 +25,7 @@ from controller.kube.reflector import Changed, Ledger, Reflector
 from controller.kube.resources.kinds import ACCESS_OVERRIDES, SEGMENTATION_MODES, is_ours
 from controller.kube.resources.reading import mode_declaration, override_declaration
 from controller.kube.resources.status import says_already, status_of
-from controller.kube.supervision import until_one_ends
+from controller.together import until_one_ends
 
 log = logging.getLogger("hedgerow.kube.resources")
 

@@ -6,6 +6,7 @@ Nothing here skips: a suite that finds no Kubernetes fails and says what to do.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +20,7 @@ settings.load_profile("no-clock")
 
 #: The session's first test waits for a whole Kubernetes, on a machine that may do ten other things; seconds.
 _TIMEOUT = 600
+_SERVER = pytest.StashKey[ApiServer]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,11 +30,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def apiserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+def apiserver(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[ApiServer]:
     """etcd, kube-apiserver and kube-controller-manager, ready."""
     server = ApiServer(tmp_path_factory.mktemp("apiserver"))
+    pytestconfig.stash[_SERVER] = server
     yield server
+    del pytestconfig.stash[_SERVER]
     server.close()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Whatever ended between two tests is begun again before a fixture needs it: no test is to blame for it.
+
+    A module's fixture that failed is not tried again for the next test: one API server that is away fails them all.
+    """
+    if ended := _mended(item):
+        print(f"\ne2e: begun again before {item.nodeid}: {ended}", file=sys.__stderr__)
+    server = item.config.stash.get(_SERVER, None)
+    if server is not None and not server.running:  # a test was stopped before it could bring it back
+        server.start()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """What ends by itself during a test fails that test, and no other one."""
+    if ended := _mended(item):
+        pytest.fail(f"while this test ran, {ended}", pytrace=False)
+
+
+def _mended(item: pytest.Item) -> str:
+    server = item.config.stash.get(_SERVER, None)
+    return server.mend() if server is not None else ""
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,9 @@ from e2e.harness.programs import Program, free_ports, until
 
 IMAGE = "registry.example/hedgerow-sidecar:1.0"
 HOOKS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
+#: What API servers wait for an answer at most, seconds: the most that there is. A machine that does ten other things
+#: shows nothing by being slow; tests for which it matters say so.
+PATIENT = 30
 ENABLED = {"hedgerow.dev/injection": "enabled"}
 
 
@@ -159,17 +161,15 @@ class RunningInjector:
 
     # --- its webhook configuration
 
-    def install_hooks(
-        self, failure_policy: str = "Fail", change: Callable[[dict[str, Any]], None] = lambda _: None
-    ) -> None:
+    def install_hooks(self, failure_policy: str = "Fail", patience: int = PATIENT) -> None:
         """Put the webhook configuration there, known to the API server and with ``caBundle``.
 
-        :param change: what a test does to each webhook
+        :param patience: of the API server, seconds
         """
         self.remove_hooks()
         body = webhook_configuration(self.namespace, failure_policy)
         for hook in body["webhooks"]:
-            change(hook)
+            hook["timeoutSeconds"] = patience
         self.apiserver.request("POST", HOOKS, body)
         self.keep_certificate()
 

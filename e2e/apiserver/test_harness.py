@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -150,9 +152,8 @@ def test_who_did_what_is_in_the_audit_log(apiserver: ApiServer, namespace: str) 
     apiserver.kubectl("-n", namespace, "create", "configmap", "watched")
 
     def logged() -> bool:
-        events = [json.loads(line) for line in apiserver.audit_log.read_text().splitlines()]
         wanted = ("create", "configmaps", namespace, "watched")
-        seen = [(event["verb"], event.get("objectRef") or {}) for event in events]
+        seen = [(event["verb"], event.get("objectRef") or {}) for event in apiserver.audited()]
         return wanted in [(verb, o.get("resource"), o.get("namespace"), o.get("name")) for verb, o in seen]
 
     until(logged, "in the audit log")
@@ -171,6 +172,31 @@ def test_the_server_stops_and_comes_back_with_everything(apiserver: ApiServer, n
 
     assert apiserver.url == url
     assert "configmap/kept" in apiserver.kubectl("-n", namespace, "get", "configmaps", "-o", "name")
+
+
+@pytest.mark.parametrize("program", ["etcd", "kube-apiserver", "kube-controller-manager"])
+def test_what_ended_by_itself_is_begun_again_and_told(apiserver: ApiServer, namespace: str, program: str) -> None:
+    assert apiserver.mend() == ""
+    apiserver.kubectl("-n", namespace, "create", "configmap", "kept")
+
+    os.kill(apiserver.pid_of(program), signal.SIGKILL)
+    told: list[str] = []
+    until(lambda: told.append(apiserver.mend()) or told[-1], f"the end of {program} noticed")
+
+    assert f"{program} was killed by SIGKILL" in told[-1]
+    assert apiserver.mend() == ""
+    assert "configmap/kept" in apiserver.kubectl("-n", namespace, "get", "configmaps", "-o", "name")
+    fresh = apiserver.create_namespace()  # its account is made by the controllers
+    apiserver.delete_namespace(fresh)
+
+
+def test_what_was_told_to_stop_stays_stopped(apiserver: ApiServer) -> None:
+    apiserver.stop()
+    try:
+        assert apiserver.mend() == ""
+        assert not apiserver.running
+    finally:
+        apiserver.start()
 
 
 def test_a_watch_from_before_a_compaction_is_gone(apiserver: ApiServer, namespace: str) -> None:

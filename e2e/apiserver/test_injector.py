@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -366,7 +367,8 @@ def test_five_hundred_pods_in_a_burst(
     record_property: Callable[[str, object], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """How long a call takes is said at its end, as the injector and the API server measured it, and not judged here."""
+    """How long a call takes is said at its end, and judged where ``HEDGEROW_BURST_RESULT`` names a file for it: nobody
+    asks for that on a machine that does ten other things."""
     space = apiserver.create_namespace(ENABLED)
     try:
         before, asked = injector.buckets(), injector.metric("hedgerow_injector_review_seconds_count")
@@ -377,12 +379,17 @@ def test_five_hundred_pods_in_a_burst(
         assert injector.metric("hedgerow_injector_review_seconds_count") - asked == 500
         assert injector.metric("hedgerow_injector_rejected_total") == 0
         spent = (injector.metric("hedgerow_injector_cpu_seconds") - cpu) / 500
+        median, p99 = (injector.quantile(part, before) for part in (0.5, 0.99))
         said = [
-            f"a call took at most {injector.quantile(0.5, before) * 1000:g} ms (median) and",
-            f"{injector.quantile(0.99, before) * 1000:g} ms (p99) in the injector, {spent * 1000:.2f} ms of its CPU",
+            f"a call took at most {median * 1000:g} ms (median) and",
+            f"{p99 * 1000:g} ms (p99) in the injector, {spent * 1000:.2f} ms of its CPU",
         ]
         record_property("burst", " ".join(said))
         with capsys.disabled():
             print(f"\n  500 pods, 50 at once: {' '.join(said)}; load average {os.getloadavg()[0]:.1f}")
+        if result := os.environ.get("HEDGEROW_BURST_RESULT"):
+            figures = {"pods": 500, "median_seconds": median, "p99_seconds": p99, "cpu_seconds_a_call": spent}
+            Path(result).write_text(json.dumps(figures, indent=1) + "\n")
+            assert p99 <= 0.1, "the goal is 100 ms"
     finally:
         apiserver.delete_namespace(space)

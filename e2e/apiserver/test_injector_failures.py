@@ -9,19 +9,18 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
 from controller.injection.webhook_configuration import NAME
 from controller.kube.webhook_certificate import SECRET
 from controller.kube.webhook_keys import Times, make
-from e2e.apiserver.injector import ENABLED, HOOKS, RunningInjector, create, is_injected, names_of, pod
+from e2e.apiserver.injector import ENABLED, HOOKS, PATIENT, RunningInjector, create, is_injected, names_of, pod, stored
+from e2e.apiserver.late_comer import LateComer
 from e2e.harness.apiserver import ApiServer
 from e2e.harness.errors import ApiError
 from e2e.harness.programs import until
 
-TIMEOUT = 2
 DAY = 86400.0
 
 
@@ -36,14 +35,16 @@ def injector(apiserver: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> 
         running.close()
 
 
+@pytest.fixture
+def patience() -> int:
+    """How long the API server waits for an answer, seconds; a test for which it is to be short says so itself."""
+    return PATIENT
+
+
 @pytest.fixture(params=["Fail", "Ignore"])
-def policy(request: pytest.FixtureRequest, injector: RunningInjector) -> Iterator[str]:
-    """The injector well, the webhook with one failure policy and a short time-out."""
-
-    def shorter(hook: dict[str, Any]) -> None:
-        hook["timeoutSeconds"] = TIMEOUT
-
-    injector.install_hooks(request.param, shorter)
+def policy(request: pytest.FixtureRequest, injector: RunningInjector, patience: int) -> Iterator[str]:
+    """The injector well, the webhook with one failure policy."""
+    injector.install_hooks(request.param, patience)
     injector.mount()
     injector.restart()
     yield str(request.param)
@@ -84,6 +85,7 @@ def recovered(apiserver: ApiServer, shop: str) -> bool:
     return False
 
 
+@pytest.mark.parametrize("patience", [2])
 def test_slow(apiserver: ApiServer, injector: RunningInjector, shop: str, policy: str) -> None:
     """Stopped by a signal: it accepts, because the kernel does, and never answers."""
     os.kill(injector.program.pid, signal.SIGSTOP)
@@ -212,15 +214,37 @@ def creating(apiserver: ApiServer, shop: str) -> Iterator[Callable[[], int]]:
 
 def test_refusals_do_not_depend_on_the_policy(apiserver: ApiServer, shop: str, policy: str) -> None:
     """A hostile annotation is an answer, not a failure."""
-    with pytest.raises(ApiError, match="unknown annotation") as refused:
-        create(apiserver, shop, pod("hostile", annotations={"hedgerow.dev/uid": "0"}))
-    assert refused.value.status == 403
+    for name, value, said in (
+        ("uid", "0", "unknown annotation"),
+        ("image", "evil.example/sidecar", "allow_annotations"),
+        ("log-level", 'info"}', "use one of"),
+        ("workers", "9" * 4000, "whole number"),
+        ("injected", '{"version":9}', "not what Hedgerow wrote"),
+    ):
+        with pytest.raises(ApiError, match=said) as refused:
+            create(apiserver, shop, pod("hostile", annotations={f"hedgerow.dev/{name}": value}))
+        assert refused.value.status == 403
+
+
+def test_asked_again_after_another_webhook_under_either(
+    apiserver: ApiServer, injector: RunningInjector, shop: str, policy: str
+) -> None:
+    """Reinvocation: what came between is treated like the rest, and nothing is injected twice."""
+    app = {"name": "app", "image": "none.example/app:1"}
+    with LateComer(apiserver, shop):
+        made = create(apiserver, shop, pod("late", app))
+    assert names_of(made) == ["hedgerow-capture", "hedgerow-validation", "hedgerow-sidecar", "first"]
+    late = next(one for one in made["spec"]["containers"] if one["name"] == "late")
+    assert late["livenessProbe"]["httpGet"]["path"] == "/app-health/late/livez"
 
 
 def test_a_huge_pod_and_a_dry_run_are_injected_under_either(apiserver: ApiServer, shop: str, policy: str) -> None:
     env = [{"name": f"V{number}", "value": "x" * 20_000} for number in range(75)]
     huge = pod("huge", {"name": "app", "image": "none.example/app:1", "env": env})
     assert is_injected(create(apiserver, shop, huge, dry_run=True))
+    with pytest.raises(ApiError) as nothing_stored:
+        stored(apiserver, shop, "huge")
+    assert nothing_stored.value.status == 404
 
 
 def test_namespaces_of_the_control_plane_do_not_need_it(

@@ -103,8 +103,7 @@ class Installed:
 
     def done(self) -> list[dict[str, Any]]:
         """Every request of the controller, from the audit log."""
-        events = [json.loads(line) for line in self.api.audit_log.read_text().splitlines() if line.endswith("}")]
-        return [event for event in events if event["user"].get("username") == self.user]
+        return [event for event in self.api.audited() if event["user"].get("username") == self.user]
 
 
 @contextmanager

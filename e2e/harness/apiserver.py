@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from e2e.harness.control_plane import ControlPlane
 from e2e.harness.errors import HarnessError
@@ -45,6 +47,10 @@ class ApiServer(Tools):
         """Whether the API server is there; between :meth:`stop` and :meth:`start` it is not."""
         return self._plane.program("kube-apiserver").running
 
+    def pid_of(self, program: str) -> int:
+        """The process of ``etcd``, ``kube-apiserver`` or ``kube-controller-manager``."""
+        return self._plane.program(program).pid
+
     def stop(self) -> None:
         """Stop the API server alone, at once for its clients; etcd and everything in it stays."""
         self._plane.stop_api_server()
@@ -52,6 +58,18 @@ class ApiServer(Tools):
     def start(self) -> None:
         """Start the API server again, at the same address, and wait until it is ready."""
         self._plane.start_api_server()
+
+    def mend(self) -> str:
+        """Begin again what ended by itself, and wait until it is ready; what was told to stop stays stopped.
+
+        :returns: what that was, how it ended and its last words; empty when all is well
+        """
+        return self._plane.mend()
+
+    def audited(self) -> list[dict[str, Any]]:
+        """Every event of the audit log whose line is whole by now."""
+        lines = self.audit_log.read_bytes().split(b"\n")
+        return [json.loads(line) for line in lines[:-1]]
 
     def compact(self) -> int:
         """Make etcd forget all but the newest revision; a watch that asks for an older one gets 410 (Gone).

@@ -25,6 +25,8 @@ KUBERNETES_SERVICE = "10.96.0.1"
 AUDIENCE = "https://kubernetes.default.svc"
 _TAKEN = "address already in use"
 _ATTEMPTS = 3
+#: An API server that ends by itself before it is ready is begun again, as a kubelet would; so many times in all.
+_STARTS = 4
 #: Where nodes look for an API server; alone in the session's network, it is free.
 _PORT_OF_NODES = 6443
 #: Open watches would keep the API server for a minute, seconds.
@@ -118,14 +120,32 @@ class ControlPlane:
         Controllers that lost it would try again only after up to half a minute: they are started anew.
         """
         server, controllers = self._programs["kube-apiserver"], self._programs["kube-controller-manager"]
-        server.start()
-        server.until(self._ready, "ready")
+        for attempt in range(1, _STARTS + 1):
+            server.start()
+            try:
+                server.until(self._ready, "ready")
+                break
+            except HarnessError:
+                if not server.ending or attempt == _STARTS:
+                    raise
         controllers.kill()
         controllers.start()
 
     def stop_api_server(self) -> None:
         """Stop the API server: its listener at once, then the watches that are left. etcd and the controllers stay."""
         self._programs["kube-apiserver"].stop(grace=_STOP_GRACE)
+
+    def mend(self) -> str:
+        """Begin again what ended by itself; answers what that was, with its last words."""
+        ended = {name: program.ending for name, program in self._programs.items() if program.ending}
+        if "etcd" in ended:
+            self._start_etcd()
+        if "kube-apiserver" in ended:
+            self.start_api_server()
+        for name in ended:
+            if self._programs[name].ending:
+                self._programs[name].start()
+        return "\n".join(ended.values())
 
     def client_kubeconfig(self, name: str, *, user: str, group: str = "") -> Path:
         """A kubeconfig for a component that shows a certificate."""
@@ -142,10 +162,13 @@ class ControlPlane:
         self.etcd.call("POST", "/v3/kv/compaction", {"revision": str(revision), "physical": True})
         return revision
 
-    def _start_all(self) -> None:
+    def _start_etcd(self) -> None:
         etcd = self._programs["etcd"]
         etcd.start()
         etcd.until(lambda: self._answers(self.etcd, "/readyz"), "ready")
+
+    def _start_all(self) -> None:
+        self._start_etcd()
         self.start_api_server()
         if self._node is not None:
             self._programs["kube-scheduler"].start()

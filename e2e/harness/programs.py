@@ -38,10 +38,18 @@ class Program:
         self._argv = ["setpriv", "--pdeathsig", "KILL", *map(str, argv)]
         self._env = dict(os.environ if env is None else env)
         self._process: subprocess.Popen[bytes] | None = None
+        self._told = False
 
     @property
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def ending(self) -> str:
+        """How it ended by itself, with its last words; empty while it runs, before it began, when it was told to."""
+        if self._process is None or self.running or self._told:
+            return ""
+        return f"{self.name} {_how(self._process.returncode)}:\n{self.last_words()}"
 
     @property
     def pid(self) -> int:
@@ -50,6 +58,7 @@ class Program:
 
     def start(self) -> None:
         assert not self.running, f"{self.name} runs already"
+        self._told = False
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._env, start_new_session=True
@@ -60,6 +69,7 @@ class Program:
         process = self._process
         if process is None or process.poll() is not None:
             return
+        self._told = True
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(grace)
@@ -69,6 +79,7 @@ class Program:
     def kill(self) -> None:
         """As a machine that fails would end it."""
         if self._process is not None:
+            self._told = True
             self._process.kill()
             self._process.wait()
 
@@ -84,13 +95,18 @@ class Program:
         """
         deadline = time.monotonic() + seconds
         while True:
-            if not self.running:
-                raise HarnessError(f"{self.name} ended before {what}:\n{self.last_words()}")
+            if self._process is None or self._process.poll() is not None:
+                how = _how(self._process.returncode) if self._process is not None else "was not started"
+                raise HarnessError(f"{self.name} {how} before {what}:\n{self.last_words()}")
             if ready():
                 return
             if time.monotonic() > deadline:
                 raise HarnessError(f"{self.name}: not {what} after {seconds:.0f} s:\n{self.last_words()}")
             time.sleep(_POLL)
+
+
+def _how(code: int) -> str:
+    return f"ended with {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
 
 
 def until(ready: Callable[[], object], what: str, *, seconds: float = PATIENCE) -> None:

@@ -14,7 +14,8 @@ from typing import Any, Self
 from e2e.harness.errors import ApiError, HarnessError
 from e2e.harness.pki import Pair
 
-_TIMEOUT = 30.0
+#: Longer than an API server itself waits for anything that it answers (60 s), seconds.
+_TIMEOUT = 90.0
 
 
 class ApiUnreachable(HarnessError):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
 from e2e.harness.errors import CommandFailed, HarnessError
-from e2e.harness.programs import Program, free_ports, run
+from e2e.harness.programs import Program, free_ports, run, until
 
 IDLE = "import signal, sys; print('up', flush=True); signal.sigwait({signal.SIGTERM})"
 DEAF = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); signal.pause()"
@@ -39,7 +41,7 @@ def test_a_program_that_ends_too_early_is_quoted(tmp_path: Path) -> None:
     it = program(tmp_path, "raise SystemExit('no such flag')")
     it.start()
 
-    with pytest.raises(HarnessError, match="it ended before ready:\nno such flag"):
+    with pytest.raises(HarnessError, match="it ended with 1 before ready:\nno such flag"):
         it.until(lambda: False, "ready")
 
 
@@ -51,6 +53,24 @@ def test_a_program_that_does_not_get_ready_is_quoted(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="it: not ready after 0 s:\nup"):
         it.until(lambda: False, "ready", seconds=0.1)
     it.kill()
+
+
+def test_only_an_end_that_nobody_asked_for_is_told(tmp_path: Path) -> None:
+    it = program(tmp_path, IDLE)
+    assert it.ending == ""
+    it.start()
+    it.until(lambda: "up" in it.last_words(), "up")
+    assert it.ending == ""
+    it.stop()
+    assert it.ending == ""
+    it.start()
+    os.kill(it.pid, signal.SIGKILL)
+    until(lambda: not it.running, "gone")
+    assert it.ending.startswith("it was killed by SIGKILL:\nup")
+    it.start()
+    assert it.ending == ""
+    it.kill()
+    assert it.ending == ""
 
 
 def test_a_command_says_what_it_said() -> None:

@@ -22,6 +22,9 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
+#: Why a leg is lost whose other end does not take what is written, when all may hold no more.
+TOO_MUCH_HELD: Final = "too much is held for receivers that do not read"
+
 
 class Leg(Protocol):
     """One end of a connection."""

@@ -12,7 +12,7 @@ from typing import Final
 from sidecar.dataplane import frames
 from sidecar.dataplane.carrier import Carrier
 from sidecar.dataplane.frames import FrameError
-from sidecar.dataplane.legs import NOBODY, Lane
+from sidecar.dataplane.legs import NOBODY, TOO_MUCH_HELD, Lane
 from sidecar.dataplane.reactor import Reactor
 from sidecar.dataplane.sending import SEND_BUFFER
 from sidecar.dataplane.stream import MAX_WINDOW
@@ -158,7 +158,7 @@ class TunnelLeg:
             return
         if self._paused or self._unread:
             if self._carrier.budget.left < size:
-                self._fail("too much is held for receivers that do not read")
+                self._fail(TOO_MUCH_HELD)
                 return
             self._carrier.budget.left -= size
             self._unread.append(bytes(payload))
@@ -273,7 +273,7 @@ class TunnelLeg:
         if not self._carrier.budget.hold(self, size):
             self._ended = True
             self._let_go()  # an end behind the rest would be taken for the end of all
-            self._reactor.loop.call_soon(self._fail, "too much is held for receivers that do not read")
+            self._reactor.loop.call_soon(self._fail, TOO_MUCH_HELD)
             return
         self.unsent += size
         self._held.append(data)

@@ -1,0 +1,215 @@
+"""What every leg that is a TCP socket does, whether its bytes are plain or TLS: be ready, hold, end, and be lost.
+
+The socket is edge-triggered and registered once. Rules are those of :mod:`sidecar.dataplane.legs`. How bytes are read
+and written is for :mod:`sidecar.dataplane.socket_leg` and :mod:`sidecar.dataplane.tls_leg`. They inherit, so that an
+event, a read or a write costs no call more than in a class that has all of it.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from typing import Final, Protocol
+
+from sidecar.dataplane import sockets
+from sidecar.dataplane.carrier import Budget
+from sidecar.dataplane.legs import NOBODY, Lane
+from sidecar.dataplane.reactor import EDGE, ERROR, GONE, HUP, IN, NOT_OUT, OUT, RDHUP, Reactor
+
+#: What the socket of a leg is registered for.
+EVENTS: Final = IN | OUT | RDHUP | EDGE
+
+
+class _Timer(Protocol):
+    """Will call the leg, for whatever reason, if it is still there."""
+
+    def cancel(self) -> None: ...
+
+
+class TcpLeg:
+    """Owns ``sock``, which its class registers with the reactor.
+
+    :param lane: is told of what happens
+    :param portion: bytes of one read, until it is known what a read costs
+    """
+
+    __slots__ = (
+        "_budget",
+        "_connecting",
+        "_ended",
+        "_eof",
+        "_held",
+        "_hup",
+        "_paused",
+        "_portion",
+        "_reactor",
+        "_readable",
+        "_shut",
+        "_sock",
+        "_timer",
+        "lane",
+        "queued",
+        "reached",
+        "unsent",
+    )
+
+    def __init__(self, reactor: Reactor, sock: socket.socket, budget: Budget, lane: Lane, portion: int) -> None:
+        self._reactor = reactor
+        self._sock: socket.socket | None = sock
+        self._budget = budget
+        self.lane = lane
+        self.reached = True
+        self._connecting = False  # the connect is under way: nothing is read or sent
+        self._timer: _Timer | None = None
+        self._held: deque[memoryview] = deque()  # not taken by the kernel
+        self.unsent = 0
+        self._readable = False
+        self._hup = False  # a short read does not mean that the socket is empty: the end is behind it
+        self._paused = False
+        self._portion = portion
+        self._eof = False  # the other end will send no more
+        self._ended = False  # we will send no more after what is held
+        self._shut = False  # the kernel knows
+        self.queued = False
+
+    # the lane's side
+
+    @property
+    def closed(self) -> bool:
+        return self._sock is None
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        raise NotImplementedError
+
+    def end(self) -> None:
+        raise NotImplementedError
+
+    def pause(self) -> None:
+        self._paused = True
+
+    def resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            if self._readable and not self.queued:
+                self._reactor.pump_again(self)
+
+    def reset(self) -> None:
+        if self._sock is not None:
+            sockets.reset(self._sock)
+            self._close()
+
+    # the socket's side
+
+    def on_event(self, events: int) -> None:
+        sock = self._sock
+        if sock is None:
+            return
+        if self._connecting and not self._is_connected(sock):
+            return
+        if events & OUT and self._held:
+            self._drain()
+        if events & NOT_OUT and self._sock is not None:
+            if not self._eof:
+                self._readable = True
+                if events & GONE:
+                    self._hup = True
+                if not self.queued:
+                    self.pump()
+            elif events & (HUP | ERROR) and not self._shut:
+                self._fail("the other end reset the connection")
+
+    def pump(self) -> None:
+        """Read once: the others want their turn too."""
+        raise NotImplementedError
+
+    def _is_connected(self, sock: socket.socket) -> bool:
+        """Whether the connect that was under way has succeeded by now. A socket that came connected had none."""
+        return True
+
+    def _tell_end(self) -> None:
+        """The other end will send no more."""
+        self._readable = False
+        self._eof = True
+        self.lane.ended(self)
+        if self._shut:
+            self._close()
+
+    # sending
+
+    def _hold(self, data: bytes) -> bool:
+        """Keep what the kernel did not take. False: it is too much, and the connection has to end."""
+        if not self._budget.hold(self, len(data)):
+            return False
+        self.unsent += len(data)
+        self._held.append(memoryview(data))
+        return True
+
+    def _drain(self) -> None:
+        """Give the kernel what it did not take before."""
+        sock, held = self._sock, self._held
+        assert sock is not None
+        waited = bool(held)
+        try:
+            while held:
+                data = held[0]
+                taken = sock.send(data)
+                self._budget.release(self, taken)
+                self.unsent -= taken
+                if taken < len(data):
+                    held[0] = data[taken:]
+                    return
+                held.popleft()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._break_off(error.strerror or str(error))
+            return
+        if waited:
+            self.lane.drained(self)
+        if self._ended:
+            self._shutdown()
+
+    def _shutdown(self) -> None:
+        """Everything is sent."""
+        sock = self._sock
+        if sock is None or self._shut:
+            return
+        self._shut = True
+        if self._eof:
+            self._close()
+            return
+        try:
+            sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            self._break_off(error.strerror or str(error))
+
+    # ending
+
+    def abort(self, why: str) -> None:
+        self._fail(why)
+
+    def _break_off(self, why: str) -> None:
+        """The other end takes nothing more."""
+        raise NotImplementedError
+
+    def _fail(self, why: str) -> None:
+        sock = self._sock
+        if sock is not None:
+            lane = self.lane
+            sockets.reset(sock)
+            self._close()
+            lane.lost(self, why)
+
+    def _close(self) -> None:
+        sock, self._sock = self._sock, None
+        if sock is None:
+            return
+        self._readable = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._budget.drop(self)
+        self.unsent = 0
+        self._held.clear()
+        self.lane = NOBODY
+        self._reactor.close(sock)

@@ -9,9 +9,11 @@ import pytest
 import pytest_asyncio
 
 from controller.kube import supervision
+from controller.kube.client import Client
 from controller.kube.settings import KubernetesSettings
 from e2e.apiserver.custom_resources import install_crds
 from e2e.apiserver.proving import MESHED, Cluster
+from e2e.apiserver.simulated import Kubelet, settings
 from e2e.harness.apiserver import ApiServer
 from tests.controller.running import Running, running
 
@@ -35,6 +37,21 @@ async def run(apiserver: ApiServer, tmp_path_factory: pytest.TempPathFactory) ->
     kubernetes = KubernetesSettings(kubeconfig=apiserver.kubeconfig)
     async with running(tmp_path_factory.mktemp("controller"), inventory=None, kubernetes=kubernetes) as made:
         yield made
+
+
+@pytest.fixture
+async def client(apiserver: ApiServer) -> AsyncIterator[Client]:
+    """The controller's client, as the administrator."""
+    async with Client(settings(apiserver.kubeconfig)) as made:
+        yield made
+
+
+@pytest.fixture
+async def kubelet(client: Client) -> Kubelet:
+    """Of a node that is there and ready."""
+    made = Kubelet(client)
+    await made.heartbeat()
+    return made
 
 
 @pytest.fixture

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
-
-import pytest
 
 from controller.inventory import Inventory, inventory_of
 from controller.kube.client import Client
@@ -29,24 +26,10 @@ from e2e.apiserver.simulated import (
     label_namespace,
     pod_spec,
     service,
-    settings,
     watching,
 )
 from e2e.harness.apiserver import ApiServer
 from graph.model import WorkloadRef
-
-
-@pytest.fixture
-async def client(apiserver: ApiServer) -> AsyncIterator[Client]:
-    async with Client(settings(apiserver.kubeconfig)) as made:
-        yield made
-
-
-@pytest.fixture
-async def kubelet(client: Client) -> Kubelet:
-    made = Kubelet(client)
-    await made.heartbeat()
-    return made
 
 
 def names(inventory: Inventory, namespace: str) -> dict[str, str]:

@@ -12,28 +12,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from controller.app import Controller
 from controller.kube.client import Client
 from controller.kube.kinds import PODS
 from controller.settings import Settings
-from e2e.apiserver.simulated import TRUST_DOMAIN, Kubelet, deploy, deployment, pod_spec, service, settings, watching
+from e2e.apiserver.simulated import TRUST_DOMAIN, Kubelet, deploy, deployment, pod_spec, service, watching
 from e2e.harness.apiserver import ApiServer
 from graph.model import WorkloadRef
-
-
-@pytest.fixture
-async def client(apiserver: ApiServer) -> AsyncIterator[Client]:
-    async with Client(settings(apiserver.kubeconfig)) as made:
-        yield made
-
-
-@pytest.fixture
-async def kubelet(client: Client) -> Kubelet:
-    made = Kubelet(client)
-    await made.heartbeat()
-    return made
 
 
 async def make_pods(client: Client, namespace: str, *names: str) -> None:

@@ -10,8 +10,6 @@ The result is the same, byte for byte, for the same base, requirements and code.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import functools
 import hashlib
 import os
@@ -19,12 +17,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pip
 
+from e2e.harness.cached import alone
 from e2e.harness.errors import HarnessError
 from e2e.images import debian, sbom
 from e2e.images.archive import Layer, Settings, architecture, make_layer, read_layer, write_image
@@ -92,7 +91,7 @@ def prepare(say: Callable[[str], None] = print) -> list[Built]:
     :param say: told what is being made
     :raises HarnessError: when something cannot be had, with what to do
     """
-    with _alone(say):
+    with alone(cache(), say):
         base = _base(say)
         code = _code_key()
         with tempfile.TemporaryDirectory(prefix=".wheel-", dir=cache()) as scratch:
@@ -107,7 +106,7 @@ def layers(image: Image, say: Callable[[str], None] = print) -> tuple[Path, Path
 
     :raises HarnessError: when something cannot be had, with what to do
     """
-    with _alone(say):
+    with alone(cache(), say):
         base = _base(say)
         return base, _packages(image, base, say)
 
@@ -242,21 +241,3 @@ def _forget_old() -> None:
 
 def _hash(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def _alone(say: Callable[[str], None]) -> Iterator[None]:
-    try:
-        cache().mkdir(parents=True, exist_ok=True)
-        lock = (cache() / ".lock").open("w")
-    except OSError as error:
-        raise HarnessError(
-            f"no cache in {cache()}: {error.strerror}", "set XDG_CACHE_HOME to a place that is writable"
-        ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("waiting for another build of images")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -6,8 +6,6 @@ may ask at once: a lock lets one build, and the others find the parts there.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import platform
 import re
@@ -16,9 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from e2e.harness.cached import alone
 from e2e.harness.errors import HarnessError
 from e2e.kube import binaries
 from e2e.kube.fetching import fetch
@@ -39,7 +38,9 @@ def prepare(suite: Suite, say: Callable[[str], None] = print) -> binaries.Binari
     """
     cache = binaries.cache()
     if binaries.missing(suite):
-        with _alone(cache, say):
+        if platform.system() != "Linux":
+            raise HarnessError(f"the suites need Linux, this is {platform.system()}")
+        with alone(cache, say):
             absent = list(dict.fromkeys(wanted(suite)[name] for name in binaries.missing(suite)))
             go = toolchain(cache, say) if absent else Path()
             for part in absent:
@@ -157,23 +158,3 @@ def _version(program: Path) -> tuple[int, int] | None:
         return None
     match = re.match(r"go(\d+)\.(\d+)", done.stdout.strip())
     return (int(match[1]), int(match[2])) if match else None
-
-
-@contextlib.contextmanager
-def _alone(cache: Path, say: Callable[[str], None]) -> Iterator[None]:
-    if platform.system() != "Linux":
-        raise HarnessError(f"the suites need Linux, this is {platform.system()}")
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        lock = (cache / ".lock").open("w")
-    except OSError as error:
-        raise HarnessError(
-            f"no cache in {cache}: {error.strerror}", "set XDG_CACHE_HOME to a place that is writable"
-        ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for another build ({cache / '.lock'})")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

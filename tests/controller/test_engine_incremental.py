@@ -10,15 +10,14 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from controller.compiler import PolicyInput, compile_snapshots
 from controller.engine import Engine
-from controller.engine.policy import same_policy
 from controller.errors import ControllerError
 from controller.inventory import read_inventory
 from controller.overrides import OverrideRequest
 from controller.view import View
 from graph.flow import EdgeKey
 from graph.model import Direction, Mode, Protocol, Verdict, WorkloadRef
+from tests.controller.decisions import assert_as_if_compiled_whole
 from tests.controller.mesh import (
     CART,
     FRONT,
@@ -89,17 +88,7 @@ async def do(engine: Engine, clock: Clock, number: int, step: tuple) -> None:  #
 
 
 def assert_whole(view: View, now: float) -> None:
-    policy = PolicyInput(
-        view.trust_domain,
-        tuple(view.inventory.workloads.values()),
-        tuple(view.inventory.instances.values()),
-        modes=view.modes,
-        rules=tuple(view.rules.values()),
-    )
-    whole = compile_snapshots(policy, now)
-    assert set(whole) == set(view.snapshots)
-    for ref, snapshot in whole.items():
-        assert same_policy(snapshot, view.snapshots[ref]), ref
+    assert_as_if_compiled_whole(view, now)
     known = set(view.inventory.workloads)
     allowed = {
         f"learned/{key}"

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 
 from controller.errors import Conflict, InvalidRequest, NotFound, UnknownWorkload
 from controller.inventory import Inventory
+from controller.public_suffixes import shared_domain
 from controller.view import Override, OverrideState
 from graph.errors import InvalidValue
 from graph.model import InspectedHost, Instance, Origin, PortRange, Protocol, Rule, Selector, Verdict, WorkloadRef
 from graph.operations import check_operation
-from graph.outside import is_wide, network_of, shared_domain
+from graph.outside import is_wide, network_of
 
 MAX_OWNER = 200
 MAX_REASON = 1_000
@@ -190,9 +191,7 @@ def inhabitants(ref: WorkloadRef, instances: Iterable[Instance], inventory: Inve
 def _check_domain(ref: WorkloadRef, inventory: Inventory, field: str) -> None:
     shared = shared_domain(ref)
     if shared:
-        raise InvalidRequest(
-            f"below {shared} anybody has names", field=field, remedy=f"name your own: *.example.{shared}"
-        )
+        raise InvalidRequest(shared.problem, field=field, remedy=shared.remedy)
     labels = ref.name.split(".")[1:]
     if (
         labels == ["cluster", "local"]

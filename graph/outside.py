@@ -25,25 +25,6 @@ _WILDCARD = "*."
 #: The longest name that is looked at; DNS ends at 253 characters, and an IDN is longer in ASCII than as it is written.
 _LONGEST = 253
 
-#: Below these of a country's names everybody registers, as below ``com``.
-_REGISTRIES = "ac co com edu gob gouv gov gv mil net org"
-_MORE_REGISTRIES = """
-ad.jp asn.au asso.fr ed.jp firm.in gen.in gen.nz go.jp go.kr gr.jp id.au ind.in lg.jp ltd.uk me.uk ne.jp ne.kr nhs.uk
-nom.br or.at or.jp or.kr pe.kr plc.uk police.uk re.kr sch.uk web.za
-"""
-#: And below these everybody has a name who is a customer, so that to open them all opens a way to anybody.
-_PROVIDERS = """
-a.run.app amazonaws.com appspot.com azureedge.net azurefd.net azurewebsites.net backblazeb2.com blob.core.windows.net
-blogspot.com cloudapp.azure.com cloudapp.net cloudfront.net core.windows.net deno.dev digitaloceanspaces.com duckdns.org
-dyndns.org elb.amazonaws.com firebaseapp.com firebaseio.com fly.dev gitbook.io github.io githubusercontent.com gitlab.io
-glitch.me googleapis.com googleusercontent.com herokuapp.com netlify.app ngrok-free.app ngrok.app ngrok.io nip.io
-no-ip.org onrender.com pages.dev r2.cloudflarestorage.com r2.dev readthedocs.io repl.co run.app sharepoint.com sslip.io
-storage.googleapis.com surge.sh trycloudflare.com vercel.app web.app web.core.windows.net windows.net wordpress.com
-workers.dev
-"""
-_GENERIC = frozenset(_REGISTRIES.split())
-_SHARED = frozenset((_MORE_REGISTRIES + _PROVIDERS).split())
-
 
 def parse_end(text: str, *, field: str = "workload") -> WorkloadRef:
     """Read ``namespace/name``, or ``-/`` and what :func:`parse_outside` reads.
@@ -135,20 +116,6 @@ def takes_in(end: WorkloadRef, ref: WorkloadRef) -> bool:
         return ref.host.endswith(end.name[1:])
     network, address = ipaddress.ip_network(end.name), _address(ref.name)
     return address is not None and address.version == network.version and address in network
-
-
-def shared_domain(ref: WorkloadRef) -> str:
-    """Why the names below a domain are anybody's: the domain, where it is a registry's or a provider's; else empty.
-
-    It knows the usual ones. It is no public suffix list, which changes every week.
-    """
-    if not ref.name.startswith(_WILDCARD):
-        return ""
-    domain = ref.name.removeprefix(_WILDCARD)
-    labels = domain.split(".")
-    registry = len(labels) == 2 and len(labels[1]) == 2 and labels[0] in _GENERIC
-    bucket = domain.endswith(".amazonaws.com") and labels[0].startswith("s3")
-    return domain if registry or bucket or domain in _SHARED else ""
 
 
 def network_end(text: str, *, field: str = "cidr") -> WorkloadRef:

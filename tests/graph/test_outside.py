@@ -5,12 +5,12 @@ from __future__ import annotations
 import ipaddress
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from graph.errors import InvalidValue
 from graph.model import Peer, Selector, WorkloadRef, is_host
-from graph.outside import is_wide, name_end, network_end, network_of, parse_end, parse_outside, shared_domain, takes_in
+from graph.outside import is_wide, name_end, network_end, network_of, parse_end, parse_outside, takes_in
 
 _LABELS = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,6}[a-z0-9])?", fullmatch=True)
 _TOP = st.from_regex(r"[a-z]{2,6}", fullmatch=True)
@@ -136,6 +136,7 @@ def test_a_network_takes_in_its_addresses_and_no_other(network, address, chosen)
     end = parse_outside(str(network))
     if address is None:
         address = network[chosen.randrange(min(network.num_addresses, 1 << 64))]
+        assume(getattr(address, "ipv4_mapped", None) is None)  # which is an IPv4 address to us
     ref = WorkloadRef.external(str(address))
     inside = address.version == network.version and address in network
     assert takes_in(end, ref) == inside
@@ -154,21 +155,3 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     assert found.is_external
     assert parse_end(str(found)) == found, "one spelling"
     Selector.of(found)
-
-
-@pytest.mark.parametrize(
-    ("end", "shared"),
-    [
-        ("*.co.uk", "co.uk"),
-        ("*.ne.jp", "ne.jp"),
-        ("*.github.io", "github.io"),
-        ("*.s3.eu-west-1.amazonaws.com", "s3.eu-west-1.amazonaws.com"),
-        ("*.cloudfront.net", "cloudfront.net"),
-        ("*.example.co.uk", ""),
-        ("*.acme.github.io", ""),
-        ("*.stripe.com", ""),
-        ("co.uk", ""),
-    ],
-)
-def test_names_that_anybody_can_have_are_known(end: str, shared: str) -> None:
-    assert shared_domain(parse_outside(end)) == shared

@@ -49,6 +49,8 @@ def check_request(request: http.Request, *, http2: bool) -> None:
     if not _AUTHORITY.fullmatch(data.authority) or (data.authority and not http2):
         raise BadHead("authority")
     hosts = check_fields(data.headers.fields, http2=http2)
+    if any(b"_" in name and name.lower().replace(b"_", b"-") in FRAMING for name, _ in data.headers.fields):
+        raise BadHead("header-underscore")  # an application that maps _ and - to one name would read another length
     if len(hosts) > 1 or (hosts and data.authority and hosts[0].lower() != data.authority.lower()):
         raise BadHead("host")
     if http2 and data.scheme not in (b"http", b"https"):

@@ -77,7 +77,8 @@ class Program:
             self._log.close()
 
 
-def nginx(folder: Path, behind: int) -> Program:
+def nginx(folder: Path, behind: int, *, http2: bool = False) -> Program:
+    """:param http2: what it is asked in; it asks HTTP/1 in any case"""
     port = free_port()
     (folder / "nginx.conf").write_text(
         f"""
@@ -88,7 +89,7 @@ def nginx(folder: Path, behind: int) -> Program:
             uwsgi_temp_path {folder}; scgi_temp_path {folder}; keepalive_timeout 5s; lingering_close off;
             underscores_in_headers on; merge_slashes off; ignore_invalid_headers off;
             server {{
-                listen {HOST}:{port};
+                listen {HOST}:{port}{" http2" if http2 else ""};
                 location / {{ proxy_pass http://{HOST}:{behind}; proxy_http_version 1.1; }}
             }}
         }}
@@ -100,7 +101,8 @@ def nginx(folder: Path, behind: int) -> Program:
     return Program(port, arguments, folder / "nginx.log")
 
 
-def envoy(folder: Path, behind: int) -> Program:
+def envoy(folder: Path, behind: int, *, http2: bool = False) -> Program:
+    """:param http2: as for :func:`nginx`"""
     port = free_port()
     manager = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
     router = {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}
@@ -119,7 +121,8 @@ def envoy(folder: Path, behind: int) -> Program:
                                     "typed_config": {
                                         "@type": f"type.googleapis.com/{manager}",
                                         "stat_prefix": "in",
-                                        "codec_type": "HTTP1",
+                                        "delayed_close_timeout": "0.05s",  # it ends so much later what it refuses
+                                        "codec_type": "HTTP2" if http2 else "HTTP1",
                                         "http_protocol_options": {
                                             "accept_http_10": True,
                                             "default_host_for_http_10": "x",
@@ -170,6 +173,7 @@ class RequestList(FlowList):
 class Sidecar:
     """A data plane of shop/cart in front of the application on ``port``; ``operations`` may be asked by anybody.
 
+    :param operations: none: all may be asked, and HTTP/2 is only observed
     :param inspected: whether HTTP/1 goes by the ``inspect`` lane as well, as HTTP/2 does by itself
     """
 

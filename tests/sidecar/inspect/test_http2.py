@@ -282,6 +282,8 @@ async def test_a_request_that_says_elsewhere_what_it_wants(world, fields):
         ("/cart/17#x", []),
         ("cart/17", []),
         ("/cart/17", [("host", "elsewhere")]),
+        ("/cart/17", [("content_length", "0")]),
+        ("/cart/17", [("transfer_encoding", "chunked")]),
     ],
 )
 async def test_a_form_that_nobody_should_have_to_read(world, path, fields):

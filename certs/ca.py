@@ -27,7 +27,7 @@ from certs.bundle import TrustBundle
 from certs.ca_format import REMEDY, Section, format_sections, parse_sections
 from certs.errors import AuthorityError, CertError, InvalidSpiffeId
 from certs.issue import Signer, leaf_certificate, read_csr, signing_certificate
-from certs.keys import make_csr, new_key, public_bytes
+from certs.keys import certified_bytes, make_csr, new_key, public_bytes
 from certs.spiffe import CONTROLLER_DNS_NAME, SpiffeId, check_instance_name, check_trust_domain
 from certs.svid import SIGNER_USAGES, TLS_USAGES
 from certs.verify import verify_chain
@@ -310,7 +310,7 @@ def _check_consistency(authority: CertificateAuthority) -> None:
     pairs = [(authority.issuing.certificate, authority.issuing.key)]
     pairs += [(root.certificate, root.key) for root in (authority.active, *authority.others) if root.key is not None]
     for certificate, key in pairs:
-        if public_bytes(key.public_key()) != _public_bytes_of(certificate):
+        if public_bytes(key.public_key()) != certified_bytes(certificate):
             name = certificate.subject.rfc4514_string()
             raise AuthorityError(f"authority: a key does not belong to {name!a:.200}; {REMEDY}")
     # judged at a moment when all are valid: that one expired is said, with its dates, when it is used
@@ -322,11 +322,6 @@ def _check_consistency(authority: CertificateAuthority) -> None:
         authority.bundle()
     except CertError as error:
         raise AuthorityError(f"authority: its parts do not belong together: {error}; {REMEDY}") from None
-
-
-def _public_bytes_of(certificate: x509.Certificate) -> bytes:
-    key = certificate.public_key()
-    return public_bytes(key) if isinstance(key, ec.EllipticCurvePublicKey) else b""
 
 
 def _new_root(trust_domain: str, now: float) -> Root:

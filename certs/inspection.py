@@ -16,7 +16,6 @@ Rules:
 
 from __future__ import annotations
 
-import datetime as dt
 import ipaddress
 import secrets
 from collections.abc import Sequence
@@ -29,11 +28,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from certs.certificate import MAX_SERIAL, check_validity, extension, pem_text, read_certificate, read_pem_certificates
+from certs.certificate import check_validity, extension, pem_text, read_certificate, read_pem_certificates
 from certs.errors import AuthorityError, InvalidCertificate, InvalidCsr, KeyMismatch, UntrustedChain
 from certs.issue import Signer, read_csr
-from certs.keys import key_from_pem, key_to_pem, new_key, public_bytes
+from certs.keys import certified_bytes, key_from_pem, key_to_pem, new_key, public_bytes
 from certs.names import is_host_name
+from certs.template import authority_identifier, begun, key_usage
 
 _DAY = 86_400.0
 #: Lifetimes in seconds: of the root, and of a workload's signing certificate.
@@ -60,9 +60,9 @@ class InspectionAuthority:
         name = _name(f"Hedgerow inspection {trust_domain}"[:64])
         nobody = x509.NameConstraints(permitted_subtrees=None, excluded_subtrees=_ADDRESSES)
         certificate = (
-            _builder(key.public_key(), name, name, now - BACKDATE, now + ROOT_LIFETIME)
+            begun(key.public_key(), name, name, now - BACKDATE, now + ROOT_LIFETIME)
             .add_extension(x509.BasicConstraints(ca=True, path_length=1), critical=True)
-            .add_extension(_usage(signs=True), critical=True)
+            .add_extension(key_usage(signs=True), critical=True)
             .add_extension(nobody, critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .sign(key, hashes.SHA256())
@@ -82,7 +82,7 @@ class InspectionAuthority:
             certificate = read_certificate(der, "inspection root")
         except ValueError:
             raise AuthorityError("inspection root: not exactly one certificate; restore it from a backup") from None
-        if public_bytes(key.public_key()) != _public(certificate):
+        if public_bytes(key.public_key()) != certified_bytes(certificate):
             raise AuthorityError("inspection root: the key is not its own; restore it from a backup")
         return cls(Signer(certificate, key))
 
@@ -115,13 +115,13 @@ class InspectionAuthority:
         constraints = x509.NameConstraints([x509.DNSName(host) for host in hosts], _ADDRESSES)
         begins = max(now - BACKDATE, root.not_valid_before_utc.timestamp())
         certificate = (
-            _builder(public, name, root.subject, begins, ends)
+            begun(public, name, root.subject, begins, ends)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_usage(signs=True), critical=True)
+            .add_extension(key_usage(signs=True), critical=True)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
             .add_extension(constraints, critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-            .add_extension(_issuer(root), critical=False)
+            .add_extension(authority_identifier(root), critical=False)
             .sign(self.signer.key, hashes.SHA256())
         )
         return certificate.public_bytes(Encoding.DER), self.root_der
@@ -161,7 +161,7 @@ class HostSigner:
         if len(chain_der) != 2:
             raise UntrustedChain(f"inspection: {len(chain_der)} certificates, not one and its root")
         certificate, root = (read_certificate(der, "inspection") for der in chain_der)
-        if public_bytes(key.public_key()) != _public(certificate):
+        if public_bytes(key.public_key()) != certified_bytes(certificate):
             raise KeyMismatch("inspection: the certificate was made for another key than ours")
         constraints, basic = extension(certificate, x509.NameConstraints), extension(certificate, x509.BasicConstraints)
         permitted = constraints.value.permitted_subtrees if constraints is not None and constraints.critical else None
@@ -188,13 +188,13 @@ class HostSigner:
             raise InvalidCertificate(f"inspection: {host!a:.100} is none of the hosts that we inspect")
         issuer = self.signer.certificate
         certificate = (
-            _builder(public, _name("inspected"), issuer.subject, self.not_before, self.not_after)
+            begun(public, _name("inspected"), issuer.subject, self.not_before, self.not_after)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_usage(signs=False), critical=True)
+            .add_extension(key_usage(signs=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
             .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-            .add_extension(_issuer(issuer), critical=False)
+            .add_extension(authority_identifier(issuer), critical=False)
             .sign(self.signer.key, hashes.SHA256())
         )
         return certificate.public_bytes(Encoding.DER), issuer.public_bytes(Encoding.DER)
@@ -203,45 +203,7 @@ class HostSigner:
         return f"HostSigner({sorted(self.hosts)}, not_after={self.not_after:.0f})"
 
 
-def _builder(
-    public: ec.EllipticCurvePublicKey, subject: x509.Name, issuer: x509.Name, not_before: float, not_after: float
-) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(public)
-        .serial_number(secrets.randbelow(MAX_SERIAL) + 1)
-        .not_valid_before(dt.datetime.fromtimestamp(int(not_before), dt.UTC))
-        .not_valid_after(dt.datetime.fromtimestamp(int(not_after), dt.UTC))
-    )
-
-
 def _name(text: str) -> x509.Name:
     return x509.Name(
         [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Hedgerow"), x509.NameAttribute(NameOID.COMMON_NAME, text)]
     )
-
-
-def _usage(*, signs: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=signs,
-        crl_sign=signs,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _issuer(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
-    own = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
-    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own.value)
-
-
-def _public(certificate: x509.Certificate) -> bytes:
-    key = certificate.public_key()
-    return public_bytes(key) if isinstance(key, ec.EllipticCurvePublicKey) else b""

@@ -7,9 +7,7 @@ than that.
 
 from __future__ import annotations
 
-import datetime as dt
 import ipaddress
-import secrets
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -18,9 +16,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID, ObjectIdentifier
 
-from certs.certificate import MAX_SERIAL
 from certs.errors import InvalidCsr
 from certs.spiffe import CONTROLLER_DNS_NAME, SpiffeId
+from certs.template import authority_identifier, begun, key_usage
 
 #: A request for a P-256 key has about 200 bytes.
 MAX_CSR_BYTES = 8 * 1024
@@ -87,7 +85,7 @@ def signing_certificate(
             x509.NameAttribute(NameOID.COMMON_NAME, f"Hedgerow {kind} {identifier.digest.hex()[:16]}"),
         ]
     )
-    usage = _key_usage(key_cert_sign=True, crl_sign=True)
+    usage = key_usage(signs=True)
     constraints = x509.NameConstraints(
         permitted_subtrees=[x509.UniformResourceIdentifier(trust_domain), x509.DNSName(CONTROLLER_DNS_NAME)],
         excluded_subtrees=[
@@ -97,7 +95,7 @@ def signing_certificate(
     )
     name = x509.UniformResourceIdentifier(str(SpiffeId.of_trust_domain(trust_domain)))
     builder = (
-        _builder(public, subject, subject if issuer is None else issuer.certificate.subject, not_before, not_after)
+        begun(public, subject, subject if issuer is None else issuer.certificate.subject, not_before, not_after)
         .add_extension(x509.BasicConstraints(ca=True, path_length=1 if issuer is None else 0), critical=True)
         .add_extension(usage, critical=True)
         .add_extension(constraints, critical=True)
@@ -106,7 +104,7 @@ def signing_certificate(
     )
     if issuer is None:
         return Signer(builder.sign(key, hashes.SHA256()), key)
-    builder = builder.add_extension(_authority_identifier(issuer.certificate), critical=False)
+    builder = builder.add_extension(authority_identifier(issuer.certificate), critical=False)
     return Signer(builder.sign(issuer.key, hashes.SHA256()), key)
 
 
@@ -130,55 +128,15 @@ def leaf_certificate(
         names.append(x509.DNSName(dns_name))
     subject = x509.Name([x509.NameAttribute(NameOID.DN_QUALIFIER, instance)] if instance else [])
     return (
-        _builder(public, subject, issuer.certificate.subject, not_before, not_after)
+        begun(public, subject, issuer.certificate.subject, not_before, not_after)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(digital_signature=True), critical=True)
+        .add_extension(key_usage(signs=False), critical=True)
         .add_extension(
             x509.ExtendedKeyUsage(sorted(usages, key=lambda usage: usage.dotted_string)),
             critical=False,
         )
         .add_extension(x509.SubjectAlternativeName(names), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-        .add_extension(_authority_identifier(issuer.certificate), critical=False)
+        .add_extension(authority_identifier(issuer.certificate), critical=False)
         .sign(issuer.key, hashes.SHA256())
-    )
-
-
-def _builder(
-    public: ec.EllipticCurvePublicKey, subject: x509.Name, issuer: x509.Name, not_before: int, not_after: int
-) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(public)
-        # 159 random bits (CA/Browser Forum requirements, section 7.1 ask for 64)
-        .serial_number(secrets.randbelow(MAX_SERIAL) + 1)
-        .not_valid_before(_datetime(not_before))
-        .not_valid_after(_datetime(not_after))
-    )
-
-
-def _datetime(seconds: int) -> dt.datetime:
-    return dt.datetime.fromtimestamp(seconds, dt.UTC)
-
-
-def _authority_identifier(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
-    own = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
-    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own.value)
-
-
-def _key_usage(
-    *, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False
-) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=digital_signature,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=key_cert_sign,
-        crl_sign=crl_sign,
-        encipher_only=False,
-        decipher_only=False,
     )

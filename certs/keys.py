@@ -54,3 +54,9 @@ def make_csr(key: ec.EllipticCurvePrivateKey) -> bytes:
 def public_bytes(key: ec.EllipticCurvePublicKey) -> bytes:
     """The key's SubjectPublicKeyInfo in DER: equal for equal keys."""
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def certified_bytes(certificate: x509.Certificate) -> bytes:
+    """The same of the key that a certificate is for; empty, which no key of ours is equal to, when it is no EC key."""
+    key = certificate.public_key()
+    return public_bytes(key) if isinstance(key, ec.EllipticCurvePublicKey) else b""

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import datetime as dt
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,12 +24,12 @@ from typing import Final
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from certs.errors import CertError
-from certs.keys import key_from_pem, key_to_pem, new_key, public_bytes
+from certs.keys import certified_bytes, key_from_pem, key_to_pem, new_key, public_bytes
+from certs.template import begun, key_usage
 
 CERTIFICATE: Final = "tls.crt"
 KEY: Final = "tls.key"
@@ -76,17 +75,17 @@ def make(host: str, now: float, lifetime: float) -> Pair:
     subject = _name(f"Hedgerow injector {identifier.digest.hex()[:16]}")
     nowhere = [x509.IPAddress(ipaddress.ip_network(every)) for every in ("0.0.0.0/0", "::/0")]
     root = (
-        _builder(subject, subject, root_key.public_key(), since, until)
+        begun(root_key.public_key(), subject, subject, since, until)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(signing=True), critical=True)
+        .add_extension(key_usage(signs=True), critical=True)
         .add_extension(x509.NameConstraints([x509.DNSName(host)], nowhere), critical=True)
         .add_extension(identifier, critical=False)
         .sign(root_key, hashes.SHA256())
     )
     leaf = (
-        _builder(_name(host[:64]), subject, key.public_key(), since, until)
+        begun(key.public_key(), _name(host[:64]), subject, since, until)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(signing=False), critical=True)
+        .add_extension(key_usage(signs=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -170,7 +169,7 @@ def _pair(data: Mapping[str, str], prefix: str, host: str, now: float) -> Pair |
     if leaf is None or root is None or not leaf.not_valid_before_utc.timestamp() <= now < _ends(leaf):
         return None
     try:
-        if public_bytes(key_from_pem(key).public_key()) != _public(leaf):
+        if public_bytes(key_from_pem(key).public_key()) != certified_bytes(leaf):
             return None
         leaf.verify_directly_issued_by(root)
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -191,11 +190,6 @@ def _authority(pem: bytes, host: str, now: float) -> bytes:
     if limits.permitted_subtrees != [x509.DNSName(host)] or _ends(found) <= now:
         return b""
     return found.public_bytes(Encoding.PEM)
-
-
-def _public(certificate: x509.Certificate) -> bytes:
-    key = certificate.public_key()
-    return public_bytes(key) if isinstance(key, ec.EllipticCurvePublicKey) else b""
 
 
 def _decoded(data: Mapping[str, str], name: str) -> bytes:
@@ -222,31 +216,3 @@ def _ends(certificate: x509.Certificate) -> float:
 
 def _name(common: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
-
-
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, since: float, until: float
-) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(dt.datetime.fromtimestamp(int(since), dt.UTC))
-        .not_valid_after(dt.datetime.fromtimestamp(int(until), dt.UTC))
-    )
-
-
-def _usage(*, signing: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signing,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=signing,
-        crl_sign=signing,
-        encipher_only=False,
-        decipher_only=False,
-    )

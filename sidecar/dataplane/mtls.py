@@ -17,7 +17,6 @@ Rules:
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ from graph.directory import Endpoint
 from graph.model import Direction
 from sidecar.dataplane import sockets, tls
 from sidecar.dataplane.clienthello import ClientHello
-from sidecar.dataplane.dial import DialFailed, shake_hands
+from sidecar.dataplane.dial import DialFailed, accounted, shake_hands
 from sidecar.dataplane.fabric import Fabric, peer_of
 from sidecar.dataplane.lease import Lease, Proof
 from sidecar.dataplane.leg_relay import LegRelay
@@ -38,7 +37,7 @@ from sidecar.dataplane.serving import serve_leg
 from sidecar.dataplane.settings import DataPlaneSettings
 from sidecar.dataplane.socket_leg import SocketLeg
 from sidecar.dataplane.sockets import Address
-from sidecar.dataplane.tls import Channel, HandshakeFailed, PeerRefused
+from sidecar.dataplane.tls import Channel, PeerRefused
 from sidecar.dataplane.tls_leg import TlsLeg
 
 _log = logging.getLogger(__name__)
@@ -120,25 +119,10 @@ async def dial(fabric: Fabric, endpoint: Endpoint) -> tuple[socket.socket, Chann
     :returns: the socket, registered with the reactor, the session and what it proved
     :raises DialFailed: saying why; the failure is counted
     """
-    place = Address(endpoint.address, endpoint.port)
     if not endpoint.identity:
+        place = Address(endpoint.address, endpoint.port)
         raise DialFailed(f"{place} is meshed, but the directory names no identity for it")
-    untrusted = False
-    try:
-        async with asyncio.timeout(fabric.settings.connect_timeout):
-            return await shake_hands(fabric, endpoint)
-    except TimeoutError:
-        why = f"no answer within {fabric.settings.connect_timeout:g} s"
-    except OSError as error:
-        why = error.strerror or str(error)
-    except HandshakeFailed as error:
-        why, untrusted = str(error), error.untrusted
-    except PeerRefused as error:
-        why, untrusted = str(error), True
-    fabric.balancer.failed(endpoint, fabric.reactor.loop.time())
-    level = logging.WARNING if untrusted else logging.INFO
-    fabric.complaints.say(level, "no mutual TLS with %s at %s: %s", endpoint.identity, place, why)
-    raise DialFailed(f"no mutual TLS with {endpoint.identity} at {place}: {why}", untrusted=untrusted)
+    return await accounted(fabric, endpoint, "mutual TLS with", shake_hands(fabric, endpoint))
 
 
 def carry(

@@ -19,7 +19,6 @@ What is said on the connection is for :mod:`sidecar.inspect.lane`.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
 import ssl
@@ -34,7 +33,7 @@ from sidecar.dataplane import sockets
 from sidecar.dataplane.clienthello import ClientHello
 from sidecar.dataplane.contracts import Record
 from sidecar.dataplane.detect import Kind
-from sidecar.dataplane.dial import DialFailed
+from sidecar.dataplane.dial import DialFailed, handshake
 from sidecar.dataplane.fabric import Fabric
 from sidecar.dataplane.lanes import LaneContext, is_http
 from sidecar.dataplane.legs import NOBODY, Leg
@@ -42,7 +41,7 @@ from sidecar.dataplane.live import Connection, refusal
 from sidecar.dataplane.relay import Relay
 from sidecar.dataplane.socket_leg import SocketLeg
 from sidecar.dataplane.sockets import Address
-from sidecar.dataplane.tls import Channel, Handshake, HandshakeFailed
+from sidecar.dataplane.tls import HandshakeFailed
 from sidecar.dataplane.tls_leg import TlsLeg
 
 _log = logging.getLogger(__name__)
@@ -161,7 +160,7 @@ class Outward:
             if client is None:
                 server.reset()
                 return
-            channel = await self._shake_hands(client, shown)
+            channel = await handshake(self._fabric, client, shown, server_side=True)
         except BaseException:
             server.reset()
             raise
@@ -183,7 +182,7 @@ class Outward:
         :raises DialFailed: when it can not be reached, or does not prove its name
         """
         sock = await self._connect(self._endpoint)
-        result = await self._shake_hands(sock, context, host=self._host)
+        result = await handshake(self._fabric, sock, context, host=self._host)
         if isinstance(result, HandshakeFailed):
             self._count("untrusted" if result.untrusted else "handshake", f"its TLS: {result}")
             place = f"{self._host} at {self._endpoint.address}"
@@ -197,31 +196,6 @@ class Outward:
         leg = TlsLeg(fabric.reactor, sock, result, None, fabric.budget, NOBODY, complain, reached=False)
         leg.pause()
         return leg, result.session.selected_alpn_protocol() or ""
-
-    async def _shake_hands(
-        self, sock: socket.socket, context: ssl.SSLContext, *, host: str | None = None
-    ) -> Channel | HandshakeFailed:
-        """:param host: of the server that is called; None: we are the server. On failure the socket is closed"""
-        fabric = self._fabric
-        done: asyncio.Future[Channel | HandshakeFailed] = asyncio.get_running_loop().create_future()
-        handshake = Handshake(
-            fabric.reactor,
-            sock,
-            fabric.credentials,
-            server_side=host is None,
-            registered=False,
-            timeout=fabric.settings.handshake_timeout,
-            done=lambda result: None if done.done() else done.set_result(result),
-            context=context,
-            host=host,
-        )
-        try:
-            return await done
-        except asyncio.CancelledError:
-            handshake.abort("no longer wanted")
-            if done.done() and not done.cancelled():
-                fabric.reactor.close(sock)  # it was done at the same moment
-            raise
 
     # --- the lane
 

@@ -20,11 +20,11 @@ import time
 from graph.directory import Endpoint
 from sidecar.dataplane import lease
 from sidecar.dataplane.balance import EndpointKey, key_of
-from sidecar.dataplane.dial import DialFailed, shake_hands
+from sidecar.dataplane.dial import DialFailed, accounted, shake_hands
 from sidecar.dataplane.fabric import Fabric
 from sidecar.dataplane.lease import Lease, Leases
 from sidecar.dataplane.sockets import Address
-from sidecar.dataplane.tls import HandshakeFailed, PeerRefused
+from sidecar.dataplane.tls import HandshakeFailed
 from sidecar.dataplane.tunnel import Tunnel
 
 _log = logging.getLogger(__name__)
@@ -192,32 +192,14 @@ class _Slot:
         :raises DialFailed: saying why; the failure is counted
         """
         fabric, endpoint = self._fabric, self._endpoint
-        loop = asyncio.get_running_loop()
-        wait = fabric.balancer.retry_at(endpoint) - loop.time()
+        wait = fabric.balancer.retry_at(endpoint) - fabric.reactor.loop.time()
         if wait > 0:
             await asyncio.sleep(wait)
-        untrusted = False
-        try:
-            async with asyncio.timeout(fabric.settings.connect_timeout):
-                tunnel = await self._establish()
-        except TimeoutError:
-            why = f"no tunnel within {fabric.settings.connect_timeout:g} s"
-        except OSError as error:
-            why = error.strerror or str(error)
-        except HandshakeFailed as error:
-            why, untrusted = str(error), error.untrusted
-        except PeerRefused as error:
-            why, untrusted = str(error), True
-        else:
-            fabric.balancer.succeeded(endpoint)
-            if not tunnel.closed:
-                self._established(tunnel, generation)
-            return tunnel
-        fabric.balancer.failed(endpoint, loop.time())
-        place = Address(endpoint.address, endpoint.port)
-        level = logging.WARNING if untrusted else logging.INFO
-        fabric.complaints.say(level, "no tunnel to %s at %s: %s", endpoint.identity, place, why)
-        raise DialFailed(f"no tunnel to {endpoint.identity} at {place}: {why}", untrusted=untrusted)
+        tunnel = await accounted(fabric, endpoint, "tunnel to", self._establish())
+        fabric.balancer.succeeded(endpoint)
+        if not tunnel.closed:
+            self._established(tunnel, generation)
+        return tunnel
 
     async def _establish(self) -> Tunnel:
         """A tunnel whose peer has accepted us."""

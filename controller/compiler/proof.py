@@ -136,7 +136,7 @@ class _Work:
                 self._policy(side, cell, reading.allowed(cell))
 
     def _of(self, subject: Subject) -> list[Manifest]:
-        return [p for p in self.policies if p["metadata"]["namespace"] == subject.ref.namespace]  # type: ignore[index]
+        return [p for p in self.policies if p["metadata"]["namespace"] == subject.ref.namespace]  # type: ignore[index]  # ours all have one
 
     def _snapshot(self, side: Side, cell: Cell, snapshot: Snapshot) -> None:
         closed = _closed(snapshot)

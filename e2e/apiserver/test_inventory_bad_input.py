@@ -119,8 +119,9 @@ async def test_what_admission_refuses_is_no_question_of_rbac(apiserver: ApiServe
         quotas = Resource("", "v1", "resourcequotas", "ResourceQuota")
         await client.create(quotas, quota, namespace)
         async with asyncio.timeout(PATIENCE):
-            while not (await client.get(quotas, "none", namespace)).get("status", {}).get("hard"):  # noqa: ASYNC110
-                await asyncio.sleep(0.1)  # until its controller has counted, a quota refuses nothing
+            # until its controller has counted, a quota refuses nothing
+            while not (await client.get(quotas, "none", namespace)).get("status", {}).get("hard"):  # noqa: ASYNC110  # asks
+                await asyncio.sleep(0.1)
         with pytest.raises(Refused) as caught:
             await client.create(
                 CONFIG_MAPS, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"}}, namespace

@@ -39,7 +39,7 @@ class Roots:
 
 @asynccontextmanager
 async def distributing(kubeconfig: Path, roots: Roots) -> AsyncIterator[TrustDistributor]:
-    sockets = asyncio.get_running_loop()._selector.get_map()  # type: ignore[attr-defined]  # asyncio's own loop
+    sockets = asyncio.get_running_loop()._selector.get_map()  # asyncio's own loop
     before = len(sockets)
     async with Client(KubernetesSettings(kubeconfig=kubeconfig)) as client:
         made = TrustDistributor(client, lambda: roots.text, roots.in_use.__contains__, time.monotonic)
@@ -252,7 +252,7 @@ async def test_it_goes_with_the_webhook_configuration_and_comes_back_with_the_ne
                 await looked(now_if_ever=now_if_ever)
                 looks += 1
 
-            distributor._owner.look = counted  # type: ignore[method-assign]  # counts, and looks all the same
+            distributor._owner.look = counted  # counts, and looks all the same
             await eventually(lambda: looks >= 2)
             assert found(apiserver, namespace) is None
             assert found(apiserver, other) is None

@@ -130,7 +130,7 @@ class NodeMachine:
             self._init.stdout.close()
         for group in self._groups:
             with contextlib.suppress(HarnessError):
-                until(lambda group=group: control_groups.remove(group), f"{group} empty", seconds=30)  # type: ignore[misc]
+                until(lambda group=group: control_groups.remove(group), f"{group} empty", seconds=30)
 
     # Namespaces and control groups.
 

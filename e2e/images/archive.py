@@ -148,6 +148,6 @@ class _Hashed(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
-    def write(self, data) -> int:  # type: ignore[no-untyped-def]  # a buffer, as in RawIOBase
+    def write(self, data) -> int:  # a buffer, as in RawIOBase
         self.digest.update(data)
         return self._file.write(data)

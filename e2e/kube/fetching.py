@@ -48,7 +48,7 @@ def fetch(
             return done
         wait = pause * 2 ** (attempt - 1)
         say(f"{command[0]} is tried again in {wait:.0f} s ({attempt + 1} of {ATTEMPTS}): {reason}")
-        time.sleep(wait)
+        time.sleep(wait)  # nothing tells that a registry is well again, and asking at once is what it has too much of
         before()
     raise AssertionError("no attempt")
 

@@ -121,7 +121,7 @@ def _case(case: dict[str, object]) -> Case:
         leaf=ssl.PEM_cert_to_DER_cert(str(case["peer_certificate"])),
         pem="".join([str(case["peer_certificate"]), *intermediates, str(case["peer_certificate_key"] or "")]),
         has_key=bool(case["peer_certificate_key"]),
-        max_chain_depth=case["max_chain_depth"],  # type: ignore[arg-type]  # JSON
+        max_chain_depth=case["max_chain_depth"],
     )
 
 

@@ -95,7 +95,7 @@ async def test_saying_the_same_again_writes_nothing(tmp_path: Path) -> None:
         declared = [override(), mode(inbound=Mode.AUDIT)]
         await engine.declare(declared)
         generation = engine.view.generation
-        await engine.declare([replace(each) for each in declared])  # type: ignore[type-var]
+        await engine.declare([replace(each) for each in declared])
         assert engine.view.generation == generation
 
 

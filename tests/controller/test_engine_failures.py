@@ -16,11 +16,12 @@ from controller.audit import verify
 from controller.compiler import ProofFailed
 from controller.engine import Engine
 from controller.engine.policy import PolicyIndex
-from controller.errors import ConfigError, NotReady, StoreError
+from controller.errors import ConfigError, NotReady
 from controller.overrides import OverrideRequest
-from controller.store import SqliteStore, Stored, Writes
+from controller.store import SqliteStore
 from controller.view import View
 from graph.model import Mode, Protocol, Snapshot, Verdict, WorkloadRef
+from tests.controller.disks import Faulty
 from tests.controller.mesh import (
     CART,
     FRONT,
@@ -34,23 +35,6 @@ from tests.controller.mesh import (
     learned,
     running,
 )
-
-
-class Faulty(SqliteStore):
-    """A real store on a disk that can be made to fail."""
-
-    full = False
-    unreadable = False
-
-    def commit(self, writes: Writes) -> None:
-        if self.full:
-            raise StoreError("could not write: database or disk is full (SQLITE_FULL)", remedy="free space")
-        super().commit(writes)
-
-    def load(self) -> Stored:
-        if self.unreadable:
-            raise StoreError("could not read: disk I/O error", remedy="look at the disk")
-        return super().load()
 
 
 def shown(view: View) -> dict[str, Any]:

@@ -60,7 +60,7 @@ STEPS = st.lists(
 )
 
 
-async def do(engine: Engine, clock: Clock, number: int, step: tuple) -> None:  # type: ignore[type-arg]
+async def do(engine: Engine, clock: Clock, number: int, step: tuple) -> None:
     match step:
         case "flow", source, destination, port, outbound:
             reporter = source if outbound else destination
@@ -118,7 +118,7 @@ def stable(view: View) -> tuple[object, ...]:
     )
 
 
-async def play(path: Path, steps: list[tuple]) -> None:  # type: ignore[type-arg]
+async def play(path: Path, steps: list[tuple]) -> None:
     clock = Clock()
     versions: dict[WorkloadRef, int] = {}
     async with running(path, clock) as engine:
@@ -139,6 +139,6 @@ async def play(path: Path, steps: list[tuple]) -> None:  # type: ignore[type-arg
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS)
-def test_the_parts_are_the_whole(steps: list[tuple]) -> None:  # type: ignore[type-arg]
+def test_the_parts_are_the_whole(steps: list[tuple]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(play(Path(folder), steps))

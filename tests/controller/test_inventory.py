@@ -314,6 +314,6 @@ def test_a_bad_trust_domain_is_named() -> None:
 def test_an_inventory_does_not_change() -> None:
     found = inventory()
     with pytest.raises(TypeError):
-        found.workloads[CART] = found.workloads[FRONT]  # type: ignore[index]
+        found.workloads[CART] = found.workloads[FRONT]
     assert found == inventory()
     assert found != Inventory(TRUST_DOMAIN)

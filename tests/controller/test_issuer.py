@@ -58,7 +58,7 @@ class TestThrottle:
 
 def ring(path: Path, clock: Clock, **changes: object) -> Keyring:
     given = {"trust_domain": TRUST_DOMAIN, "lifetime": 3600.0, **changes}
-    return Keyring.open(path, clock=clock, random=Random(1), **given)  # type: ignore[arg-type]  # as given
+    return Keyring.open(path, clock=clock, random=Random(1), **given)
 
 
 class TestKeyring:

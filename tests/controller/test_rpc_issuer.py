@@ -24,7 +24,7 @@ from tests.controller.running import Identity, Running, eventually, running, spi
 
 async def refused(call: object) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call  # type: ignore[misc]
+        await call
     return caught.value.code(), caught.value.details() or ""
 
 

@@ -99,14 +99,14 @@ def test_everything_comes_back_after_a_restart(tmp_path: Path) -> None:
             inventory_revision=3,
             edges=(learned(),),
             traffic=tuple(each for each in writes.traffic.values() if each is not None),
-            windows=writes.windows,  # type: ignore[arg-type]
-            operations=writes.operations,  # type: ignore[arg-type]
+            windows=writes.windows,
+            operations=writes.operations,
             modes=writes.modes,
             overrides=(override(),),
             tokens=tuple(each for each in writes.tokens.values() if each is not None),
-            positions=writes.positions,  # type: ignore[arg-type]
+            positions=writes.positions,
             marks=writes.marks,
-            documents=writes.documents,  # type: ignore[arg-type]
+            documents=writes.documents,
             audit_head=writes.audit[-1],
         )
         assert store.audit_page(10) == tuple(reversed(writes.audit))

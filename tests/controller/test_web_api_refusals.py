@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.controller.disks import Faulty
 from tests.controller.running import EDGE, PERSON, Running, running
 
 
@@ -148,21 +149,15 @@ async def test_a_body_that_is_no_json_object_of_ours(
         assert (found[0], found[2]) == (status, field)
 
 
-async def test_a_stopped_engine_is_told_as_not_ready(tmp_path: Path) -> None:
+async def test_a_full_disk_is_told_as_not_ready_and_then_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.app.SqliteStore", Faulty)
     async with running(tmp_path) as run:
-        original = run.controller.engine._worker.store.commit
-
-        def full(_: object) -> None:
-            from controller.errors import StoreError
-
-            raise StoreError("the disk is full", remedy="make room")
-
-        run.controller.engine._worker.store.commit = full  # type: ignore[method-assign]  # a full disk, for a moment
-        try:
+        with monkeypatch.context() as moment:
+            moment.setattr(Faulty, "full", True)
             async with run.http.post("/api/v1/overrides", json=override()) as response:
                 assert (response.status, response.headers["Retry-After"]) == (503, "1")
                 error = (await response.json())["error"]
                 assert (error["code"], "disk is full" in error["message"]) == ("not-ready", True)
-        finally:
-            run.controller.engine._worker.store.commit = original  # type: ignore[method-assign]
         await run.post("/overrides", override(), 201)

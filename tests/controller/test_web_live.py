@@ -163,7 +163,7 @@ async def test_a_quiet_stream_says_that_it_is_still_there() -> None:
 
         view = View("hedgerow.test", started_at=1.0)
 
-    stream = Live(Quiet(), lambda: 1.0, 1, comment_seconds=0.01)  # type: ignore[arg-type]  # all that a stream asks of it
+    stream = Live(Quiet(), lambda: 1.0, 1, comment_seconds=0.01)  # all that a stream asks of it
     changes = Subscription(8, lambda _: None)
     events = stream._graph_events(changes)
     assert (await anext(events)).startswith(b"event: graph\n")

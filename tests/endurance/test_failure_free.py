@@ -184,9 +184,9 @@ async def test_no_request_fails(shop):
                 async with Held(held) as before:
                     restarting = asyncio.ensure_future(process.restart())
                     taken_over = number // 2 + 1
-                    await until(lambda: process.log.read_text().count("has taken over") == taken_over, "takeover")  # noqa: B023
+                    await until(lambda: process.log.read_text().count("has taken over") == taken_over, "takeover")  # noqa: B023  # at once
                     answers = before.answers
-                    await until(lambda: before.broken or before.answers > answers + 1, "held")  # noqa: B023
+                    await until(lambda: before.broken or before.answers > answers + 1, "held")  # noqa: B023  # at once
                     assert before.broken == ""
                 assert await restarting == 0, process.log.read_text()
                 await process.ready()

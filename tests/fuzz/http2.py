@@ -246,7 +246,7 @@ def check_guard(data: bytes) -> None:
             expected += header + payload
     assert (gone is None) == (said is None)
     if gone is not None:
-        assert (gone.last_stream, gone.code) == said  # type: ignore[attr-defined]  # tests are not type-checked
+        assert (gone.last_stream, gone.code) == said
     rest = data[at:]
     if len(rest) >= 9 and rest[3] != GOAWAY:
         expected += rest

@@ -49,7 +49,7 @@ MESH = {
 
 
 def seen(source: WorkloadRef, destination: WorkloadRef, port: int = 8080, **more: object) -> Observation:
-    return Observation(EdgeKey(source, destination, port), **more)  # type: ignore[arg-type]  # a test's shorthand
+    return Observation(EdgeKey(source, destination, port), **more)
 
 
 def test_what_is_observed_and_allowed_is_no_drift() -> None:
@@ -169,7 +169,7 @@ def test_accounts_and_addresses_are_part_of_an_observation() -> None:
 
 def test_observations_of_an_edge() -> None:
     def of(**counts: object) -> list[bool]:
-        edge = EdgeView(EdgeKey(FRONT, CART, 8080), EdgeVerdict.ALLOW, **counts)  # type: ignore[arg-type]
+        edge = EdgeView(EdgeKey(FRONT, CART, 8080), EdgeVerdict.ALLOW, **counts)
         return [each.source_verified for each in Observation.of(edge)]
 
     assert of(connections=5, verified=5) == [True]

@@ -47,7 +47,7 @@ def test_every_node_has_a_place_of_its_own_that_depends_on_names_alone(
     assert len(set(spots)) == len(spots)
     assert all(0 <= layer < placed.layers and 0 <= row <= placed.rows for layer, row in spots)
     shuffled = [*edges, *edges]
-    random.shuffle(shuffled)  # type: ignore[attr-defined]  # a random.Random
+    random.shuffle(shuffled)
     assert place(reversed(NAMES), shuffled) == placed
 
 

@@ -37,7 +37,7 @@ def peer(ref: WorkloadRef, *, verified: bool = True, address: str = "10.0.0.1") 
 
 def rule(origin: Origin, effect: Verdict = ALLOW, **changes: object) -> Rule:
     made = Rule(f"{origin}/{effect}", Selector.of(FRONT), Selector.of(CART), origin=origin, effect=effect)
-    return replace(made, **changes)  # type: ignore[arg-type]  # a test's shorthand
+    return replace(made, **changes)
 
 
 ESSENTIAL = rule(Origin.BASELINE, id="baseline/essential", essential=True)

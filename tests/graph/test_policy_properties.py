@@ -122,7 +122,7 @@ def test_the_order_of_rules_changes_no_verdict(
 ) -> None:
     snapshot, connection = situation
     shuffled = list(snapshot.rules)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]  # a random.Random
+    random.shuffle(shuffled)
     first, second = decide(snapshot, connection, now), decide(replace(snapshot, rules=tuple(shuffled)), connection, now)
     assert (first.verdict, first.pending, first.reason) == (second.verdict, second.pending, second.reason)
 

@@ -249,7 +249,7 @@ class Member:
         if self._watch is not None:
             self._watch.cancel()
         if self._thread is not None:
-            self._answers.put(None)  # type: ignore[arg-type]  # ends the iterator of requests
+            self._answers.put(None)  # ends the iterator of requests
             self._thread.join(30)
         self._channel.close()
 

@@ -16,7 +16,7 @@ TOKEN = "a-token-that-must-not-be-shown"
 
 async def serve(handler: object) -> tuple[web.AppRunner, str]:
     app = web.Application()
-    app.router.add_route("*", "/{tail:.*}", handler)  # type: ignore[arg-type]
+    app.router.add_route("*", "/{tail:.*}", handler)
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -42,7 +42,7 @@ def test_an_override_is_made_listed_explained_and_revoked(controller: Served, as
         "every connected sidecar that it concerns holds it\n"
     )
     assert (override["owner"], override["reason"]) == ("anna", "an incident")
-    assert float(override["expires_at"]) - float(override["created_at"]) == pytest.approx(8 * 3600)  # type: ignore[arg-type]  # a number
+    assert float(override["expires_at"]) - float(override["created_at"]) == pytest.approx(8 * 3600)
 
     listed = asked("overrides")
     for word in (str(override["id"]), "active", "deny", "shop/front → shop/cart:8080", "in 7h", "anna", "an incident"):

@@ -109,7 +109,7 @@ def _run(asked: dict[str, Any]) -> None:
 
 def _serve() -> None:
     import aiohttp  # noqa: F401  # so that no child has to
-    import yaml  # noqa: F401
+    import yaml  # noqa: F401  # likewise
 
     from hedgerow.cli.app import app
 

@@ -96,7 +96,7 @@ class Shop:
     async def __aexit__(self, *error: object) -> None:
         await self._stack.aclose()
 
-    async def _start(self, spec) -> None:  # type: ignore[no-untyped-def]
+    async def _start(self, spec) -> None:
         name = spec.ref.name
         assert spec.program is not None
         env = dict(spec.program.env)
@@ -173,7 +173,7 @@ async def test_programs_end_on_sigterm_by_themselves(shop: Shop) -> None:
 
 def test_every_shopper_soon_uses_everything() -> None:
     """Else the demo could close an edge before it was first used."""
-    for number in range(int(SHOPPER.program.env["SHOPPERS"])):  # type: ignore[union-attr]
+    for number in range(int(SHOPPER.program.env["SHOPPERS"])):
         random = Random(number)
         first = [shopper.plan(random, "u")[:2] for _ in range(30)]
         assert {path.split("/")[1] for _, path in first} == {"", "items", "carts", "checkout"}

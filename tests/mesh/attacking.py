@@ -189,7 +189,7 @@ async def report(channel: grpc.aio.Channel, flows: Iterable[pb.Flow], boot_id: s
     await call.done_writing()
     ack: Any = await call.read()
     if ack is grpc.aio.EOF:
-        raise grpc.aio.AioRpcError(await call.code(), None, None, details=await call.details())  # type: ignore[arg-type]
+        raise grpc.aio.AioRpcError(await call.code(), None, None, details=await call.details())
     return int(ack.sequence)
 
 
@@ -215,4 +215,4 @@ def let_go(held: Iterable[socket.socket]) -> None:
 
 async def in_thread[T](work: Any, *arguments: Any) -> T:
     """Blocking attack code, beside the event loop."""
-    return await asyncio.to_thread(work, *arguments)  # type: ignore[no-any-return]
+    return await asyncio.to_thread(work, *arguments)

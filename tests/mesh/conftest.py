@@ -16,9 +16,9 @@ import pytest_asyncio
 pytest.register_assert_rewrite("tests.mesh.running")
 
 from hedgerow.local.mesh import LocalMesh  # noqa: E402 - after the line above
-from hedgerow.local.sandbox import Confinement, confinement  # noqa: E402
-from tests.mesh.attacking import close_scene, use  # noqa: E402
-from tests.mesh.running import LEARNING, REPORT_INTERVAL  # noqa: E402
+from hedgerow.local.sandbox import Confinement, confinement  # noqa: E402 - likewise
+from tests.mesh.attacking import close_scene, use  # noqa: E402 - likewise
+from tests.mesh.running import LEARNING, REPORT_INTERVAL  # noqa: E402 - likewise
 
 #: What no program of ours may log while it is used as it is meant to be.
 _FAULT = re.compile(r"Traceback|a fault in the data path|never awaited|\bCRITICAL\b")
@@ -61,11 +61,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """Show what the mesh's programs said last beside a test that failed: their logs are gone afterwards."""
     report = yield
     running = getattr(item, "funcargs", {}).get("mesh")
-    if report.failed and isinstance(running, LocalMesh):  # type: ignore[attr-defined]
+    if report.failed and isinstance(running, LocalMesh):
         for name, text in _logs(running):
             if text:
                 last = "\n".join(text.splitlines()[-20:])
-                report.sections.append((f"last words of {name}", last))  # type: ignore[attr-defined]
+                report.sections.append((f"last words of {name}", last))
     return report
 
 

@@ -172,7 +172,7 @@ async def override(
         },
     )  # fmt: skip
     assert made["pushed"]
-    return made["override"]  # type: ignore[no-any-return]
+    return made["override"]
 
 
 async def revoke(mesh: LocalMesh, made: dict[str, Any]) -> None:

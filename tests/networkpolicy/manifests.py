@@ -250,7 +250,7 @@ def _read_peer(peer: Any, where: str) -> PolicyPeer:
         cidr = _network(block.get("cidr"), f"{where}.ipBlock.cidr")
         holes = tuple(_network(hole, f"{where}.ipBlock.except") for hole in _list(block.get("except"), where))
         for hole in holes:
-            inside = hole.version == cidr.version and hole != cidr and hole.subnet_of(cidr)  # type: ignore[arg-type]
+            inside = hole.version == cidr.version and hole != cidr and hole.subnet_of(cidr)
             if not inside:
                 raise InvalidManifest(f"{where}.ipBlock.except: {hole} is not a strict subset of {cidr}")
         return PolicyPeer(cidr=cidr, excepted=holes)

@@ -37,7 +37,7 @@ def test_what_leads_over_the_network_is_done_by_the_sidecar(probe: dict[str, Any
     made = injected(
         pod(app(livenessProbe={**probe, "timeoutSeconds": 7, "periodSeconds": 11, "failureThreshold": 2}))
     ).pod
-    assert accepted(made).probes == (Probe("app", "livez", expected, 7.0),)  # type: ignore[arg-type]
+    assert accepted(made).probes == (Probe("app", "livez", expected, 7.0),)
     assert container(made, "app")["livenessProbe"] == {
         "httpGet": {"path": "/app-health/app/livez", "port": 15020, "scheme": "HTTP"},
         "timeoutSeconds": 7,

@@ -197,7 +197,7 @@ def test_what_the_api_server_writes_into_a_policy_is_no_difference() -> None:
         "spec": {"podSelector": {}, "policyTypes": ["Egress", "Ingress"], "ingress": [{"ports": [{"port": 1}]}]},
     }
     held = copy.deepcopy(manifest)
-    held["metadata"]["labels"]["more"] = "of somebody"  # type: ignore[index]
+    held["metadata"]["labels"]["more"] = "of somebody"
     held["spec"] = {
         "podSelector": {},
         "policyTypes": ["Ingress", "Egress"],

@@ -76,7 +76,7 @@ def test_the_authority_can_vouch_for_nothing_else_and_its_key_is_nowhere() -> No
     from certs.keys import key_from_pem, public_bytes
 
     key = root.public_key()
-    assert public_bytes(key_from_pem(pair.key).public_key()) != public_bytes(key)  # type: ignore[arg-type]  # P-256, as made
+    assert public_bytes(key_from_pem(pair.key).public_key()) != public_bytes(key)
 
 
 def test_a_life_from_the_first_to_the_third_certificate() -> None:
@@ -104,7 +104,7 @@ def test_a_life_from_the_first_to_the_third_certificate() -> None:
     assert advance(third, HOST, due + 3600, TIMES, known=True) == third, "injectors may not have read it yet"
     fourth = advance(third, HOST, due + 3661, TIMES, known=True)
     assert fourth.previous == b""
-    assert fourth.bundle() == third.serving.authority  # type: ignore[union-attr]  # seen above
+    assert fourth.bundle() == third.serving.authority
 
 
 def test_without_one_that_can_be_used_the_next_is_taken_at_once() -> None:

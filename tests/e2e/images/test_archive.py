@@ -62,7 +62,7 @@ def test_an_image_names_its_layers_and_settings(tmp_path: Path) -> None:
     write_image(tmp_path / "image.tar", "e2e.local/x:1", layers, settings)
 
     with tarfile.open(tmp_path / "image.tar") as archive:
-        members = {entry.name: archive.extractfile(entry).read() for entry in archive}  # type: ignore[union-attr]
+        members = {entry.name: archive.extractfile(entry).read() for entry in archive}
     (manifest,) = json.loads(members["manifest.json"])
     config = json.loads(members[manifest["Config"]])
     assert manifest["RepoTags"] == ["e2e.local/x:1"]

@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 
 from e2e.harness.apiserver import ApiServer
 from e2e.harness.errors import ApiError
+from e2e.harness.programs import until
 
 CRDS = Path(__file__).parents[2] / "charts" / "hedgerow" / "files" / "crds"
 VERSION = "hedgerow.dev/v1alpha1"
@@ -17,7 +18,19 @@ def install_crds(apiserver: ApiServer) -> None:
     """Put our CRDs in and wait until they are served. Done twice it changes nothing."""
     apiserver.kubectl("apply", "--server-side", "-f", str(CRDS))
     names = [f"crd/{file.stem}.hedgerow.dev" for file in sorted(CRDS.glob("*.yaml"))]
-    apiserver.kubectl("wait", "--for=condition=Established", "--timeout=60s", *names)
+    apiserver.kubectl("wait", "--for=condition=Established", "--timeout=200s", *names)
+    until(lambda: all(serves(apiserver, "v1alpha1", file.stem) for file in CRDS.glob("*.yaml")), "our CRDs served")
+
+
+def serves(apiserver: ApiServer, version: str, plural: str) -> bool:
+    """Whether the API server answers for one of our kinds by now: a little later than it says so of the CRD."""
+    try:
+        apiserver.request("GET", f"/apis/hedgerow.dev/{version}/{plural}")
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return False
+    return True
 
 
 def access_override(namespace: str, name: str = "one", **spec: Any) -> dict[str, Any]:

@@ -49,7 +49,9 @@ def inventory(namespace: str, workloads: tuple[str, ...] = WORKLOADS) -> Invento
 class Mesh:
     """An engine on a database, and the parts that join it to the API server."""
 
-    def __init__(self, apiserver: ApiServer, namespace: str, path: Path, settings: EngineSettings) -> None:
+    def __init__(
+        self, apiserver: ApiServer, namespace: str, path: Path, settings: EngineSettings, *, fencing: bool = False
+    ) -> None:
         self.server = apiserver
         self.namespace = namespace
         self.engine = Engine(SqliteStore(path / "controller.db"), TRUST_DOMAIN, settings)
@@ -60,10 +62,8 @@ class Mesh:
             self.client, self.engine, self.sync, "hedgerow-system", time.time, lambda: True, gone=2.0
         )
         self.learned = LearnedPolicyWriter(self.client, self.engine, lambda: True, pause=0.2)
-
-    def supervised(self, *, fencing: bool) -> Supervision:
         parts: list[Part] = [self.sync, self.keeper, self.learned] if fencing else [self.sync]
-        return Supervision(parts, time.monotonic, random.Random(1))
+        self.supervision = Supervision(parts, time.monotonic, random.Random(1))
 
     def ref(self, name: str) -> WorkloadRef:
         return WorkloadRef(self.namespace, name)
@@ -152,7 +152,7 @@ async def running(
     """:param known: the inventory; None: what the store kept
     :param fencing: also keep NetworkPolicies
     """
-    mesh = Mesh(apiserver, namespace, path, EngineSettings(**settings))
+    mesh = Mesh(apiserver, namespace, path, EngineSettings(**settings), fencing=fencing)
     serving = asyncio.create_task(mesh.engine.run())
     try:
         await mesh.engine.started()
@@ -161,7 +161,7 @@ async def running(
         raise
     if known is not None:
         await mesh.engine.set_inventory(known, "test")
-    following = asyncio.create_task(mesh.supervised(fencing=fencing).run())
+    following = asyncio.create_task(mesh.supervision.run())
     try:
         yield mesh
     finally:

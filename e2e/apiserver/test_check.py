@@ -47,7 +47,7 @@ def hedgerow_check(kubeconfig: Path, *options: str, output: str = "json") -> Ans
     environment = {key: value for key, value in os.environ.items() if not key.startswith("KUBE")}
     command = [sys.executable, "-m", "hedgerow", "check", "--kubeconfig", str(kubeconfig), "-o", output, *options]
     return Answer(
-        subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment, cwd=ROOT)
+        subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment, cwd=ROOT)
     )
 
 
@@ -296,14 +296,14 @@ def test_pods_and_their_sidecars_are_judged(apiserver, installed, namespace):
 
 
 def test_waiting_ends_with_what_it_waited_for(apiserver, installed):
-    command = [sys.executable, "-m", "hedgerow", "check", "--kubeconfig", str(apiserver.kubeconfig), "--wait", "60"]
+    command = [sys.executable, "-m", "hedgerow", "check", "--kubeconfig", str(apiserver.kubeconfig), "--wait", "240"]
     waiting = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         installed.serve("hedgerow-controller", 1)
         installed.serve("hedgerow-injector", 2)
         installed.believe()
         installed.answer()
-        told, _ = waiting.communicate(timeout=90)
+        told, _ = waiting.communicate(timeout=300)
     finally:
         waiting.kill()
         waiting.wait()

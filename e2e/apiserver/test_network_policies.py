@@ -292,7 +292,7 @@ async def test_people_ask_a_whole_controller_by_command(server: ApiServer, names
                 sys.executable, "-m", "hedgerow", *arguments,
                 stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env={**os.environ, **environment},
             )  # fmt: skip
-            out, _ = await asyncio.wait_for(process.communicate(), 60)
+            out, _ = await asyncio.wait_for(process.communicate(), 240)
             assert process.returncode is not None
             return process.returncode, out.decode()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -88,7 +89,7 @@ def agree(cluster: Cluster, how: str) -> None:
         return not wrong
 
     try:
-        until(agrees, f"connections to agree with what was learned, enforced {how}", seconds=90)
+        until(agrees, f"connections to agree with what was learned, enforced {how}", seconds=240)
     except Exception as error:
         raise AssertionError(f"{error}: {sorted(wrong)}") from None
 
@@ -138,17 +139,21 @@ def test_an_override_opens_and_its_end_closes(cluster: Cluster, mesh: Hedgerow) 
             "from": {"namespace": "shop", "workload": "front"},
             "to": {"workload": "database"},
             "port": 5432,
-            "ttl": "20s",
+            "ttl": "1h",
             "owner": "suite",
             "reason": "an incident",
         },
     }
     cluster.kubectl("apply", "-f", "-", stdin=json.dumps(body))
-    until(lambda: not tried(), "the override to open", seconds=15)
-    until(tried, "its end to close", seconds=60)
-    status = cluster.request("GET", "/apis/hedgerow.dev/v1alpha1/namespaces/data/accessoverrides/look-into-it")[
-        "status"
-    ]
+    until(lambda: not tried(), "the override to open")
+    # It ends by the clock, a little later than now: a busy machine may take its time to find it open.
+    path = "/apis/hedgerow.dev/v1alpha1/namespaces/data/accessoverrides/look-into-it"
+    made = datetime.fromisoformat(cluster.request("GET", path)["metadata"]["creationTimestamp"])
+    seconds = int((datetime.now(UTC) - made).total_seconds()) + 10
+    ends = {"spec": {"ttl": f"{seconds}s"}}
+    cluster.request("PATCH", path, ends, content_type="application/merge-patch+json")
+    until(tried, "its end to close")
+    status = cluster.request("GET", path)["status"]
     assert status["state"] == "Expired", status
     cluster.kubectl("-n", "data", "delete", "accessoverride", "look-into-it")
 
@@ -159,7 +164,7 @@ def test_the_cluster_enforces_the_same_by_itself(cluster: Cluster, mesh: Hedgero
     for namespace in shop.NAMESPACES:
         mesh.segmentation(namespace, ingress="enforce", egress="enforce", inboundTLS="strict", networkPolicy="apply")
 
-    until(lambda: len(policies(cluster)) >= len(shop.WORKLOADS), "NetworkPolicies to be applied", seconds=60)
+    until(lambda: len(policies(cluster)) >= len(shop.WORKLOADS), "NetworkPolicies to be applied")
     agree(cluster, "by both")
     copies = [
         {
@@ -178,7 +183,7 @@ def test_the_cluster_enforces_the_same_by_itself(cluster: Cluster, mesh: Hedgero
     cluster.kubectl("apply", "-f", "-", stdin=json.dumps(listed))
     for namespace in shop.NAMESPACES:  # sidecars that only watch, and none of our own policies
         mesh.segmentation(namespace, ingress="audit", egress="audit", inboundTLS="strict", networkPolicy="report")
-    until(lambda: len(policies(cluster)) == len(copies), "ours to be taken back", seconds=60)
+    until(lambda: len(policies(cluster)) == len(copies), "ours to be taken back")
     agree(cluster, "by NetworkPolicies alone")
     assert strangers.reached(cluster) == {}
     for namespace in shop.NAMESPACES:

@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 import ssl
+import time
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from e2e.harness.pki import Pair
 
 #: Longer than an API server itself waits for anything that it answers (60 s), seconds.
 _TIMEOUT = 90.0
+#: The server asks to be asked again (API Priority and Fairness; "storage is (re)initializing"), as every client does.
+_LATER, _PAUSE = 429, 0.5
 
 
 class ApiUnreachable(HarnessError):
@@ -71,6 +74,10 @@ class Api:
         :raises ApiUnreachable: when nobody answered
         """
         status, content = self._request(method, path, body, content_type)
+        deadline = time.monotonic() + _TIMEOUT
+        while status == _LATER and time.monotonic() < deadline:  # nothing was done, as its caches begin anew
+            time.sleep(_PAUSE)
+            status, content = self._request(method, path, body, content_type)
         try:
             answer = json.loads(content) if content else {}
         except ValueError:

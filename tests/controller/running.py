@@ -40,7 +40,7 @@ CHANNEL = [
 ]
 
 
-async def eventually(met: Callable[[], Any], seconds: float = 20.0) -> Any:
+async def eventually(met: Callable[[], Any], seconds: float = 60.0) -> Any:
     """Poll until ``met()`` is true, and return what it returned."""
     deadline = time.monotonic() + seconds
     while not (found := met()):

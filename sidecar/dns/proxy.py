@@ -31,10 +31,6 @@ from sidecar.errors import CannotListen
 
 _log = logging.getLogger(__name__)
 
-#: Questions of one TCP connection that are asked at once; more wait at the application.
-_PER_CONNECTION: Final = 32
-#: Seconds that a TCP connection may be open without a question (RFC 7766 section 6.2.3).
-_IDLE: Final = 10.0
 #: Ports tried where any will do.
 _ATTEMPTS: Final = 16
 _RECEIVE_BUFFER: Final = 1 << 20
@@ -50,6 +46,9 @@ class DnsSettings:
     :param deadline: seconds for one question; below the five that applications commonly wait
     :param in_flight: questions asked at once; more are answered with SERVFAIL
     :param connections: TCP connections at once; more are refused
+    :param pipelined: questions of one TCP connection that are asked at once; more wait at the application
+    :param idle: seconds that a TCP connection may be open without a question (RFC 7766 section 6.2.3), or may not take
+        an answer
     :param mark: ``SO_MARK`` of our own sockets; 0: none
     """
 
@@ -59,6 +58,8 @@ class DnsSettings:
     deadline: float = 4.5
     in_flight: int = 1024
     connections: int = 256
+    pipelined: int = 32
+    idle: float = 10.0
     mark: int = 0
 
 
@@ -243,14 +244,14 @@ class DnsProxy:
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answers in the order in which they come, many questions at once (RFC 7766 section 6.2.1.1)."""
-        free = asyncio.Semaphore(_PER_CONNECTION)
+        free = asyncio.Semaphore(self._settings.pipelined)
 
         async def serve(data: bytes) -> None:
             try:
                 reply = await self.answer(data, stream=True)
                 if reply is not None and not writer.is_closing():
                     writer.write(len(reply).to_bytes(2) + reply)
-                    async with asyncio.timeout(_IDLE):
+                    async with asyncio.timeout(self._settings.idle):
                         await writer.drain()
             finally:
                 free.release()
@@ -268,11 +269,10 @@ class DnsProxy:
         finally:
             writer.close()
 
-    @staticmethod
-    async def _question(reader: asyncio.StreamReader) -> bytes | None:
+    async def _question(self, reader: asyncio.StreamReader) -> bytes | None:
         """The next message of a connection; None at its end."""
         try:
-            async with asyncio.timeout(_IDLE):
+            async with asyncio.timeout(self._settings.idle):
                 size = int.from_bytes(await reader.readexactly(2))
                 return await reader.readexactly(size)
         except (TimeoutError, asyncio.IncompleteReadError, OSError):

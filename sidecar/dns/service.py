@@ -43,7 +43,7 @@ class DnsService:
     ) -> None:
         self._state = state
         self._clock = clock
-        self._table = NameTable(dns.keep)
+        self._table = NameTable(dns.keep, dns.addresses, dns.names)
         self._written = 0
         self.names = LearnedNames(self._table, clock)
         self._proxy = DnsProxy(proxy_settings(dns, addresses, mark, _resolv_conf()), self._table, permitted, clock)
@@ -108,6 +108,8 @@ def proxy_settings(dns: Dns, addresses: Iterable[str], mark: int, resolv_conf: s
         deadline=dns.deadline,
         in_flight=dns.in_flight,
         connections=dns.connections,
+        pipelined=dns.pipelined,
+        idle=dns.idle,
         mark=mark,
     )
 

@@ -23,6 +23,10 @@ class Dns:
     :param keep: seconds that a name stays bound to an address beyond its time to live
     :param in_flight: questions at once; more are answered with SERVFAIL
     :param connections: TCP connections at once; more are refused
+    :param pipelined: questions of one TCP connection that are asked at once; more wait at the application
+    :param idle: seconds that a TCP connection may be open without a question, or with an answer that nobody takes
+    :param addresses: that have names at once; beyond, the least lately used are forgotten
+    :param names: of one address, likewise
     """
 
     proxy: bool | None = None
@@ -33,6 +37,10 @@ class Dns:
     keep: float = 300.0
     in_flight: int = 1024
     connections: int = 256
+    pipelined: int = 32
+    idle: float = 10.0
+    addresses: int = 4096
+    names: int = 32
 
 
 def read_dns(value: object) -> Dns:
@@ -50,6 +58,10 @@ def read_dns(value: object) -> Dns:
         keep=fields.take("keep", seconds(0, 86_400), 300.0),
         in_flight=fields.take("in_flight", integer(1, 65_536), 1024),
         connections=fields.take("connections", integer(1, 65_536), 256),
+        pipelined=fields.take("pipelined", integer(1, 1024), 32),
+        idle=fields.take("idle", seconds(0.1, 3600), 10.0),
+        addresses=fields.take("addresses", integer(1, 1_000_000), 4096),
+        names=fields.take("names", integer(1, 1024), 32),
     )
     fields.finish()
     if found.listen.port == 0:

@@ -276,7 +276,7 @@ class Judge(Admission):
         if self._addons is not None and self._addons.wants("websocket_message") and websocket:
             from sidecar.inspect.websocket import BoundedWebsocket
 
-            return BoundedWebsocket(stream.context, stream.flow, self._websocket_message)
+            return BoundedWebsocket(stream.context, stream.flow, self._websocket_message, self._settings.limits.message)
         return None
 
     def handed_on(self) -> tuple[str, MessageWatcher | None]:

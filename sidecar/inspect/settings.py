@@ -60,6 +60,7 @@ class Limits:
     :param connection_window: the same of all streams of one connection, in one direction
     :param stall: seconds that a receiver may leave us with data and no window, or no answer
     :param discarded: bytes of a refused request's body that are read and thrown away before the connection ends
+    :param message: bytes of one WebSocket message that addons see; a longer one ends its connection
     :param slice: seconds of work for one connection before others have their turn
     """
 
@@ -78,6 +79,7 @@ class Limits:
     connection_window: int = 1 << 20
     stall: float = 60.0
     discarded: int = 1 << 20
+    message: int = 1 << 20
     slice: float = 0.002
 
 
@@ -204,6 +206,7 @@ _CHECKS: Final[dict[str, Check[int] | Check[float]]] = {
     "connection_window": integer(65_535, 256 * _MIB),
     "stall": seconds(0.1, 86_400),
     "discarded": integer(0, 64 * _MIB),
+    "message": integer(1024, 64 * _MIB),
     "slice": seconds(0.0001, 1),
 }
 

@@ -18,8 +18,6 @@ from mitmproxy.proxy.layers.websocket import WebsocketLayer, WebsocketMessageHoo
 from wsproto.events import CloseConnection
 from wsproto.utilities import LocalProtocolError
 
-#: Bytes of a message.
-LARGEST: Final = 1 << 20
 _TOO_BIG: Final = 1009
 _INTERNAL: Final = 1011
 
@@ -28,11 +26,15 @@ class BoundedWebsocket(WebsocketLayer):
     """A WebSocket whose messages an addon sees.
 
     :param ask: shows the flow's last message to the addons; False: one of them failed, and the connection ends
+    :param largest: bytes of one message
     """
 
-    def __init__(self, context: Context, flow: http.HTTPFlow, ask: Callable[[http.HTTPFlow], bool]) -> None:
+    def __init__(
+        self, context: Context, flow: http.HTTPFlow, ask: Callable[[http.HTTPFlow], bool], largest: int
+    ) -> None:
         super().__init__(context, flow)
         self._ask = ask
+        self._largest = largest
 
     def handle_event(self, event: events.Event) -> CommandGenerator[None]:
         for command in self._handle_event(event):
@@ -46,7 +48,7 @@ class BoundedWebsocket(WebsocketLayer):
                 yield command
         if not isinstance(event, events.Start) and self._handle_event != self.done:
             for end in (self.client_ws, self.server_ws):
-                if sum(len(part) for part in end.frame_buf) > LARGEST:
+                if sum(len(part) for part in end.frame_buf) > self._largest:
                     yield from self._close(_TOO_BIG)
                     return
 

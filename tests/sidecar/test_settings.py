@@ -283,9 +283,14 @@ def test_dns_can_be_set():
         "keep": 0,
         "in_flight": 10,
         "connections": 5,
+        "pipelined": 4,
+        "idle": 3,
+        "addresses": 2,
+        "names": 1,
     }
+    upstreams = (Address("10.96.0.10", 53), Address("fd00::a", 53))
     assert Settings.parse(LEAST | {"dns": document}).dns == Dns(
-        None, Address("127.0.0.1", 5353), (Address("10.96.0.10", 53), Address("fd00::a", 53)), 1.0, 3.0, 0.0, 10, 5
+        None, Address("127.0.0.1", 5353), upstreams, 1.0, 3.0, 0.0, 10, 5, 4, 3.0, 2, 1
     )
 
 

@@ -282,6 +282,18 @@ async def test_many_questions_on_one_connection_do_not_wait_for_each_other():
         writer.close()
 
 
+async def test_questions_beyond_those_that_may_be_asked_at_once_wait_for_their_turn():
+    def slow_first(data):
+        return None if data[12:].startswith(b"\x04slow") else FOUND(data)
+
+    async with Resolver(slow_first) as resolver, serving(resolver, deadline=0.5, pipelined=1) as served:
+        send, receive, _, writer = await connect(served)
+        send(dns.query("slow.example.com", number=1))
+        send(dns.query(HOST, number=2))
+        assert [int.from_bytes((await receive())[:2]) for _ in range(2)] == [1, 2]
+        writer.close()
+
+
 async def test_the_end_of_questions_is_not_the_end_of_answers():
     async with Resolver(FOUND) as resolver, serving(resolver) as served:
         send, receive, reader, writer = await connect(served)
@@ -292,9 +304,8 @@ async def test_the_end_of_questions_is_not_the_end_of_answers():
         writer.close()
 
 
-async def test_an_idle_or_half_said_connection_ends(monkeypatch):
-    monkeypatch.setattr("sidecar.dns.proxy._IDLE", 0.05)
-    async with Resolver(FOUND) as resolver, serving(resolver) as served:
+async def test_an_idle_or_half_said_connection_ends():
+    async with Resolver(FOUND) as resolver, serving(resolver, idle=0.05) as served:
         for beginning in (b"", b"\0", b"\0\x20abc"):
             _, _, reader, writer = await connect(served)
             writer.write(beginning)

@@ -45,6 +45,19 @@ def test_where_it_listens_and_whom_it_asks(dns, addresses, resolv_conf, listen, 
     assert (settings.listen, settings.upstreams, settings.mark) == (listen, upstreams, 7)
 
 
+def test_what_may_be_set_bounds_the_proxy_and_the_names(state):
+    dns = Dns(patience=0.1, deadline=0.2, in_flight=3, connections=4, pipelined=5, idle=6.0, addresses=2, names=1)
+    settings = proxy_settings(dns, ["10.0.0.7"], 0, RESOLVER)
+    for name in ("patience", "deadline", "in_flight", "connections", "pipelined", "idle"):
+        assert getattr(settings, name) == getattr(dns, name), name
+    service = made(state, dns=dns)
+    for number in range(3):
+        service._table.bind("a.example.com", [(f"192.0.2.{number}", 60.0)], 1000.0)
+    assert service._table.addresses == 2
+    service._table.bind("b.example.com", [("192.0.2.2", 60.0)], 1000.0)
+    assert service.names.bound("192.0.2.2") == ("b.example.com",)
+
+
 def test_a_pod_without_resolv_conf(state, monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(service, "RESOLV_CONF", tmp_path / "none")
     assert made(state)._proxy._settings.upstreams == ()

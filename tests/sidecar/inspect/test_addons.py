@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 
 import h2.events
 import pytest
@@ -19,11 +20,10 @@ from tests.sidecar.inspect.messages import OK, head
 def addon(world, tmp_path):
     """An inspected connection with an addon of this source."""
 
-    def make(source: str, *rules, kind: Kind = Kind.HTTP1, **settings):
+    def make(source: str, *rules, kind: Kind = Kind.HTTP1, limits=MappingProxyType({}), **settings):
         path = tmp_path / "addon.py"
         path.write_text(source)
-        limits = Limits(slice=60.0)
-        hub = Inspection(InspectSettings(limits=limits, addons=(path,), **settings))
+        hub = Inspection(InspectSettings(limits=Limits(**{"slice": 60.0, **limits}), addons=(path,), **settings))
         w = world(*(rules or (rule("GET /cart/{id}"),)), hub=hub)
         return w, w.connect(kind)
 
@@ -202,14 +202,17 @@ async def test_it_sees_and_changes_messages(addon):
     assert len(stream.flow.websocket.messages) <= 1
 
 
-async def test_a_message_without_end_is_cut_off(addon):
-    _, c = addon(SHOUT, rule("WEBSOCKET /chat"))
+@pytest.mark.parametrize("largest", [1 << 20, 100_000])
+async def test_a_message_without_end_is_cut_off(addon, largest):
+    _, c = addon(SHOUT, rule("WEBSOCKET /chat"), limits={"message": largest})
     c.client.give(head("GET /chat", WEBSOCKET))
     c.application.give(SWITCHED)
     c.client.read()
     c.client.give(b"\x01\xff" + (1 << 40).to_bytes(8) + bytes(4))
-    for _ in range(40):
+    for _ in range(largest // 60_000):
         c.client.give(b"x" * 60_000)
+    assert not c.client.write_ended
+    c.client.give(b"x" * 60_000)
     assert c.client.write_ended
     assert (1009).to_bytes(2) in c.client.read()
 

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.dataplane.launch import BenchFailed, until
 from certs.ca import CertificateAuthority
 from tests.sidecar.dataplane.mesh import Network, Sidecar, meshed
 from tests.sidecar.dataplane.netns import Pod
@@ -57,22 +58,16 @@ def nginx(pod: Pod, folder: Path) -> Iterator[None]:
         ["ip", "netns", "exec", pod.namespace.name, "nginx", "-c", str(folder / "nginx.conf"), "-p", str(folder)]
     )
     try:
-        wait_for(pod)
+        until(lambda: listens(pod), f"nginx to listen at {pod.address}")
         yield
     finally:
         process.terminate()
         process.wait(10)
 
 
-def wait_for(pod: Pod) -> None:
-    end = time.monotonic() + 10
-    while True:
-        with pod.namespace.socket() as probe:
-            if probe.connect_ex((pod.address, PORT)) == 0:
-                return
-        if time.monotonic() > end:
-            raise SystemExit("nginx did not begin to listen within 10 s")
-        time.sleep(0.05)
+def listens(pod: Pod) -> bool:
+    with pod.namespace.socket() as probe:
+        return probe.connect_ex((pod.address, PORT)) == 0
 
 
 def requests(pod: Pod, address: str, connections: int, seconds: int) -> tuple[float, float]:
@@ -190,7 +185,10 @@ def main() -> None:
     missing = [name for name in ("ip", "nft", "nginx", "wrk", "curl") if shutil.which(name) is None]
     if os.geteuid() != 0 or missing:
         raise SystemExit(f"this benchmark needs root and {', '.join(missing) or 'nothing else'}")
-    print(json.dumps(run(arguments.rounds, arguments.seconds), indent=2))
+    try:
+        print(json.dumps(run(arguments.rounds, arguments.seconds), indent=2))
+    except BenchFailed as failure:
+        raise SystemExit(str(failure)) from None
 
 
 if __name__ == "__main__":

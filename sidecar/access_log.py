@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -119,7 +120,9 @@ class LogWriter:
             try:
                 view = view[os.write(self._descriptor, view) :]
             except BlockingIOError:  # somebody else made the descriptor so; wait for the reader as a thread may
-                time.sleep(0.01)
+                writable = select.poll()
+                writable.register(self._descriptor, select.POLLOUT)
+                writable.poll()
             except OSError as error:
                 self._broken = True
                 log.error("the access log can not be written and ends: %s", error.strerror)

@@ -163,7 +163,7 @@ class InspectionAgent:
         """:raises ControllerRefused: when what the hosts or the application trust can not be read or written"""
         with _usable():
             self._certificates.prepare()
-            self._write(signer.root_der)
+        self._write(signer.root_der)
 
     def _written(self) -> bool:
         return self._settings.directory is not None and (self._settings.directory / BUNDLE_FILE).exists()
@@ -177,6 +177,7 @@ class InspectionAgent:
 
 @contextlib.contextmanager
 def _usable() -> Iterator[None]:
+    """:raises ControllerRefused: when a file, or what is in it, can not be used; tried again like every refusal"""
     try:
         yield
     except (OSError, ssl.SSLError) as error:

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-#: Seconds between two looks at a condition that nobody announces.
+#: Seconds between two looks at a condition that nobody announces: other programs do not tell us what they do, and the
+#: benchmark has nothing else to do meanwhile.
 POLL = 0.02
 GRACE = 10.0
 _TAIL = 2000

@@ -45,8 +45,7 @@ class WorkloadRef:
         if not slash:
             raise InvalidValue(field, f"{text!r} names no namespace", "write it as namespace/name, such as shop/cart")
         if namespace == EXTERNAL_NAMESPACE:
-            known = cls.external_host if is_host(name) else cls.external
-            return known(name, field=field)  # type: ignore[return-value]
+            return cls.external_host(name, field=field) if is_host(name) else cls.external(name, field=field)
         if not _LABEL.fullmatch(namespace):
             raise InvalidValue(
                 field,
@@ -62,7 +61,7 @@ class WorkloadRef:
         return cls(namespace, name)
 
     @classmethod
-    def external(cls, address: str, *, field: str = "address") -> WorkloadRef:
+    def external(cls, address: str, *, field: str = "address") -> Self:
         """Name something outside the inventory by its IP address.
 
         :raises InvalidValue: naming ``field``, when ``address`` is no IP address
@@ -70,21 +69,21 @@ class WorkloadRef:
         try:
             if "%" in address:  # a zone is local to the machine that wrote it, and free text
                 raise ValueError
-            return WorkloadRef(EXTERNAL_NAMESPACE, str(ipaddress.ip_address(address)))
+            return cls(EXTERNAL_NAMESPACE, str(ipaddress.ip_address(address)))
         except ValueError:
             raise InvalidValue(
                 field, f"{address!r} is not an IP address", "write it as 192.0.2.7 or 2001:db8::7"
             ) from None
 
     @classmethod
-    def external_host(cls, host: str, *, field: str = "host") -> WorkloadRef:
+    def external_host(cls, host: str, *, field: str = "host") -> Self:
         """Name something outside the inventory by its DNS name, in lower case and without a final dot.
 
         :raises InvalidValue: naming ``field``, when ``host`` is no such name
         """
         if not is_host(host):
             raise InvalidValue(field, f"{host[:64]!r} is not a host name", "write it as api.example.com")
-        return WorkloadRef(EXTERNAL_NAMESPACE, host)
+        return cls(EXTERNAL_NAMESPACE, host)
 
     @property
     def is_external(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Final
 import httptools
 
 from sidecar.http.errors import Malformed
-from sidecar.http.head import CHUNKED, END, LINES
+from sidecar.http.head import CHUNKED, END, LINES, SILENT
 
 #: The length of a body that ends with its connection.
 UNTIL_CLOSE: Final = -2
@@ -26,13 +26,6 @@ _KNOWN: Final = re.compile(
 _LENGTH: Final = re.compile(rb"0|[1-9][0-9]{0,17}")
 _TIMEOUT: Final = re.compile(rb"(?i:(?:\A|[ ,;])timeout=([0-9]{1,5}))")
 _CONNECTION: Final = re.compile(rb"(?i:\n(?:connection|keep-alive):)[^\r]*\r(?=\n)")
-
-
-class _Silent:
-    """Wants no callbacks of llhttp."""
-
-
-_SILENT: Final = _Silent()
 
 
 @dataclass(slots=True)
@@ -106,7 +99,7 @@ def read_response(data: bytes, limit: int = 65_536) -> ResponseHead | None:
         if has_length or match[1] == b"0":
             raise Malformed("length-and-encoding")
         length = CHUNKED
-    parser = httptools.HttpResponseParser(_SILENT)
+    parser = httptools.HttpResponseParser(SILENT)
     try:
         parser.feed_data(raw)
     except httptools.HttpParserUpgrade:

@@ -95,7 +95,8 @@ class _Silent:
     """Wants no callbacks of llhttp."""
 
 
-_SILENT: Final = _Silent()
+#: Takes what llhttp finds, and does nothing with it: heads are read from their own bytes.
+SILENT: Final = _Silent()
 
 
 @dataclass(slots=True)
@@ -259,7 +260,7 @@ def read_request(data: bytes, limit: int = 65_536) -> RequestHead | None:
         kept = _REQUEST_ID.sub(b"", kept)
         request_id = None
 
-    parser = httptools.HttpRequestParser(_SILENT)
+    parser = httptools.HttpRequestParser(SILENT)
     try:
         parser.feed_data(raw)
     except httptools.HttpParserUpgrade:

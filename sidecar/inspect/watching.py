@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from graph.tap import MAX_BODY, Shown
@@ -62,7 +63,7 @@ class Watcher:
         status = exchange.status
         for tap in self._watching:
             if self._taps.running_tap(tap) and tap.spec.of_status(status):
-                self._taps.show(tap, lambda shed, tap=tap: self._make(tap, stream, exchange, now, shed), now)  # type: ignore[misc]
+                self._taps.show(tap, partial(self._make, tap, stream, exchange, now), now)
 
     def _make(self, tap: Tap, stream: Stream, exchange: Exchange, now: float, shed: int) -> tuple[Shown, int]:
         redact, spec = self._redactor, tap.spec

@@ -12,6 +12,7 @@ from controller.kube import supervision
 from controller.kube.client import Client
 from controller.kube.settings import KubernetesSettings
 from e2e.apiserver.custom_resources import install_crds
+from e2e.apiserver.injector import RunningInjector
 from e2e.apiserver.proving import MESHED, Cluster
 from e2e.apiserver.simulated import Kubelet, settings
 from e2e.harness.apiserver import ApiServer
@@ -37,6 +38,22 @@ async def run(apiserver: ApiServer, tmp_path_factory: pytest.TempPathFactory) ->
     kubernetes = KubernetesSettings(kubeconfig=apiserver.kubeconfig)
     async with running(tmp_path_factory.mktemp("controller"), inventory=None, kubernetes=kubernetes) as made:
         yield made
+
+
+@pytest.fixture(scope="module", params=[3, 4], ids=["helm3", "helm4"])
+def helm(request: pytest.FixtureRequest) -> int:
+    """Each version of Helm that there is. Were it a parameter of the API server, each would start another one."""
+    return int(request.param)
+
+
+@pytest.fixture(scope="module")
+def injector(apiserver: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningInjector]:
+    """The injector, and webhooks that lead to it."""
+    with RunningInjector(apiserver, tmp_path_factory.mktemp("injector")) as running:
+        running.install_hooks()
+        running.mount()
+        running.start()
+        yield running
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from controller.injection.webhook_configuration import NAME, webhook_configuration
 from controller.kube.client import Client
@@ -57,6 +57,12 @@ class RunningInjector:
             directory / "injector.log",
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _service(self) -> str:
         spec = {"ports": [{"port": 443, "targetPort": 443}]}

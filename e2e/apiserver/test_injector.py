@@ -23,18 +23,6 @@ from e2e.harness.programs import until
 
 
 @pytest.fixture(scope="module")
-def injector(apiserver: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningInjector]:
-    running = RunningInjector(apiserver, tmp_path_factory.mktemp("injector"))
-    try:
-        running.install_hooks()
-        running.mount()
-        running.start()
-        yield running
-    finally:
-        running.close()
-
-
-@pytest.fixture(scope="module")
 def shop(apiserver: ApiServer, injector: RunningInjector) -> Iterator[str]:
     name = apiserver.create_namespace(ENABLED)
     injector.until_asked(name)

@@ -29,12 +29,9 @@ MERGE = "application/merge-patch+json"
 @pytest.fixture
 def installed(apiserver: ApiServer, tmp_path: Path) -> Iterator[RunningInjector]:
     """A webhook configuration and a namespace for the Secret; the program does not run."""
-    running = RunningInjector(apiserver, tmp_path)
-    try:
+    with RunningInjector(apiserver, tmp_path) as running:
         running.install_hooks()
         yield running
-    finally:
-        running.close()
 
 
 def bundles(apiserver: ApiServer) -> set[str]:
@@ -168,7 +165,7 @@ def test_a_rotation_overlaps(apiserver: ApiServer, installed: RunningInjector) -
     installed.keep_certificate(times)
     third = held(installed)
     assert third.serving == second.coming
-    assert third.previous == first.serving.authority  # type: ignore[union-attr]  # made above
+    assert third.previous == first.serving.authority
     assert bundles(apiserver) == {bundle_of(installed)}
     installed.offset += 4000
     installed.keep_certificate(times)

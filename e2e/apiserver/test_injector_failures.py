@@ -26,13 +26,11 @@ DAY = 86400.0
 
 @pytest.fixture(scope="module")
 def injector(apiserver: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningInjector]:
-    running = RunningInjector(apiserver, tmp_path_factory.mktemp("failing"))
-    try:
+    """Not started: each test begins it with the failure policy that it is about."""
+    with RunningInjector(apiserver, tmp_path_factory.mktemp("failing")) as running:
         running.install_hooks()
         running.mount()
         yield running
-    finally:
-        running.close()
 
 
 @pytest.fixture

@@ -110,18 +110,6 @@ class Boutique:
 
 
 @pytest.fixture(scope="module")
-def injector(apiserver: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningInjector]:
-    made = RunningInjector(apiserver, tmp_path_factory.mktemp("injector"))
-    try:
-        made.install_hooks()
-        made.mount()
-        made.start()
-        yield made
-    finally:
-        made.close()
-
-
-@pytest.fixture(scope="module")
 def meshed(apiserver: ApiServer, injector: RunningInjector) -> Iterator[str]:
     install_crds(apiserver)
     name = apiserver.create_namespace(ENABLED)

@@ -55,12 +55,6 @@ spec:
 """
 
 
-@pytest.fixture(scope="module", params=[3, 4], ids=["helm3", "helm4"])
-def helm(request: pytest.FixtureRequest) -> int:
-    """Each version that there is. Were it a parameter of the API server, each would start another one."""
-    return int(request.param)
-
-
 @pytest.fixture(scope="module")
 def apiserver(apiserver: ApiServer, helm: int) -> Iterator[ApiServer]:
     """The API server, with that Helm."""

@@ -1,0 +1,113 @@
+"""Every `hedgerow` command that a page shows is one that there is, with its options and values that they take."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import typer.main
+from typer.core import TyperGroup
+
+from hedgerow.cli.app import app
+
+ROOT = Path(__file__).parents[2]
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "ARCHITECTURE.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "charts" / "hedgerow" / "templates" / "NOTES.txt",
+)
+#: Of people who type it, who have the files that the examples name.
+FILES = ("app.yaml", "controller.yaml", "sidecar.yaml", "injector.yaml")
+
+#: What click raises, or the copy of it that typer has.
+USAGE_ERROR = typer.BadParameter.__bases__[0]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """:param whole: to be typed as it is; else it is only spoken of, and needs no arguments"""
+
+    page: Path
+    words: tuple[str, ...]
+    whole: bool
+
+    def __str__(self) -> str:
+        return f"{self.page.name}: {shlex.join(self.words)}"
+
+
+def commands(page: Path) -> Iterator[Shown]:
+    """Lines of code that begin with ``hedgerow``, and what stands in a sentence between backticks."""
+    text = page.read_text(encoding="utf-8")
+    for line in re.findall(r"^\s+(?:\.venv/bin/)?hedgerow (?!──)(.*)$", text, re.MULTILINE):
+        parts = re.split(r" · ", re.split(r"\s+#|\s+[|>]\s|\s+2>", line)[0])
+        for part in parts:
+            found = list(alternatives(part))
+            yield from (Shown(page, words, len(parts) == len({each[:2] for each in found}) == 1) for words in found)
+    for span in re.findall(r"`hedgerow ([^`]*)`", text):
+        yield from (Shown(page, words, False) for words in alternatives(span))
+
+
+def alternatives(written: str) -> Iterator[tuple[str, ...]]:
+    """``policy show|diff`` is two commands; what is in square brackets may be left out and is not."""
+    words = shlex.split(re.sub(r"(?<!\S)\[([^\]:]*)\](?!\S)", r"\1", written))
+    many = [word.split("|") if re.fullmatch(r"[a-z|]+", word) else [word] for word in words]
+    longest = max((len(each) for each in many), default=1)
+    for number in range(longest):
+        yield tuple(each[number % len(each)] for each in many)
+
+
+SHOWN = [shown for page in PAGES for shown in commands(page)]
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(SHOWN) > 60
+    assert {shown.words[0] for shown in SHOWN} > {"allow", "deny", "status", "why", "check", "inject", "controller"}
+    assert sum(shown.whole for shown in SHOWN) > 30
+
+
+@pytest.fixture(autouse=True)
+def _somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in FILES:
+        (tmp_path / name).touch()
+
+
+def check(shown: Shown) -> None:
+    command = typer.main.get_command(app)
+    rest = list(shown.words)
+    context = command.context_class(command, info_name="hedgerow")
+    while isinstance(command, TyperGroup) and rest and not rest[0].startswith("-"):
+        found = command.get_command(context, rest[0])
+        if found is None:
+            raise USAGE_ERROR(f"there is no {rest[0]} among {command.list_commands(context)}")
+        command, name = found, rest.pop(0)
+        context = command.context_class(command, info_name=name, parent=context)
+    if shown.whole:
+        command.make_context("hedgerow", rest, parent=context.parent)
+    else:
+        command.make_parser(context).parse_args([] if rest == ["…"] else rest)
+
+
+@pytest.mark.parametrize("shown", SHOWN, ids=str)
+def test_it_is_a_command_of_ours(shown: Shown) -> None:
+    check(shown)
+
+
+@pytest.mark.parametrize(
+    ("words", "whole"),
+    [
+        ("polcy show", False),
+        ("policy shwo", False),
+        ("status --colour", False),
+        ("graph -o png", True),
+        ("allow shop/front shop/cart:8080 --for 8h", True),  # no reason
+    ],
+)
+def test_another_is_found(words: str, whole: bool) -> None:
+    with pytest.raises(USAGE_ERROR):
+        check(Shown(PAGES[0], tuple(words.split()), whole))

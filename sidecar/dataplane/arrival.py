@@ -79,7 +79,8 @@ class Arrival:
     def begin(self) -> None:
         fabric = self._fabric
         assert self._sock is not None
-        self._timer = fabric.reactor.loop.call_later(first_byte_wait(fabric, self._port), self._silent)
+        wait = first_byte_wait(fabric, Peer(address=self._source), self._port)
+        self._timer = fabric.reactor.loop.call_later(wait, self._silent)
         fabric.reactor.register(self._sock, IN | RDHUP | EDGE, self)
         self.on_event(IN)
 

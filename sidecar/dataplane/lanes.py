@@ -106,11 +106,15 @@ def is_opaque(fabric: Fabric, source: Peer, port: int, *, silent: bool = True) -
     return silent and fabric.detection.server_first(port, fabric.reactor.loop.time())
 
 
-def first_byte_wait(fabric: Fabric, port: int) -> float:
-    """Seconds to wait for the client's first byte."""
-    if fabric.authority.protocol(port) in CLIENT_FIRST:
-        return fabric.settings.first_byte_wait
-    return fabric.settings.sniff_wait
+def first_byte_wait(fabric: Fabric, source: Peer, port: int) -> float:
+    """Seconds to wait for the client's first byte: long where a client is known to speak first, or is refused anyway
+    when it does not, so that one on a busy machine is not taken for one that waits for the server."""
+    authority, settings = fabric.authority, fabric.settings
+    if authority.protocol(port) in CLIENT_FIRST:
+        return settings.first_byte_wait
+    if authority.by_operation(source, port) and not authority.operation(source, port, "").allowed:
+        return settings.first_byte_wait
+    return settings.sniff_wait
 
 
 def is_http(kind: Kind) -> bool:

@@ -1,8 +1,8 @@
 """Carries allowed connections to our application: at once where they are opaque, else when their first bytes came.
 
 Whatever brings a client's bytes, the lane (:mod:`sidecar.dataplane.lanes`) is chosen by the first of them, and gets all
-of them. A client that says nothing for ``sniff_wait`` may wait for a server that speaks first
-(:mod:`sidecar.dataplane.server_first`).
+of them. A client that says nothing for ``first_byte_wait`` (:mod:`sidecar.dataplane.lanes`) may wait for a server that
+speaks first (:mod:`sidecar.dataplane.server_first`).
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class _Undecided:
         connection.by_operation = True  # until its first bytes say what it is
         connection.owned_by(self._reset)
         tunnel.attach(stream_id, self)
-        wait = first_byte_wait(fabric, port)
+        wait = first_byte_wait(fabric, connection.record.source, port)
         self._timer: asyncio.TimerHandle | None = fabric.reactor.loop.call_later(wait, self._silent)
 
     # the tunnel's side
@@ -330,7 +330,7 @@ class _Waiting:
         context.connection.by_operation = True  # until its first bytes say what it is
         context.connection.owned_by(self._reset)
         fabric = context.fabric
-        wait = first_byte_wait(fabric, context.port)
+        wait = first_byte_wait(fabric, context.connection.record.source, context.port)
         self._timer = fabric.reactor.loop.call_later(wait, self._silent)
 
     def received(self, leg: Leg, data: memoryview) -> None:

@@ -57,7 +57,8 @@ class DataPlaneSettings:
         application's own TLS can not be had there. Elsewhere such a client is known by its mesh's ALPN protocol
     :param mtls_alpn: ALPN protocols that we offer to other meshes' servers. Istio's sidecars take a TLS client without
         this one for an application's own TLS; others do not mind it
-    :param first_byte_wait: seconds to wait for a client's first byte where the inventory says that clients speak first
+    :param first_byte_wait: seconds to wait for a client's first byte where the inventory says that clients speak
+        first, or nothing but operations is allowed
     :param sniff_wait: seconds to wait for a first byte before a connection counts as plaintext (server speaks first)
     :param handshake_timeout: seconds for a whole TLS handshake, and for a client hello that arrives in pieces
     :param connect_timeout: seconds for a TCP connection, and for a tunnel to become ready

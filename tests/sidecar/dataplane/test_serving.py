@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 
 import pytest
 
@@ -226,12 +227,37 @@ async def test_where_operations_are_judged_bytes_that_are_none_never_reach_the_a
 
 async def test_where_operations_are_judged_silence_is_no_operation(world):
     calls = Calls()
-    await world.start(calls, sniff_wait=0.05)
+    await world.start(calls, sniff_wait=NEVER, first_byte_wait=0.05)  # its clients speak first, or not at all
     world.policy.apply(by_operation(world, "GET /"))
     raw = await world.dial()
     for stream in (1, 3, 5, 7):  # also after the port counts as one whose server speaks first
         raw.send(frame(UPDATE, SYN, stream, 0))
         assert await raw.receive() == (UPDATE, RST, stream, 0, b"")
+    assert calls.count == 0
+
+
+async def test_where_operations_are_judged_and_silence_is_allowed_a_client_may_wait_for_the_server(world):
+    calls = Calls(b"220 ready\r\n")
+    await world.start(calls, sniff_wait=0.05, first_byte_wait=NEVER)
+    judged = by_operation(world, "GET /")
+    all_else = dataclasses.replace(judged.rules[0], id="override/all", operations=())
+    world.policy.apply(dataclasses.replace(judged, rules=(*judged.rules, all_else)))
+    raw = await world.dial()
+    raw.send(frame(UPDATE, SYN, 1, 0))
+    assert await raw.receive() == (UPDATE, ACK, 1, 0, b"")
+    assert (await raw.receive())[4] == b"220 ready\r\n"
+
+
+async def test_a_client_without_a_sidecar_that_says_nothing_is_refused_where_operations_are_judged(world):
+    calls = Calls()
+    await world.start(calls, sniff_wait=NEVER, first_byte_wait=0.05)
+    snapshot = by_operation(world, "GET /")
+    rule = dataclasses.replace(snapshot.rules[0], source=Selector(cidr="127.0.0.0/8"))
+    world.policy.apply(dataclasses.replace(snapshot, rules=(rule,)))
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.inbound)
+    with contextlib.suppress(ConnectionResetError):
+        assert await asyncio.wait_for(reader.read(), 20) == b""
+    writer.close()
     assert calls.count == 0
 
 

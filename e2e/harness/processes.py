@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 
 from e2e.harness.errors import HarnessError
+
+_ID = re.compile(r"[0-9a-f]{64}")
 
 
 def first_process(container: str) -> int:
@@ -14,6 +17,8 @@ def first_process(container: str) -> int:
     :param container: its id, which the runtime puts into the name of its control group
     :raises HarnessError: when there is none
     """
+    if not _ID.fullmatch(container):  # of a container that has not begun it is empty, and would be any process here
+        raise HarnessError(f"{container!r} is not the id of a container that has begun")
     for directory in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if container in (directory / "cgroup").read_text() and _numbers(directory)[-1] == 1:

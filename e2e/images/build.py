@@ -116,7 +116,7 @@ def _base(say: Callable[[str], None]) -> Path:
     root = cache() / f"base-{key}"
     if not root.is_dir():
         say(f"making Debian {debian.SUITE} (a minute)")
-        debian.bootstrap(root)
+        debian.bootstrap(root, say)
     return root
 
 

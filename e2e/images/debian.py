@@ -41,7 +41,7 @@ _REMOVED_FILES = (
 )
 
 
-def bootstrap(root: Path, say: Callable[[str], None] = print) -> None:
+def bootstrap(root: Path, say: Callable[[str], None]) -> None:
     """Make Debian in ``root``, which must not exist; takes a minute and the network.
 
     ``DEBOOTSTRAP_MIRROR`` names another mirror than debootstrap's own.

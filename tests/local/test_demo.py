@@ -24,9 +24,12 @@ import yaml
 from hedgerow.local import views
 from hedgerow.local.sandbox import probe
 from hedgerow.local.shop.layout import EXPECTED
+from tests.local.traces import changes, traces
+from tests.networkpolicy.evaluator import Cluster
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces as root")
 
+WORKLOAD = "hedgerow.dev/workload"
 DEMO = (sys.executable, "-P", "-m", "hedgerow.local", "--port", "0")
 
 
@@ -104,18 +107,12 @@ def programs() -> set[str]:
     return found
 
 
-def traces() -> dict[str, str]:
-    def said(*argv: str) -> str:
-        return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+def everything() -> dict[str, str]:
+    return {**traces(), "programs": "\n".join(sorted(programs()))}
 
-    return {
-        "namespaces": said("ip", "netns", "list"),
-        "links": said("ip", "-br", "link"),
-        "rules": said("nft", "list", "ruleset"),
-        "mounts": Path("/proc/self/mounts").read_text(),
-        "state": " ".join(sorted(str(path) for path in Path("/run/hedgerow").glob("*"))),
-        "programs": "\n".join(sorted(programs())),
-    }
+
+def changed_since(before: dict[str, str]) -> dict[str, str]:
+    return changes(before, everything())
 
 
 #: Runs another command as an ordinary user who can run this interpreter.
@@ -140,7 +137,7 @@ def out() -> Iterator[Path]:
 def test_the_whole_story(way: str, out: Path, tmp_path: Path) -> None:
     if way == "root":
         assert probe().confinement == way  # else this would test something else
-    before = traces()
+    before = everything()
     prefix = AS_NOBODY if way == "user-namespace" else ()
     options = ("--explicit",) if way == "none" else ()
     temporary = tmp_path if way == "none" else None
@@ -150,7 +147,7 @@ def test_the_whole_story(way: str, out: Path, tmp_path: Path) -> None:
     result = json.loads(stdout.splitlines()[-1])
     check_result(result, way)
     check_manifests(out, result)
-    assert traces() == before
+    assert changed_since(before) == {}
     assert not list(tmp_path.glob("hedgerow-*"))
 
 
@@ -168,6 +165,8 @@ def check_result(result: dict[str, Any], way: str) -> None:
     assert {attack["from"] for attack in result["attacks"]} == {"shop/intruder", "shop/recommendation", "shop/shipping"}
     assert all(attack["blocked"] and attack["witnessed"] for attack in result["attacks"])
     override = result["override"]
+    opened = ("from", "to", "port")
+    assert [override[name] for name in opened] in [[attack[name] for name in opened] for attack in result["attacks"]]
     assert override["denied_before"]
     assert override["allowed_after"]
     assert override["denied_after_expiry"]
@@ -189,21 +188,47 @@ def check_manifests(out: Path, result: dict[str, Any]) -> None:
     assert {namespace["metadata"]["name"] for namespace in namespaces} == {"data", "shop", "hedgerow-system"}
     assert len(pods) == result["instances"] + 1  # the controller is a pod too
     assert len({pod["status"]["podIP"] for pod in pods}) == len(pods)
-    workloads = [pod["metadata"]["annotations"]["hedgerow.dev/workload"] for pod in pods]
+    workloads = [pod["metadata"]["annotations"][WORKLOAD] for pod in pods]
     assert workloads.count("shop/catalogue") == 3
-    for policy in policies:  # every policy selects pods that there are
-        wanted = policy["spec"]["podSelector"]["matchLabels"].items()
-        namespace = policy["metadata"]["namespace"]
-        assert any(
-            pod["metadata"]["namespace"] == namespace and wanted <= pod["metadata"]["labels"].items() for pod in pods
-        )
+    check_fence([*policies, *pods, *namespaces])
+
+
+def check_fence(manifests: list[dict[str, Any]]) -> None:
+    """What a cluster makes of these files: the shop's calls, names, the controller, and nothing else between pods."""
+    dns = {"apiVersion": "v1", "kind": "Pod"}
+    dns |= {"metadata": {"namespace": "kube-system", "name": "coredns-0", "labels": {"k8s-app": "kube-dns"}}}
+    dns |= {"spec": {"containers": [{"name": "coredns"}]}, "status": {"phase": "Running", "podIP": "10.96.0.10"}}
+    system = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kube-system"}}
+    cluster = Cluster([*manifests, system, dns])
+    of = {
+        f"{pod['metadata']['namespace']}/{pod['metadata']['name']}": pod["metadata"]["annotations"][WORKLOAD]
+        for pod in manifests
+        if pod["kind"] == "Pod"
+    } | {"kube-system/coredns-0": "kube-system/coredns"}
+    controller = "hedgerow-system/hedgerow-controller"
+    meshed = set(of.values()) - {controller, "kube-system/coredns"}
+    # 15020 and 15021 are the sidecars' own ports, for kubelets, who are no pods
+    ports = [(port, protocol) for port, protocol in cluster.atoms() if not 15020 <= port <= 15021]
+    allowed = {
+        (of[source], of[destination], port, protocol)
+        for source, destination, port, protocol in cluster.allowed(ports)
+        if {of[source], of[destination]} & meshed
+    }
+    expected = {(str(edge.source), str(edge.destination), edge.port, str(edge.protocol)) for edge in EXPECTED}
+    expected |= {(workload, controller, port, "TCP") for workload in meshed for port in (15012, 15013)}
+    expected |= {(workload, "kube-system/coredns", 53, each) for workload in meshed for each in ("TCP", "UDP")}
+    assert allowed == expected
+    for edge in EXPECTED:  # between every two replicas, not only some
+        for source in (pod for pod in of if of[pod] == str(edge.source)):
+            for destination in (pod for pod in of if of[pod] == str(edge.destination)):
+                assert cluster.pod_to_pod(source, destination, edge.port, str(edge.protocol))
 
 
 @needs_root
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("moment", [None, "Start a controller", "Learn who"])
 def test_kill_9_half_way_leaves_nothing(moment: str | None) -> None:
-    before = traces()
+    before = everything()
     with demo("--once") as run:
         if moment is None:  # in the middle of starting: somebody is there who is not the front
             until(lambda: any("-m controller" in program for program in programs()), "a controller")
@@ -211,20 +236,20 @@ def test_kill_9_half_way_leaves_nothing(moment: str | None) -> None:
             run.read_until(moment)
         os.kill(run.process.pid, signal.SIGKILL)
         run.process.wait()
-        until(lambda: not run.alive() and traces() == before, "the end of every process, namespace and rule")
+        until(lambda: not run.alive() and not changed_since(before), "the end of every process, namespace and rule")
 
 
 @needs_root
 @pytest.mark.timeout(120)
 def test_an_interrupt_half_way_stops_everything() -> None:
-    before = traces()
+    before = everything()
     with demo("--once") as run:
         run.read_until("Start a controller")
         run.process.send_signal(signal.SIGINT)
         _, stderr = run.finish()
         assert run.process.returncode == 130
         assert "Interrupted" in stderr
-        until(lambda: traces() == before, "the end of every process, namespace and rule")
+        until(lambda: not changed_since(before), "the end of every process, namespace and rule")
 
 
 @pytest.mark.timeout(120)
@@ -248,7 +273,7 @@ def test_in_explicit_mode_the_next_run_removes_what_kill_9_left(tmp_path: Path) 
 @needs_root
 @pytest.mark.timeout(200)
 def test_it_serves_until_ctrl_c_and_people_can_use_it_meanwhile() -> None:
-    before = traces()
+    before = everything()
     with demo() as run:
         said = run.read_until("Ctrl-C stops everything", stdout=True)
         found = re.search(r"export (HEDGEROW_SERVER=\S+) (HEDGEROW_TOKEN_FILE=\S+)", said)
@@ -266,7 +291,7 @@ def test_it_serves_until_ctrl_c_and_people_can_use_it_meanwhile() -> None:
         run.process.send_signal(signal.SIGINT)
         run.finish()
         assert run.process.returncode == 0
-    until(lambda: traces() == before, "the end of every process, namespace and rule")
+    until(lambda: not changed_since(before), "the end of every process, namespace and rule")
 
 
 def test_a_busy_port_is_named_with_a_remedy() -> None:

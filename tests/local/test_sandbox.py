@@ -19,6 +19,7 @@ import pytest
 from hedgerow.local import views
 from hedgerow.local.errors import SandboxUnavailable
 from hedgerow.local.sandbox import Confinement, probe, run_in_sandbox
+from tests.local.traces import changes, traces
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces as root")
 
@@ -112,33 +113,21 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield Path(name)
 
 
-def traces(temporary: Path) -> dict[str, str]:
-    """What a mesh could leave on this machine: namespaces, links, rules, mounts, files."""
-
-    def said(*argv: str) -> str:
-        return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
-
-    return {
-        "namespaces": said("ip", "netns", "list"),
-        "links": said("ip", "-br", "link"),
-        "rules": said("nft", "list", "ruleset"),
-        "mounts": Path("/proc/self/mounts").read_text(),
-        "state": " ".join(sorted(str(path) for path in Path("/run").glob("hedgerow/*"))),
-        "temporary": " ".join(sorted(str(path) for path in temporary.iterdir())),
-    }
+def everything(temporary: Path) -> dict[str, str]:
+    return {**traces(), "temporary": " ".join(sorted(str(path) for path in temporary.iterdir()))}
 
 
 @needs_root
 @pytest.mark.parametrize("stage", ["", "started", "namespaces", "rules", "processes"])
 def test_kill_9_of_the_front_leaves_nothing(stage: str, temporary: Path) -> None:
-    before = traces(temporary)
+    before = everything(temporary)
     with front(FURNISH) as made:
         if stage:
             made.read_until(stage)
         made.process.kill()
         made.process.wait()
         until(lambda: not made.descendants(), "the end of every process of the sandbox")
-    assert traces(temporary) == before
+    assert changes(before, everything(temporary)) == {}
 
 
 @needs_root
@@ -291,9 +280,9 @@ def test_root_without_capabilities_is_told_what_is_not_permitted() -> None:
 
 @needs_root
 def test_probe_finds_root_and_leaves_nothing(temporary: Path) -> None:
-    before = traces(temporary)
+    before = everything(temporary)
     assert probe().confinement is Confinement.ROOT
-    assert traces(temporary) == before
+    assert changes(before, everything(temporary)) == {}
 
 
 # --- without root
@@ -315,25 +304,25 @@ def test_an_ordinary_user_gets_a_sandbox_with_pods_and_rules(temporary: Path) ->
     nsenter --net=/run/netns/pod nft list ruleset | grep -q hedgerow
     cat /proc/self/uid_map /run/hedgerow/sandbox
     """
-    before = traces(temporary)
+    before = everything(temporary)
     done = subprocess.run(
         as_nobody(sys.executable, "-c", FRONT, "user-namespace", script), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["0", "65534", "1", "user-namespace"]
-    assert traces(temporary) == before
+    assert changes(before, everything(temporary)) == {}
 
 
 @needs_root
 def test_kill_9_leaves_nothing_of_an_ordinary_users_sandbox(temporary: Path) -> None:
-    before = traces(temporary)
+    before = everything(temporary)
     furnish = FURNISH.replace("setpriv --reuid 10001 ", "")
     with front(furnish, kind="user-namespace", prefix=as_nobody()) as made:
         made.read_until("processes")
         made.process.kill()  # setpriv and unshare became the front: it is the same process
         made.process.wait()
         until(lambda: not made.descendants(), "the end of every process of the sandbox")
-    assert traces(temporary) == before
+    assert changes(before, everything(temporary)) == {}
 
 
 @needs_root

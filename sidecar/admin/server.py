@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import json
 import logging
 import os
 import re
@@ -24,6 +23,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final
 
+from sidecar.admin.indented import indented
 from sidecar.errors import ConfigError
 from sidecar.settings import Address
 
@@ -106,8 +106,7 @@ def text(status: HTTPStatus | int, body: str) -> Answer:
 
 def document(content: object) -> Answer:
     """A JSON document of numbers, texts, and mappings and lists of them."""
-    body = json.dumps(content, indent=2, sort_keys=True, default=str) + "\n"
-    return Answer(HTTPStatus.OK, JSON, (body.encode("utf-8", "replace"),))
+    return Answer(HTTPStatus.OK, JSON, (f"{indented(content)}\n".encode("utf-8", "replace"),))
 
 
 def is_loopback(peer: str) -> bool:

@@ -1,18 +1,35 @@
-"""What the tests of a sidecar share: a network with a pod, a running controller, and a sidecar's credentials for it."""
+"""What the tests of a sidecar share: a network with a pod, two sidecars in one process, a controller that runs, and a
+sidecar's credentials for it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from random import Random
 
 import pytest
 
+from certs.ca import CertificateAuthority
 from sidecar.certificate_agent import CertificateAgent
 from sidecar.channel import ControllerLink
 from sidecar.state import StateDirectory
 from tests.sidecar.dataplane.netns import Network
+from tests.sidecar.dataplane.stand_ins import TRUST_DOMAIN
+from tests.sidecar.dataplane.two_pods import TwoPods
 from tests.sidecar.fake_controller import FakeController
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return CertificateAuthority.create(TRUST_DOMAIN, time.time())
+
+
+@pytest.fixture
+async def two_pods(authority):
+    async with contextlib.AsyncExitStack() as stack:
+        yield TwoPods(authority, stack)
 
 
 @pytest.fixture

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import time
 
 import pytest
 
-from certs.ca import CertificateAuthority
 from tests.sidecar.dataplane.mesh import Sidecar
 from tests.sidecar.dataplane.outside import Outside
-from tests.sidecar.dataplane.stand_ins import TRUST_DOMAIN
 from tests.sidecar.dataplane.world import World
-
-
-@pytest.fixture(scope="module")
-def authority():
-    return CertificateAuthority.create(TRUST_DOMAIN, time.time())
 
 
 @pytest.fixture

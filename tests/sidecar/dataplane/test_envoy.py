@@ -147,6 +147,20 @@ def summary(record):
     return str(source), str(destination), record.decision.verdict, record.decision.reason, record.failed
 
 
+def recorded_both_ways(world, source, destination):
+    """What :func:`both_ways` leaves: three connections between two ends, each its name and its proved identity."""
+    records = world.flows.opened_records
+    assert [(record.bytes_sent, record.bytes_received) for record in records] == [
+        (len(f"GET 1 {MEGABYTE}\n"), MEGABYTE),
+        (len("PUT\n") + MEGABYTE, len(f"{'0' * 64} {MEGABYTE}\n")),
+        (len("HALF\n") + MEGABYTE, len("bye\n")),
+    ]
+    for record in records:
+        assert summary(record) == (source[0], destination[0], Verdict.ALLOW, Reason.ALLOW_RULE, False)
+        assert (record.source.verified, record.destination.verified, record.closed) == (True, True, True)
+        assert (record.source_identity, record.destination_identity) == (str(source[1]), str(destination[1]))
+
+
 # Envoy is the client --------------------------------------------------------------------------------------------------
 
 
@@ -157,16 +171,7 @@ async def test_an_envoy_calls_our_application(world, others, client, settings):
     await world.start(enforce(FROM_FRONT), **settings)
     await both_ways(others.port(f"to-{client}"))
     await apps.until(lambda: world.plane.live_connections == 0)
-    records = world.flows.opened_records
-    assert [(record.bytes_sent, record.bytes_received) for record in records] == [
-        (len(f"GET 1 {MEGABYTE}\n"), MEGABYTE),
-        (len("PUT\n") + MEGABYTE, len(f"{'0' * 64} {MEGABYTE}\n")),
-        (len("HALF\n") + MEGABYTE, len("bye\n")),
-    ]
-    for record in records:
-        assert summary(record) == ("mesh/front", "shop/cart", Verdict.ALLOW, Reason.ALLOW_RULE, False)
-        assert (record.source.verified, record.destination.verified, record.closed) == (True, True, True)
-        assert (record.source_identity, record.destination_identity) == (str(FRONT), str(CART))
+    recorded_both_ways(world, ("mesh/front", FRONT), ("shop/cart", CART))
 
 
 async def test_an_envoy_calls_a_server_that_speaks_first(world, others):
@@ -278,16 +283,7 @@ async def test_our_application_calls_an_envoy(world, others, server):
     async with behind_envoy(others):
         await both_ways(world.outbound)
         await apps.until(lambda: world.plane.live_connections == 0)
-    records = world.flows.opened_records
-    assert [(record.bytes_sent, record.bytes_received) for record in records] == [
-        (len(f"GET 1 {MEGABYTE}\n"), MEGABYTE),
-        (len("PUT\n") + MEGABYTE, len(f"{'0' * 64} {MEGABYTE}\n")),
-        (len("HALF\n") + MEGABYTE, len("bye\n")),
-    ]
-    for record in records:
-        assert summary(record) == ("shop/cart", "mesh/back", Verdict.ALLOW, Reason.ALLOW_RULE, False)
-        assert (record.source.verified, record.destination.verified, record.closed) == (True, True, True)
-        assert (record.source_identity, record.destination_identity) == (str(CART), str(BACK))
+    recorded_both_ways(world, ("shop/cart", CART), ("mesh/back", BACK))
 
 
 async def test_our_application_waits_for_a_server_that_speaks_first(world, others):

@@ -213,29 +213,8 @@ async def test_what_goes_on_behind_101_stays_under_its_operation(outside):
     assert [one.operation for one in outside.flows.requests] == ["WEBSOCKET /chat"]
 
 
-async def test_a_slow_host_and_a_client_that_goes_leave_nothing_behind(outside):
-    await outside.start()
-    arrived = asyncio.Event()
-
-    async def silent(reader, writer):
-        arrived.set()
-        with contextlib.suppress(ConnectionError):
-            await reader.read()
-        writer.close()
-
-    await outside.serve(silent, tls=False)  # it takes the connection, and never shakes hands
-    context = outside.client("http/1.1")
-    connecting = asyncio.create_task(asyncio.open_connection(HOST, outside.door, ssl=context, server_hostname=API))
-    await asyncio.wait_for(arrived.wait(), 20)
-    connecting.cancel()
-    await asyncio.gather(connecting, return_exceptions=True)
-    await until(lambda: outside.plane.live_connections == 0)
-    assert outside.hub.outward["handshake"] == 1
-    assert outside.names.users == 0
-
-
-async def test_a_policy_that_changes_during_the_handshakes_ends_them(outside):
-    await outside.start()
+async def calling_a_silent_host(outside):
+    """A client whose connection the host has taken; it never shakes hands."""
     arrived = asyncio.Event()
 
     async def silent(reader, writer):
@@ -248,6 +227,22 @@ async def test_a_policy_that_changes_during_the_handshakes_ends_them(outside):
     context = outside.client("http/1.1")
     connecting = asyncio.create_task(asyncio.open_connection(HOST, outside.door, ssl=context, server_hostname=API))
     await asyncio.wait_for(arrived.wait(), 20)
+    return connecting
+
+
+async def test_a_slow_host_and_a_client_that_goes_leave_nothing_behind(outside):
+    await outside.start()
+    connecting = await calling_a_silent_host(outside)
+    connecting.cancel()
+    await asyncio.gather(connecting, return_exceptions=True)
+    await until(lambda: outside.plane.live_connections == 0)
+    assert outside.hub.outward["handshake"] == 1
+    assert outside.names.users == 0
+
+
+async def test_a_policy_that_changes_during_the_handshakes_ends_them(outside):
+    await outside.start()
+    connecting = await calling_a_silent_host(outside)
     outside.allow(host=OTHER)
     with pytest.raises((ConnectionError, ssl.SSLError)):
         await asyncio.wait_for(connecting, 20)

@@ -5,33 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
-import time
 
 import h2.config
 import h2.connection
 import h2.events
 import pytest
 
-from certs.ca import CertificateAuthority
 from sidecar.http.settings import HttpSettings
 from sidecar.inspect.hub import Inspection
 from sidecar.inspect.settings import InspectSettings, Limits
-from tests.sidecar.dataplane.stand_ins import TRUST_DOMAIN
-from tests.sidecar.dataplane.two_pods import TwoPods
 
 GET = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "cart")]
 FORGED = ("x-forwarded-client-cert", "By=a;URI=spiffe://hedgerow.test/ns/shop/sa/default/wl/admin")
-
-
-@pytest.fixture(scope="module")
-def authority():
-    return CertificateAuthority.create(TRUST_DOMAIN, time.time())
-
-
-@pytest.fixture
-async def pods(authority):
-    async with contextlib.AsyncExitStack() as stack:
-        yield TwoPods(authority, stack)
 
 
 class Application:
@@ -110,13 +95,13 @@ class Client:
 
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("where", ["head", "trailers"])
-async def test_a_client_can_not_say_who_it_is(pods, plain, where):
+async def test_a_client_can_not_say_who_it_is(two_pods, plain, where):
     application = Application()
-    await pods.serve(application)
-    await pods.start()
+    await two_pods.serve(application)
+    await two_pods.start()
     if plain:
-        pods.allow_everybody()
-    client = Client(*await (pods.connect_plainly() if plain else pods.connect()))
+        two_pods.allow_everybody()
+    client = Client(*await (two_pods.connect_plainly() if plain else two_pods.connect()))
     async with asyncio.timeout(20):
         assert await client.until(client.ask(("x-forwarded-for", "me"))) == b"answer"
         if where == "head":
@@ -128,22 +113,22 @@ async def test_a_client_can_not_say_who_it_is(pods, plain, where):
         assert client.farewells == [(0x7FFFFFFF, 1)], "it was told"
         assert client.reasons == ["h2-forged-header"]
         client.writer.close()
-    await pods.until(lambda: pods.cart.live_connections == 0)
+    await two_pods.until(lambda: two_pods.cart.live_connections == 0)
     assert application.heads[0]["x-forwarded-for"] == "me"
     assert not any(FORGED[0] in head for head in application.heads)
-    (record,) = pods.flows.closed_records
+    (record,) = two_pods.flows.closed_records
     assert record.protocol == "http2"
 
 
 @pytest.mark.parametrize(("plain", "operations"), [(False, ()), (True, ()), (False, ("GET /",))])
-async def test_half_a_head_ends_the_connection_in_every_lane(pods, plain, operations):
+async def test_half_a_head_ends_the_connection_in_every_lane(two_pods, plain, operations):
     application = Application()
-    await pods.serve(application)
+    await two_pods.serve(application)
     limits = InspectSettings(limits=Limits(head_seconds=0.3))
-    await pods.start(*operations, http=HttpSettings(head_timeout=0.3, sweep=0.05), taps=Inspection(limits))
+    await two_pods.start(*operations, http=HttpSettings(head_timeout=0.3, sweep=0.05), taps=Inspection(limits))
     if plain:
-        pods.allow_everybody()
-    client = Client(*await (pods.connect_plainly() if plain else pods.connect()))
+        two_pods.allow_everybody()
+    client = Client(*await (two_pods.connect_plainly() if plain else two_pods.connect()))
     async with asyncio.timeout(60):
         assert await client.until(client.ask()) == b"answer"
         stream = client.end.get_next_available_stream_id()
@@ -153,22 +138,22 @@ async def test_half_a_head_ends_the_connection_in_every_lane(pods, plain, operat
             await client.ended()
         assert [code for _, code in client.farewells] == [11]
         client.writer.close()
-    await pods.until(lambda: pods.cart.live_connections == 0)
+    await two_pods.until(lambda: two_pods.cart.live_connections == 0)
     assert len(application.heads) == 1
 
 
 @pytest.mark.parametrize("operations", [(), ("GET /",)])
-async def test_while_draining_requests_are_finished_and_their_connection_ends(pods, operations):
+async def test_while_draining_requests_are_finished_and_their_connection_ends(two_pods, operations):
     application = Application()
-    await pods.serve(application)
-    await pods.start(*operations, http=HttpSettings(sweep=0.05))
-    client = Client(*await pods.connect())
+    await two_pods.serve(application)
+    await two_pods.start(*operations, http=HttpSettings(sweep=0.05))
+    client = Client(*await two_pods.connect())
     async with asyncio.timeout(20):
         assert await client.until(client.ask()) == b"answer"
         application.hold.clear()
         stream = client.ask()
-        await pods.until(lambda: len(application.heads) == 2)
-        draining = asyncio.create_task(pods.cart.drain(20))
+        await two_pods.until(lambda: len(application.heads) == 2)
+        draining = asyncio.create_task(two_pods.cart.drain(20))
         while not client.farewells:
             await client.frame()
         assert client.farewells == [(0x7FFFFFFF, 0)]
@@ -180,5 +165,5 @@ async def test_while_draining_requests_are_finished_and_their_connection_ends(po
             await client.ended()
         client.writer.close()
         await draining
-    assert [request.status for request in pods.flows.requests] == [200, 200, 200]
-    assert not any(record.failed for record in pods.flows.closed_records)
+    assert [request.status for request in two_pods.flows.requests] == [200, 200, 200]
+    assert not any(record.failed for record in two_pods.flows.closed_records)

@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
-import time
 
 import grpc
 import grpc.aio
 import pytest
 
-from certs.ca import CertificateAuthority
 from graph.tap import TapSpec
 from sidecar.inspect.hub import Inspection
 from sidecar.inspect.settings import InspectSettings
 from sidecar.inspect.taps import Ended, Taps
-from tests.sidecar.dataplane.stand_ins import TRUST_DOMAIN
-from tests.sidecar.dataplane.two_pods import CART_ID, FRONT_ID, HOST, TwoPods
+from tests.sidecar.dataplane.two_pods import CART_ID, FRONT_ID, HOST
 
 MIB = 1 << 20
 SAY, COUNT, SUM, TALK = (f"/shop.Cart/{name}" for name in ("Say", "Count", "Sum", "Talk"))
 ALL = tuple(f"POST {path}" for path in (SAY, COUNT, SUM, TALK))
 OPTIONS = [("grpc.max_receive_message_length", 64 * MIB), ("grpc.use_local_subchannel_pool", 1)]
-
-
-@pytest.fixture(scope="module")
-def authority():
-    return CertificateAuthority.create(TRUST_DOMAIN, time.time())
-
-
-@pytest.fixture
-async def pods(authority):
-    async with contextlib.AsyncExitStack() as stack:
-        yield TwoPods(authority, stack)
 
 
 class Cart:
@@ -44,7 +29,7 @@ class Cart:
         self.calls = []
         self.ended = []
 
-    async def start(self, pods):
+    async def start(self, two_pods):
         handlers = {
             "Say": grpc.unary_unary_rpc_method_handler(self.say),
             "Count": grpc.unary_stream_rpc_method_handler(self.count),
@@ -53,9 +38,9 @@ class Cart:
         }
         server = grpc.aio.server(options=OPTIONS)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("shop.Cart", handlers),))
-        assert server.add_insecure_port(f"{HOST}:{pods.application}") == pods.application
+        assert server.add_insecure_port(f"{HOST}:{two_pods.application}") == two_pods.application
         await server.start()
-        pods.stack.push_async_callback(server.stop, None)
+        two_pods.stack.push_async_callback(server.stop, None)
         return self
 
     def note(self, name, context):
@@ -87,14 +72,14 @@ class Cart:
 
 
 @pytest.fixture
-async def cart(pods):
-    return await Cart().start(pods)
+async def cart(two_pods):
+    return await Cart().start(two_pods)
 
 
 class Client:
-    def __init__(self, pods, port):
+    def __init__(self, two_pods, port):
         channel = self.channel = grpc.aio.insecure_channel(f"{HOST}:{port}", options=OPTIONS)
-        pods.stack.push_async_callback(channel.close, None)
+        two_pods.stack.push_async_callback(channel.close, None)
         self.say, self.count = channel.unary_unary(SAY), channel.unary_stream(COUNT)
         self.sum, self.talk = channel.stream_unary(SUM), channel.stream_stream(TALK)
 
@@ -121,8 +106,8 @@ async def every_kind(client):
     assert failed.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-def told(pods):
-    return [(request.operation, request.protocol, request.grpc_status) for request in pods.flows.requests]
+def told(two_pods):
+    return [(request.operation, request.protocol, request.grpc_status) for request in two_pods.flows.requests]
 
 
 EVERY_KIND = sorted([
@@ -132,26 +117,26 @@ EVERY_KIND = sorted([
 
 
 @pytest.mark.parametrize("plain", [False, True])
-async def test_calls_of_every_kind_are_observed(pods, cart, plain):
-    await pods.start()
+async def test_calls_of_every_kind_are_observed(two_pods, cart, plain):
+    await two_pods.start()
     if plain:
-        pods.allow_everybody()
+        two_pods.allow_everybody()
     async with asyncio.timeout(60):
-        await every_kind(Client(pods, pods.inbound if plain else pods.door))
-    await pods.until(lambda: len(pods.flows.requests) == 6)
-    assert sorted(told(pods)) == EVERY_KIND
-    assert {record.protocol for record in pods.flows.opened_records} == {"grpc"}
+        await every_kind(Client(two_pods, two_pods.inbound if plain else two_pods.door))
+    await two_pods.until(lambda: len(two_pods.flows.requests) == 6)
+    assert sorted(told(two_pods)) == EVERY_KIND
+    assert {record.protocol for record in two_pods.flows.opened_records} == {"grpc"}
 
 
-async def test_calls_of_every_kind_are_judged_by_their_method(pods, cart):
-    await pods.start(*ALL)
+async def test_calls_of_every_kind_are_judged_by_their_method(two_pods, cart):
+    await two_pods.start(*ALL)
     async with asyncio.timeout(60):
-        await every_kind(Client(pods, pods.door))
-    await pods.until(lambda: len(pods.flows.requests) == 6)
-    assert sorted(told(pods)) == EVERY_KIND
+        await every_kind(Client(two_pods, two_pods.door))
+    await two_pods.until(lambda: len(two_pods.flows.requests) == 6)
+    assert sorted(told(two_pods)) == EVERY_KIND
     for metadata in cart.seen:
         (line,) = [value for name, value in metadata if name == "x-forwarded-client-cert"]
-        leaf = hashlib.sha256(pods.front_credentials.leaf).hexdigest()
+        leaf = hashlib.sha256(two_pods.front_credentials.leaf).hexdigest()
         assert line == f"By={CART_ID};Hash={leaf};URI={FRONT_ID}"
 
 
@@ -159,11 +144,13 @@ FORGED = (("x-forwarded-client-cert", "URI=spiffe://hedgerow.test/ns/shop/sa/def
 
 
 @pytest.mark.parametrize("plain", [False, True])
-async def test_a_caller_that_says_who_it_is_learns_why_its_call_failed_where_calls_are_only_observed(pods, cart, plain):
-    await pods.start()
+async def test_a_caller_that_says_who_it_is_learns_why_its_call_failed_where_calls_are_only_observed(
+    two_pods, cart, plain
+):
+    await two_pods.start()
     if plain:
-        pods.allow_everybody()
-    client = Client(pods, pods.inbound if plain else pods.door)
+        two_pods.allow_everybody()
+    client = Client(two_pods, two_pods.inbound if plain else two_pods.door)
     async with asyncio.timeout(60):
         assert await client.say(b"abc") == b"cba"
         with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -176,11 +163,11 @@ async def test_a_caller_that_says_who_it_is_learns_why_its_call_failed_where_cal
 
 
 @pytest.mark.parametrize("plain", [False, True])
-async def test_a_caller_that_says_who_it_is_is_contradicted_where_calls_are_inspected(pods, cart, plain):
-    await pods.start(taps=Inspection(InspectSettings(ports=frozenset({pods.inbound}))))
+async def test_a_caller_that_says_who_it_is_is_contradicted_where_calls_are_inspected(two_pods, cart, plain):
+    await two_pods.start(taps=Inspection(InspectSettings(ports=frozenset({two_pods.inbound}))))
     if plain:
-        pods.allow_everybody()
-    client = Client(pods, pods.inbound if plain else pods.door)
+        two_pods.allow_everybody()
+    client = Client(two_pods, two_pods.inbound if plain else two_pods.door)
     async with asyncio.timeout(60):
         assert await client.say(b"who am I?", metadata=FORGED) == b"?I ma ohw"
     (metadata,) = cart.seen
@@ -192,9 +179,9 @@ async def test_a_caller_that_says_who_it_is_is_contradicted_where_calls_are_insp
         assert said[0].endswith(f";URI={FRONT_ID}")
 
 
-async def test_a_method_that_is_not_allowed_is_refused_and_the_others_go_on(pods, cart):
-    await pods.start(ALL[0], ALL[3])
-    client = Client(pods, pods.door)
+async def test_a_method_that_is_not_allowed_is_refused_and_the_others_go_on(two_pods, cart):
+    await two_pods.start(ALL[0], ALL[3])
+    client = Client(two_pods, two_pods.door)
 
     async def many():
         for _ in range(100):
@@ -217,43 +204,43 @@ async def test_a_method_that_is_not_allowed_is_refused_and_the_others_go_on(pods
         assert await talk.read() == b"retfa"
         await talk.done_writing()
     assert set(cart.calls) == {"Say", "Talk"}
-    await pods.until(lambda: len(pods.flows.requests) == 10)
-    denied = [request for request in pods.flows.requests if not request.decision.allowed]
+    await two_pods.until(lambda: len(two_pods.flows.requests) == 10)
+    denied = [request for request in two_pods.flows.requests if not request.decision.allowed]
     assert sorted({request.operation for request in denied}) == [ALL[1], ALL[2]]
     assert {request.grpc_status for request in denied} == {7}
 
 
-async def test_a_policy_that_changes_ends_what_it_denies_in_the_middle_and_nothing_else(pods, cart):
-    await pods.start(*ALL)
-    client = Client(pods, pods.door)
+async def test_a_policy_that_changes_ends_what_it_denies_in_the_middle_and_nothing_else(two_pods, cart):
+    await two_pods.start(*ALL)
+    client = Client(two_pods, two_pods.door)
     async with asyncio.timeout(60):
         talk, running = client.talk(), client.sum()
         await talk.write(b"one")
         assert await talk.read() == b"eno"
         await running.write(b"1234")
-        await pods.until(lambda: sorted(cart.calls) == ["Sum", "Talk"])
-        pods.allow(ALL[0], ALL[2])
+        await two_pods.until(lambda: sorted(cart.calls) == ["Sum", "Talk"])
+        two_pods.allow(ALL[0], ALL[2])
         with pytest.raises(grpc.aio.AioRpcError) as ended:
             await talk.read()
         assert ended.value.code() is grpc.StatusCode.CANCELLED
-        await pods.until(lambda: cart.ended == ["Talk"])
+        await two_pods.until(lambda: cart.ended == ["Talk"])
         await running.write(b"5678")
         await running.done_writing()
         assert await running == b"8"
         assert await client.say(b"abc") == b"cba"
-    assert len(pods.flows.opened_records) == 1, "the connection is the same"
+    assert len(two_pods.flows.opened_records) == 1, "the connection is the same"
 
 
 async def test_rules_by_operation_that_come_later_end_what_was_only_observed_and_the_next_connection_is_judged(
-    pods, cart
+    two_pods, cart
 ):
-    await pods.start()
-    client = Client(pods, pods.door)
+    await two_pods.start()
+    client = Client(two_pods, two_pods.door)
     async with asyncio.timeout(60):
         talk = client.talk()
         await talk.write(b"one")
         assert await talk.read() == b"eno"
-        pods.allow(*ALL)
+        two_pods.allow(*ALL)
         with pytest.raises(grpc.aio.AioRpcError) as ended:
             await talk.read()
         assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -263,13 +250,13 @@ async def test_rules_by_operation_that_come_later_end_what_was_only_observed_and
         assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
-async def test_watching_begins_with_the_next_connection_and_shows_calls(pods, cart):
+async def test_watching_begins_with_the_next_connection_and_shows_calls(two_pods, cart):
     taps = Taps(asyncio.get_running_loop())
-    pods.stack.callback(taps.stop_all)
-    await pods.start(taps=Inspection(InspectSettings(), taps))
+    two_pods.stack.callback(taps.stop_all)
+    await two_pods.start(taps=Inspection(InspectSettings(), taps))
     taps.start(TapSpec("t", 60, count=1))
     async with asyncio.timeout(60):
-        assert await Client(pods, pods.door).say(b"abc") == b"cba"
+        assert await Client(two_pods, two_pods.door).say(b"abc") == b"cba"
         shown = await taps.next()
         assert (shown.operation, shown.protocol, shown.grpc_status, shown.source) == (ALL[0], "grpc", 0, "shop/front")
         assert await taps.next() == Ended("t")

@@ -28,6 +28,7 @@ class HttpLoad:
 
     :param rate: requests a second
     :param reuse: requests on one kept connection, after which the client ends it
+    :ivar dismissed: answers by which the server ended a connection that was to be kept
     """
 
     _numbers = itertools.count()
@@ -39,7 +40,7 @@ class HttpLoad:
         self._kept: list[tuple[Connection, int]] = []
         self._running: set[asyncio.Task[None]] = set()
         self.outcomes: Counter[str] = Counter()
-        self.connections = 0
+        self.dismissed = 0
 
     @property
     def answered(self) -> int:
@@ -71,7 +72,6 @@ class HttpLoad:
             await asyncio.sleep(max(0.0, due - loop.time()))
 
     async def _connect(self) -> Connection:
-        self.connections += 1
         return await asyncio.open_connection(HOST, self._port)
 
     async def _ask(self, *, keep: bool) -> None:
@@ -84,6 +84,7 @@ class HttpLoad:
                 except BaseException:
                     connection[1].transport.abort()
                     raise
+                self.dismissed += keep and last
                 if keep and not last and used + 1 < self._reuse:
                     self._kept.append((connection, used + 1))
                 else:

@@ -50,6 +50,7 @@ http {{
 
 @contextlib.contextmanager
 def nginx(pod: Pod, folder: Path) -> Iterator[None]:
+    """The application of ``pod``: one short answer, and a quarter of a gigabyte at ``/bulk``."""
     folder.mkdir()
     with (folder / "bulk").open("wb") as bulk:
         bulk.truncate(256 << 20)
@@ -66,6 +67,7 @@ def nginx(pod: Pod, folder: Path) -> Iterator[None]:
 
 
 def listens(pod: Pod) -> bool:
+    """Whether the application takes connections."""
     with pod.namespace.socket() as probe:
         return probe.connect_ex((pod.address, PORT)) == 0
 
@@ -107,6 +109,12 @@ def bulk(pod: Pod, address: str) -> float:
 
 
 def run(rounds: int, seconds: int) -> dict[str, Any]:
+    """Make both paths, measure them in turn, and take everything down.
+
+    :param seconds: of one measurement
+    :returns: what is printed
+    :raises BenchFailed: when nginx does not begin to listen
+    """
     network = Network()
     with contextlib.ExitStack() as stack:
         stack.callback(network.remove)

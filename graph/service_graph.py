@@ -134,13 +134,6 @@ class ServiceGraph:
         self._drop_unused(key, generation)
         return True
 
-    def prune(self, before: float) -> tuple[EdgeKey, ...]:
-        """Drop every edge last seen before ``before`` (seconds since the epoch); returns them."""
-        keys = tuple(view.key for view in self.edges() if view.last_seen < before)
-        for key in keys:
-            self.remove_edge(key)
-        return keys
-
     # What traffic says
 
     def ingest(self, flows: Iterable[Flow], now: float) -> frozenset[EdgeKey]:

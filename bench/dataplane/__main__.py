@@ -38,6 +38,7 @@ _SHORT_ROUNDS_END = 235.0
 
 
 def main() -> int:
+    """The command; its exit code."""
     parser = argparse.ArgumentParser(prog="bench.dataplane", description=__doc__.partition("\n")[0])
     parser.add_argument("--short", action="store_true", help="at most five minutes: fewer rounds, smaller downloads")
     parser.add_argument("--rounds", type=int, help=f"default {_ROUNDS}, short {_SHORT_ROUNDS}")

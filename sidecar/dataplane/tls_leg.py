@@ -263,7 +263,7 @@ class TlsLeg(TcpLeg):
             return
         alert = self._channel.outgoing.read()
         if alert and not self._held:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # the reset that follows says enough
                 sock.send(alert)
         super()._fail(why)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from graph.policy import Decision, Reason
+from graph.policy import Decision
 from sidecar.dataplane.contracts import Record, Request
 
 #: gRPC's status codes that we give (https://grpc.github.io/grpc/core/md_doc_statuscodes.html).
@@ -115,4 +115,3 @@ def grpc_status_of(value: bytes) -> int:
 #: A request that is no operation: its form is refused before anybody is asked.
 UNREADABLE: Final = Refusal(400, "unreadable-request", INTERNAL)
 ADDON_FAILED: Final = Refusal(500, "addon-failed", INTERNAL)
-UNDECIDED: Final = Reason.NO_RULE

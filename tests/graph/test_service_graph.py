@@ -181,7 +181,7 @@ def test_outside_addresses_beyond_the_bound_share_one_node_and_are_counted() -> 
     assert graph.shed.folded == 5
     graph.ingest([replace(OUT, destination=outside(1), port=443)], NOW)
     assert edge(graph, EdgeKey(FRONT, outside(1), 443)).connections == 6, "those that have a node keep it"
-    graph.prune(before=NOW)
+    assert all(graph.remove_edge(view.key) for view in graph.edges())
     assert graph.edges() == ()
     graph.ingest([replace(OUT, destination=outside(7), port=443)], NOW)
     assert graph.node(outside(7)) is not None, "there is room again"

@@ -24,6 +24,7 @@ from graph.wire.bounds import (
 
 
 def destination_to_message(destination: Destination) -> pb.Destination:
+    """:raises InvalidValue: when a value does not fit its field"""
     return build(
         "destination",
         lambda: pb.Destination(
@@ -61,6 +62,7 @@ def destination_from_message(message: pb.Destination) -> Destination:
 
 
 def endpoint_to_message(endpoint: Endpoint) -> pb.Endpoint:
+    """Made within :func:`destination_to_message`, which says what does not fit."""
     return pb.Endpoint(
         address=endpoint.address,
         port=endpoint.port,

@@ -22,6 +22,7 @@ from graph.wire.bounds import (
 
 
 def flow_to_message(flow: Flow) -> pb.Flow:
+    """:raises InvalidValue: when a value does not fit its field"""
     return build(
         "flow",
         lambda: pb.Flow(

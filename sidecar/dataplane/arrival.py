@@ -11,13 +11,13 @@ Rules:
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
 from typing import Protocol
 
 from graph.model import Direction, Peer
 from sidecar.dataplane import clienthello, mtls, sockets
+from sidecar.dataplane.chores import Alarm
 from sidecar.dataplane.clienthello import ClientHello, Reading
 from sidecar.dataplane.detect import Kind, detect, unfinished
 from sidecar.dataplane.fabric import Fabric
@@ -73,14 +73,14 @@ class Arrival:
         self._application = application
         self._said = False  # something came
         self._half_hello = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Alarm | None = None
         self._handshake: Handshake | None = None
 
     def begin(self) -> None:
         fabric = self._fabric
         assert self._sock is not None
         wait = first_byte_wait(fabric, Peer(address=self._source), self._port)
-        self._timer = fabric.reactor.loop.call_later(wait, self._silent)
+        self._timer = fabric.reactor.call_later(wait, self._silent)
         fabric.reactor.register(self._sock, IN | RDHUP | EDGE, self)
         self.on_event(IN)
 
@@ -134,8 +134,7 @@ class Arrival:
         self._said = True
         assert self._timer is not None
         self._timer.cancel()
-        loop, settings = self._fabric.reactor.loop, self._fabric.settings
-        self._timer = loop.call_later(settings.handshake_timeout, self._unclear)
+        self._timer = self._fabric.reactor.call_later(self._fabric.settings.handshake_timeout, self._unclear)
 
     def _leave(self) -> socket.socket | None:
         """Be done with the socket, which somebody else takes or closes."""

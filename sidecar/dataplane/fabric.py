@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import lru_cache
 from random import Random
+from time import monotonic
 from typing import Protocol
 
 from certs.spiffe import SpiffeId
@@ -25,8 +26,9 @@ from sidecar.dataplane.settings import DataPlaneSettings
 
 _log = logging.getLogger(__name__)
 
-#: Connections accepted from one listener before others have their turn.
+#: Connections accepted from one listener before others have their turn, and seconds after which no further one is.
 _ACCEPTS = 32
+_ACCEPTING = 0.001
 #: Seconds without accepting after the process ran out of descriptors.
 _EXHAUSTED = 0.1
 
@@ -140,8 +142,9 @@ class Acceptor:
         reactor.register(listener, IN, self)
 
     def on_event(self, events: int) -> None:
+        end = monotonic() + _ACCEPTING
         for _ in range(_ACCEPTS):
-            if not self._accept():
+            if not self._accept() or monotonic() >= end:
                 return
 
     def _accept(self) -> bool:

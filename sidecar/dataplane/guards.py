@@ -6,6 +6,7 @@ Rules:
 2. Nobody is ended early. Connections are looked at four times within a limit, so that one goes between 1 and 1.25 times
    (idle) or 1.5 times (slow) the limit after its last sign of life, and no connection has a timer of its own.
 3. Everything that is refused, dropped or ended by a limit is counted.
+4. What a look finds to be ended is ended one by one: a look at ten thousand costs others no more than one at ten.
 
 Limits by number and rate are checked where the things are counted: listeners, tunnels, streams.
 """
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from sidecar.dataplane.chores import Soon, at_once
 from sidecar.dataplane.memory import Gauge, give_back
 from sidecar.dataplane.settings import DataPlaneSettings
 
@@ -77,14 +79,16 @@ class Budget:
     """Bytes held for receivers that do not read, over all connections, and by whom.
 
     :param limit: bytes, together
+    :ivar soon: ends those who hold too long
     """
 
-    __slots__ = ("_holders", "counters", "left")
+    __slots__ = ("_holders", "counters", "left", "soon")
 
     def __init__(self, limit: int, counters: Counters | None = None) -> None:
         self.left = limit
         self.counters = counters if counters is not None else Counters()
         self._holders: dict[Holder, _Held] = {}
+        self.soon: Soon = at_once
 
     @property
     def holders(self) -> int:
@@ -132,7 +136,7 @@ class Budget:
                 held.since = now
             elif now - held.since >= limit and holder in self._holders:
                 self.counters.slow_readers_ended += 1
-                holder.abort(f"the receiver took nothing for {limit:g} s")
+                self.soon(holder.abort, f"the receiver took nothing for {limit:g} s")
 
 
 class Measured(Protocol):
@@ -183,13 +187,20 @@ class Guards:
         #: There is not enough memory for anything new.
         self.shedding = False
 
-    def start(self, loop: asyncio.AbstractEventLoop, end_idle: Callable[[int], int]) -> None:
+    @property
+    def soon(self) -> Soon:
+        """Ends what a look has found."""
+        return self.budget.soon
+
+    def start(self, loop: asyncio.AbstractEventLoop, end_idle: Callable[[int], int], soon: Soon = at_once) -> None:
         """Begin to look.
 
         :param end_idle: ends the connections that carried nothing since it was called so many times before, and says
             how many those are
+        :param soon: ends one of them when its turn has come
         """
         self._loop = loop
+        self.budget.soon = soon
         self._end_idle = end_idle
         settings = self._settings
         if settings.slow_reader:

@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+from sidecar.dataplane.chores import Soon, at_once
+
 
 class HalfClosable(Protocol):
     """What is watched."""
@@ -26,13 +28,15 @@ class HalfClosed[T: HalfClosable]:
 
     :param limit: seconds in which something must be carried; 0 watches nothing
     :param ended: told of each that is about to be ended
+    :param soon: ends them one after the other: many may fall due at once
     """
 
-    __slots__ = ("_due", "_ended", "_timer", "limit")
+    __slots__ = ("_due", "_ended", "_soon", "_timer", "limit")
 
-    def __init__(self, limit: float, ended: Callable[[], None]) -> None:
+    def __init__(self, limit: float, ended: Callable[[], None], soon: Soon = at_once) -> None:
         self.limit = limit
         self._ended = ended
+        self._soon = soon
         self._due: dict[T, tuple[float, int]] = {}  # when, and what it had carried; in the order of when
         self._timer: asyncio.TimerHandle | None = None
 
@@ -64,6 +68,6 @@ class HalfClosed[T: HalfClosable]:
                 continue  # it ended with another of them
             if connection.carried() == carried:
                 self._ended()
-                connection.end()
+                self._soon(connection.end)
             else:
                 self.watch(connection, loop)

@@ -160,7 +160,7 @@ class Connections:
         self._authority = authority
         self.flows = flows
         self.guards = guards if guards is not None else Guards(DataPlaneSettings())
-        self.half_closed: HalfClosed[Connection] = HalfClosed(half_closed_idle, self._half_closed_ended)
+        self.half_closed: HalfClosed[Connection] = HalfClosed(half_closed_idle, self._half_closed_ended, self._soon)
         self._groups: dict[_Key, set[Connection]] = {}
         self._empty: list[Callable[[], None]] = []
         #: How many there are.
@@ -219,7 +219,7 @@ class Connections:
                     connection.record.decision = decision
 
     def end_idle(self, looks: int) -> int:
-        """End every connection that has carried nothing since this was called ``looks`` times before.
+        """End every connection that has carried nothing since this was called ``looks`` times before, one by one.
 
         :returns: how many
         """
@@ -228,7 +228,7 @@ class Connections:
             for connection in list(group):
                 if connection.quiet() >= looks and not connection.record.closed:
                     ended += 1
-                    connection.end()
+                    self._soon(connection.end)
         return ended
 
     def end_all(self) -> None:
@@ -236,6 +236,9 @@ class Connections:
         for group in list(self._groups.values()):
             for connection in list(group):
                 connection.end()
+
+    def _soon(self, call: Callable[[], None]) -> None:
+        self.guards.soon(call)
 
     def _half_closed_ended(self) -> None:
         self.guards.counters.half_closed_ended += 1

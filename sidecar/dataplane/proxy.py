@@ -188,7 +188,8 @@ class DataPlane:
             self.listen()
         loop = asyncio.get_running_loop()
         self._fabric.reactor.start(loop)
-        self._guards.start(loop, self._fabric.connections.end_idle)
+        fabric = self._fabric
+        self._guards.start(loop, fabric.connections.end_idle, fabric.reactor.chores.soon)
         self._started = True
         for _, sock, take in self._opened:
             take(sock)

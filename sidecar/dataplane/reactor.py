@@ -2,8 +2,8 @@
 
 Rules:
 
-1. One turn handles a bounded number of batches and then returns to asyncio, where everything else runs. What is left
-   is taken up in the next iteration of the loop.
+1. One turn handles a bounded number of batches, for a bounded time, and then returns to asyncio, where everything else
+   runs. What is left, of a batch too, is taken up in the next iteration of the loop.
 2. Within a batch every source is called once, then every stream that has more to read gets one frame as long as the
    turn has time, those first that waited longest, then every tunnel is flushed once. So many that send without end cost
    those who send little no more than one of them does. One TLS write and one ``send`` per tunnel and batch is what
@@ -11,6 +11,7 @@ Rules:
 3. A descriptor that is closed within a batch is closed at the batch's end: its number can not come back while events
    for the old owner are still being handed out.
 4. An exception of a source ends that source and no other.
+5. What can wait a moment waits until those have been served who are here (:mod:`sidecar.dataplane.chores`).
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ import asyncio
 import logging
 import select
 import socket
+from collections.abc import Callable
 from time import monotonic
 from typing import Any, Protocol
+
+from sidecar.dataplane.chores import Alarm, Chores
 
 IN = select.EPOLLIN
 OUT = select.EPOLLOUT
@@ -35,8 +39,8 @@ GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 #: One read from a tunnel's socket, bytes.
 RECEIVE = 262_144
-#: Seconds after which a turn begins no further batch: others wait for the loop too.
-_LONGEST_TURN = 0.004
+#: Seconds after which a turn calls no further source: others wait for the loop too.
+_LONGEST_TURN = 0.002
 #: Room for what one such read decrypts to, behind an unfinished record.
 PLAIN = RECEIVE + 32_768
 
@@ -85,11 +89,13 @@ class Reactor:
         "_epoll",
         "_graveyard",
         "_in_turn",
+        "_left",
         "_loop",
         "_rounds",
         "_scheduled",
         "_sources",
         "buffers",
+        "chores",
         "plain",
         "plain_view",
         "received",
@@ -107,6 +113,9 @@ class Reactor:
         self._graveyard: list[socket.socket] = []
         self._dirty: list[Flushable] = []
         self._again: list[Pump] = []
+        self._left: list[tuple[Source | None, int, int]] = []  # of a batch that took too long
+        #: What can wait a moment.
+        self.chores = Chores(self._chore)
         # Shared by all sources, because each is done with them before the next is called.
         self.received = bytearray(RECEIVE)
         self.received_view = memoryview(self.received)
@@ -130,6 +139,8 @@ class Reactor:
         for source in list(self._sources.values()):
             source.abort("the data path stops")
         self._bury()
+        self._left.clear()
+        self.chores.clear()
         loop: Any = self._loop  # uvloop answers None where asyncio answers a bool, which compiled code would check
         if loop is not None:
             loop.remove_reader(self._epoll.fileno())
@@ -179,6 +190,15 @@ class Reactor:
         if not self._in_turn:
             self._schedule()
 
+    def call_later(self, delay: float, call: Callable[..., object], *arguments: Any) -> Alarm:
+        """Have ``call(*arguments)`` called after ``delay`` seconds, when its turn comes: for what many may wait for at
+        the same time."""
+        return self.chores.later(self.loop, delay, call, *arguments)
+
+    def _chore(self) -> None:
+        if not self._in_turn:
+            self._schedule()
+
     def _schedule(self) -> None:
         if not self._scheduled and self._loop is not None:
             self._scheduled = True
@@ -196,26 +216,51 @@ class Reactor:
         sources = self._sources
         try:
             for _ in range(self._rounds):
-                events = poll(0, self._batch)
-                for fd, mask in events:
+                if self._left:
+                    self._take_up(end)
+                events = poll(0, self._batch) if not self._left else []
+                for number, (fd, mask) in enumerate(events, 1):
                     source = sources.get(fd)
                     if source is not None:
                         try:
                             source.on_event(mask)
                         except Exception:
                             self._contain(source)
+                    if monotonic() > end and number < len(events):
+                        self._left = [(sources.get(fd), fd, mask) for fd, mask in events[number:]]
+                        break
                 if self._again:
                     self._pump(end)
-                if self._dirty:
-                    self._flush()
-                if self._graveyard:
-                    self._bury()
+                self._settle()
                 if (not self._again and len(events) < self._batch) or monotonic() > end:
                     break
+            if self.chores:
+                self.chores.work()
+                self._settle()
         finally:
             self._in_turn = False
-        if self._again or self._dirty:
+        if self._again or self._dirty or self._left or self.chores:
             self._schedule()
+
+    def _take_up(self, end: float) -> None:
+        """Go on with a batch, in an iteration of the loop in which a descriptor may be somebody else's."""
+        left, self._left = self._left, []
+        for number, (source, fd, mask) in enumerate(left, 1):
+            if source is not None and self._sources.get(fd) is source:
+                try:
+                    source.on_event(mask)
+                except Exception:
+                    self._contain(source)
+            if monotonic() > end:
+                self._left = left[number:]
+                return
+
+    def _settle(self) -> None:
+        """Send what was written, and close what was let go of."""
+        if self._dirty:
+            self._flush()
+        if self._graveyard:
+            self._bury()
 
     def _pump(self, end: float) -> None:
         streams, self._again = self._again, []

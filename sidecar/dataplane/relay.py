@@ -6,12 +6,12 @@ it reset its connection is passed on before the reset is: a server that refuses 
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import socket
 from typing import Final
 
 from sidecar.dataplane import sockets
+from sidecar.dataplane.chores import Alarm
 from sidecar.dataplane.live import Connection
 from sidecar.dataplane.reactor import EDGE, ERROR, GONE, HUP, IN, NOT_OUT, OUT, RDHUP, Reactor
 
@@ -43,7 +43,7 @@ class Relay:
         self._connection = connection
         self.budget = connection.budget
         self.connecting = connecting > 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Alarm | None = None
         self._client = _End(self, client, is_client=True)
         self._server = _End(self, server, is_client=False)
         self._client.other, self._server.other = self._server, self._client
@@ -55,7 +55,7 @@ class Relay:
             reactor.register(client, events, self._client)
         reactor.register(server, events, self._server)
         if connecting:
-            self._timer = reactor.loop.call_later(connecting, self.reset)
+            self._timer = reactor.call_later(connecting, self.reset)
 
     def connected(self, sock: socket.socket) -> bool:
         """Whether the server has answered by now; resets the relay when it refused."""

@@ -7,12 +7,12 @@ speaks first (:mod:`sidecar.dataplane.server_first`).
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
 from collections.abc import Callable
 
 from sidecar.dataplane import sockets
+from sidecar.dataplane.chores import Alarm
 from sidecar.dataplane.detect import Kind, detect, unfinished
 from sidecar.dataplane.fabric import Fabric
 from sidecar.dataplane.frames import WINDOW, WINDOW_LIMIT, FrameError
@@ -112,7 +112,7 @@ class _Undecided:
         connection.owned_by(self._reset)
         tunnel.attach(stream_id, self)
         wait = first_byte_wait(fabric, connection.record.source, port)
-        self._timer: asyncio.TimerHandle | None = fabric.reactor.loop.call_later(wait, self._silent)
+        self._timer: Alarm | None = fabric.reactor.call_later(wait, self._silent)
 
     # the tunnel's side
 
@@ -178,7 +178,7 @@ class _Undecided:
     def _restart(self, delay: float, call: Callable[[], None]) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._fabric.reactor.loop.call_later(delay, call)
+        self._timer = self._fabric.reactor.call_later(delay, call)
 
     def _silent(self) -> None:
         """The client waits for the server, or wants us to think so."""
@@ -331,7 +331,7 @@ class _Waiting:
         context.connection.owned_by(self._reset)
         fabric = context.fabric
         wait = first_byte_wait(fabric, context.connection.record.source, context.port)
-        self._timer = fabric.reactor.loop.call_later(wait, self._silent)
+        self._timer = fabric.reactor.call_later(wait, self._silent)
 
     def received(self, leg: Leg, data: memoryview) -> None:
         first = not self._held
@@ -343,7 +343,7 @@ class _Waiting:
             self._timer.cancel()
             fabric = self._context.fabric
             timeout = fabric.settings.handshake_timeout
-            self._timer = fabric.reactor.loop.call_later(timeout, self._unclear)
+            self._timer = fabric.reactor.call_later(timeout, self._unclear)
 
     def ended(self, leg: Leg) -> None:
         self._become(Kind.OTHER)

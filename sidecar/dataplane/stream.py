@@ -10,7 +10,6 @@ It is one class in one file of over 400 lines: both directions and the end work 
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import socket
 from collections import deque
@@ -19,6 +18,7 @@ from typing import Final
 
 from sidecar.dataplane import frames, sockets
 from sidecar.dataplane.carrier import Carrier
+from sidecar.dataplane.chores import Alarm
 from sidecar.dataplane.elsewhere import Early, Elsewhere, replayed
 from sidecar.dataplane.frames import FrameError
 from sidecar.dataplane.live import Connection
@@ -99,7 +99,7 @@ class Stream:
         self._acked = False  # the peer has reached its application
         self._early = Early(elsewhere, carrier.budget) if elsewhere is not None else None  # None: it stays here
         self._connecting = connecting > 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Alarm | None = None
         self._send_window = frames.WINDOW
         self._receive_window = frames.WINDOW
         self._receive_left = frames.WINDOW  # what the peer may still send
@@ -115,7 +115,7 @@ class Stream:
         carrier.attach(stream_id, self)
         reactor.register(sock, IN | OUT | RDHUP | EDGE, self)
         if connecting:
-            self._timer = reactor.loop.call_later(connecting, self.reset)
+            self._timer = reactor.call_later(connecting, self.reset)
         elif not opened_here:
             self._sender.control(_ACK, stream_id, 0)
 

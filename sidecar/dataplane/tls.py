@@ -6,7 +6,6 @@ from or written to a peer's streams before :func:`identify` has accepted it.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import socket
 import ssl
@@ -154,9 +153,7 @@ class Handshake:
             reactor.hand_over(sock, IN, self)
         else:
             reactor.register(sock, IN, self)
-        self._timer: asyncio.TimerHandle = reactor.loop.call_later(
-            timeout, self.abort, f"no handshake within {timeout:g} s"
-        )
+        self._timer = reactor.call_later(timeout, self.abort, f"no handshake within {timeout:g} s")
         if not server_side:
             self._advance()
 

@@ -4,7 +4,8 @@ Rules:
 
 1. A verdict is kept no longer than the policy that it was made by. Every change forgets all of them, and what is under
    way is judged again; what is denied now is reset.
-2. No lane has a timer of its own: all are looked at every ``sweep`` seconds, while there are any.
+2. No lane has a timer of its own: all are looked at every ``sweep`` seconds, while there are any, one after the other:
+   between two of them whoever is served has his turn.
 3. Everything kept here is bounded by the settings.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from graph.model import Peer
@@ -94,6 +95,8 @@ class HttpSite:
         self._ports: set[int] = set()
         self._tapped: frozenset[int] = frozenset()
         self._timer: asyncio.TimerHandle | None = None
+        self._sweeping = False
+        self._closed = False
         fabric.authority.subscribe(self._changed)
 
     @classmethod
@@ -153,8 +156,7 @@ class HttpSite:
         """
         self._watched.add(watched)
         self._ports.add(port)
-        if self._timer is None:
-            self._arm()
+        self._arm()
 
     def forget(self, watched: Watched) -> None:
         self._watched.discard(watched)
@@ -170,33 +172,56 @@ class HttpSite:
             leg.lane = _PARTING
             leg.end()
             self._parting[leg] = self.clock() + self.settings.linger
-            if self._timer is None:
-                self._arm()
+            self._arm()
 
     def _arm(self) -> None:
-        self._timer = self.fabric.reactor.loop.call_later(self.settings.sweep, self._tick)
+        """Have a look after ``sweep`` seconds, unless one is coming anyway."""
+        if self._timer is None and not self._sweeping and not self._closed:
+            self._timer = self.fabric.reactor.loop.call_later(self.settings.sweep, self._tick)
 
     def _tick(self) -> None:
         self._timer = None
-        self.sweep(self.clock())
+        self._sweeping = True
+        self.fabric.reactor.chores.begin(self._look())
+
+    def _look(self) -> Iterator[None]:
+        try:
+            yield from self._sweep(self.clock)
+        except Exception:
+            self._looked()
+            raise
+        self._looked()
+
+    def _looked(self) -> None:
+        self._sweeping = False
         if self._watched or self._parting or any(self._pools.values()):
             self._arm()
 
     def sweep(self, now: float) -> None:
-        """End what has taken too long."""
+        """End what has taken too long, all of it at once."""
+        for _ in self._sweep(lambda: now):
+            pass
+
+    def _sweep(self, clock: Callable[[], float]) -> Iterator[None]:
+        """Look at one after the other."""
         self._tapped = frozenset(port for port in self._ports if self.fabric.taps.wants(port))
         for watched in list(self._watched):
-            watched.sweep(now)
-        for leg in [leg for leg, until in self._parting.items() if leg.closed or now >= until]:
-            del self._parting[leg]
-            leg.reset()
+            if watched in self._watched:
+                watched.sweep(clock())
+                yield
+        for leg, until in list(self._parting.items()):
+            if leg in self._parting and (leg.closed or clock() >= until):
+                del self._parting[leg]
+                leg.reset()
+                yield
         for application, pool in list(self._pools.items()):
-            pool.expire(now)
+            pool.expire(clock())
             if not pool and not self._watched:
-                del self._pools[application]
+                self._pools.pop(application, None)
 
     def close(self) -> None:
         """Let all idle connections go. Lanes end with their connections."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

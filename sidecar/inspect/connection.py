@@ -5,13 +5,13 @@ What is done with its bytes is the matter of :mod:`sidecar.inspect.lane`, where 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from graph.model import Direction
+from sidecar.dataplane.chores import Alarm
 from sidecar.dataplane.detect import Kind
 from sidecar.dataplane.legs import Leg
 from sidecar.http.frames import ANY_STREAM, goaway
@@ -74,7 +74,7 @@ class InspectedConnection:
         self._client_ended = self._client_told = self._server_ended = False
         self._thrown_away = 0
         self._left: float | None = None  # since when the client knows that it should go
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Alarm | None = None
         self._held_since: tuple[float, int] | None = None  # a window is full: since when, and what was sent then
         self._head_since: tuple[int, float] | None = None  # HTTP/1: of which request the head is on its way
         self._sent = 0
@@ -263,7 +263,8 @@ class InspectedConnection:
             self._client.end()
             self._connection.finish()
         else:
-            Linger(self._loop, self._connection, self._client, self._limits.discarded, self._limits.head_seconds)
+            limits, reactor = self._limits, self.context.fabric.reactor
+            Linger(reactor, self._connection, self._client, limits.discarded, limits.head_seconds)
 
     def _bad_application(self, kind: str) -> None:
         self.hub.breaches[f"application-{kind}"] += 1
@@ -282,6 +283,7 @@ class InspectedConnection:
         """Nothing is read or judged any more, and the application hears no more of it."""
         self._let_go()
         self.layers.fail(why)
+        self.context.fabric.reactor.chores.soon(self.layers.let_go)  # a layer may be at work now
         if self._server is not None and not self._server_ended and not self._server.closed:
             self._server.reset()
 
@@ -322,7 +324,7 @@ class InspectedConnection:
         if server is not None:
             server.pause() if self._enough() else server.resume()
         if self._hanging() and self._timer is None:
-            self._timer = self._loop.call_later(self._limits.head_seconds / 4, self._look)
+            self._timer = self.context.fabric.reactor.call_later(self._limits.head_seconds / 4, self._look)
 
     def _full(self) -> bool:
         """Whether the client is not to be read for now."""

@@ -7,10 +7,13 @@ holds at most ``connection_window`` bytes in each direction. Beside that:
 1. The table that our encoder keeps is ours to bound; the peer's SETTINGS_HEADER_TABLE_SIZE can only shrink it.
 2. Streams that we reset are counted, for the guard (CVE-2025-8671).
 3. Interim responses pass. GOAWAY never comes here (:mod:`sidecar.inspect.frame_guard`).
+4. A connection that only holds on costs little: what h2 and hpack keep in queues with room for 64 entries each, and
+   what mitmproxy makes only for us to make anew, would be two thirds of it.
 """
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -26,7 +29,7 @@ from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator
 from mitmproxy.proxy.layers.http import SendHttp
-from mitmproxy.proxy.layers.http._base import HttpEvent, ReceiveHttp
+from mitmproxy.proxy.layers.http._base import HttpConnection, HttpEvent, ReceiveHttp
 from mitmproxy.proxy.layers.http._events import RequestData, RequestHeaders, RequestProtocolError
 from mitmproxy.proxy.layers.http._http2 import Http2Client, Http2Connection, Http2Server, StreamState
 from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
@@ -79,6 +82,20 @@ class _Streams(dict[int, StreamState]):
         return super().pop(stream_id, default)
 
 
+class _Values(list[Any]):
+    """Of one setting the value in force, and those that the peer has not acknowledged."""
+
+    def popleft(self) -> Any:
+        return self.pop(0)
+
+
+class _Entries(list[tuple[bytes, bytes]]):
+    """Of a header table, which holds a hundred at most; the newest first."""
+
+    def appendleft(self, entry: tuple[bytes, bytes]) -> None:
+        self.insert(0, entry)
+
+
 class BoundedH2(BufferedH2Connection):
     """The parser's state, with windows of our size.
 
@@ -86,8 +103,13 @@ class BoundedH2(BufferedH2Connection):
     """
 
     def __init__(self, config: h2.config.H2Configuration, limits: Limits) -> None:
-        super().__init__(config)
+        h2.connection.H2Connection.__init__(self, config)  # mitmproxy's sets only what is set otherwise here
+        self.stream_buffers = collections.defaultdict(collections.deque)
+        self.stream_trailers = {}
         settings = self.local_settings
+        for each in (settings, self.remote_settings):
+            values: Any = {name: _Values(held) for name, held in each._settings.items()}
+            each._settings = values
         settings.initial_window_size = limits.stream_window
         settings.max_frame_size = FRAME_BYTES
         settings.max_header_list_size = limits.head_bytes
@@ -97,6 +119,9 @@ class BoundedH2(BufferedH2Connection):
         self.decoder.max_header_list_size = limits.head_bytes
         self.max_inbound_frame_size = FRAME_BYTES
         self.encoder = _Encoder()
+        for table in (self.encoder.header_table, self.decoder.header_table):
+            entries: Any = _Entries()
+            table.dynamic_entries = entries
         self.resets = 0
         self._window = limits.connection_window
 
@@ -127,13 +152,14 @@ class BoundedHalf(Http2Connection):
     other: BoundedHalf | None = None
 
     def __init__(self, context: Context, limits: Limits) -> None:
-        super().__init__(context)  # type: ignore[call-arg]  # the next in line is Http2Server or Http2Client
-        if isinstance(self, Http2Client):
-            self.h2_conn = BoundedH2(self.h2_conf, limits)
+        from_client = isinstance(self, Http2Server)
+        # what Http2Connection does besides is make a connection of its own
+        HttpConnection.__init__(self, context, context.client if from_client else context.server)
+        self.h2_conf.validate_inbound_headers = context.options.validate_inbound_headers
+        self.h2_conn = BoundedH2(self.h2_conf, limits)
+        if not from_client:
             self.h2_conn.local_settings.enable_push = 0
             self.h2_conn.local_settings.acknowledge()
-        else:
-            self.h2_conn = BoundedH2(self.h2_conf, limits)
         self.streams = _Streams()
         self._granted_above = limits.stream_window
         self._owed: dict[int, int] = {}
@@ -216,7 +242,9 @@ class BoundedClient(BoundedHalf, Http2Client):
 
     def __init__(self, context: Context, limits: Limits) -> None:
         super().__init__(context, limits)
+        self.our_stream_id = {}
         self.their_stream_id = _Numbers()
+        self.stream_queue = collections.defaultdict(list)
 
     def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
         if (

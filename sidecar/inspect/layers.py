@@ -7,7 +7,7 @@ command is done at once, before the layer that asked goes on, so that nothing ev
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Any, Final, Protocol
 
 from mitmproxy.connection import Client, Connection, ConnectionState, Server
 from mitmproxy.proxy import commands, events
@@ -25,6 +25,26 @@ from sidecar.inspect.judging import Judge
 from sidecar.inspect.options import LayerOptions
 from sidecar.inspect.settings import Limits
 from sidecar.inspect.stream import Stream
+
+
+#: In place of a layer's queue of events that come while it waits for a reply: none ever does, and an empty queue takes
+#: as much as all the rest of the layer.
+_NONE: Final[Any] = ()
+
+
+def _apart(layer: Layer) -> None:
+    """Take a layer apart that nobody asks any more. It refers to itself in many ways, and would be there until the
+    collector of cycles comes round to it: memory that grows with every connection that ends, and a pause for all."""
+    h2 = layer.__dict__.get("h2_conn")
+    if h2 is not None:
+        vars(h2).clear()
+    layer.context.layers.clear()
+    vars(layer).clear()
+
+
+def _light[T: Layer](layer: T) -> T:
+    layer._paused_event_queue = _NONE
+    return layer
 
 
 class Ends(Protocol):
@@ -81,11 +101,12 @@ class Layers:
         self._discarded = 0
         self.raw = False
         self.streams: dict[int, Stream] = {}
+        self._over: list[Stream] = []  # since the last event
         self.client: HttpConnection
         if http2:
-            self.client = BoundedServer(self._fork(), limits)
+            self.client = _light(BoundedServer(self._fork(), limits))
         else:
-            self.client = StrictServer(self._fork(), limits.head_bytes, judge.unreadable)
+            self.client = _light(StrictServer(self._fork(), limits.head_bytes, judge.unreadable))
         self.server: HttpConnection | None = None
 
     def start(self) -> None:
@@ -94,10 +115,12 @@ class Layers:
     # --- what comes
 
     def from_client(self, data: bytes) -> None:
+        self._forget()
         self._pump(self.client, events.DataReceived(self._client, data))
 
     def from_server(self, data: bytes) -> None:
         assert self.server is not None
+        self._forget()
         self._pump(self.server, events.DataReceived(self._server, data))
 
     def client_ended(self) -> None:
@@ -128,6 +151,22 @@ class Layers:
             self.judge.failed(stream, why)
             self._drop(stream_id)
 
+    def let_go(self) -> None:
+        """Nothing comes any more, and nobody asks. Not to be called while a layer is at work."""
+        self._over += self.streams.values()
+        self._forget()
+        for half in (self.client, self.server):
+            if half is not None:
+                _apart(half)
+        vars(self).clear()
+
+    def _forget(self) -> None:
+        """Be rid of requests that are over: whatever they had to say after that is said."""
+        if self._over:
+            over, self._over = self._over, []
+            for stream in over:
+                _apart(stream)
+
     # --- what streams ask
 
     def reach_application(self) -> Iterator[commands.Command]:
@@ -136,10 +175,10 @@ class Layers:
             self._ends.call_application()
             if self._http2:
                 assert isinstance(self.client, BoundedHalf)
-                self.server = other = BoundedClient(self._fork(), self._limits)
+                self.server = other = _light(BoundedClient(self._fork(), self._limits))
                 self.client.other, other.other = other, self.client
             else:
-                self.server = StrictClient(self._fork())
+                self.server = _light(StrictClient(self._fork()))
             self._pump(self.server, events.Start())
         return iter(())
 
@@ -191,7 +230,7 @@ class Layers:
 
     def _receive(self, event: HttpEvent) -> None:
         if isinstance(event, RequestHeaders):
-            stream = self.streams[event.stream_id] = Stream(self._fork(), event.stream_id, self)
+            stream = self.streams[event.stream_id] = _light(Stream(self._fork(), event.stream_id, self))
         else:
             found = self.streams.get(event.stream_id)
             if found is None:
@@ -203,6 +242,7 @@ class Layers:
         stream = self.streams.pop(stream_id, None)
         if stream is not None:
             self.judge.over(stream)
+            self._over.append(stream)
         if isinstance(self.server, BoundedClient):
             self.server.forget(stream_id)
         if isinstance(self.client, BoundedServer):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from sidecar.dataplane.legs import Leg
 from sidecar.dataplane.live import Connection
+from sidecar.dataplane.reactor import Reactor
 
 
 class Linger:
@@ -19,14 +18,12 @@ class Linger:
 
     __slots__ = ("_connection", "_ended", "_left", "_leg", "_timer")
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, connection: Connection, leg: Leg, most: int, seconds: float
-    ) -> None:
+    def __init__(self, reactor: Reactor, connection: Connection, leg: Leg, most: int, seconds: float) -> None:
         self._connection = connection
         self._leg = leg
         self._left = most
         self._ended = False
-        self._timer = loop.call_later(seconds, self._reset)
+        self._timer = reactor.call_later(seconds, self._reset)
         connection.owned_by(self._reset)
         leg.lane = self
         leg.end()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from time import monotonic
 
 import pytest
 
-from sidecar.dataplane.reactor import Reactor
+from sidecar.dataplane.reactor import EDGE, IN, Reactor
 
 
 class Busy:
@@ -56,3 +57,102 @@ async def test_many_who_take_no_time_are_served_in_one_turn(reactor):
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert seen == list(range(100))
+
+
+async def until(condition):
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110  # nobody tells of it
+            await asyncio.sleep(0)
+
+
+class Slow:
+    """A source whose every event takes so many seconds."""
+
+    def __init__(self, reactor, name, seconds, seen, events=IN):
+        self.mine, self.other = socket.socketpair()
+        self.mine.setblocking(False)
+        self._reactor, self._name, self._seconds, self._seen = reactor, name, seconds, seen
+        reactor.register(self.mine, events, self)
+
+    def on_event(self, events):
+        self._seen.append((self._name, self.mine.recv(100)))
+        began = monotonic()
+        while monotonic() - began < self._seconds:
+            pass
+
+    def abort(self, why):
+        self.close()
+
+    def close(self):
+        self._reactor.close(self.mine)
+        self.other.close()
+
+
+async def test_a_batch_that_takes_long_is_cut_and_nothing_of_it_is_lost(reactor):
+    seen = []
+    sources = [Slow(reactor, name, 0.004, seen, IN | EDGE) for name in range(6)]
+    for source in sources:
+        source.other.send(b"x")
+    async with asyncio.timeout(60):
+        while len(seen) < 6:
+            before = len(seen)
+            await asyncio.sleep(0)
+            assert len(seen) - before <= 2, "each of them takes longer than a turn"
+    assert sorted(seen) == [(name, b"x") for name in range(6)]
+    for source in sources:
+        source.close()
+
+
+async def test_what_was_left_of_a_batch_is_not_told_to_who_has_the_descriptor_now(reactor):
+    seen = []
+    first = Slow(reactor, "first", 0.004, seen, IN | EDGE)
+    second = Slow(reactor, "second", 0.004, seen, IN | EDGE)
+    first.other.send(b"x")
+    second.other.send(b"x")
+    await until(lambda: seen)
+    assert len(seen) == 1, "a turn is over after the first"
+    waiting = second if seen[0][0] == "first" else first
+    descriptor = waiting.mine.fileno()
+    waiting.close()
+    heir = Slow(reactor, "heir", 0.0, seen, IN | EDGE)
+    assert descriptor in (heir.mine.fileno(), heir.other.fileno())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert len(seen) == 1, "it has nothing to read, and would have failed"
+    heir.other.send(b"y")
+    await until(lambda: len(seen) == 2)
+    assert seen[1] == ("heir", b"y")
+    for source in (first, second, heir):
+        source.close()
+
+
+async def test_a_thousand_that_are_due_at_once_are_no_turn_for_those_who_are_served(reactor):
+    seen, due = [], []
+
+    def expire(number):
+        due.append(number)
+        began = monotonic()
+        while monotonic() - began < 0.001:
+            pass
+
+    for number in range(200):
+        reactor.call_later(0.0, expire, number)
+    await until(lambda: due)
+    source = Slow(reactor, "served", 0.0, seen)
+    source.other.send(b"x")
+    async with asyncio.timeout(60):
+        while not seen:
+            before = len(due)
+            await asyncio.sleep(0)
+            assert len(due) - before <= 2
+    assert len(due) < 100, "it was served long before all of that was done"
+    await until(lambda: len(due) == 200)
+    assert due == list(range(200))
+    source.close()
+
+
+async def test_an_alarm_is_no_part_of_a_reactor_that_has_stopped(reactor):
+    reactor.chores.soon(pytest.fail, "it has stopped")
+    reactor.stop()
+    for _ in range(5):
+        await asyncio.sleep(0)

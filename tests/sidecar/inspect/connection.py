@@ -12,6 +12,7 @@ from typing import Any
 from certs.spiffe import SpiffeId
 from graph.model import Direction, Mode, Origin, Peer, Rule, Selector, Snapshot, Verdict, WorkloadRef
 from sidecar.authority import PolicyAuthority
+from sidecar.dataplane.chores import Alarm, Chores
 from sidecar.dataplane.complaints import Complaints
 from sidecar.dataplane.contracts import Record, Request
 from sidecar.dataplane.detect import Kind
@@ -131,6 +132,22 @@ def inspection(**limits: Any) -> Inspection:
     return Inspection(InspectSettings(limits=Limits(**{"slice": 60.0, **limits})))
 
 
+class Turning:
+    """A reactor that has nothing to do but its chores."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.chores = Chores(lambda: loop.call_soon(self._turn))
+
+    def call_later(self, delay: float, call: Callable[..., object], *arguments: Any) -> Alarm:
+        return self.chores.later(self.loop, delay, call, *arguments)
+
+    def _turn(self) -> None:
+        self.chores.work()
+        if self.chores:
+            self.loop.call_soon(self._turn)
+
+
 @dataclass
 class World:
     """A sidecar's parts around one or more inspected connections."""
@@ -145,6 +162,7 @@ class World:
         self.authority = PolicyAuthority(IDENTITY, Unsynced.DENY, ("10.0.0.9",), lambda: 1000.0, self.loop.call_later)
         self.version = 0
         self.flows = Flows()
+        self.reactor = Turning(self.loop)
         self.connections = Connections(self.authority, self.flows)
         self.policy(*self.rules, mode=self.mode)
         self.fabric: Any = SimpleNamespace(
@@ -152,7 +170,7 @@ class World:
             connections=self.connections,
             credentials=SimpleNamespace(identity=IDENTITY),
             complaints=Complaints(logging.getLogger("tests.inspect"), self.loop.call_later),
-            reactor=SimpleNamespace(loop=self.loop),
+            reactor=self.reactor,
             taps=self.hub,
             settings=SimpleNamespace(http=HTTP_DEFAULTS),
             shared=Shared(),

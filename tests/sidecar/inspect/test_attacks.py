@@ -262,14 +262,14 @@ async def test_what_a_client_that_was_cut_off_still_sends_is_thrown_away(world):
     assert c.client.was_reset
 
 
-async def test_a_parser_that_fails_costs_one_connection(world, monkeypatch, caplog):
+async def test_a_parser_that_fails_costs_one_connection(world, caplog):
     w = world(rule())
     c = w.connect(Kind.HTTP2)
 
     def broken(data: bytes) -> list:
         raise KeyError("a fault")
 
-    monkeypatch.setattr(c.lane.layers.client.h2_conn, "receive_data", broken)
+    c.lane.layers.client.h2_conn.receive_data = broken
     c.client.give(PREFACE + frame(SETTINGS))
     assert c.client.was_reset
     assert "a fault in the inspect lane" in caplog.text

@@ -1,0 +1,124 @@
+"""What has come due and can wait a moment: time-outs of connections, and looks at all of them.
+
+A thousand clients that come at once, and then say nothing, fall due at once too. Here that is worked off in slices of
+time, between which whoever is served has his turn. Rules:
+
+1. One slice is worked in one turn of the reactor, and at least one step of it, so that everything that is due is done
+   in the end, whatever else there is to do.
+2. What is due first is done first; of jobs with many steps each gets one step, in turn.
+3. What was cancelled before its turn came is not done.
+4. An exception of a step ends its job and no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from time import monotonic
+from typing import Any, Final
+
+#: Seconds of work in one turn: what one turn costs those who are served is about this, however much is due.
+SLICE: Final = 0.001
+
+_log = logging.getLogger(__name__)
+
+
+type Soon = Callable[..., None]
+
+
+def at_once(call: Callable[..., object], *arguments: Any) -> None:
+    """In place of :meth:`Chores.soon`, where nobody's turn has to be waited for."""
+    call(*arguments)
+
+
+class Alarm:
+    """Something that is to be done at a time, unless it is cancelled before."""
+
+    __slots__ = ("_arguments", "_call", "_timer")
+
+    def __init__(self, call: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+        self._call: Callable[..., object] | None = call
+        self._arguments = arguments
+        self._timer: asyncio.TimerHandle | None = None
+
+    def set(self, timer: asyncio.TimerHandle) -> None:
+        """By whom it will be told that its time has come."""
+        self._timer = timer
+
+    def cancel(self) -> None:
+        """It is not to be done any more. Calling it again, or when it was done, changes nothing."""
+        self._call = None
+        self._arguments = ()
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+
+    def ring(self) -> None:
+        """Its turn has come."""
+        call, arguments = self._call, self._arguments
+        self._call, self._arguments, self._timer = None, (), None
+        if call is not None:
+            call(*arguments)
+
+
+class Chores:
+    """Everything that is due.
+
+    :param wake: is called when there is something to do after there was nothing; has :meth:`work` called soon
+    """
+
+    __slots__ = ("_due", "_wake")
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._due: deque[Alarm | Iterator[object]] = deque()
+
+    def __bool__(self) -> bool:
+        """Whether there is something to do."""
+        return bool(self._due)
+
+    def later(
+        self, loop: asyncio.AbstractEventLoop, delay: float, call: Callable[..., object], *arguments: Any
+    ) -> Alarm:
+        """Have ``call(*arguments)`` done when ``delay`` seconds are over and its turn has come."""
+        alarm = Alarm(call, arguments)
+        alarm.set(loop.call_later(delay, self._add, alarm))
+        return alarm
+
+    def soon(self, call: Callable[..., object], *arguments: Any) -> None:
+        """Have ``call(*arguments)`` done when its turn has come."""
+        self._add(Alarm(call, arguments))
+
+    def begin(self, steps: Iterator[object]) -> None:
+        """Have a job done that has many steps. After each the others have their turn; what was found before it may have
+        changed then."""
+        self._add(steps)
+
+    def work(self, slice: float = SLICE) -> None:
+        """Do what is due, for ``slice`` seconds and at least one step."""
+        due, end = self._due, monotonic() + slice
+        while due:
+            job = due.popleft()
+            try:
+                if isinstance(job, Alarm):
+                    job.ring()
+                else:
+                    next(job)
+                    due.append(job)
+            except StopIteration:
+                pass
+            except Exception:
+                _log.exception("a fault in what was due; please report it")
+            if monotonic() >= end:
+                return
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._due.clear()
+
+    def _add(self, job: Alarm | Iterator[object]) -> None:
+        self._due.append(job)
+        if len(self._due) == 1:
+            self._wake()

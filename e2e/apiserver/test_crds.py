@@ -8,19 +8,12 @@ import pytest
 
 from e2e.apiserver.custom_resources import (
     access_override,
-    install_crds,
     path_of,
     put,
     refusal,
     segmentation_mode,
 )
 from e2e.harness.apiserver import ApiServer
-
-
-@pytest.fixture(scope="module")
-def server(apiserver: ApiServer) -> ApiServer:
-    install_crds(apiserver)
-    return apiserver
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from controller.errors import InvalidRequest
 from controller.view import Override
-from e2e.apiserver.custom_resources import access_override, install_crds, path_of, put
+from e2e.apiserver.custom_resources import access_override, path_of, put
 from e2e.apiserver.meshes import Mesh, eventually, inventory, running
 from e2e.harness.apiserver import ApiServer
 from graph.model import Connection, Direction, Mode, Peer
@@ -19,12 +19,6 @@ from graph.outside import parse_end
 from graph.policy import Reason, decide
 
 FRONT: dict[str, Any] = {"workload": "front"}
-
-
-@pytest.fixture(scope="module")
-def server(apiserver: ApiServer) -> ApiServer:
-    install_crds(apiserver)
-    return apiserver
 
 
 def outward(mesh: Mesh, peer: Peer, port: int = 443) -> Reason:

@@ -45,6 +45,7 @@ class Rule:
     :param names: of the only objects that it is for; none: all
     :param subresource: such as ``status``; empty: the object itself
     :param own_namespace: only in the controller's own namespace (a Role); else everywhere (a ClusterRole)
+    :param certificate: only where the controller makes the injector's certificate, and nobody else does
     """
 
     resource: Resource
@@ -53,6 +54,7 @@ class Rule:
     names: tuple[str, ...] = ()
     subresource: str = ""
     own_namespace: bool = False
+    certificate: bool = False
 
     @property
     def plural(self) -> str:
@@ -108,9 +110,16 @@ RULES: tuple[Rule, ...] = (
     Rule(LEARNED_POLICIES, ("patch",), "says what was learned", subresource="status"),
     Rule(
         MUTATING_WEBHOOKS,
-        ("get", "watch", "patch"),
-        "the injector's authorities are written into its webhook, and the trust bundles belong to it",
+        ("get", "watch"),
+        "the trust bundles belong to it, and go with it",
         names=(WEBHOOK,),
+    ),
+    Rule(
+        MUTATING_WEBHOOKS,
+        ("patch",),
+        "the injector's authorities are written into its webhook",
+        names=(WEBHOOK,),
+        certificate=True,
     ),
     Rule(
         SECRETS,
@@ -118,13 +127,17 @@ RULES: tuple[Rule, ...] = (
         "the injector's certificate is kept there",
         names=(WEBHOOK_SECRET,),
         own_namespace=True,
+        certificate=True,
     ),
-    Rule(SECRETS, ("create",), "RBAC can not name what is not there yet", own_namespace=True),
+    Rule(SECRETS, ("create",), "RBAC can not name what is not there yet", own_namespace=True, certificate=True),
 )
 
 
-def manifests(namespace: str) -> list[dict[str, Any]]:
-    """The ServiceAccount with everything that it may do, for a controller in ``namespace``."""
+def manifests(namespace: str, *, certificate: bool = True) -> list[dict[str, Any]]:
+    """The ServiceAccount with everything that it may do, for a controller in ``namespace``.
+
+    :param certificate: whether the controller makes the injector's certificate
+    """
     rbac, api = "rbac.authorization.k8s.io", "rbac.authorization.k8s.io/v1"
     account = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": namespace}
     made: list[dict[str, Any]] = [
@@ -132,7 +145,10 @@ def manifests(namespace: str) -> list[dict[str, Any]]:
     ]
     for kind, own in (("ClusterRole", False), ("Role", True)):
         metadata = {"name": ACCOUNT} | ({"namespace": namespace} if own else {})
-        rules = [rule.manifest() for rule in RULES if rule.own_namespace is own]
+        chosen = [rule for rule in RULES if rule.own_namespace is own and (certificate or not rule.certificate)]
+        if not chosen:
+            continue
+        rules = [rule.manifest() for rule in chosen]
         made.append({"apiVersion": api, "kind": kind, "metadata": metadata, "rules": rules})
         made.append(
             {
@@ -147,12 +163,18 @@ def manifests(namespace: str) -> list[dict[str, Any]]:
 
 
 def chart() -> str:
-    """The rules as YAML, for the chart: those of the ClusterRole under ``cluster``, of the Role under ``namespace``."""
+    """The rules as YAML, for the chart: those of the ClusterRole under ``cluster`` and, where the controller makes the
+    injector's certificate, ``certificate``; those of the Role, which is there only then, under ``namespace``."""
     lines = ["# Written by controller/kube/rbac.py, which says what the controller may do and why. Do not edit."]
-    for title, own in (("cluster", False), ("namespace", True)):
+    assert all(rule.certificate for rule in RULES if rule.own_namespace), "the chart has a Role for nothing else"
+    for title, own, certificate in (
+        ("cluster", False, False),
+        ("certificate", False, True),
+        ("namespace", True, True),
+    ):
         lines.append(f"{title}:")
         said = ""
-        for reason, rule in _merged(own_namespace=own):
+        for reason, rule in _merged(own_namespace=own, certificate=certificate):
             if reason != said:
                 lines.append(f"  # {reason}")
             said = reason
@@ -163,9 +185,9 @@ def chart() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _merged(*, own_namespace: bool) -> Iterator[tuple[str, dict[str, list[str]]]]:
+def _merged(*, own_namespace: bool, certificate: bool) -> Iterator[tuple[str, dict[str, list[str]]]]:
     """Rules that differ in the resource alone are one."""
-    rules = [rule for rule in RULES if rule.own_namespace is own_namespace]
+    rules = [rule for rule in RULES if (rule.own_namespace, rule.certificate) == (own_namespace, certificate)]
     for key, group in groupby(rules, key=lambda rule: (rule.resource.group, rule.verbs, rule.reason, rule.names)):
         api, verbs, reason, names = key
         made = {"apiGroups": [api], "resources": sorted(rule.plural for rule in group), "verbs": list(verbs)}

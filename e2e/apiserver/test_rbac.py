@@ -53,12 +53,14 @@ async def until[T](met: Callable[[], T], what: str, seconds: float = 60.0) -> T:
 class Installed:
     """What the chart installs of the controller's, and one meshed namespace with two pods."""
 
-    def __init__(self, api: ApiServer, rules: Callable[[dict[str, Any]], bool] = lambda rule: True) -> None:
+    def __init__(
+        self, api: ApiServer, rules: Callable[[dict[str, Any]], bool] = lambda rule: True, *, certificate: bool = True
+    ) -> None:
         self.api = api
         self.own = api.create_namespace()
         install_crds(api)
         self.role = f"hedgerow-controller-{self.own}"
-        for manifest in rbac.manifests(self.own):
+        for manifest in rbac.manifests(self.own, certificate=certificate):
             if "Cluster" in manifest["kind"]:  # one for each test of the session
                 manifest["metadata"]["name"] = self.role
             if "roleRef" in manifest and "Cluster" in manifest["kind"]:
@@ -117,9 +119,11 @@ def webhook(api: ApiServer, namespace: str) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def controller(installed: Installed, folder: Path) -> AsyncIterator[Running]:
+async def controller(installed: Installed, folder: Path, **changes: Any) -> AsyncIterator[Running]:
     config = installed.api.kubeconfig_of(installed.own, rbac.ACCOUNT)
-    kubernetes = KubernetesSettings(kubeconfig=config, namespace=installed.own, cluster_networks=("10.0.0.0/8",))
+    kubernetes = KubernetesSettings(
+        kubeconfig=config, namespace=installed.own, cluster_networks=("10.0.0.0/8",), **changes
+    )
     async with running(folder, inventory=None, kubernetes=kubernetes) as made:
         yield made
 
@@ -198,18 +202,23 @@ def granted() -> set[tuple[str, str, str]]:
     return {(rule.resource.group, rule.plural, verb) for rule in rbac.RULES for verb in rule.verbs}
 
 
+def refused(events: list[dict[str, Any]]) -> list[str]:
+    """What it asked for and may not; a namespace that ends takes nothing, from nobody."""
+    return [
+        event["requestURI"]
+        for event in events
+        if event["responseStatus"]["code"] in (401, 403)
+        and "is being terminated" not in event["responseStatus"].get("message", "")
+    ]
+
+
 async def test_the_controller_uses_what_it_is_granted_and_nothing_else(apiserver: ApiServer, tmp_path: Path) -> None:
     installed = Installed(apiserver)
     with webhook(apiserver, installed.own):
         async with controller(installed, tmp_path) as run:
             await everything(run, installed)
     events = [event for event in installed.done() if "objectRef" in event]
-    assert not [
-        event["requestURI"]
-        for event in events
-        if event["responseStatus"]["code"] in (401, 403)
-        and "is being terminated" not in event["responseStatus"].get("message", "")
-    ]
+    assert refused(events) == []
     used = {(*plural(event), event["verb"]) for event in events}
     # what is made by server-side apply has to be allowed as a creation as well, and the log calls it a patch
     used |= {(*plural(event), "create") for event in events if event["responseStatus"]["code"] == 201}
@@ -223,6 +232,23 @@ async def test_the_controller_uses_what_it_is_granted_and_nothing_else(apiserver
             if rule.names and plural(event) == (rule.resource.group, rule.plural) and event["verb"] in rule.verbs
         }
         assert touched <= {*rule.names, ""}, rule.plural
+    installed.remove()
+
+
+async def test_where_somebody_else_makes_the_injector_s_certificate_it_needs_and_has_less(
+    apiserver: ApiServer, tmp_path: Path
+) -> None:
+    installed = Installed(apiserver, certificate=False)
+    with webhook(apiserver, installed.own):
+        async with controller(installed, tmp_path, injector_certificate="external") as run:
+            cluster = run.controller.cluster
+            assert cluster is not None
+            await until(lambda: cluster.synced, "synced", 100)
+            assert await attest(run, installed, "cart") == f"{installed.space}/cart"
+            trust = f"/api/v1/namespaces/{installed.space}/configmaps/hedgerow-trust"
+            await until(lambda: installed.object(trust), "the trust bundle")
+            assert {each["name"] for each in installed.object(trust)["metadata"]["ownerReferences"]} == {WEBHOOK}
+    assert refused(installed.done()) == []
     installed.remove()
 
 

@@ -33,7 +33,7 @@ def triples(rules: list[dict[str, list[str]]]) -> list[tuple[str, str, str, str]
 def test_the_chart_s_form_says_the_same_as_the_roles() -> None:
     written = yaml.safe_load(rbac.chart())
     by_kind = {each["kind"]: each for each in rbac.manifests("hedgerow-system")}
-    assert triples(written["cluster"]) == triples(by_kind["ClusterRole"]["rules"])
+    assert triples(written["cluster"] + written["certificate"]) == triples(by_kind["ClusterRole"]["rules"])
     assert triples(written["namespace"]) == triples(by_kind["Role"]["rules"])
     assert by_kind["Role"]["metadata"]["namespace"] == "hedgerow-system"
     for kind in ("ClusterRole", "Role"):
@@ -42,6 +42,15 @@ def test_the_chart_s_form_says_the_same_as_the_roles() -> None:
         assert binding["subjects"] == [
             {"kind": "ServiceAccount", "name": "hedgerow-controller", "namespace": "hedgerow-system"}
         ]
+
+
+def test_without_the_injector_s_certificate_no_secret_and_no_webhook_is_written() -> None:
+    less = rbac.manifests("hedgerow-system", certificate=False)
+    assert [each["kind"] for each in less] == ["ServiceAccount", "ClusterRole", "ClusterRoleBinding"]
+    assert triples(less[1]["rules"]) == triples(yaml.safe_load(rbac.chart())["cluster"])
+    assert not [rule for rule in less[1]["rules"] if "secrets" in rule["resources"]]
+    hooks = [rule for rule in less[1]["rules"] if "mutatingwebhookconfigurations" in rule["resources"]]
+    assert [rule["verbs"] for rule in hooks] == [["get", "watch"]]
 
 
 @pytest.mark.parametrize("rule", rbac.RULES, ids=lambda rule: f"{rule.plural}-{'-'.join(rule.verbs)}")

@@ -28,6 +28,7 @@ from e2e.harness.errors import HarnessError
 from e2e.images import debian, sbom
 from e2e.images.archive import Layer, Settings, architecture, make_layer, read_layer, write_image
 from e2e.kube import binaries
+from graph.version import VERSION
 
 _ROOT = Path(__file__).resolve().parents[2]
 _HOME = Path("opt/hedgerow")
@@ -57,7 +58,11 @@ def _image(name: str, requirements: str, module: str) -> Image:
         entrypoint=("python", "-m", module),
         user=f"{debian.UID}:{debian.UID}",
         environment={"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"},
-        labels={"org.opencontainers.image.title": name, "org.opencontainers.image.licenses": "Apache-2.0"},
+        labels={
+            "org.opencontainers.image.title": name,
+            "org.opencontainers.image.licenses": "Apache-2.0",
+            "org.opencontainers.image.version": VERSION,
+        },
     )
     return Image(name, _ROOT / "requirements" / requirements, settings)
 

@@ -12,6 +12,7 @@ import argparse
 import email.parser
 import hashlib
 import json
+import platform
 import sys
 import urllib.parse
 import uuid
@@ -61,6 +62,22 @@ def python_packages(directory: Path) -> list[Component]:
     return found
 
 
+def interpreter() -> list[Component]:
+    """The Python that runs this, for images where no package manager knows of it."""
+    version = platform.python_version()
+    return [
+        {
+            "type": "platform",
+            "bom-ref": "generic:python",
+            "name": "python",
+            "version": version,
+            "licenses": [{"expression": "Python-2.0.1"}],
+            "cpe": f"cpe:2.3:a:python:python:{version}:*:*:*:*:*:*:*",
+            "purl": f"pkg:generic/python@{version}",
+        }
+    ]
+
+
 def document(name: str, components: Iterable[Component]) -> bytes:
     """The bill of an image called ``name``."""
     listed = sorted(components, key=lambda component: str(component["bom-ref"]))
@@ -85,8 +102,11 @@ def main() -> int:
     parser.add_argument("--name", required=True, help="the image's name")
     parser.add_argument("--dpkg", type=Path, required=True, help="Debian's status file")
     parser.add_argument("--python", type=Path, required=True, help="a directory with dist-info directories")
+    parser.add_argument("--interpreter", action="store_true", help="list the Python that runs this, too")
     arguments = parser.parse_args()
     components = debian_packages(arguments.dpkg) + python_packages(arguments.python)
+    if arguments.interpreter:
+        components += interpreter()
     if not components:
         print("error: nothing found to list", file=sys.stderr)
         return 1

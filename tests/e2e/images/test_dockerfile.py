@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from e2e.images import debian
 from e2e.images.build import CONTROLLER, SIDECAR, Image
@@ -60,7 +62,7 @@ def test_an_image_takes_nothing_from_a_stage_that_builds(stage: str) -> None:
     base, steps = stages()[stage]
 
     assert base == "runtime"
-    assert {instruction for instruction, _ in steps} == {"LABEL", "COPY", "USER", "ENTRYPOINT"}
+    assert {instruction for instruction, _ in steps} == {"LABEL", "ARG", "COPY", "USER", "ENTRYPOINT"}
     copied = [rest for instruction, rest in steps if instruction == "COPY"]
     assert [rest.split()[-1] for rest in copied] == ["/opt/hedgerow", "/usr/share/hedgerow"]
 
@@ -71,6 +73,31 @@ def test_packages_are_pinned_by_hash_and_never_compiled() -> None:
             if "install" in command and "--requirement" in command:
                 assert "--require-hashes" in command
                 assert "--only-binary=:all:" in command
+
+
+def test_the_build_tools_that_are_installed_need_no_others() -> None:
+    """With hashes asked for, pip takes nothing that the list does not name."""
+    (chosen,) = re.findall(r"/\^\(([a-z|-]+)\)==/", " ".join(step_commands("wheel")))
+    named = set(chosen.split("|"))
+    wanted, needed = ["hatchling"], set[str]()
+    while wanted:
+        name = wanted.pop()
+        needed.add(name)
+        required = [Requirement(text) for text in importlib.metadata.requires(name) or ()]
+        here = [part for part in required if part.marker is None or part.marker.evaluate({"extra": ""})]
+        wanted += [part.name for part in here if part.name not in needed]
+
+    assert named == needed
+
+
+def test_secrets_are_mounted_over_nothing_that_the_images_hold() -> None:
+    (install,) = [rest for instruction, rest in stages()["runtime"][1] if instruction == "RUN"]
+
+    assert re.findall(r"--mount=(\S+)", install) == ["type=secret,id=apt"]
+    for _, steps in stages().values():
+        for instruction, rest in steps:
+            if instruction == "RUN":
+                assert all(mount.startswith("type=secret,") for mount in re.findall(r"--mount=(\S+)", rest))
 
 
 def step_commands(stage: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,18 @@ def test_it_runs_alone_inside_a_build(contents: tuple[Path, Path]) -> None:
     assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
     assert bill["metadata"]["component"]["name"] == "image"
     assert [part["name"] for part in bill["components"]] == ["libc6", "tzdata", "my-package"]
+
+
+def test_a_python_that_no_package_manager_knows_is_listed_when_asked(contents: tuple[Path, Path]) -> None:
+    status, site = contents
+    command = [sys.executable, "-I", sbom.__file__, "--name", "image", "--dpkg", status, "--python", site]
+
+    bill = json.loads(subprocess.run([*command, "--interpreter"], check=True, capture_output=True).stdout)
+
+    version = platform.python_version()
+    (python,) = [part for part in bill["components"] if part["purl"].startswith("pkg:generic/")]
+    assert (python["type"], python["name"], python["version"]) == ("platform", "python", version)
+    assert python["cpe"] == f"cpe:2.3:a:python:python:{version}:*:*:*:*:*:*:*"
 
 
 def test_nothing_to_list_is_an_error(tmp_path: Path) -> None:

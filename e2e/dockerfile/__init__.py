@@ -1,0 +1,1 @@
+"""Builds the ``Dockerfile`` for real, without Docker and without its registry (``README.md``)."""

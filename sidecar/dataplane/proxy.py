@@ -60,7 +60,7 @@ class DataPlane:
         proved: Callable[[Proof], None] | None = None,
     ) -> None:
         self._settings = settings
-        reactor, chance = Reactor(), random.Random()  # noqa: S311 - no secret
+        reactor, chance = Reactor(), random.Random()  # noqa: S311  # jitter
         self._guards = guards = Guards(settings, gauge)
         self._fabric = Fabric(
             reactor=reactor,

@@ -78,6 +78,7 @@ class _Streams(dict[int, StreamState]):
     def __iter__(self) -> Iterator[int]:
         return iter(list(self.keys()))
 
+    # without the forms of a dict's own that raise, because mitmproxy takes out once more what is out already
     def pop(self, stream_id: int, default: StreamState | None = None) -> StreamState | None:  # type: ignore[override]
         return super().pop(stream_id, default)
 

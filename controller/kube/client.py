@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
@@ -40,6 +41,25 @@ PAGE = 100
 SILENCE = 150.0
 #: Seconds after which we ask the server to end a watch by itself; the next one goes on where it was.
 WATCH_SECONDS = 1200
+_JSON = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """What a request sends.
+
+    :param query: what is empty in it is left out
+    :param accept: of the answer; ``form`` of the body
+    """
+
+    method: str = "GET"
+    query: Mapping[str, str] = field(default_factory=dict)
+    body: Document | list[Document] | None = None
+    accept: str = _JSON
+    form: str = _JSON
+
+
+_NOTHING = _Sent()
 
 
 class Client:
@@ -103,7 +123,7 @@ class Client:
         call = Call("list", resource.path(namespace), resource, namespace)
         query = {"limit": str(limit), "labelSelector": labels, "fieldSelector": fields}
         while True:
-            answer = await self._request(call, query=query, accept=_accept(resource, "List"))
+            answer = await self._request(call, _Sent(query=query, accept=_accept(resource, "List")))
             page = page_of(answer, call)
             yield page
             if not page.more:
@@ -147,7 +167,7 @@ class Client:
             "fieldSelector": fields,
         }
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._settings.request_timeout, sock_read=silence)
-        async with self._answer(call, query=query, accept=_accept(resource, ""), timeout=timeout) as answer:
+        async with self._answer(call, _Sent(query=query, accept=_accept(resource, "")), timeout) as answer:
             yield []
             rest = b""
             try:
@@ -168,7 +188,7 @@ class Client:
     ) -> Document:
         """:raises Conflicting: when it is there already"""
         call = Call("create", resource.path(namespace), resource, namespace)
-        return await self._request(call, "POST", body=body, query=_changing(dry_run))
+        return await self._request(call, _Sent("POST", _changing(dry_run), body))
 
     async def replace(
         self, resource: Resource, name: str, body: Document, namespace: str = "", *, subresource: str = ""
@@ -178,7 +198,7 @@ class Client:
         :raises Conflicting: when somebody did
         """
         call = Call("update", resource.path(namespace, name, subresource), resource, namespace, name, subresource)
-        return await self._request(call, "PUT", body=body, query=_changing(False))
+        return await self._request(call, _Sent("PUT", _changing(False), body))
 
     async def patch(
         self,
@@ -192,7 +212,7 @@ class Client:
     ) -> Document:
         """:param form: or ``application/json-patch+json``, for a list of operations"""
         call = Call("patch", resource.path(namespace, name, subresource), resource, namespace, name, subresource)
-        return await self._request(call, "PATCH", body=body, query=_changing(False), form=form)
+        return await self._request(call, _Sent("PATCH", _changing(False), body, form=form))
 
     async def apply(
         self,
@@ -213,7 +233,7 @@ class Client:
         """
         call = Call("patch", resource.path(namespace, name, subresource), resource, namespace, name, subresource)
         query = _changing(dry_run) | {"fieldManager": manager, "force": "true" if force else "false"}
-        return await self._request(call, "PATCH", body=body, query=query, form="application/apply-patch+yaml")
+        return await self._request(call, _Sent("PATCH", query, body, form="application/apply-patch+yaml"))
 
     async def delete(
         self,
@@ -237,44 +257,24 @@ class Client:
         body: Document = {"kind": "DeleteOptions", "apiVersion": "v1"} | ({"preconditions": given} if given else {})
         if grace is not None:
             body["gracePeriodSeconds"] = grace
-        await self._request(call, "DELETE", body=body)
+        await self._request(call, _Sent("DELETE", body=body))
 
     # --- one request
 
-    async def _request(
-        self,
-        call: Call,
-        method: str = "GET",
-        *,
-        query: Mapping[str, str] | None = None,
-        body: Document | list[Document] | None = None,
-        accept: str = "application/json",
-        form: str = "application/json",
-    ) -> Document:
-        timeout = aiohttp.ClientTimeout(total=self._settings.request_timeout)
-        async with self._answer(
-            call, method, query=query, body=body, accept=accept, form=form, timeout=timeout
-        ) as answer:
+    async def _request(self, call: Call, sent: _Sent = _NOTHING) -> Document:
+        async with self._answer(call, sent, aiohttp.ClientTimeout(total=self._settings.request_timeout)) as answer:
             return document_of(await read_all(answer, call), call)
 
     @contextlib.asynccontextmanager
     async def _answer(
-        self,
-        call: Call,
-        method: str = "GET",
-        *,
-        query: Mapping[str, str] | None = None,
-        body: Document | list[Document] | None = None,
-        accept: str = "application/json",
-        form: str = "application/json",
-        timeout: aiohttp.ClientTimeout,
+        self, call: Call, sent: _Sent, timeout: aiohttp.ClientTimeout
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """A successful answer, not read yet."""
         before: Connection | None = None
         while True:
             connection = await self._connected(before)
             async with connection.used():
-                answer = await self._ask(connection, call, method, query, body, accept, form, timeout)
+                answer = await self._ask(connection, call, sent, timeout)
                 try:
                     if answer.status < 300:
                         yield answer
@@ -287,25 +287,18 @@ class Client:
             before = connection
 
     async def _ask(
-        self,
-        connection: Connection,
-        call: Call,
-        method: str,
-        query: Mapping[str, str] | None,
-        body: Document | list[Document] | None,
-        accept: str,
-        form: str,
-        timeout: aiohttp.ClientTimeout,
+        self, connection: Connection, call: Call, sent: _Sent, timeout: aiohttp.ClientTimeout
     ) -> aiohttp.ClientResponse:
-        given = [(name, value) for name, value in (query or {}).items() if value]
+        given = [(name, value) for name, value in sent.query.items() if value]
+        about = {"Accept": sent.accept, "Content-Type": sent.form, "User-Agent": self._agent}
         try:
-            headers = {"Accept": accept, "Content-Type": form, "User-Agent": self._agent} | await connection.proof()
+            headers = about | await connection.proof()
             found: aiohttp.ClientResponse = await connection.rest.request(
-                method,
+                sent.method,
                 connection.host + call.path,
                 query_params=given,
                 headers=headers,
-                body=body,
+                body=sent.body,
                 _preload_content=False,
                 _request_timeout=timeout,
             )
@@ -340,8 +333,8 @@ class Client:
 def _accept(resource: Resource, suffix: str) -> str:
     """What we take when we read many; a server that can not make metadata alone sends everything."""
     if not resource.metadata_only:
-        return "application/json"
-    return f"application/json;as=PartialObjectMetadata{suffix};v=v1;g=meta.k8s.io,application/json"
+        return _JSON
+    return f"{_JSON};as=PartialObjectMetadata{suffix};v=v1;g=meta.k8s.io,{_JSON}"
 
 
 def _changing(dry_run: bool) -> dict[str, str]:

@@ -164,7 +164,7 @@ def _way(attempt: Attempt) -> str:
     return "by pod address, as " + attempt.forged if attempt.forged else "by pod address"
 
 
-async def _witnesses(mesh: LocalMesh, tried: Sequence[Attempt], deadline: float = 10.0) -> set[Attempt]:
+async def _witnesses(mesh: LocalMesh, tried: Sequence[Attempt], deadline: float = 60.0) -> set[Attempt]:
     """The attempts of which a sidecar reported a refusal. Reports take a moment: wait for them, but not for ever."""
     seen: set[Attempt] = set()
     try:

@@ -1,4 +1,4 @@
-"""Every `hedgerow` command that a page shows is one that there is, with its options and values that they take."""
+"""What pages show is what there is: every `hedgerow` command with its options, every file of docs/standalone.md."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 import typer.main
+import yaml
 from typer.core import TyperGroup
 
+import controller.settings as controller_settings
+import sidecar.settings as sidecar_settings
+from controller.inventory import load_inventory
 from hedgerow.cli.app import app
 
 ROOT = Path(__file__).parents[2]
@@ -111,3 +115,37 @@ def test_it_is_a_command_of_ours(shown: Shown) -> None:
 def test_another_is_found(words: str, whole: bool) -> None:
     with pytest.raises(USAGE_ERROR):
         check(Shown(PAGES[0], tuple(words.split()), whole))
+
+
+STANDALONE = (ROOT / "docs" / "standalone.md").read_text(encoding="utf-8")
+
+
+def test_the_files_of_the_page_without_kubernetes_are_taken_and_fit_together(tmp_path: Path) -> None:
+    inventory, controller, sidecar = re.findall(r"^```yaml\n(.*?)^```$", STANDALONE, re.MULTILINE | re.DOTALL)
+    for name, text in (("inventory.yaml", inventory), ("controller.yaml", controller), ("sidecar.yaml", sidecar)):
+        (tmp_path / name).write_text(text)
+    serving = controller_settings.Settings.load(tmp_path / "controller.yaml")
+    running = sidecar_settings.Settings.load(tmp_path / "sidecar.yaml")
+    known = load_inventory(tmp_path / "inventory.yaml", serving.trust_domain)
+    assert running.trust_domain == serving.trust_domain
+    (place,) = (each for each in known.instances.values() if each.name == running.instance)
+    assert place.address in running.addresses
+    assert running.controller.port == serving.grpc_listen.port
+    assert running.issuer is not None
+    assert running.issuer.port == serving.issuer_listen.port
+
+
+def test_what_may_be_said_of_a_workload_there_is_taken(tmp_path: Path) -> None:
+    said = STANDALONE.partition("Optional on a workload: ")[2].partition(" The controller reads")[0]
+    workload = {"namespace": "shop", "name": "front", "ports": [{"port": 8080}]}
+    examples = {name: {} for name in re.findall(r"`(\w+)(?:`|: )", said)}
+    assert set(examples) > {"kind", "serviceAccount", "labels", "schedule", "opaquePorts"}
+    values = {"kind": "CronJob", "serviceAccount": "front", "labels": {"app": "front"}, "schedule": "* * * * *"}
+    for written in re.findall(r"`(\w+: [^`]+)`", said):
+        values |= yaml.safe_load(written)
+    assert examples.keys() - {"appProtocol"} <= values.keys()
+    for name in examples.keys() - {"appProtocol"}:
+        document = {"apiVersion": "hedgerow.dev/v1alpha1", "kind": "Inventory", "namespaces": [{"name": "shop"}]}
+        document["workloads"] = [{**workload, "kind": "CronJob", name: values[name]}]
+        (tmp_path / "inventory.yaml").write_text(yaml.safe_dump(document))
+        load_inventory(tmp_path / "inventory.yaml", "hedgerow.local")

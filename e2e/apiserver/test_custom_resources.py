@@ -13,6 +13,7 @@ import pytest
 
 from controller.declarations import NetworkPolicyMode
 from controller.errors import Conflict, InvalidRequest, NotReady
+from controller.kube.client import FIELD_MANAGER
 from controller.learner import Gate
 from controller.view import OverrideState
 from e2e.apiserver.custom_resources import access_override, path_of, put, segmentation_mode
@@ -99,6 +100,9 @@ async def test_a_status_says_nothing_new_without_need(server: ApiServer, namespa
         after = [mesh.found(kind, name) for kind, name in (("AccessOverride", "one"), ("SegmentationMode", "default"))]
     assert after == before
     assert "labels" not in after[0]["metadata"]
+    for document in after:  # nothing but the status is ever ours: Argo CD and Flux see no drift
+        ours = [each for each in document["metadata"]["managedFields"] if each["manager"] == FIELD_MANAGER]
+        assert [each.get("subresource") for each in ours] == ["status"]
 
 
 async def test_modes_of_a_namespace_and_of_a_workload(server: ApiServer, namespace: str, tmp_path: Path) -> None:

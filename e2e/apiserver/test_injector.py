@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +20,7 @@ from e2e.apiserver.injector import ENABLED, RunningInjector, create, is_injected
 from e2e.apiserver.late_comer import LateComer
 from e2e.harness.apiserver import ApiServer
 from e2e.harness.errors import ApiError
-from e2e.harness.programs import until
+from e2e.harness.programs import run, until
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,36 @@ def test_what_was_stored_is_what_would_be_injected_again_and_can_be_taken_back(
         other = stored(apiserver, plain, name)
         for part in ("containers", "initContainers"):
             assert comparable(back.pod["spec"].get(part, [])) == comparable(other["spec"].get(part, []))
+    finally:
+        apiserver.delete_namespace(plain)
+
+
+def test_a_file_is_injected_offline_as_the_webhook_does_it(
+    apiserver: ApiServer, injector: RunningInjector, shop: str
+) -> None:
+    """The same settings, the same pod: once by ``hedgerow inject`` where no webhook is, once by the webhook."""
+    given = json.dumps(pod("offline", APP, initContainers=[{"name": "migrate", "image": "none.example/m:1"}]))
+    command = [sys.executable, "-m", "hedgerow", "inject", "-f", "-", "--config", injector.directory / "injector.yaml"]
+    made = run(command, stdin=given)
+    assert run(command, stdin=given) == made, "stable to the byte"
+    plain = apiserver.create_namespace()
+    try:
+        apiserver.kubectl("-n", plain, "create", "-f", "-", stdin=made)
+        apiserver.kubectl("-n", shop, "create", "-f", "-", stdin=given)
+        here, there = stored(apiserver, plain, "offline"), stored(apiserver, shop, "offline")
+        record = "hedgerow.dev/injected"  # of what was there before: the webhook sees what the API server had filled in
+        assert here["metadata"]["annotations"].pop(record)
+        assert there["metadata"]["annotations"].pop(record)
+        assert here["metadata"]["annotations"] == there["metadata"]["annotations"]
+        assert here["metadata"]["labels"] == there["metadata"]["labels"]
+        for part in ("containers", "initContainers"):
+            assert comparable(here["spec"][part]) == comparable(there["spec"][part])
+        volumes = [
+            [one for one in each["spec"]["volumes"] if not one["name"].startswith("kube-api-access-")]
+            for each in (here, there)
+        ]
+        assert volumes[0] == volumes[1]
+        assert len(volumes[0]) >= 3
     finally:
         apiserver.delete_namespace(plain)
 

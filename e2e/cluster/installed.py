@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import urllib.error
@@ -24,6 +25,9 @@ INJECTION = "hedgerow.dev/injection"
 TOKEN = "/var/lib/hedgerow/state/operator.token"
 #: As the sidecar's user: a local volume takes the pod's group, a directory that is ours already needs nothing.
 _UID = 1337
+_STORAGE = "by-hand"
+#: Names a storage class of somebody else's cluster.
+STORAGE_VARIABLE = "HEDGEROW_E2E_STORAGE_CLASS"
 
 
 class Hedgerow:
@@ -39,13 +43,15 @@ class Hedgerow:
     # --- the release
 
     def values(self, **changes: Any) -> dict[str, Any]:
-        """What the suites install with: quick learning, a volume of ours, the images of this checkout."""
+        """What the suites install with: quick learning, a volume, the images of this checkout."""
         controller = _image(self.cluster.controller_image)
+        # on a cluster of somebody else, of its default class or of the one that is named
+        storage = _STORAGE if self.cluster.ours else os.environ.get(STORAGE_VARIABLE, "")
         values: dict[str, Any] = {
             "controller": {
                 "image": controller,
                 "learning": {"minConnections": 1, "minSeconds": 2, "quietSeconds": 5},
-                "persistence": {"storageClass": "by-hand", "size": "1Gi"},
+                "persistence": {"storageClass": storage, "size": "1Gi"},
             },
             "sidecar": {"image": _image(self.cluster.sidecar_image)},
         }
@@ -53,7 +59,8 @@ class Hedgerow:
 
     def install(self) -> None:
         """``helm install``, as the documentation says."""
-        self._volume()
+        if self.cluster.ours:  # on another one we have no directory of a node
+            self._volume()
         self._helm("install", self.values(), "--create-namespace")
 
     def upgrade(self, values: dict[str, Any]) -> None:
@@ -102,7 +109,7 @@ class Hedgerow:
                 "capacity": {"storage": "1Gi"},
                 "accessModes": ["ReadWriteOnce"],
                 "persistentVolumeReclaimPolicy": "Retain",
-                "storageClassName": "by-hand",
+                "storageClassName": _STORAGE,
                 "hostPath": {"path": str(place), "type": "Directory"},
             },
         }
@@ -212,4 +219,5 @@ def hedgerow(cluster: Cluster, directory: Path) -> Iterator[Hedgerow]:
     finally:
         installed.disconnect()
         cluster.helm("uninstall", "hedgerow", "-n", SYSTEM, check=False)
-        cluster.kubectl("delete", "pv", "hedgerow-state", "--wait=false", check=False)
+        if cluster.ours:
+            cluster.kubectl("delete", "pv", "hedgerow-state", "--wait=false", check=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from e2e.cluster.installed import STORAGE_VARIABLE, Hedgerow
 from e2e.harness import pki
 from e2e.harness.cluster import Cluster, GivenCluster
 from e2e.harness.errors import HarnessError
@@ -165,6 +166,10 @@ def test_programs_in_pods_can_be_looked_into(cluster: Cluster, place: str) -> No
     assert execute(cluster, place, "friend", "python", "-c", "print(6 * 7)") == "42\n"
 
 
+def storage_class(hedgerow: Hedgerow) -> str:
+    return str(hedgerow.values()["controller"]["persistence"]["storageClass"])
+
+
 def test_the_suite_runs_on_a_cluster_of_somebody_else(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +184,10 @@ def test_the_suite_runs_on_a_cluster_of_somebody_else(
     given = GivenCluster(tmp_path, cluster.kubeconfig)
     try:
         assert (given.url, given.ours) == (cluster.url, False)
+        monkeypatch.delenv(STORAGE_VARIABLE, raising=False)
+        assert storage_class(Hedgerow(given, tmp_path)) == "", "whatever that cluster gives, not a directory of ours"
+        monkeypatch.setenv(STORAGE_VARIABLE, "fast")
+        assert storage_class(Hedgerow(given, tmp_path)) == "fast"
         name = given.create_namespace()
         apply(given, name, python_pod("idle", IDLE, given.sidecar_image))
         wait_ready(given, name, "idle")

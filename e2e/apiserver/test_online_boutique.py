@@ -4,9 +4,6 @@ NetworkPolicies, and these judged by the independent evaluator for every pair an
 The API server, its controllers, the webhook, a whole controller, tokens, certificates and the telemetry are real. No
 kubelet runs: pods get their status here. What sidecars would have seen is reported over the certificates that each pod
 buys with its own token.
-
-Over 400 lines in one file, because the scene is one and takes most of a minute to set; its facts stand in
-:mod:`e2e.apiserver.online_boutique`.
 """
 
 from __future__ import annotations
@@ -15,98 +12,32 @@ import asyncio
 import copy
 import itertools
 import json
-import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from certs.keys import make_csr, new_key
 from controller.kube.client import Client
-from controller.kube.kinds import DEPLOYMENTS, PODS, SERVICES
+from controller.kube.kinds import DEPLOYMENTS, PODS
 from controller.kube.settings import KubernetesSettings
 from e2e.apiserver.custom_resources import install_crds, path_of, put, segmentation_mode
 from e2e.apiserver.injector import ENABLED, RunningInjector, is_injected, pod
 from e2e.apiserver.meshes import eventually, eventually_async
-from e2e.apiserver.online_boutique import CALLS, COMPONENTS, OUTSIDE, connections, manifests
+from e2e.apiserver.online_boutique import COMPONENTS, connections, manifests
+from e2e.apiserver.running_boutique import BALANCER, CONTROLLER, NAMES, Boutique, report_calls
 from e2e.apiserver.simulated import NODE, Kubelet, deploy, deployment
 from e2e.harness.apiserver import ApiServer
-from graph.flow import Flow
-from graph.model import Direction, Instance, Protocol, Verdict, WorkloadRef
-from graph.wire import hedgerow_pb2 as pb
-from graph.wire import hedgerow_pb2_grpc as rpc
-from graph.wire.codec import flow_to_message
-from tests.controller.running import Identity, Running, running
-from tests.networkpolicy.evaluator import Cluster
+from tests.controller.running import running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-NAMES = tuple(each.name for each in COMPONENTS)
-#: Where people's requests come from, in front of ``frontend-external``.
-BALANCER = "203.0.113.10"
 #: The kubelet and Prometheus, for example, whose addresses no policy knows.
 ELSEWHERE = "192.0.2.1"
 #: Where sidecars answer probes and tell metrics.
 PROBES = (15020, 15021)
-CONTROLLER = "hedgerow-system/hedgerow-controller-0"
-#: It only has to be where the evaluator looks; everything else is read from the API server.
-BESIDE: list[dict[str, Any]] = [
-    {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kube-system"}},
-    {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "hedgerow-system"}},
-    {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {
-            "name": "hedgerow-controller-0",
-            "namespace": "hedgerow-system",
-            "labels": {"app.kubernetes.io/name": "hedgerow-controller"},
-        },
-        "spec": {"containers": [{"name": "a", "image": "a"}]},
-        "status": {"podIP": "10.9.1.2", "podIPs": [{"ip": "10.9.1.2"}], "phase": "Running"},
-    },
-]
-
-
-@dataclass
-class Boutique:
-    """What runs in the namespace, and the controller that follows it.
-
-    :param pods: by component, as the API server has them; ``dns`` and ``intruder`` too
-    """
-
-    server: ApiServer
-    client: Client
-    run: Running
-    namespace: str
-    pods: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def ref(self, name: str) -> WorkloadRef:
-        return WorkloadRef(self.namespace, name)
-
-    def pod_name(self, name: str) -> str:
-        metadata = self.pods[name]["metadata"]
-        return f"{metadata['namespace']}/{metadata['name']}"
-
-    def instance(self, name: str) -> Instance | None:
-        return self.run.controller.engine.view.inventory.instances.get(self.pod_name(name))
-
-    @property
-    def edges(self) -> set[str]:
-        """What is to be learned, as people read it."""
-        return {f"{self.ref(caller)}->{self.ref(callee)}:{port}/TCP" for caller, callee, port in connections()}
-
-    @property
-    def from_outside(self) -> str:
-        return f"-/{BALANCER}->{self.ref('frontend')}:8080/TCP"
-
-    def judge(self, policies: Iterable[dict[str, Any]]) -> Cluster:
-        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}}
-        pods = [{**each, "apiVersion": "v1", "kind": "Pod"} for each in self.pods.values()]
-        policies = [{**each, "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy"} for each in policies]
-        return Cluster([*BESIDE, namespace, *pods, *policies])
 
 
 @pytest.fixture(scope="module")
@@ -180,16 +111,7 @@ def names_of_init(made: dict[str, Any]) -> list[str]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def learned(boutique: Boutique) -> Boutique:
     """Every call was seen by the sidecars of both its ends; people came from outside and were let in by a person."""
-    seen = await _calls(boutique)
-    assert {(caller, callee, port) for caller, callee, port in seen} == connections()
-    bought = await asyncio.gather(*(_identity(boutique, each.name, each.account) for each in COMPONENTS))
-    identities = dict(zip(NAMES, bought, strict=True))
-    reports: dict[str, list[Flow]] = {name: [] for name in NAMES}
-    for caller, callee, port in seen:
-        reports[caller].append(_flow(boutique, caller, callee, port, Direction.OUTBOUND))
-        reports[callee].append(_flow(boutique, caller, callee, port, Direction.INBOUND))
-    reports["frontend"].append(_flow(boutique, "", "frontend", 8080, Direction.INBOUND))
-    await asyncio.gather(*(_report(boutique, identities[name], flows) for name, flows in reports.items()))
+    await report_calls(boutique)
 
     async def active() -> bool:
         edges = (await boutique.run.get("/graph"))["edges"]
@@ -197,77 +119,6 @@ async def learned(boutique: Boutique) -> Boutique:
 
     await eventually_async(active)
     return boutique
-
-
-async def _calls(boutique: Boutique) -> list[tuple[str, str, int]]:
-    """Who really answers when each component calls the addresses that it was given."""
-    services = {each["metadata"]["name"]: each for each in await boutique.client.every(SERVICES, boutique.namespace)}
-    assert set(services) == {each.name for each in COMPONENTS if each.port} | {OUTSIDE}
-    return [
-        (caller, *await _answering(boutique, services[called.partition(":")[0]], int(called.partition(":")[2])))
-        for caller, addresses in CALLS.items()
-        for called in addresses
-    ]
-
-
-async def _answering(boutique: Boutique, service: dict[str, Any], port: int) -> tuple[str, int]:
-    """Which component answers at a port of a Service, and at which port of its pod, as a sidecar is told."""
-    engine, address = boutique.run.controller.engine, service["spec"]["clusterIP"]
-    await eventually(lambda: engine.view.inventory.resolve(address, port).endpoints)
-    answer = engine.view.inventory.resolve(address, port)
-    assert answer.meshed
-    (endpoint,) = answer.endpoints
-    callee = answer.workload_of(endpoint)
-    assert callee is not None
-    assert callee.namespace == boutique.namespace
-    return callee.name, endpoint.port
-
-
-async def _identity(boutique: Boutique, name: str, account: str) -> Identity:
-    """Bought with the pod's own token."""
-    pod = boutique.pods[name]["metadata"]["name"]
-    token = await asyncio.to_thread(boutique.server.token, boutique.namespace, account, "hedgerow-controller", pod=pod)
-    key = new_key()
-    request = pb.SignRequest(csr_der=make_csr(key), service_account_token=token, instance=pod)
-    answer = await rpc.IssuerStub(boutique.run.attesting()).Sign(request, timeout=60)
-    assert answer.workload == str(boutique.ref(name))
-    return Identity(key, tuple(answer.chain_der))
-
-
-def _flow(boutique: Boutique, caller: str, callee: str, port: int, direction: Direction) -> Flow:
-    """:param caller: empty: somebody outside"""
-    inventory, now = boutique.run.controller.engine.view.inventory, time.time()
-    source = boutique.ref(caller) if caller else WorkloadRef.external(BALANCER)
-    return Flow(
-        source=source,
-        destination=boutique.ref(callee),
-        port=port,
-        protocol=Protocol.TCP,
-        direction=direction,
-        reporter="",
-        verified=bool(caller),
-        verdict=Verdict.ALLOW,
-        pending=Verdict.DENY,
-        reason="learning",
-        source_identity=inventory.identity_of(source) if caller else "",
-        destination_identity=inventory.identity_of(boutique.ref(callee)),
-        connections=5,
-        first_seen=now,
-        last_seen=now,
-    )
-
-
-async def _report(boutique: Boutique, identity: Identity, flows: list[Flow]) -> None:
-    call = rpc.TelemetryStub(boutique.run.mutual(identity)).ReportFlows()
-    messages = []
-    for each in flows:
-        message = flow_to_message(each)
-        message.reporter = "whoever the certificate says"
-        messages.append(message)
-    async with asyncio.timeout(60):
-        await call.write(pb.FlowBatch(boot_id="boot-1", sequence=1, flows=messages))
-        assert (await call.read()).sequence == 1
-    call.cancel()
 
 
 async def test_the_documented_calls_are_learned_and_who_comes_from_outside_waits(learned: Boutique) -> None:

@@ -97,7 +97,7 @@ class Buildah:
 
     def _forget(self) -> None:
         """Unmount what buildah has mounted upon itself; remove its storage."""
-        mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        mounts = [line.split()[1].replace("\\040", " ") for line in Path("/proc/self/mounts").read_text().splitlines()]
         for mount in reversed(mounts):
             if mount.startswith(f"{self._directory}/"):
                 subprocess.run(["umount", mount], check=True)

@@ -17,6 +17,7 @@ MAX_TEXT = 500
 
 
 def connected(state: State, now: float, instance: Instance, boot_id: str, held_version: int, software: str) -> None:
+    """It has opened a stream, and says what it holds and is."""
     key = key_of(instance)
     before = state.sidecars.get(key) or SidecarState(instance.name, instance.workload)
     state.put_sidecar(
@@ -36,18 +37,24 @@ def connected(state: State, now: float, instance: Instance, boot_id: str, held_v
 
 
 def pushed(state: State, now: float, instance: Instance, boot_id: str, version: int) -> None:
+    """A version was sent to it."""
     present = _present(state, instance, boot_id)
     if present is not None:
         state.put_sidecar(key_of(instance), replace(present, pushed_version=version, nack=""))
 
 
 def acked(state: State, now: float, instance: Instance, boot_id: str, version: int) -> None:
+    """It has taken a version."""
     present = _present(state, instance, boot_id)
     if present is not None:
         state.put_sidecar(key_of(instance), replace(present, held_version=version, nack="", last_seen=now))
 
 
 def nacked(state: State, now: float, instance: Instance, boot_id: str, version: int, error: str) -> None:
+    """It has refused a version, and keeps the one before.
+
+    :param error: its own words
+    """
     present = _present(state, instance, boot_id)
     if present is not None:
         text = f"version {version}: {shown(error) or 'no reason given'}"
@@ -55,6 +62,7 @@ def nacked(state: State, now: float, instance: Instance, boot_id: str, version: 
 
 
 def disconnected(state: State, now: float, instance: Instance, boot_id: str) -> None:
+    """Its stream has ended; one of an earlier boot changes nothing."""
     present = _present(state, instance, boot_id)
     if present is not None:
         state.put_sidecar(key_of(instance), replace(present, connected=False, last_seen=now))

@@ -51,6 +51,7 @@ def hang_up(answer: aiohttp.ClientResponse) -> None:
 
 
 async def read_all(answer: aiohttp.ClientResponse, call: Call) -> bytes:
+    """The whole answer. :raises Malformed: when it is larger than :data:`MAX_ANSWER_BYTES`"""
     parts: list[bytes] = []
     size = 0
     try:
@@ -65,6 +66,7 @@ async def read_all(answer: aiohttp.ClientResponse, call: Call) -> bytes:
 
 
 def document_of(content: bytes, call: Call) -> Document:
+    """One object. :raises Malformed: when it is none"""
     try:
         found = json.loads(content)
     except (ValueError, RecursionError):
@@ -75,6 +77,7 @@ def document_of(content: bytes, call: Call) -> Document:
 
 
 def page_of(answer: Document, call: Call) -> Page:
+    """A list, or a part of one. :raises Malformed: when it is none"""
     metadata, items = answer.get("metadata"), answer.get("items") or []
     if not isinstance(metadata, dict) or not isinstance(items, list) or not metadata.get("resourceVersion"):
         raise Malformed(f"{call}: the answer is no list with a version", remedy="is this a Kubernetes API server?")
@@ -82,6 +85,7 @@ def page_of(answer: Document, call: Call) -> Page:
 
 
 def event_of(line: bytes, call: Call) -> WatchEvent:
+    """A line of a watch. :raises KubernetesError: when the server says by it that the watch is over"""
     found = document_of(line, call)
     kind, content = found.get("type"), found.get("object")
     if not isinstance(kind, str) or not isinstance(content, dict):

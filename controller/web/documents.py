@@ -98,6 +98,7 @@ def sidecar_document(sidecar: SidecarState) -> dict[str, Any]:
 
 
 def cluster_document(cluster: ClusterState | None) -> dict[str, Any] | None:
+    """How the controller fares on its cluster; None without one."""
     if cluster is None:
         return None
     return {
@@ -112,6 +113,7 @@ def cluster_document(cluster: ClusterState | None) -> dict[str, Any] | None:
 
 
 def decision_document(decision: Decision | None, mode: str) -> dict[str, Any] | None:
+    """What one end decides; None where it has no sidecar. :param mode: of that end"""
     if decision is None:
         return None
     return {

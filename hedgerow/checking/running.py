@@ -19,6 +19,7 @@ INTERVAL = 2.0
 
 
 def checks(*, pre: bool) -> Sequence[Check]:
+    """Those for a cluster that Hedgerow is on, or, with ``pre``, is to come to."""
     return preflight.CHECKS if pre else health.CHECKS
 
 

@@ -232,6 +232,7 @@ def ago(at: float | None, now: float | None = None) -> str:
 
 
 def duration(seconds: float) -> str:
+    """In its largest whole unit: ``3d``, ``2h``, ``5m``, ``12s``."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
         if seconds >= size:
             return f"{int(seconds // size)}{unit}"

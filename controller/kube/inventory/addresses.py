@@ -57,4 +57,5 @@ class AddressBook:
 
 
 def claimed(pod: PodFacts | None) -> set[str]:
+    """The addresses that a pod says are its own; on its node's network it has none."""
     return set() if pod is None or pod.spec.host_network else set(pod.addresses)

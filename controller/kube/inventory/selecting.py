@@ -10,6 +10,8 @@ from controller.kube.inventory.reading import Labels, Object, labels, parts, wor
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
+    """One of ``matchExpressions``. An operator that is not known holds for nothing."""
+
     key: str
     operator: str
     values: tuple[str, ...]

@@ -61,6 +61,7 @@ def _port(facts: ServicePortFacts, slices: Sequence[SliceFacts]) -> ServicePort:
 
 
 def endpoint_addresses(slices: Iterable[SliceFacts]) -> set[str]:
+    """Where slices lead to: of each endpoint its first address, the others are the same place."""
     return {address for each in slices for endpoint in each.endpoints for address in endpoint.addresses[:1]}
 
 

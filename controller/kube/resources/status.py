@@ -68,6 +68,7 @@ def override_status(
 
 
 def mode_status(present: Mapping[str, Any], judgement: Judgement, now: float) -> Status:
+    """Of a ``SegmentationMode``. :param present: its status, whose conditions keep their times"""
     generation = judgement.generation
     if not judgement.accepted:
         refusal = _refusal(present, judgement, now)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from certs.ca import CertificateAuthority
 from certs.certificate import pem_text
@@ -76,6 +83,44 @@ async def test_a_token_that_is_not_good_any_more(apiserver: ApiServer, tmp_path:
     assert isinstance(error, Unauthorized)
     assert "make a new kubeconfig" in error.remedy
     assert token not in str(error), "no message holds a token"
+
+
+def administrator(apiserver: ApiServer, path: Path, begins: datetime, ends: datetime) -> Path:
+    """A kubeconfig with an administrator's certificate, signed by the cluster's own authority."""
+    authority = x509.load_pem_x509_certificate(apiserver.ca.read_bytes())
+    signer = load_pem_private_key(apiserver.ca.with_name("kubernetes-ca.key").read_bytes(), None)
+    assert isinstance(signer, ec.EllipticCurvePrivateKey)
+    key = ec.generate_private_key(ec.SECP256R1())
+    names = [(NameOID.ORGANIZATION_NAME, "system:masters"), (NameOID.COMMON_NAME, "anna")]
+    certificate = (
+        x509.CertificateBuilder(authority.subject, x509.Name([x509.NameAttribute(*each) for each in names]))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begins)
+        .not_valid_after(ends)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+        .sign(signer, hashes.SHA256())
+    )
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    document = yaml.safe_load(kubeconfig(apiserver, path).read_text())
+    document["users"][0]["user"] = {
+        "client-certificate-data": base64.b64encode(certificate.public_bytes(Encoding.PEM)).decode(),
+        "client-key-data": base64.b64encode(pem).decode(),
+    }
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+async def test_a_kubeconfig_whose_certificate_has_expired(apiserver: ApiServer, tmp_path: Path) -> None:
+    """As those of administrators do after a year. It is the time alone: renewed in place, it is good at once."""
+    now = datetime.now(UTC)
+    path = administrator(apiserver, tmp_path / "config", now - timedelta(days=366), now - timedelta(days=1))
+    async with Client(settings(path)) as client:
+        with pytest.raises(Unauthorized, match="does not know us") as caught:
+            await client.every(NAMESPACES)
+        assert "make a new kubeconfig" in caught.value.remedy
+        administrator(apiserver, path, now - timedelta(days=1), now + timedelta(days=1))
+        assert await client.every(NAMESPACES)
 
 
 async def test_a_kubeconfig_that_is_renewed_in_place_is_read_again(

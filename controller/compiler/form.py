@@ -29,10 +29,10 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Protocol as Structure
 
 from controller.compiler.errors import CompileError
+from controller.memory import remembered
 from graph.model import (
     Direction,
     InboundTls,
@@ -248,12 +248,12 @@ def within(address: str, cidr: str) -> bool:
     return parsed(address) in network(cidr)
 
 
-@lru_cache(maxsize=65536)
+@remembered(65536)
 def parsed(address: str) -> Address:
     return ipaddress.ip_address(address)
 
 
-@lru_cache(maxsize=16384)
+@remembered(16384)
 def network(cidr: str) -> Network:
     return ipaddress.ip_network(cidr)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import json
+import weakref
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 
@@ -25,7 +26,8 @@ class PolicyIndex:
 
     def __init__(self) -> None:
         self._by_ref: dict[WorkloadRef, set[str]] = {}
-        self._dns: tuple[Inventory | None, dict[WorkloadRef, Workload]] = (None, {})
+        # not the inventory itself: it would stay, with everybody who was in it, until the next policy is compiled
+        self._dns: tuple[weakref.ref[Inventory] | None, dict[WorkloadRef, Workload]] = (None, {})
 
     def add(self, rule: Rule) -> set[WorkloadRef]:
         """Index a rule. :return: the workloads that it names"""
@@ -103,10 +105,11 @@ class PolicyIndex:
         return compile_snapshots(policy, now, only={wanted})[wanted]
 
     def _dns_servers(self, inventory: Inventory) -> dict[WorkloadRef, Workload]:
-        if self._dns[0] is not inventory:
+        of, found = self._dns
+        if of is None or of() is not inventory:
             found = {ref: each for ref, each in inventory.workloads.items() if is_dns(ref, each.labels)}
-            self._dns = (inventory, found)
-        return self._dns[1]
+            self._dns = (weakref.ref(inventory), found)
+        return found
 
 
 def concerns_everybody(before: Workload | None, after: Workload | None) -> bool:

@@ -10,11 +10,11 @@ import difflib
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
 from certs.spiffe import SpiffeId
+from controller.memory import remembered
 from graph.directory import Destination, Endpoint
 from graph.errors import InvalidValue
 from graph.model import Instance, Port, Protocol, Service, ServicePort, Transport, Workload, WorkloadRef
@@ -37,7 +37,7 @@ def _frozen[K, V](entries: Mapping[K, V]) -> Mapping[K, V]:
     return MappingProxyType(dict(entries))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Inventory:
     """Everything that is known to run.
 
@@ -235,12 +235,12 @@ class Inventory:
         }
 
 
-@lru_cache(maxsize=16384)
+@remembered(16384)
 def _workload_id(trust_domain: str, namespace: str, account: str, name: str) -> str:
     return str(SpiffeId.for_workload(trust_domain, namespace, account, name))
 
 
-@lru_cache(maxsize=4096)
+@remembered(4096)
 def _account_id(trust_domain: str, namespace: str, account: str) -> str:
     return str(SpiffeId.for_account(trust_domain, namespace, account))
 

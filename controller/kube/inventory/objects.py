@@ -28,6 +28,7 @@ from controller.kube.inventory.reading import (
 from controller.kube.inventory.said import NAMESPACE_SILENT, SILENT, NamespaceSaid, Said, namespace_said, said_of
 from controller.kube.inventory.selecting import LabelSelector
 from controller.kube.reflector import Unreadable
+from controller.memory import forgotten_on_demand
 from graph.model import Port, Protocol
 
 #: A port that a person may give in a specification; what is beyond is no pod that anybody needs.
@@ -181,6 +182,8 @@ class RangeFacts:
 #: The pods of an owner are alike, and are listed one after the other.
 _TEMPLATES = Shared[Template](512)
 _OWNERS = Shared[Owner](512)
+forgotten_on_demand(_TEMPLATES.forget)
+forgotten_on_demand(_OWNERS.forget)
 #: Labels and ports of a template that is worth keeping for the next pod; 1,024 of that size take 12 MB at most.
 _ORDINARY = 32
 

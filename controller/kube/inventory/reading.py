@@ -10,6 +10,7 @@ from typing import Any
 
 from controller.inventory.model import plain_address
 from controller.kube.reflector import Unreadable
+from controller.memory import forgotten_on_demand
 
 type Labels = tuple[tuple[str, str], ...]
 type Object = Mapping[str, Any]
@@ -31,6 +32,10 @@ class Shared[T: Hashable]:
         self._young: dict[T, T] = {}
         self._old: dict[T, T] = {}
 
+    def forget(self) -> None:
+        """Whatever was given; it is in use where it is in use."""
+        self._young, self._old = {}, {}
+
     def one(self, value: T) -> T:
         """The value itself, or an equal one that was given before."""
         found = self._young.get(value)
@@ -48,6 +53,7 @@ class Shared[T: Hashable]:
 
 #: Takes 3 MB when it is full.
 _WORDS = Shared[str](8192)
+forgotten_on_demand(_WORDS.forget)
 
 
 def shared(word: str) -> str:

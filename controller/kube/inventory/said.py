@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final
 
 from controller.injection.names import INSPECT_EGRESS, INSPECTABLE_HOSTS, OPAQUE_PORTS
@@ -27,6 +26,7 @@ from controller.injection.shared_annotations import (
     opaque_ports,
 )
 from controller.kube.inventory.reading import Object, part
+from controller.memory import remembered
 from graph.fields import Unfit
 from graph.model import InspectedHost
 from graph.wire.bounds import MAX_INSPECTED
@@ -84,7 +84,7 @@ def _bounded(written: object) -> str | None:
     return written[: MAX_VALUE + 1] if isinstance(written, str) else None
 
 
-@lru_cache(maxsize=1024)
+@remembered(1024)
 def _said(opaque: str | None, inspects: str | None) -> Said:
     problems: list[str] = []
     ports = _read(OPAQUE_PORTS, opaque, opaque_ports, problems)
@@ -92,7 +92,7 @@ def _said(opaque: str | None, inspects: str | None) -> Said:
     return Said(None if ports is None else tuple(ports), hosts or (), "; ".join(problems))
 
 
-@lru_cache(maxsize=1024)
+@remembered(1024)
 def _namespace_said(opaque: str | None, inspectable: str | None) -> NamespaceSaid:
     problems: list[str] = []
     ports = _read(OPAQUE_PORTS, opaque, opaque_ports, problems)

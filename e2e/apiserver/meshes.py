@@ -123,7 +123,7 @@ class Mesh:
         return await eventually_async(status)
 
 
-async def eventually(met: Callable[[], Any], seconds: float = 60.0) -> Any:
+async def eventually(met: Callable[[], Any], seconds: float = 120.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := met()):
         assert time.monotonic() < deadline, "the condition was not met in time"
@@ -131,7 +131,7 @@ async def eventually(met: Callable[[], Any], seconds: float = 60.0) -> Any:
     return found
 
 
-async def eventually_async(met: Callable[[], Awaitable[Any]], seconds: float = 60.0) -> Any:
+async def eventually_async(met: Callable[[], Awaitable[Any]], seconds: float = 120.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := await met()):
         assert time.monotonic() < deadline, "the condition was not met in time"

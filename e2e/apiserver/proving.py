@@ -70,7 +70,7 @@ class Cluster:
 
 async def sign(run: Running, token: str, instance: str) -> pb.SignResponse:
     request = pb.SignRequest(csr_der=make_csr(new_key()), service_account_token=token, instance=instance)
-    answer: pb.SignResponse = await rpc.IssuerStub(run.attesting()).Sign(request, timeout=20)
+    answer: pb.SignResponse = await rpc.IssuerStub(run.attesting()).Sign(request, timeout=120)
     return answer
 
 

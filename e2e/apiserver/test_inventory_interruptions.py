@@ -122,7 +122,7 @@ async def controller(state: Path, kubeconfig: Path) -> AsyncIterator[Controller]
 
 
 async def until(made: Controller, condition: Any) -> Any:
-    async with asyncio.timeout(60), made.engine.subscribe() as changes:
+    async with asyncio.timeout(120), made.engine.subscribe() as changes:
         while not condition(made.engine.view.inventory):
             await anext(changes)
     return made.engine.view.inventory

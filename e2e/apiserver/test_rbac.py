@@ -33,7 +33,7 @@ from tests.controller.running import Running, running
 MERGE = "application/merge-patch+json"
 STRATEGIC = "application/strategic-merge-patch+json"
 #: Everything that a controller does, once, on a busy machine.
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 
 WEBHOOKS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
 SPEC = {
@@ -42,7 +42,7 @@ SPEC = {
 }
 
 
-async def until[T](met: Callable[[], T], what: str, seconds: float = 60.0) -> T:
+async def until[T](met: Callable[[], T], what: str, seconds: float = 120.0) -> T:
     deadline = time.monotonic() + seconds
     while not (found := await asyncio.to_thread(met)):
         assert time.monotonic() < deadline, what
@@ -131,7 +131,7 @@ async def controller(installed: Installed, folder: Path, **changes: Any) -> Asyn
 async def attest(run: Running, installed: Installed, pod: str) -> str:
     token = installed.api.token(installed.space, "default", "hedgerow-controller", pod=pod)
     request = pb.SignRequest(csr_der=make_csr(new_key()), service_account_token=token, instance=pod)
-    answer: pb.SignResponse = await rpc.IssuerStub(run.attesting()).Sign(request, timeout=30)
+    answer: pb.SignResponse = await rpc.IssuerStub(run.attesting()).Sign(request, timeout=120)
     return answer.workload
 
 
@@ -142,7 +142,7 @@ async def everything(run: Running, installed: Installed) -> None:
     cluster = run.controller.cluster
     assert cluster is not None
     try:
-        await until(lambda: cluster.synced, "synced", 100)
+        await until(lambda: cluster.synced, "synced", 240)
     except AssertionError:
         raise AssertionError(cluster.supervision.waiting()) from None
     # attestation and the trust bundle
@@ -185,10 +185,10 @@ async def everything(run: Running, installed: Installed) -> None:
     await until(lambda: not installed.names("networkpolicies"), "no NetworkPolicies")
     for name in ("front", "cart"):
         api.request("DELETE", f"/api/v1/namespaces/{space}/pods/{name}", {"gracePeriodSeconds": 0})
-    await until(lambda: not installed.names("learnedpolicies"), "no LearnedPolicies", 100)
+    await until(lambda: not installed.names("learnedpolicies"), "no LearnedPolicies", 240)
     label = {"metadata": {"labels": {"hedgerow.dev/injection": None}}}
     api.request("PATCH", f"/api/v1/namespaces/{space}", label, content_type=MERGE)
-    await until(lambda: not installed.object(trust), "no trust bundle", 100)
+    await until(lambda: not installed.object(trust), "no trust bundle", 240)
 
 
 def plural(event: dict[str, Any]) -> tuple[str, str]:
@@ -243,7 +243,7 @@ async def test_where_somebody_else_makes_the_injector_s_certificate_it_needs_and
         async with controller(installed, tmp_path, injector_certificate="external") as run:
             cluster = run.controller.cluster
             assert cluster is not None
-            await until(lambda: cluster.synced, "synced", 100)
+            await until(lambda: cluster.synced, "synced", 240)
             assert await attest(run, installed, "cart") == f"{installed.space}/cart"
             trust = f"/api/v1/namespaces/{installed.space}/configmaps/hedgerow-trust"
             await until(lambda: installed.object(trust), "the trust bundle")
@@ -258,7 +258,7 @@ async def test_a_missing_rule_is_named_with_its_remedy_and_harms_nothing_else(
     installed = Installed(apiserver, lambda rule: not {"tokenreviews", "configmaps"} & {*rule["resources"]})
     async with controller(installed, tmp_path) as run:
         key = f"{installed.space}/cart"
-        await until(lambda: key in run.controller.engine.view.inventory.instances, "the inventory", 100)
+        await until(lambda: key in run.controller.engine.view.inventory.instances, "the inventory", 240)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await attest(run, installed, "cart")
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

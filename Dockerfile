@@ -12,7 +12,8 @@
 # Behind a mirror, say so with secrets, which stay out of the images; each may be left out:
 #     --secret id=pip,src=pip.conf --secret id=npm,src=.npmrc --secret id=apt,src=apt.conf
 #     --secret id=certificates,src=ca.pem    (every authority that pip and npm are to believe)
-# Secrets are mounted over nothing in the stage that the images stand on: buildah takes away afterwards what it mounted over.
+# The stage that the images stand on mounts its secret over nothing, in a folder that is there: buildah takes away what it
+# has mounted over, and leaves the folders that it has made.
 ARG PYTHON_IMAGE=python:3.13-slim-trixie@sha256:7c61056e61ac89e852de05f3dc6fa51a6dd2181797bceed46aa725dd7cb2cd3b
 ARG NODE_IMAGE=node:22-trixie-slim@sha256:b26b04c123d9ff8ab646ceb18b9d75a1173acf64b9a401094b906d27b29338d4
 
@@ -49,13 +50,13 @@ RUN pip wheel --no-deps --no-build-isolation --no-index --wheel-dir /wheels .
 # What both images stand on: Python, the tools that capture traffic, a user who owns nothing but their state. Python's own
 # modules come without their compiled form, which nobody could write later: each start would compile them in memory.
 FROM ${PYTHON_IMAGE} AS runtime
-RUN --mount=type=secret,id=apt \
-    if [ -f /run/secrets/apt ]; then export APT_CONFIG=/run/secrets/apt; fi \
+RUN --mount=type=secret,id=apt,target=/run/apt.conf \
+    if [ -f /run/apt.conf ]; then export APT_CONFIG=/run/apt.conf; fi \
     && apt-get update \
     && apt-get install --yes --no-install-recommends iptables nftables \
     && pip uninstall --yes --quiet --root-user-action ignore pip \
     && rm -rf /usr/local/lib/python3.13/ensurepip \
-    && python -m compileall -q --invalidation-mode unchecked-hash /usr/local/lib/python3.13 \
+    && python -m compileall -q -f --invalidation-mode unchecked-hash /usr/local/lib/python3.13 \
     && groupadd --gid 1337 hedgerow \
     && useradd --uid 1337 --gid 1337 --home-dir /var/lib/hedgerow --no-create-home --shell /usr/sbin/nologin hedgerow \
     && install --directory --owner 1337 --group 1337 --mode 0750 /var/lib/hedgerow \
@@ -77,7 +78,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
         --requirement /requirements/sidecar.txt \
     && find /opt/hedgerow/bin -type f -delete \
     && pip --python /opt/hedgerow/bin/python install --no-deps --no-index --no-compile /wheels/*.whl \
-    && python -m compileall -q --invalidation-mode unchecked-hash /opt/hedgerow/lib
+    && python -m compileall -q -f --invalidation-mode unchecked-hash /opt/hedgerow/lib
 
 FROM packages AS controller-packages
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
@@ -86,7 +87,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
         --requirement /requirements/controller.txt \
     && find /opt/hedgerow/bin -type f -delete \
     && pip --python /opt/hedgerow/bin/python install --no-deps --no-index --no-compile /wheels/*.whl \
-    && python -m compileall -q --invalidation-mode unchecked-hash /opt/hedgerow/lib
+    && python -m compileall -q -f --invalidation-mode unchecked-hash /opt/hedgerow/lib
 
 # The bills of materials, read from what the images will really hold.
 FROM runtime AS sidecar-bill

@@ -71,6 +71,7 @@ def unpack(archive: Path, root: Path) -> Unpacked:
         for name in manifest["Layers"]:
             with tarfile.open(fileobj=_member(whole, name)) as layer:
                 _apply(layer, root)
+    root.chmod(0o755)  # temporary directories are their owner's alone, and no layer says how the root is
     return Unpacked(root, config["config"])
 
 

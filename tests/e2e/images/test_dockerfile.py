@@ -93,7 +93,7 @@ def test_the_build_tools_that_are_installed_need_no_others() -> None:
 def test_secrets_are_mounted_over_nothing_that_the_images_hold() -> None:
     (install,) = [rest for instruction, rest in stages()["runtime"][1] if instruction == "RUN"]
 
-    assert re.findall(r"--mount=(\S+)", install) == ["type=secret,id=apt"]
+    assert re.findall(r"--mount=(\S+)", install) == ["type=secret,id=apt,target=/run/apt.conf"]
     for _, steps in stages().values():
         for instruction, rest in steps:
             if instruction == "RUN":

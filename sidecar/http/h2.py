@@ -118,7 +118,7 @@ class H2Lane(LegRelay):
         self._parting: float | None = None  # until when the client, who was refused, may take our last word
         self._drop_left = 0  # bytes that it may send meanwhile
         settings = site.settings
-        self._from_client = FrameReader(
+        self._from_client: FrameReader | None = FrameReader(
             settings, self._asked, self._request_data, self._given_up, preface=True, check=check_fields
         )
         self._from_server: FrameReader | None = FrameReader(
@@ -142,6 +142,8 @@ class H2Lane(LegRelay):
             self._from_application(data)
             return
         reader = self._from_client
+        if reader is None:
+            return  # it is over
         try:
             reader.feed(data)
         except Malformed as error:
@@ -344,7 +346,8 @@ class H2Lane(LegRelay):
         self._site.unobserved[reason] += 1
 
     def _farewell(self) -> None:
-        """The connection is over, and what was under way on it."""
+        """The connection is over, and what was under way on it. Its readers tell us, and would keep us alive."""
+        self._from_client = None
         self._site.forget(self)
         self._tell_all()
 

@@ -21,6 +21,7 @@ import uvloop
 from certs.ca import CertificateAuthority
 from graph.wire import codec
 from graph.wire import hedgerow_pb2 as pb
+from sidecar.authority import PolicyAuthority
 from sidecar.dataplane.proxy import DataPlane
 from sidecar.dataplane.settings import DataPlaneSettings, ExplicitInbound, ExplicitOutbound
 from sidecar.dataplane.sockets import Address
@@ -28,7 +29,8 @@ from sidecar.http.settings import HttpSettings
 from sidecar.http.site import HttpSite
 from sidecar.inspect.hub import Inspection
 from sidecar.inspect.settings import InspectSettings, Limits
-from tests.sidecar.dataplane.stand_ins import HeldDirectory, HeldPolicy, credentials
+from sidecar.settings import Unsynced
+from tests.sidecar.dataplane.stand_ins import HeldDirectory, credentials
 
 #: Seconds between two looks at the time that went by.
 _BEAT = 0.001
@@ -65,6 +67,9 @@ class Process:
             codec.destination_from_message(pb.Destination.FromString(base64.b64decode(each)))
             for each in config["directory"]
         )
+        loop = asyncio.get_running_loop()
+        authority = PolicyAuthority(own.identity, Unsynced.DENY, ("127.0.0.1",), time.time, loop.call_later)
+        authority.apply(snapshot)
         settings = dict(config["settings"])
         http = HttpSettings(**settings.pop("http", {}))
         limits = Limits(**settings.pop("inspect", {}))
@@ -88,7 +93,7 @@ class Process:
                 http=http,
                 **settings,
             ),
-            HeldPolicy(snapshot),
+            authority,
             directory,
             own,
             self.flows,

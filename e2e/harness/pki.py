@@ -6,10 +6,10 @@ Keys are P-256 (the token key RSA, which every client library verifies) and live
 from __future__ import annotations
 
 import base64
-import datetime
 import ipaddress
 import json
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-_LIFETIME = datetime.timedelta(days=2)
+from certs.template import begun, key_usage
+
+#: Seconds that a certificate is good for, and before now, for clocks that differ.
+_LIFETIME, _EARLIER = 2 * 86_400.0, 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +45,9 @@ class Authority:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._subject = _name(name)
         built = (
-            _builder(self._subject, self._subject, self._key.public_key())
+            _begun(self._subject, self._subject, self._key.public_key())
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_key_usage(authority=True), critical=True)
+            .add_extension(key_usage(signs=True), critical=True)
         )
         self._certificate = built.sign(self._key, hashes.SHA256())
         self.pair = _write(directory, name, self._certificate, self._key)
@@ -76,9 +79,9 @@ class Authority:
     ) -> Pair:
         key = ec.generate_private_key(ec.SECP256R1())
         built = (
-            _builder(subject, self._subject, key.public_key())
+            _begun(subject, self._subject, key.public_key())
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(authority=False), critical=True)
+            .add_extension(key_usage(signs=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )
@@ -121,32 +124,10 @@ def _name(common_name: str, organization: str = "") -> x509.Name:
     return x509.Name(attributes)
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(minutes=5))
-        .not_valid_after(now + _LIFETIME)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-    )
-
-
-def _key_usage(*, authority: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not authority,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=authority,
-        crl_sign=authority,
-        encipher_only=False,
-        decipher_only=False,
-    )
+def _begun(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+    now = time.time()
+    made = begun(key, subject, issuer, now - _EARLIER, now + _LIFETIME)
+    return made.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
 
 
 def _write(directory: Path, name: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> Pair:

@@ -118,15 +118,18 @@ class Kubelet:
         number = next(_GIVEN)
         return f"{self._network}.{number // 250}.{number % 250 + 1}"
 
-    async def run(self, namespace: str, name: str, *, ready: bool = True, address: str = "") -> str:
-        """Let a pod run. :returns: its address"""
+    async def run(
+        self, namespace: str, name: str, *, ready: bool = True, address: str = "", also: tuple[str, ...] = ()
+    ) -> str:
+        """Let a pod run. :param also: its address of the other IP family :returns: its address"""
         at = address or self.address()
         condition = {
             "type": "Ready",
             "status": "True" if ready else "False",
             "lastTransitionTime": "2026-01-01T00:00:00Z",
         }
-        status = {"phase": "Running", "podIP": at, "podIPs": [{"ip": at}], "conditions": [condition]}
+        status = {"phase": "Running", "podIP": at, "podIPs": [{"ip": each} for each in (at, *also)]}
+        status["conditions"] = [condition]
         await self.client.patch(PODS, name, {"status": status}, namespace, subresource="status")
         return at
 

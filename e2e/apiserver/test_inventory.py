@@ -255,6 +255,42 @@ async def test_pods_on_their_nodes_network_have_no_address_of_their_own(
     assert not known.workloads[WorkloadRef(namespace, "agent")].meshed
 
 
+async def test_each_address_leads_where_its_family_does_and_those_from_outside_to_nobody(
+    apiserver: ApiServer, client: Client, kubelet: Kubelet, namespace: str
+) -> None:
+    given = service("cart", {"app": "cart"}, type="LoadBalancer", externalIPs=["203.0.113.7"])
+    await deploy(client, namespace, deployment("cart"), given)
+    [name] = await kubelet.wait_for(namespace, "app=cart", 1)
+    four, six = kubelet.address(), "fd00:10:244::17"
+    await kubelet.run(namespace, name, address=four, also=(six,))
+    # this cluster's services have addresses of one family; what is behind them may have both
+    by_hand = endpoint_slice("cart-six", "cart", 8080, six)
+    await deploy(client, namespace, by_hand | {"addressType": "IPv6"})
+    balanced = {"status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.9"}]}}}
+    await client.patch(SERVICES, "cart", balanced, namespace, subresource="status")
+    written = next(each for each in await client.every(SERVICES, namespace) if each["metadata"]["name"] == "cart")
+    assert written["status"]["loadBalancer"]["ingress"][0]["ip"] == "203.0.113.9"
+    assert written["spec"]["externalIPs"] == ["203.0.113.7"]
+    cart, key = WorkloadRef(namespace, "cart"), f"{namespace}/cart"
+
+    def complete(now: Inventory) -> bool:
+        entries = now.services[key].ports if key in now.services else ()
+        return any({each.address for each in port.endpoints or ()} == {four, six} for port in entries)
+
+    async with watching(apiserver.kubeconfig) as watcher:
+        known = await watcher.until(complete, "both slices of the service")
+    assert known.services[key].addresses == tuple(written["spec"]["clusterIPs"])
+    assert endpoints(known, key) == [(four, 8080, str(cart), True)], "of the family of the address that was asked for"
+    for address in (four, six):
+        found = known.resolve(address, 8080)
+        assert [(each.instance, each.address) for each in found.endpoints] == [(name, address)]
+        assert known.attributed(WorkloadRef.external(address)) == cart
+    for address in ("203.0.113.7", "203.0.113.9"):
+        assert known.resolve(address, 80).workload is None
+        assert not known.resolve(address, 80).endpoints
+        assert known.attributed(WorkloadRef.external(address)).is_external
+
+
 async def test_the_clusters_networks_are_known(apiserver: ApiServer, kubelet: Kubelet) -> None:
     async with watching(apiserver.kubeconfig) as watcher:
         known = await watcher.until(lambda now: len(now.networks) > 2)

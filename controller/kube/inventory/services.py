@@ -41,7 +41,7 @@ def service_of(facts: ServiceFacts, slices: Iterable[SliceFacts], workload: Work
 
 
 def _port(facts: ServicePortFacts, slices: Sequence[SliceFacts]) -> ServicePort:
-    found: dict[tuple[str, int], bool] = {}
+    ready: dict[tuple[str, int], bool] = {}
     ending: dict[tuple[str, int], bool] = {}
     for each in slices:
         for port in each.ports:
@@ -50,14 +50,28 @@ def _port(facts: ServicePortFacts, slices: Sequence[SliceFacts]) -> ServicePort:
             for endpoint in each.endpoints:
                 for address in endpoint.addresses[:1]:  # the others are the same place (discovery.k8s.io/v1)
                     at = address, port.number
-                    found[at] = found.get(at, False) or endpoint.ready
+                    ready[at] = ready.get(at, False) or endpoint.ready
                     ending[at] = ending.get(at, False) or endpoint.serving
-    if not any(found.values()):
-        found = ending  # where all that is left is ending, it serves to the end, as with kube-proxy
-    numbers = Counter(number for _, number in found)
+    numbers = Counter(number for _, number in ready)
     target = min(numbers, key=lambda number: (-numbers[number], number), default=facts.target or facts.number)
-    endpoints = [ServiceEndpoint(address, number, ready) for (address, number), ready in sorted(found.items())]
-    return ServicePort(facts.number, target, facts.protocol, facts.name, tuple(endpoints[:MAX_ENDPOINTS]))
+    families = [_family([at for at in sorted(ready) if (":" in at[0]) is six], ready, ending) for six in (False, True)]
+    return ServicePort(facts.number, target, facts.protocol, facts.name, _within_bounds(*families))
+
+
+def _family(
+    places: list[tuple[str, int]], ready: dict[tuple[str, int], bool], ending: dict[tuple[str, int], bool]
+) -> list[ServiceEndpoint]:
+    """The endpoints of one IP family. A connection to a service's address of one has no use for those of the other, so
+    each is judged by itself: where all that is left is ending, it serves to the end, as with kube-proxy."""
+    said = ready if any(ready[at] for at in places) else ending
+    return [ServiceEndpoint(*at, said[at]) for at in places]
+
+
+def _within_bounds(four: list[ServiceEndpoint], six: list[ServiceEndpoint]) -> tuple[ServiceEndpoint, ...]:
+    """As many as can be told of, of both families where there are both."""
+    half = MAX_ENDPOINTS // 2
+    kept = four[: max(half, MAX_ENDPOINTS - len(six))]
+    return (*kept, *six[: MAX_ENDPOINTS - len(kept)])
 
 
 def endpoint_addresses(slices: Iterable[SliceFacts]) -> set[str]:

@@ -22,7 +22,7 @@ from tests.controller.running import running
 #: Fewer objects are not worth giving anything back (`controller.kube.inventory.following`).
 WORKLOADS, PODS_EACH = 90, 10
 #: Of what the pods and their services added to the blocks in use: what may be left when nine tenths of both are gone.
-#: Measured: 0.17. While somebody holds one inventory of before: 0.35; when nothing that was remembered is forgotten: 0.32.
+#: Measured: 0.17. While somebody holds one inventory of before: 0.35; when nothing remembered is forgotten: 0.32.
 LEFT = 0.25
 
 

@@ -91,7 +91,7 @@ class Worker:
 
     async def began(self) -> None:
         await self._began.wait()
-        if self._state is None or self._refusing:
+        if self._refusing:  # without a state it would only be reading it again
             raise _stopped()
 
     async def stop(self) -> None:

@@ -143,6 +143,24 @@ async def test_an_operation_that_breaks_half_way_spoils_nothing_and_nobody(tmp_p
         assert "half" not in {entry.action for entry in page.entries}
 
 
+async def test_a_fault_in_the_first_moment_is_not_taken_for_the_end(tmp_path: Path, clock: Clock) -> None:
+    """Whoever waits for the start must not hear that there is no engine, nor wait for one that serves to end."""
+
+    def breaks(state: Any, now: float) -> None:
+        raise RuntimeError("a fault of ours")
+
+    engine = Engine(SqliteStore(tmp_path / "controller.db"), TRUST_DOMAIN, SETTINGS, clock)
+    asked = asyncio.create_task(engine._worker.ask(breaks))
+    await asyncio.sleep(0)  # it waits for the engine's first turn
+    task = asyncio.create_task(engine.run())
+    await asyncio.wait_for(engine.started(), 60)
+    with pytest.raises(NotReady, match="RuntimeError"):
+        await asked
+    await engine.tick()
+    await engine.stop()
+    await task
+
+
 async def test_a_sender_that_gives_up_before_its_turn_leaves_nothing(tmp_path: Path, clock: Clock) -> None:
     async with running(tmp_path, clock) as engine:
         asked = asyncio.ensure_future(engine.set_mode(CART, None, Mode.AUDIT, None, "ann", "x"))

@@ -80,7 +80,7 @@ class Hedgerow:
             pods = self.cluster.request("GET", f"/api/v1/namespaces/{SYSTEM}/pods")["items"]
             return [pod["metadata"]["name"] for pod in pods if "deletionTimestamp" in pod["metadata"]]
 
-        until(lambda: not ending(), "the pods of the release before gone", seconds=120)
+        until(lambda: not ending(), "the pods of the release before gone")
 
     def uninstall(self) -> None:
         """``helm uninstall``, and wait until what it deletes is gone."""
@@ -188,7 +188,7 @@ class Hedgerow:
         """The graph's edges by their id."""
         return {each["id"]: each for each in self.call("GET", "/graph")["edges"]}
 
-    def until_edges(self, wanted: Iterator[str] | set[str], state: str, seconds: float = 120.0) -> None:
+    def until_edges(self, wanted: Iterator[str] | set[str], state: str, seconds: float = 240.0) -> None:
         """Wait until all of ``wanted`` are in a state of the learner's."""
         names = set(wanted)
 

@@ -30,7 +30,7 @@ with grpc.secure_channel(place, grpc.ssl_channel_credentials(roots)) as channel:
     for instance in sys.argv[1:]:
         request = pb.SignRequest(csr_der=make_csr(new_key()), service_account_token=token, instance=instance)
         try:
-            rpc.IssuerStub(channel).Sign(request, timeout=30)
+            rpc.IssuerStub(channel).Sign(request, timeout=120)
             said[instance] = "signed"
         except grpc.RpcError as error:
             said[instance] = error.code().name

@@ -166,20 +166,20 @@ def test_what_is_asked_of_the_named_host_is_read(world: World) -> None:
     def read() -> bool:
         return sum(each["requests"] for each in flows(world, world.permitted, "api") if each["operation"] == READ) >= 2
 
-    until(read, "the operation in the graph", seconds=60)
+    until(read, "the operation in the graph")
     edges = world.hedgerow.edges()
     assert f"{world.permitted}/client->-/{world.host('api')}:{PORT}/TCP" in edges
 
 
 def test_another_host_behind_the_same_address_is_passed_through(world: World) -> None:
     assert world.ask(world.permitted, "www", "/v1/17") == [THEIRS, "200 GET /v1/17"]
-    until(lambda: flows(world, world.permitted, "www"), "the connection in the graph", seconds=60)
+    until(lambda: flows(world, world.permitted, "www"), "the connection in the graph")
     assert {each["operation"] for each in flows(world, world.permitted, "www")} == {""}
 
 
 def test_where_the_namespace_does_not_permit_it_nothing_is_read_and_everything_works(world: World) -> None:
     assert world.ask(world.unpermitted, "api", "/v1/17") == [THEIRS, "200 GET /v1/17"]
-    until(lambda: flows(world, world.unpermitted, "api"), "the connection in the graph", seconds=60)
+    until(lambda: flows(world, world.unpermitted, "api"), "the connection in the graph")
     assert {each["operation"] for each in flows(world, world.unpermitted, "api")} == {""}
     logs = world.hedgerow.cluster.kubectl("-n", "hedgerow-system", "logs", "deployment/hedgerow-controller")
     assert f"{world.unpermitted}/client: asks to have {world.host('api')}:{PORT} inspected" in logs
@@ -208,7 +208,7 @@ def test_an_operation_that_is_denied_is_refused_and_the_rest_goes_on(world: Worl
         seen = world.ask(world.permitted, "api", "/v1/17", "/v2")
         return seen[:2] == [OURS, "200 GET /v1/17"] and seen[2].startswith("403 ")
 
-    until(judged, "the operation to be refused", seconds=90)
+    until(judged, "the operation to be refused")
 
 
 def test_the_application_holds_no_key_and_can_not_change_what_it_trusts(world: World) -> None:

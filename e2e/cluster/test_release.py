@@ -127,7 +127,7 @@ def test_no_request_fails_when_hedgerow_is_taken_away_and_nothing_of_it_is_left(
             return not left
 
         try:
-            until(none_left, "everything of ours gone", seconds=60)
+            until(none_left, "everything of ours gone")
         except Exception as error:
             raise AssertionError(f"{error}: {json.dumps(left, indent=1)}") from None
     assert stranger_is_refused(cluster), "pods keep their last policy"

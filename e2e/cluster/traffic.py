@@ -111,7 +111,7 @@ def rolled(cluster: Cluster, namespace: str, name: str) -> None:
     cluster.kubectl(*command, seconds=210)
     wanted = cluster.request("GET", f"/apis/apps/v1/namespaces/{namespace}/deployments/{name}")["spec"]["replicas"]
     what = f"{wanted} pods of {name}, and none that ends"
-    until(lambda: len(pods(cluster, namespace, name)) == wanted, what, seconds=120)
+    until(lambda: len(pods(cluster, namespace, name)) == wanted, what)
 
 
 class Traffic:
@@ -128,7 +128,7 @@ class Traffic:
         said = self._cluster.kubectl(*command).strip()
         return Count.read(said) if said else Count(0, 0, 0, 0, (), {})
 
-    def answered(self, more: int = _PROOF, *, seconds: float = 60) -> None:
+    def answered(self, more: int = _PROOF, *, seconds: float = 240) -> None:
         """Wait until so many more requests were answered."""
         goal = self.count().answered + more
         until(lambda: self.count().answered >= goal, f"{more} more answers", seconds=seconds)

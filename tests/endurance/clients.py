@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections import Counter
+import math
+from collections import Counter, deque
 from types import TracebackType
 from typing import Self
 
@@ -27,17 +28,18 @@ class HttpLoad:
     connections. Nothing is tried again.
 
     :param rate: requests a second
-    :param reuse: requests on one kept connection, after which the client ends it
-    :ivar dismissed: answers by which the server ended a connection that was to be kept
+    :param age: seconds after which the client ends a kept connection instead of using it again
+    :ivar dismissed: connections that were to be kept and that the server ended, by an answer or between two; a client
+        that has been told so makes another one
     """
 
     _numbers = itertools.count()
 
-    def __init__(self, port: int, rate: float, *, reuse: int) -> None:
+    def __init__(self, port: int, rate: float, *, age: float = math.inf) -> None:
         self._port = port
         self._rate = rate
-        self._reuse = reuse
-        self._kept: list[tuple[Connection, int]] = []
+        self._age = age
+        self._kept: deque[tuple[Connection, float]] = deque()  # with when they were made
         self._running: set[asyncio.Task[None]] = set()
         self.outcomes: Counter[str] = Counter()
         self.dismissed = 0
@@ -74,19 +76,29 @@ class HttpLoad:
     async def _connect(self) -> Connection:
         return await asyncio.open_connection(HOST, self._port)
 
+    async def _take(self) -> tuple[Connection, float]:
+        """The kept connection that was not used for the longest time, if it may be used; else another one."""
+        now = asyncio.get_running_loop().time()
+        while self._kept:
+            (reader, writer), made = self._kept.popleft()
+            if not reader.at_eof() and now - made < self._age:
+                return (reader, writer), made
+            self.dismissed += reader.at_eof()
+            await _close(writer)
+        return await self._connect(), now
+
     async def _ask(self, *, keep: bool) -> None:
         try:
             async with asyncio.timeout(PATIENCE):
-                kept = self._kept.pop() if keep and self._kept else None
-                connection, used = kept if kept is not None else (await self._connect(), 0)
+                connection, made = await self._take() if keep else (await self._connect(), 0.0)
                 try:
                     last = await self._request(connection, keep=keep)
                 except BaseException:
                     connection[1].transport.abort()
                     raise
                 self.dismissed += keep and last
-                if keep and not last and used + 1 < self._reuse:
-                    self._kept.append((connection, used + 1))
+                if keep and not last:
+                    self._kept.append((connection, made))
                 else:
                     await _close(connection[1])
             outcome = "answered"

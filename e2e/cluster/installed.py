@@ -70,7 +70,7 @@ class Hedgerow:
 
     def roll_back(self, revision: int) -> None:
         """``helm rollback``."""
-        self._run("rollback", "hedgerow", str(revision), "--namespace", SYSTEM, "--wait", "--timeout", "180s")
+        self._run("rollback", "hedgerow", str(revision), "--namespace", SYSTEM, "--wait", "--timeout", "300s")
         self._alone()
 
     def _alone(self) -> None:
@@ -85,15 +85,15 @@ class Hedgerow:
     def uninstall(self) -> None:
         """``helm uninstall``, and wait until what it deletes is gone."""
         self.disconnect()
-        self._run("uninstall", "hedgerow", "--namespace", SYSTEM, "--wait", "--timeout", "180s")
+        self._run("uninstall", "hedgerow", "--namespace", SYSTEM, "--wait", "--timeout", "300s")
 
     def _helm(self, verb: str, values: dict[str, Any], *flags: str) -> None:
-        common = ["--namespace", SYSTEM, "--wait", "--timeout", "180s", "--values", "-"]
+        common = ["--namespace", SYSTEM, "--wait", "--timeout", "300s", "--values", "-"]
         self._run(verb, "hedgerow", str(CHART), *common, *flags, stdin=yaml.safe_dump(values))
 
     def _run(self, *words: str, stdin: str = "") -> None:
         try:
-            self.cluster.helm(*words, stdin=stdin, seconds=200)
+            self.cluster.helm(*words, stdin=stdin, seconds=320)
         except Exception as error:
             raise AssertionError(f"{error}\n{self.state()}") from error
 

@@ -16,7 +16,7 @@ from tests.sidecar.dataplane.netns import Pod
 LIMIT = 1 << 18
 
 
-async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait for a condition that nobody announces."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - what it looks at is in another process, or has no event
@@ -165,7 +165,7 @@ async def refused(pod: Pod, address: str, port: int) -> None:
         return
     try:
         writer.write(b"ECHO\nhello")
-        data = await asyncio.wait_for(reader.read(100), 20)
+        data = await asyncio.wait_for(reader.read(100), 60)
     except ConnectionResetError:
         return
     finally:

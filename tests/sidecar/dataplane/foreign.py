@@ -205,7 +205,7 @@ class TlsPeer:
             await asyncio.get_running_loop().sock_sendall(self.sock, data)
 
     async def _more(self) -> bytes:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             data = await asyncio.get_running_loop().sock_recv(self.sock, 262_144)
         self._in.write(data)
         return data
@@ -293,7 +293,7 @@ class Envoy:
             assert self._process.poll() is None, self.log
             assert time.monotonic() < end, self.log
             if self._admin.exists() and (admin := self._admin.read_text()):
-                with urllib.request.urlopen(f"http://{admin}/listeners?format=json", timeout=10) as answer:
+                with urllib.request.urlopen(f"http://{admin}/listeners?format=json", timeout=60) as answer:
                     said = json.load(answer).get("listener_statuses", [])
                 ports = {one["name"]: one["local_address"]["socket_address"]["port_value"] for one in said}
                 if set(ports) == names:
@@ -307,7 +307,7 @@ class Envoy:
     def statistics(self, names: str) -> dict[str, int]:
         """Envoy's own counters whose names contain ``names``."""
         address = f"http://{self._admin.read_text()}/stats?format=json&filter={names}"
-        with urllib.request.urlopen(address, timeout=10) as answer:
+        with urllib.request.urlopen(address, timeout=60) as answer:
             return {one["name"]: one["value"] for one in json.load(answer)["stats"] if "name" in one}
 
     def stop(self) -> None:

@@ -23,7 +23,7 @@ STREAM = 1
 #: Bytes that may be held in a rig, unless a test says otherwise.
 BUDGET = 16 << 20
 #: Seconds after which something that must happen counts as not happening.
-PATIENCE = 20.0
+PATIENCE = 60.0
 #: A chunk that the far end writes or reads at once.
 CHUNK = 65_536
 

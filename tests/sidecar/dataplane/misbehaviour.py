@@ -14,7 +14,7 @@ from tests.sidecar.dataplane.world import free_port
 
 HOST = "127.0.0.1"
 #: Seconds after which something that must happen counts as not happening.
-PATIENCE = 10.0
+PATIENCE = 60.0
 #: Seconds without a word after which a connection counts as open and silent, where that is what is expected.
 QUIET = 0.4
 
@@ -109,6 +109,7 @@ def refuses_late(sock: socket.socket, scene: Scene) -> None:
     """Reads the head of an upload, lets it come until nothing goes any more, and then refuses it."""
     sock.recv(len(ENDLESS), socket.MSG_WAITALL)
     scene.wait()
+    leave_unread(sock)
     sock.sendall(TOO_LARGE)
     sock.close()
 
@@ -125,7 +126,7 @@ def unread(data: bytes, then: Callable[[socket.socket], None], *, head: bool = F
         if head:
             rest = sock.recv(len(POST), socket.MSG_WAITALL)
             assert rest == POST[: len(rest)] or b"POST" in rest
-        select.select([sock], [], [], PATIENCE)
+        leave_unread(sock)
         if data:
             sock.sendall(data)
         then(sock)
@@ -152,9 +153,15 @@ def speaks_first(sock: socket.socket, scene: Scene) -> None:
     sock.close()
 
 
+def leave_unread(sock: socket.socket) -> None:
+    """Wait until something has come, so that it is there, and not read, when the socket is closed: that is a reset."""
+    assert select.select([sock], [], [], PATIENCE)[0], "nothing came"
+
+
 def never_reads(then: Callable[[socket.socket], None]) -> Application:
     def application(sock: socket.socket, scene: Scene) -> None:
         scene.wait()
+        leave_unread(sock)
         then(sock)
 
     return application

@@ -16,7 +16,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def ip(*arguments: str) -> str:
     """Run ``ip``; a failure shows what it said."""
-    result = subprocess.run(["ip", *arguments], capture_output=True, text=True, timeout=30)
+    result = subprocess.run(["ip", *arguments], capture_output=True, text=True, timeout=60)
     if result.returncode:
         raise RuntimeError(f"ip {' '.join(arguments)}: {result.stderr.strip()}")
     return result.stdout
@@ -41,7 +41,7 @@ class Namespace:
         self._thread = ThreadPoolExecutor(1, initializer=_enter, initargs=(name,))
 
     def call[T](self, function: Callable[[], T]) -> T:
-        return self._thread.submit(function).result(timeout=30)
+        return self._thread.submit(function).result(timeout=60)
 
     def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
         return self.call(lambda: socket.socket(family, kind, protocol))

@@ -148,7 +148,7 @@ class Outside:
         else:
             context = self.client(*alpn, trusts=trusts)
             reader, writer = await asyncio.open_connection(
-                HOST, self.door, ssl=context, server_hostname=host, ssl_handshake_timeout=20
+                HOST, self.door, ssl=context, server_hostname=host, ssl_handshake_timeout=60
             )
         self.stack.callback(writer.close)
         return reader, writer
@@ -167,7 +167,7 @@ class Outside:
 
 
 async def response(reader):
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         head = await reader.readuntil(b"\r\n\r\n")
         size = next(
             int(line.partition(b":")[2]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")

@@ -58,7 +58,7 @@ class Rekeying:
         (folder / "chain").write_text(pem_text(chain_der))
         (folder / "key").write_bytes(key_to_pem(key))
         self._lib = lib = _libssl()
-        self._sock = socket.create_connection((host, port), timeout=20)
+        self._sock = socket.create_connection((host, port), timeout=60)
         self._sock.settimeout(None)
         self._context = lib.SSL_CTX_new(lib.TLS_client_method())
         assert lib.SSL_CTX_use_certificate_chain_file(self._context, bytes(folder / "chain")) == 1

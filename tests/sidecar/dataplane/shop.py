@@ -17,7 +17,7 @@ STRICT = ALLOW | {"tls": "strict"}
 async def ended(reader):
     """Wait until the connection ends badly."""
     with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await reader.readexactly(1)
 
 

@@ -36,7 +36,7 @@ async def test_an_endpoint_that_was_dead_is_used_again_when_it_lives(network, si
         for _ in range(10):
             assert await attempt(client), "the other is tried, and then left out"
         returned = sidecars(second, "shop/cart", policy=STRICT)
-        async with apps.server(second, PORT), asyncio.timeout(30):
+        async with apps.server(second, PORT), asyncio.timeout(60):
             while not returned.flows():
                 assert await attempt(client)
     assert not [flow for flow in front.flows() if flow["failed"] or flow["verdict"] != "allow"]
@@ -60,7 +60,7 @@ async def test_when_nobody_lives_every_connection_is_refused_and_the_first_that_
     for _ in range(3):
         assert not await attempt(client)
     sidecars(second, "shop/cart", policy=STRICT)
-    async with apps.server(second, PORT), asyncio.timeout(30):
+    async with apps.server(second, PORT), asyncio.timeout(60):
         while not await attempt(client):
             pass
 
@@ -73,7 +73,7 @@ async def test_a_call_to_our_own_service_stays_in_the_pod_or_goes_to_another(net
         sidecars(pod, "shop/cart", policy={"rules": [rule], "tls": mode}, directory=[service(*pods)]) for pod in pods
     ]
     async with apps.server(pods[0], PORT), apps.server(pods[1], PORT):
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not carts[1].flows(direction="inbound") or len(carts[0].flows(direction="outbound")) < 20:
                 assert await attempt(pods[0])
     here, there = len(carts[0].flows(direction="outbound")), len(carts[1].flows(direction="inbound"))

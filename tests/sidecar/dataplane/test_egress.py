@@ -145,7 +145,7 @@ async def answered(pod, address, data, port=PORT, *, pieces=1):
             writer.write(data[start : start + step])
             await writer.drain()
             await asyncio.sleep(0)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await reader.readexactly(len(data)) == data
     except (ConnectionError, asyncio.IncompleteReadError):
         return False
@@ -248,7 +248,7 @@ async def test_half_a_claim_is_no_claim(pods, sidecars):
         writer.write(b"GET / HT")
         writer.write_eof()
         with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
-            await asyncio.wait_for(reader.readexactly(1), 20)
+            await asyncio.wait_for(reader.readexactly(1), 60)
         await apps.close(writer)
     assert {flow["destination"] for flow in front.flows()} == {f"-/{server.address}"}
 
@@ -281,7 +281,7 @@ async def test_a_new_policy_ends_what_is_open_by_name(pods, sidecars):
         await reader.readexactly(len(get(API)))
         front.do("policy", policy=allow(OTHER))
         with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
-            await asyncio.wait_for(reader.readexactly(1), 20)
+            await asyncio.wait_for(reader.readexactly(1), 60)
         await apps.close(writer)
 
 
@@ -293,7 +293,7 @@ def ask(pod, host, server=("10.96.0.10", 53), kind=dns.A):
 
     def asking():
         with socket.socket(socket.AF_INET6 if ":" in server[0] else socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(10)
+            sock.settimeout(60)
             sock.sendto(dns.query(host, kind), server)
             data, source = sock.recvfrom(4096)
             assert source[:2] == server

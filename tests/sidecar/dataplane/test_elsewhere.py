@@ -38,7 +38,7 @@ async def begun(raw, stream, said=b"hello"):
 
 async def was_reset(reader):
     with pytest.raises(ConnectionResetError):
-        await asyncio.wait_for(reader.read(), 20)
+        await asyncio.wait_for(reader.read(), 60)
 
 
 async def answering(world):

@@ -204,7 +204,7 @@ async def test_the_looks_are_taken_by_themselves_and_end_with_the_data_path():
 
     guards.start(asyncio.get_running_loop(), end_idle)
     assert guards.shedding, "the first look at memory is the start's"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await looked.wait()
         while not holder.ended:  # noqa: ASYNC110  # nobody tells of it
             await asyncio.sleep(0.005)

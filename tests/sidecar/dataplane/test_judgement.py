@@ -120,7 +120,7 @@ async def test_a_server_that_speaks_first_to_a_client_without_a_sidecar(pods, si
     sidecars(server, "shop/cart", policy={"inbound": "learn"})
     async with apps.server(server, PORT, apps.greet):
         reader, writer = await apps.connect(client, server.address, PORT)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert await reader.readline() == b"220 ready\r\n"
         await apps.close(writer)
 
@@ -224,7 +224,7 @@ def intrude(context, server):
     """A raw client that speaks our ALPN and must not get as far as reading anything."""
     # wrapped before it connects: wrapping a connection that the peer has reset already leaves its socket open
     with context.wrap_socket(socket.socket(), server_hostname="x") as tls:
-        tls.settimeout(20)
+        tls.settimeout(60)
         tls.connect((server.address, PORT))
         tls.sendall(b"\x00\x01\x00\x01\x00\x00\x00\x01\x00\x00\x00\x00")
         data = tls.recv(100)

@@ -39,7 +39,7 @@ async def plain(world):
 
 
 async def read_all(reader):
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await reader.read(1 << 16):
             pass
 
@@ -112,7 +112,7 @@ async def test_a_slow_client_that_takes_something_gets_everything(world):
     writer.write(b"GET 7 20000000\n")
     got = 0
     while got < 20_000_000:
-        got += len(await asyncio.wait_for(reader.read(1 << 18), 20))
+        got += len(await asyncio.wait_for(reader.read(1 << 18), 60))
         if got < 8_000_000 and got % 3 == 0:
             await asyncio.sleep(0.01)
     await apps.close(writer)

@@ -69,14 +69,14 @@ async def test_bytes_that_are_no_operation_are_judged_as_such(outside):
         reader, writer = await outside.connect(tls=False)
         writer.write(data)
         with contextlib.suppress(ConnectionError):
-            assert await asyncio.wait_for(reader.read(), 20) == b""
+            assert await asyncio.wait_for(reader.read(), 60) == b""
         writer.close()
     assert not got.is_set()
     assert [record.decision.verdict for record in outside.flows.opened_records] == ["deny", "deny"]
     outside.allow()
     _, writer = await outside.connect(tls=False)
     writer.write(b"\0\1\2\3")
-    await asyncio.wait_for(got.wait(), 20)
+    await asyncio.wait_for(got.wait(), 60)
 
 
 # --- TLS
@@ -195,7 +195,7 @@ async def test_a_client_that_speaks_something_else_within_tls_is_refused(outside
     assert outside.hub.outward["protocol"] == 1
     reader, writer = await outside.connect()
     writer.write(b"\x10\x0c\0\4MQTT\r\n\r\n")
-    assert b"400" in await asyncio.wait_for(reader.readline(), 20)
+    assert b"400" in await asyncio.wait_for(reader.readline(), 60)
     assert outside.seen == []
 
 
@@ -215,7 +215,7 @@ async def test_a_host_that_wants_the_clients_certificate_gets_none(outside, capl
         serving = asyncio.create_task(asyncio.to_thread(refuse, listener))
         with pytest.raises(REFUSED):
             await outside.ask("GET /")
-        await asyncio.wait_for(serving, 20)
+        await asyncio.wait_for(serving, 60)
     await until(lambda: outside.hub.outward["client-certificate"] == 1)
     assert outside.seen == []
     assert "wants a certificate" in caplog.text
@@ -234,10 +234,10 @@ async def test_a_new_policy_ends_what_it_denies(outside):
     await outside.serve(slow)
     reader, writer = await outside.connect()
     writer.write(f"GET /slow HTTP/1.1\r\nHost: {API}\r\n\r\n".encode())
-    await asyncio.wait_for(asked.wait(), 20)
+    await asyncio.wait_for(asked.wait(), 60)
     outside.allow("GET /")
     with pytest.raises(REFUSED):
-        await asyncio.wait_for(reader.readexactly(1), 20)
+        await asyncio.wait_for(reader.readexactly(1), 60)
 
 
 async def test_what_the_host_does_happens_to_the_client(outside):
@@ -252,7 +252,7 @@ async def test_what_the_host_does_happens_to_the_client(outside):
     await outside.serve(once)
     reader, writer = await outside.connect()
     writer.write(f"GET / HTTP/1.1\r\nHost: {API}\r\n\r\n".encode())
-    assert (await asyncio.wait_for(reader.read(), 20)).endswith(b"until the end")
+    assert (await asyncio.wait_for(reader.read(), 60)).endswith(b"until the end")
     await until(lambda: outside.plane.live_connections == 0)
 
 
@@ -264,7 +264,7 @@ async def test_an_idle_host_that_leaves_takes_its_client_along(outside):
 
     await outside.serve(leave)
     reader, _ = await outside.connect()
-    assert await asyncio.wait_for(reader.read(), 20) == b""
+    assert await asyncio.wait_for(reader.read(), 60) == b""
     await until(lambda: outside.plane.live_connections == 0)
 
 

@@ -65,7 +65,7 @@ async def test_http2_without_alpn_is_refused_within_tls(outside):
     await outside.serve(alpn=())
     reader, writer = await outside.connect()
     writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
-    assert b"HTTP/1.1 400" in await asyncio.wait_for(reader.readline(), 20)
+    assert b"HTTP/1.1 400" in await asyncio.wait_for(reader.readline(), 60)
     assert outside.seen == []
 
 
@@ -76,7 +76,7 @@ async def test_a_hello_in_pieces_is_read_when_it_is_whole(outside):
     session = outside.client("http/1.1").wrap_bio(incoming, outgoing, server_hostname=API)
     reader, writer = await asyncio.open_connection(HOST, outside.door)
     outside.stack.callback(writer.close)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             try:
                 session.do_handshake()
@@ -108,7 +108,7 @@ async def test_half_a_hello_is_no_way_past(outside):
     writer.write(outgoing.read()[:60])
     writer.write_eof()
     with contextlib.suppress(ConnectionError):
-        assert await asyncio.wait_for(reader.read(), 20) == b""
+        assert await asyncio.wait_for(reader.read(), 60) == b""
     assert [str(one.decision.verdict) for one in outside.flows.opened_records] == ["deny"]
 
 

@@ -111,7 +111,7 @@ class Echoed:
     async def exchange(self):
         message = b"%08d" % self.exchanged
         self.writer.write(message)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert await self.reader.readexactly(8) == message
         self.exchanged += 1
 

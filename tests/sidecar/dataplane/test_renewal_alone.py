@@ -207,7 +207,7 @@ async def test_a_peer_that_leaves_again_and_again_does_not_keep_us_busy(world, a
     raw, reader, writer = await dialled(world, credentials(authority, "shop", "back"))
     arrived = await world.accept(credentials(authority, "shop", "back"))
     raw.send(frame(GO_AWAY, 0, 0, 0))
-    fresh = await asyncio.wait_for(arrived.get(), 20)
+    fresh = await asyncio.wait_for(arrived.get(), 60)
     _, _, _, number, _ = await fresh.receive()
     fresh.send(frame(PING, ACK, 0, number), frame(GO_AWAY, 0, 0, 0))
     assert await fresh.receive() == (GO_AWAY, 0, 0, 0, b"")
@@ -227,7 +227,7 @@ async def test_a_client_that_gets_no_answer_to_its_proof_tries_again(world, auth
     raw, reader, writer = await dialled(world, back)
     renew(back, authority, 3600.0)
     arrived = await world.accept(back)
-    deaf = await asyncio.wait_for(arrived.get(), 20)  # and says nothing
+    deaf = await asyncio.wait_for(arrived.get(), 60)  # and says nothing
     fresh = await ready(arrived)
     deaf.writer.close()
     assert time.time() < end

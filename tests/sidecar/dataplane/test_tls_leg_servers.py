@@ -45,7 +45,7 @@ class Served:
         self.port = self._listener.getsockname()[1]
 
     async def accept(self) -> TlsPeer:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             sock, _ = await asyncio.get_running_loop().sock_accept(self._listener)
             peer = TlsPeer(sock, self._context, server_side=True)
             self._stack.callback(peer.close)
@@ -126,7 +126,7 @@ async def test_a_deny_while_we_still_dial_ends_the_attempt(world):
             with pytest.raises(ConnectionResetError):
                 await reader.read()
             dialled.setblocking(False)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while await asyncio.get_running_loop().sock_recv(dialled, 1 << 16):
                     """the client hello, and then the end"""
         await apps.close(writer)

@@ -40,7 +40,7 @@ async def test_a_peer_that_accepts_the_handshake_and_says_nothing_is_given_up(wo
     await world.start(connect_timeout=0.3)
     arrived = await world.accept()
     reader, _ = await client(world)
-    await asyncio.wait_for(arrived.get(), 20)
+    await asyncio.wait_for(arrived.get(), 60)
     with pytest.raises(ConnectionResetError):
         await reader.read()
     assert world.flows.closed_records[0].failed
@@ -127,7 +127,7 @@ async def test_a_tunnel_that_ends_as_soon_as_it_is_ready_is_not_used(world):
     await world.start()
     arrived = await world.accept()
     reader, writer = await client(world)
-    first = await asyncio.wait_for(arrived.get(), 20)
+    first = await asyncio.wait_for(arrived.get(), 60)
     _, _, _, number, _ = await first.receive()
     first.send(frame(PING, ACK, 0, number), frame(GO_AWAY, 0, 0, 0))
     second = await ready(arrived)

@@ -30,7 +30,7 @@ from tests.sidecar.dataplane.stand_ins import TRUST_DOMAIN, FlowList, HeldDirect
 from tests.sidecar.dataplane.world import free_port
 
 #: Seconds after which something that must happen counts as not happening.
-PATIENCE = 20.0
+PATIENCE = 60.0
 #: Buffers of sockets while the model runs, bytes: what is not read soon waits in the data planes and not in the kernel.
 SMALL = 16_384
 SEND_BUFFERS = Path("/proc/sys/net/ipv4/tcp_wmem")  # of this network namespace, which is the session's own

@@ -111,7 +111,7 @@ class RawPeer:
 
     async def receive(self):
         """The next frame: type, flags, stream, length, payload."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             version, kind, flags, stream, length = struct.unpack("!BBHII", await self.reader.readexactly(12))
             assert version == 0
             payload = await self.reader.readexactly(length) if kind == DATA else b""
@@ -135,7 +135,7 @@ async def opened(raw, stream=1):
 
 
 async def ready(arrived):
-    raw = await asyncio.wait_for(arrived.get(), 20)
+    raw = await asyncio.wait_for(arrived.get(), 60)
     kind, flags, stream, number, _ = await raw.receive()
     assert (kind, flags, stream) == (PING, SYN, 0)
     raw.send(frame(PING, ACK, 0, number))

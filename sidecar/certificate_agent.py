@@ -50,6 +50,9 @@ MAX_SLEEP = 30.0
 #: Seconds between two tries of a pod whose token is refused: what is wrong is mended elsewhere, and by people.
 REFUSED_WAIT = 60.0
 
+#: Why a certificate is asked for by one that has just begun.
+_NONE_YET = "there is no certificate yet"
+
 
 class CertificateAgent:
     """Owns the certificate's life: from the state directory or the issuer, through every renewal.
@@ -123,6 +126,7 @@ class CertificateAgent:
     # Asking ----------------------------------------------------------------------------------------------------------
 
     async def _enrol_patiently(self, reason: str) -> Svid:
+        waiting = "waiting for a first certificate" if reason == _NONE_YET else f"{reason}; waiting for a new one"
         away = Backoff(self._random)
         refused = Backoff(self._random, first=1.0, cap=REFUSED_WAIT)
         while True:
@@ -130,13 +134,13 @@ class CertificateAgent:
                 svid = await self._enrol(reason)
             except ControllerUnavailable as error:
                 delay = away.failed()
-                self.problem = f"waiting for a first certificate: {error}"
+                self.problem = f"{waiting}: {error}"
                 log.warning("no certificate from %s yet, next try in %.1f s: %s", self._settings.issuer, delay, error)
             except (EnrolmentError, ConfigError) as error:
                 if not self._proof.patient:
                     raise
                 delay = refused.failed()
-                self.problem = f"waiting for a first certificate: {error}"
+                self.problem = f"{waiting}: {error}"
                 log.error("no certificate, next try in %.1f s: %s", delay, error)
             else:
                 self.problem = ""
@@ -262,7 +266,7 @@ class CertificateAgent:
                 f"{self._settings.instance!r}; give every instance its own directory"
             )
         if stored is None or pem is None or bundle_pem is None:
-            return None, "there is no certificate yet"
+            return None, _NONE_YET
         try:
             bundle = TrustBundle.from_pem(bundle_pem, self._settings.trust_domain)
             end = pem.index(_KEY_END) + len(_KEY_END)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import time
 from dataclasses import replace
 from random import Random
@@ -17,8 +18,10 @@ import pytest
 from certs.keys import public_bytes
 from sidecar import certificate_agent
 from sidecar.certificate_agent import CertificateAgent
+from sidecar.settings import Address
 from sidecar.state import SVID, StateDirectory
 from tests.sidecar.fake_controller import IDENTITY, INSTANCE, FakeController, running, until
+from tests.sidecar.processes import free_port
 
 
 class Volume:
@@ -131,6 +134,39 @@ async def test_an_expired_certificate_is_replaced_with_the_token_of_that_moment(
         assert agent.problem == ""
     assert controller.shown[-1].service_account_token == "second"
     assert credentials.not_after > time.time() + 3000
+
+
+def taken_away(pod):
+    """Settings that lead to nobody, as after ``helm uninstall``: the Services are gone, and the ConfigMap with them."""
+    shutil.rmtree(pod.trust.path)
+    nobody = Address("127.0.0.1", free_port())
+    return {"controller": nobody, "issuer": nobody}
+
+
+async def test_a_restart_after_hedgerow_was_taken_away_goes_on_with_the_stored_certificate(controller, pod):
+    before = await pod.agent().obtain()
+    gone = taken_away(pod)
+    pod.token.file.unlink()
+    after = await asyncio.wait_for(pod.agent(**gone).obtain(), 60)
+    assert after.svid.chain_der == before.svid.chain_der
+    assert len(controller.shown) == 1
+
+
+async def test_when_that_has_expired_a_restart_says_so_and_waits_for_somebody_to_ask(controller, pod, monkeypatch):
+    monkeypatch.setattr(certificate_agent, "REFUSED_WAIT", 0.05)
+    before = await pod.agent().obtain()
+    roots = pod.trust.file.read_text()
+    gone = taken_away(pod)
+    agent = pod.agent(lambda: before.not_after + 120, **gone)
+    async with running(agent.obtain()) as (obtaining,):
+        await until(lambda: agent.problem)
+        assert agent.problem.startswith("the stored certificate is not used (")
+        assert "expired at " in agent.problem
+        assert "waiting for a new one: trust_bundle: " in agent.problem
+        pod.trust.path.mkdir()
+        pod.trust.file.write_text(roots)
+        await until(lambda: str(gone["issuer"]) in agent.problem)
+        assert not obtaining.done(), "the old one is not used again"
 
 
 async def test_new_roots_in_the_file_are_taken_over_while_it_runs(controller, pod, monkeypatch):

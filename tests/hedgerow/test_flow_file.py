@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +23,8 @@ with warnings.catch_warnings():  # mitmproxy 12.2 with today's pyparsing
     warnings.simplefilter("ignore", DeprecationWarning)
     from mitmproxy.io import FlowReader
 
+#: Seconds that mitmweb may take to start and to read a file.
+PATIENCE = 90.0
 NOTHING = {"headers": [], "trailers": [], "bytes": 0, "body": "", "withheld": ""}
 
 
@@ -65,3 +76,50 @@ def test_a_message_of_a_websocket(from_client, withheld):
     assert seen.content == (b"" if withheld else b"hello")
     assert (flow.request.path, flow.request.content, flow.response.status_code) == ("/chat", b"", 101)
     assert withheld in flow.comment
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def shown_by_mitmweb(port: int, child: subprocess.Popen, count: int):
+    """The flows that its page gets, as soon as there are so many."""
+    asked = urllib.request.Request(f"http://127.0.0.1:{port}/flows", headers={"Authorization": "Bearer secret"})
+    end = time.monotonic() + PATIENCE
+    flows = []
+    while len(flows) < count:
+        assert child.poll() is None, "mitmweb has ended"
+        assert time.monotonic() < end, f"mitmweb shows {len(flows)} flows"
+        with (
+            contextlib.suppress(urllib.error.URLError, ConnectionError),
+            urllib.request.urlopen(asked, timeout=10) as page,
+        ):
+            flows = json.load(page)
+        time.sleep(0.1)  # what it shows is asked for again, within PATIENCE
+    return flows
+
+
+def test_mitmweb_opens_the_file(tmp_path):
+    path = tmp_path / "cart.flows"
+    message = shown(protocol="websocket", method="WEBSOCKET", path="/chat", status=101, request=body(b"hello"))
+    with path.open("wb") as data:
+        file = FlowFile(data)
+        for event in (shown(), shown(protocol="grpc", verdict="deny", status=0, response=None), message):
+            file.add(event)
+    port = free_port()
+    command = [
+        str(Path(sys.executable).with_name("mitmweb")), "--no-server", "--no-web-open-browser",
+        "--set", f"confdir={tmp_path}", "--set", "web_password=secret",
+        "--web-port", str(port), "--rfile", str(path),
+    ]  # fmt: skip
+    with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as child:
+        try:
+            flows = shown_by_mitmweb(port, child, 3)
+        finally:
+            child.kill()
+    assert [flow["request"]["path"] for flow in flows] == ["/cart/17", "/cart/17", "/chat"]
+    assert [flow["marked"] for flow in flows] == ["", "⛔", ""]
+    assert flows[0]["response"]["status_code"] == 200
+    assert flows[2]["websocket"]["messages_meta"]["count"] == 1

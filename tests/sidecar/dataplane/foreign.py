@@ -340,7 +340,7 @@ def cluster(name: str, port: int, tls: dict[str, Any] | None = None) -> dict[str
     made: dict[str, Any] = {
         "name": name,
         "type": "STATIC",
-        "connect_timeout": "5s",
+        "connect_timeout": "60s",  # of a busy machine, on which a hundred may shake hands at once
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
     }
     if tls is not None:

@@ -184,7 +184,7 @@ async def test_an_envoy_calls_a_server_that_speaks_first(world, others):
 
 
 async def test_a_hundred_connections_of_an_envoy_at_once(world, others):
-    await world.start(enforce(FROM_FRONT))
+    await world.start(enforce(FROM_FRONT), handshake_timeout=60.0, connect_timeout=60.0)
     port = others.port("to-istio")
     await asyncio.gather(
         *(apps.get(HERE, HOST, port, seed, 20_000 + seed * 997) for seed in range(50)),

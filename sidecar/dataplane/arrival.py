@@ -79,7 +79,11 @@ class Arrival:
     def begin(self) -> None:
         fabric = self._fabric
         assert self._sock is not None
-        wait = first_byte_wait(fabric, Peer(address=self._source), self._port)
+        source = Peer(address=self._source)
+        wait = first_byte_wait(fabric, source, self._port)
+        if not fabric.authority.inbound(source, self._port).allowed:
+            # without a certificate it is refused in any case, so that a busy machine's hello can be waited for
+            wait = max(wait, fabric.settings.handshake_timeout)
         self._timer = fabric.reactor.call_later(wait, self._silent)
         fabric.reactor.register(self._sock, IN | RDHUP | EDGE, self)
         self.on_event(IN)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from e2e.cluster import traffic
 from e2e.cluster.installed import INJECTION, SYSTEM, Hedgerow
+from e2e.cluster.restarts import Restarts
 from e2e.cluster.traffic import Traffic
 from e2e.harness.cluster import Cluster
 from e2e.harness.pods import IDLE, apply, get, python_pod, wait_ready
@@ -131,3 +133,36 @@ def test_no_request_fails_when_hedgerow_is_taken_away_and_nothing_of_it_is_left(
         except Exception as error:
             raise AssertionError(f"{error}: {json.dumps(left, indent=1)}") from None
     assert stranger_is_refused(cluster), "pods keep their last policy"
+
+
+def test_a_sidecar_that_is_started_again_without_hedgerow_goes_on_by_its_last_policy(
+    cluster: Cluster, installed: Hedgerow, calls: Traffic, restarts: Restarts
+) -> None:
+    """Neither controller nor ConfigMap is there, and no Service by which they could be found."""
+    if not cluster.ours:
+        pytest.skip("a process of a pod can not be killed from outside on a cluster of somebody else")
+    if cluster.kubectl("-n", SYSTEM, "get", "deployments", "-o", "name"):
+        installed.uninstall()
+    victim = traffic.pods(cluster, PLACE, "server")[0]["metadata"]["name"]
+    restarts.meant.add(f"{PLACE}/{victim}/hedgerow-sidecar")
+
+    def sidecar() -> dict[str, Any]:
+        [pod] = [each for each in traffic.pods(cluster, PLACE, "server") if each["metadata"]["name"] == victim]
+        statuses = pod["status"]["initContainerStatuses"]
+        return next(dict(each) for each in statuses if each["name"] == "hedgerow-sidecar")
+
+    before = sidecar()
+    assert before["ready"]
+    cluster.kill(before["containerID"])
+
+    def again() -> bool:
+        now = sidecar()
+        return bool(now["restartCount"] > before["restartCount"] and now["ready"])
+
+    until(again, f"the sidecar of {victim} to be ready again", seconds=180)
+    answers = calls.count().by[victim]
+    until(lambda: calls.count().by[victim] > answers, f"{victim} answering again", seconds=180)
+    with calls.without_failure():
+        assert stranger_is_refused(cluster)
+    said = cluster.kubectl("-n", PLACE, "logs", victim, "-c", "hedgerow-sidecar")
+    assert "stored certificate for spiffe://" in said

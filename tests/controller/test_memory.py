@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from controller.memory import HighWater, give_back
+from controller.memory import HighWater, forgotten_on_demand, give_back, remembered
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,31 @@ def test_what_refers_to_itself_is_gone_afterwards():
         Ring()
     give_back()
     assert Ring.alive == 0
+
+
+def test_what_is_remembered_is_asked_once_until_memory_is_given_back():
+    asked = []
+
+    @remembered(2)
+    def length(text: str) -> int:
+        """What it is for."""
+        asked.append(text)
+        return len(text)
+
+    assert [length("a"), length("ab"), length("a")] == [1, 2, 1]
+    assert asked == ["a", "ab"]
+    length("abc")  # more than two are not kept
+    length("ab")
+    assert asked == ["a", "ab", "abc", "ab"]
+    give_back()
+    assert length("abc") == 3
+    assert asked[4:] == ["abc"]
+    assert (length.__name__, length.__doc__) == ("length", "What it is for.")
+
+
+def test_whoever_wants_to_is_told_that_memory_is_given_back():
+    told = []
+    forgotten_on_demand(lambda: told.append("now"))
+    give_back()
+    give_back()
+    assert told == ["now", "now"]

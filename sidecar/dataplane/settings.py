@@ -60,7 +60,8 @@ class DataPlaneSettings:
     :param first_byte_wait: seconds to wait for a client's first byte where the inventory says that clients speak
         first, or nothing but operations is allowed
     :param sniff_wait: seconds to wait for a first byte before a connection counts as plaintext (server speaks first)
-    :param handshake_timeout: seconds for a whole TLS handshake, and for a client hello that arrives in pieces
+    :param handshake_timeout: seconds for a whole TLS handshake, for a client hello that arrives in pieces, and for its
+        first byte where nobody is let in without a certificate
     :param connect_timeout: seconds for a TCP connection, and for a tunnel to become ready
     :param resolve_timeout: seconds to wait for the directory before an unknown destination is refused
     :param keepalive: seconds without a byte from the peer before a tunnel is pinged

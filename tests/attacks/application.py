@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import sys
+from typing import Any
 
 import h2.config
 import h2.connection
@@ -109,12 +110,19 @@ async def sink(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     writer.close()
 
 
+def quietly(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """A client's reset may come when we end and nobody waits for it any more; all else is a fault."""
+    if not isinstance(context.get("exception"), ConnectionError):
+        loop.default_exception_handler(context)
+
+
 async def main() -> None:
     with contextlib.suppress(PermissionError):
         os.nice(-5)
     servers = [await asyncio.start_server(each, "127.0.0.1", 0, backlog=4096) for each in (web, sink)]
     print(*(server.sockets[0].getsockname()[1] for server in servers), flush=True)
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.set_exception_handler(quietly)
     loop.add_reader(sys.stdin.fileno(), ended.set)
     await ended.wait()
     for server in servers:

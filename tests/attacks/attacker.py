@@ -1,7 +1,9 @@
-"""The attacker as a process of its own, which yields the processor to everybody: it stands for another machine.
+"""The attacker as a process of its own.
 
-Each line of standard input names an attack of :mod:`tests.attacks.floods`, where it goes and for how long; it is
-answered with what came of it.
+The first line of standard input is how much it yields the processor to others, from whom it is far away in truth: to
+everybody, where it is measured how they fare. On a machine with much else to do it would then hardly run at all. Each
+further line names an attack of :mod:`tests.attacks.floods`, where it goes and for how long; it is answered with what
+came of it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from tests.attacks import floods
 
 
 def main() -> None:
-    os.nice(19)
+    os.nice(int(sys.stdin.readline()))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     print("{}", flush=True)

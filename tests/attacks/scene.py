@@ -22,13 +22,14 @@ from graph.model import Mode, PortRange, Rule, Selector, Snapshot, WorkloadRef
 from graph.wire import codec
 from tests.attacks.figures import ASKED, DESCRIPTORS, Found
 from tests.attacks.program import Program
+from tests.attacks.sending import PATIENCE
 from tests.sidecar.dataplane.foreign import free_port
 from tests.sidecar.dataplane.stand_ins import TRUST_DOMAIN
 
 CART, FRONT, EVIL = (WorkloadRef("shop", name) for name in ("cart", "front", "evil"))
 #: The attacked machine's processes go before all others, where they may: what is judged is them, and not what else runs
-#: beside the tests. The attacker's come last: they stand for other machines.
-_OURS, _OTHERS = -10, 15
+#: beside the tests. Where it is measured the attacker's come last: they stand for other machines.
+_OURS, _OTHERS, _LAST = -10, 15, 19
 #: Ports of the sidecar, with what is behind them and which lane HTTP gets there.
 PORTS = {
     "open": "rules by connection: HTTP/1 and HTTP/2 are observed",
@@ -42,12 +43,13 @@ _OPERATIONS = ("GET /*", "POST /ok")
 class Scene:
     """A sidecar of shop/cart.
 
+    :param measuring: it is judged how long the bystander waits
     :ivar application: the port of its application
     :ivar ports: where an attacker connects, by the names of :data:`PORTS`; those that begin with ``tunnelled`` are the
         same through the sidecar of shop/evil and a tunnel
     """
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(self, folder: Path, *, measuring: bool = True, **settings: Any) -> None:
         self._programs: list[Program] = []
         self.authority = CertificateAuthority.create(TRUST_DOMAIN, time.time())
         self._folder = folder
@@ -60,11 +62,11 @@ class Scene:
         self._data_plane(FRONT, [], [[front, ["192.0.2.1", self.ports["open"]]]], {}, _OURS)
         through = {name: free_port() for name in self.ports}
         away = [[here, ["192.0.2.1", self.ports[name]]] for name, here in through.items()]
-        self._data_plane(EVIL, [], away, {}, _OTHERS)
+        self._data_plane(EVIL, [], away, {}, _OTHERS * measuring)
         #: Where the bystander asks: without a tunnel, through one of shop/front, and past the sidecar.
         self.asked = [self.ports["open"], front, self.application]
         self.ports |= {f"tunnelled {name}": here for name, here in through.items()}
-        self._attacker = self._start("attacker")
+        self._attacker = self._start("attacker", _LAST * measuring)
         self._attacker.hear()
         self._bystander = self._start("bystander", self.asked)
         self._bystander.hear()
@@ -154,12 +156,21 @@ class Scene:
         result: dict[str, float] = json.loads(self._attacker.hear())
         return result
 
-    async def rounds(self, name: str, port: int, *, count: int, seconds: float, **options: Any) -> Found:
-        """Attack ``count`` times, and before each time but where it is only once let the same time pass without."""
+    async def rounds(
+        self, name: str, port: int, *, count: int, seconds: float, meets: tuple[str, ...] = (), **options: Any
+    ) -> Found:
+        """Attack ``count`` times, and before each time but where it is only once let the same time pass without.
+
+        :param meets: limits, one of which the attack must meet: it goes on until it has. One that was cut off on a busy
+            machine may have been so for another reason
+        """
         began = await self.quiet()
         self.answers()
         found = Found(began)
-        for _ in range(count):
+        end = time.monotonic() + count * seconds + PATIENCE
+        done = 0
+        while done < count or (meets and not found.times(*meets) and time.monotonic() < end):
+            done += 1
             if count > 1:
                 await self.quiet()
                 start = time.monotonic()
@@ -171,6 +182,7 @@ class Scene:
             state = self.state()
             found.loud.append((start, result.pop("over", time.monotonic())))
             found.took_part(state, result)
+            found.after = state
         found.after = await self.quiet(found.before["descriptors"] + DESCRIPTORS)
         answers = self.answers()
         while len(answers) <= ASKED:  # an attack that is cut at once leaves the bystander little time

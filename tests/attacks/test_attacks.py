@@ -33,19 +33,20 @@ SETTINGS = {
     "handshake_timeout": 1.0,
     "streams_per_tunnel": 256,
     "sniff_wait": 0.1,
-    "inspect": {"head_seconds": 0.5},
+    # an inspected client is read at a pace that on a busy machine is less than 10,000 updates of a window in a second
+    "inspect": {"head_seconds": 0.5, "updates": 2_000},
 }
 #: What a bystander's p99 may be in any case for the test to pass, seconds: the machine's processors are shared, and one
 #: turn of the kernel's scheduler is milliseconds. Whether the target is met does not depend on it.
 FLOOR = 0.020
 
-pytestmark = pytest.mark.timeout(240 if not LONG else 60 + 30 * ROUNDS)
+pytestmark = pytest.mark.timeout(300 if not LONG else 300 + 30 * ROUNDS)
 
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
     """One scene for all attacks: what one of them leaves behind, the next would find."""
-    scene = Scene(tmp_path_factory.mktemp("scene"), **SETTINGS)
+    scene = Scene(tmp_path_factory.mktemp("scene"), measuring=LONG, **SETTINGS)
     yield scene
     scene.end()
 
@@ -108,7 +109,7 @@ async def test_an_observed_flood_hurts_nobody(attacked, name, port):
     ("name", "limit"), [("continuation", "h2-continuations"), ("hpack-bomb", "hpack-size")], ids=lambda value: value
 )
 async def test_heads_without_end_are_cut_off_where_they_are_observed(attacked, name, limit, port):
-    found = await attacked(port, name, insists=True)
+    found = await attacked(port, name, insists=True, meets=(limit,))
     assert found.times(limit) > 0
     assert found.attack["cut"] > 0
 
@@ -134,7 +135,7 @@ async def test_an_observed_client_that_takes_nothing_is_given_nothing(attacked):
     ],
 )
 async def test_an_inspected_flood_is_cut_off(attacked, name, limit, port):
-    found = await attacked(port, name, insists=True)
+    found = await attacked(port, name, insists=True, meets=(limit,))
     assert found.times(limit) > 0
     assert found.attack["cut"] > 0
 
@@ -200,7 +201,7 @@ async def test_a_thousand_slow_bodies_are_held_and_hurt_nobody(attacked, port):
     ids=["huge-heads", "chunk-extensions"],
 )
 async def test_what_has_no_end_is_cut_off(attacked, name, limits, port):
-    found = await attacked(port, name, insists=True)
+    found = await attacked(port, name, insists=True, meets=limits)
     assert found.times(*limits) > 0
     assert found.attack["cut"] > 0
 
@@ -232,12 +233,12 @@ async def test_a_thousand_handshakes_that_stop_half_way_are_ended_in_time(attack
 
 @pytest.mark.parametrize("name", ["yamux-resets", "yamux-pings", "new-keys"])
 async def test_a_flood_in_a_tunnel_ends_it(attacked, name):
-    found = await attacked("open", name, insists=True)
+    found = await attacked("open", name, insists=True, meets=("tunnels_broken",))
     assert found.times("tunnels_broken") > 0
 
 
 async def test_more_streams_than_are_allowed_are_refused(attacked):
-    found = await attacked("sink", "yamux-opens")
+    found = await attacked("sink", "yamux-opens", meets=("streams_refused",))
     assert found.times("streams_refused") > 0
 
 

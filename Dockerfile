@@ -12,8 +12,8 @@
 # Behind a mirror, say so with secrets, which stay out of the images; each may be left out:
 #     --secret id=pip,src=pip.conf --secret id=npm,src=.npmrc --secret id=apt,src=apt.conf
 #     --secret id=certificates,src=ca.pem    (every authority that pip and npm are to believe)
-# The stage that the images stand on mounts its secret over nothing, in a folder that is there: buildah takes away what it
-# has mounted over, and leaves the folders that it has made.
+# The stage that the images stand on mounts its secret over nothing, in a folder that is there: buildah takes away what
+# it has mounted over, and leaves the folders that it has made.
 ARG PYTHON_IMAGE=python:3.13-slim-trixie@sha256:7c61056e61ac89e852de05f3dc6fa51a6dd2181797bceed46aa725dd7cb2cd3b
 ARG NODE_IMAGE=node:22-trixie-slim@sha256:b26b04c123d9ff8ab646ceb18b9d75a1173acf64b9a401094b906d27b29338d4
 
@@ -47,8 +47,8 @@ COPY hedgerow hedgerow
 COPY --from=page /source/controller/web/static controller/web/static
 RUN pip wheel --no-deps --no-build-isolation --no-index --wheel-dir /wheels .
 
-# What both images stand on: Python, the tools that capture traffic, a user who owns nothing but their state. Python's own
-# modules come without their compiled form, which nobody could write later: each start would compile them in memory.
+# What both images stand on: Python, the tools that capture traffic, a user who owns nothing but their state. Python's
+# own modules come without their compiled form, which nobody could write later: each start would compile them in memory.
 FROM ${PYTHON_IMAGE} AS runtime
 RUN --mount=type=secret,id=apt,target=/run/apt.conf \
     if [ -f /run/apt.conf ]; then export APT_CONFIG=/run/apt.conf; fi \
@@ -63,7 +63,7 @@ RUN --mount=type=secret,id=apt,target=/run/apt.conf \
     && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/*
 ENV PATH=/opt/hedgerow/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 
-# One virtual environment an image; modules are compiled here, for nobody can write them later. Commands of libraries go.
+# One virtual environment an image; modules are compiled here, for nobody can write them later. No commands of libraries.
 FROM ${PYTHON_IMAGE} AS packages
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt

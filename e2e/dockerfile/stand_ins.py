@@ -69,6 +69,8 @@ def prepare(say: Callable[[str], None]) -> list[StandIn]:
             say(f"making a stand-in for the image of {name}")
             _make(make, base, archive, reference, say)
         found.append(StandIn(f"{name.upper()}_IMAGE", reference, archive))
+    for old in set(build.cache().glob("stand-in-*.tar")) - {each.archive for each in found}:
+        old.unlink()
     return found
 
 

@@ -34,6 +34,9 @@ from hedgerow.local.summary import show
 PORT = 8088
 _INSIDE = "--inside"
 _IMPATIENT = 3
+_INTERRUPTED = 130
+#: What ends it in good order.
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,9 @@ def demo(once: bool, json: bool, out: Path | None, port: int, explicit: bool) ->
     except LocalMeshError as error:
         _complain(console, error.message, error.remedy)
         return 2
+    except KeyboardInterrupt:
+        console.print("Interrupted; nothing was started.")
+        return _INTERRUPTED
 
 
 def _front(once: bool, json: bool, out: Path | None, port: int, explicit: bool, console: Console) -> int:
@@ -100,6 +106,8 @@ def _front(once: bool, json: bool, out: Path | None, port: int, explicit: bool, 
         common = (once, json, str(out or ""), str(kind))
         if kind is Confinement.NONE:
             return _run(_Handed(*common, listener.detach(), -1, token_file, os.getpid()))
+        # What comes before the program inside can act on it waits until it can: there the signals are let in again.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         giver = SocketGiver()
         handed = _Handed(*common, listener.fileno(), giver.theirs.fileno(), token_file, os.getpid())
         return run_in_sandbox(
@@ -127,7 +135,7 @@ def _run(handed: _Handed) -> int:
     try:
         return asyncio.run(_until_signalled(handed, console))
     except KeyboardInterrupt:
-        return 130
+        return _INTERRUPTED
 
 
 async def _until_signalled(handed: _Handed, console: Console) -> int:
@@ -142,15 +150,16 @@ async def _until_signalled(handed: _Handed, console: Console) -> int:
         if signals == 1:
             work.cancel()
         elif signals >= _IMPATIENT:
-            os._exit(130)
+            os._exit(_INTERRUPTED)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _ENDING:
         loop.add_signal_handler(number, interrupted)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
     try:
         return await work
     except asyncio.CancelledError:
         console.print("Interrupted; everything is stopped and removed.")
-        return 130
+        return _INTERRUPTED
     except (LocalMeshError, ClientError) as error:
         _complain(console, error.message, error.remedy)
         return 2

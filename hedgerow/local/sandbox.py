@@ -134,6 +134,18 @@ def run_in_sandbox(
     :returns: the program's exit code, 128 + n when signal n ended it
     :raises SandboxUnavailable: when the sandbox could not be made, or the program could not be started
     """
+    return _run(argv, kind, env, pass_fds, beside, [])
+
+
+def _run(
+    argv: Sequence[str],
+    kind: Confinement,
+    env: Mapping[str, str] | None,
+    pass_fds: Sequence[int],
+    beside: Callable[[], None] | None,
+    passed: list[int],
+) -> int:
+    """:param passed: gets the signals that came meanwhile"""
     sys.stdout.flush()
     sys.stderr.flush()
     environment = dict(os.environ if env is None else env)
@@ -153,7 +165,7 @@ def run_in_sandbox(
         report_write = alive_read = -1
         if beside is not None:
             beside()
-        code = _attend(keeper)
+        code = _attend(keeper, passed)
         with os.fdopen(report_read, "rb") as report:
             report_read = -1
             reason = report.read().decode(errors="replace").strip()
@@ -174,18 +186,25 @@ def _path(path: str | None = None) -> str:
 
 
 def _rehearse(kind: Confinement) -> str:
-    """Try everything a mesh needs; the answer is why it failed, empty when it did not."""
+    """Try everything a mesh needs; the answer is why it failed, empty when it did not.
+
+    :raises KeyboardInterrupt: when somebody wanted it to end, which says nothing of what is permitted
+    """
     read, write = os.pipe()
+    passed: list[int] = []
     try:
-        code = run_in_sandbox(
-            ["sh", "-c", f"exec >/proc/self/fd/{write} 2>&1; {_REHEARSAL}"], kind=kind, pass_fds=[write]
-        )
+        argv = ["sh", "-c", f"exec >/proc/self/fd/{write} 2>&1; {_REHEARSAL}"]
+        code, problem = _run(argv, kind, None, [write], None, passed), ""
     except SandboxUnavailable as error:
-        return error.message
+        code, problem = 0, error.message
     finally:
         os.close(write)
         with os.fdopen(read, "rb") as output:
             said = output.read().decode(errors="replace").strip()
+    if passed:
+        raise KeyboardInterrupt
+    if problem:
+        return problem
     return "" if code == 0 else said or f"the rehearsal ended with {code}"
 
 
@@ -231,7 +250,7 @@ def _keep(
         os.close(keeper_write)
         _in_child(report, lambda: _init(argv, kind, env, pass_fds, keeper_read, report, mask))
     os.close(report)
-    return _attend(init)
+    return _attend(init, [])
 
 
 def _check_alive(alive: int) -> None:
@@ -268,12 +287,15 @@ def _init(
     if program == 0:
         _in_child(report, lambda: _become(argv, env, pass_fds, mask))
     os.close(report)
-    return _attend(program, reap=True)
+    return _attend(program, [], reap=True)
 
 
 def _become(argv: Sequence[str], env: dict[str, str], pass_fds: Sequence[int], mask: set[signal.Signals]) -> NoReturn:
     for descriptor in pass_fds:
         os.set_inheritable(descriptor, True)
+    for number in _FORWARDED:  # as the program will have them: no handler of ours is to take what waits
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
         os.execvpe(argv[0], list(argv), env)  # noqa: S606 - becoming the program is the purpose
@@ -281,13 +303,13 @@ def _become(argv: Sequence[str], env: dict[str, str], pass_fds: Sequence[int], m
         raise OSError(error.errno, error.strerror, argv[0]) from None
 
 
-def _attend(child: int, *, reap: bool = False) -> int:
+def _attend(child: int, passed: list[int], *, reap: bool = False) -> int:
     """Wait for ``child`` and pass signals on to it.
 
+    :param passed: gets those signals, also what came too late for the child
     :param reap: reap every other child too, as process 1 must
     :returns: its exit code, 128 + n when signal n ended it
     """
-    interrupts = 0
     while True:
         # Collect before waiting: one SIGCHLD may stand for several children, or have come before this call.
         while True:
@@ -298,9 +320,11 @@ def _attend(child: int, *, reap: bool = False) -> int:
             if pid == 0:
                 break
             if pid == child:
+                while (late := signal.sigtimedwait(_FORWARDED, 0)) is not None:
+                    passed.append(late.si_signo)
                 code = os.waitstatus_to_exitcode(status)
                 return code if code >= 0 else 128 - code
         received = signal.sigwait({*_FORWARDED, signal.SIGCHLD})
         if received in _FORWARDED:
-            interrupts += received == signal.SIGINT
-            os.kill(child, signal.SIGKILL if interrupts >= _IMPATIENT else received)
+            passed.append(received)
+            os.kill(child, signal.SIGKILL if passed.count(signal.SIGINT) >= _IMPATIENT else received)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -36,9 +37,13 @@ DEMO = (sys.executable, "-P", "-m", "hedgerow.local", "--port", "0")
 class Run:
     """One demo, and a way to find every process that came from it: a mark in the environment."""
 
-    def __init__(self, *arguments: str, prefix: tuple[str, ...] = (), temporary: Path | None = None) -> None:
+    def __init__(
+        self, *arguments: str, prefix: tuple[str, ...] = (), temporary: Path | None = None, path: str = ""
+    ) -> None:
         self._mark = uuid.uuid4().hex
         env = {**os.environ, "HEDGEROW_TEST_MARK": self._mark}
+        if path:
+            env["PATH"] = path
         if temporary is not None:
             env["TMPDIR"] = str(temporary)
         self.process = subprocess.Popen(
@@ -81,8 +86,8 @@ class Run:
 
 
 @contextlib.contextmanager
-def demo(*arguments: str, prefix: tuple[str, ...] = (), temporary: Path | None = None) -> Iterator[Run]:
-    made = Run(*arguments, prefix=prefix, temporary=temporary)
+def demo(*arguments: str, prefix: tuple[str, ...] = (), temporary: Path | None = None, path: str = "") -> Iterator[Run]:
+    made = Run(*arguments, prefix=prefix, temporary=temporary, path=path)
     try:
         yield made
     finally:
@@ -252,6 +257,43 @@ def test_an_interrupt_half_way_stops_everything() -> None:
         until(lambda: not changed_since(before), "the end of every process, namespace and rule")
 
 
+@needs_root
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_it_finds_out_what_is_permitted_starts_nothing(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    before, reached, go_on = everything(), tmp_path / "reached", tmp_path / "go-on"
+    slow = tmp_path / "bin" / "ip"
+    slow.parent.mkdir()
+    real = shutil.which("ip", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    slow.write_text(f'#!/bin/sh\n: >{reached}\nwhile [ ! -e {go_on} ]; do sleep 0.05; done\nexec {real} "$@"\n')
+    slow.chmod(0o755)
+    with demo("--once", temporary=tmp_path, path=f"{slow.parent}:{os.environ['PATH']}") as run:
+        until(reached.exists, "the rehearsal")
+        run.process.send_signal(number)
+        go_on.touch()
+        stdout, stderr = run.finish()
+        assert (run.process.returncode, stdout) == (130, ""), stderr
+        assert stderr == "Interrupted; nothing was started.\n"
+        until(lambda: not run.alive() and not changed_since(before), "the end of every process")
+    assert list(tmp_path.glob("hedgerow-mesh-*")) == []
+
+
+@needs_root
+@pytest.mark.timeout(120)
+def test_an_interrupt_while_its_sandbox_begins_ends_it_in_good_order() -> None:
+    before = everything()
+    with demo("--once") as run:
+        until(lambda: any("--inside" in each for each in run.alive()), "the program inside", 60.0)
+        run.process.send_signal(signal.SIGINT)
+        stdout, stderr = run.finish()
+        assert (run.process.returncode, stdout) == (130, ""), stderr
+        assert "Interrupted; everything is stopped and removed." in stderr
+        assert "Traceback" not in stderr
+        until(lambda: not changed_since(before), "the end of every process, namespace and rule")
+
+
 @pytest.mark.timeout(120)
 def test_in_explicit_mode_the_next_run_removes_what_kill_9_left(tmp_path: Path) -> None:
     before = programs()
@@ -268,6 +310,23 @@ def test_in_explicit_mode_the_next_run_removes_what_kill_9_left(tmp_path: Path) 
         run.finish()
     assert list(tmp_path.glob("hedgerow-mesh-*")) == []
     assert programs() == before
+
+
+@needs_root
+@pytest.mark.timeout(120)
+def test_the_next_run_removes_the_folder_of_one_that_was_to_serve(tmp_path: Path) -> None:
+    """It stands outside of the sandbox, for people to look into, so that the kernel does not clear it away."""
+    with demo(temporary=tmp_path) as run:
+        run.read_until("Start a controller")
+        os.kill(run.process.pid, signal.SIGKILL)
+        run.process.wait()
+        until(lambda: not run.alive(), "the end of every process")
+    (left,) = tmp_path.glob("hedgerow-mesh-*")
+    with demo("--once", temporary=tmp_path) as run:
+        until(lambda: not left.exists(), "the removal of what was left", 60.0)
+        run.process.send_signal(signal.SIGINT)
+        run.finish()
+    assert list(tmp_path.glob("hedgerow-mesh-*")) == []
 
 
 @needs_root

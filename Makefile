@@ -5,6 +5,7 @@
 # make soak   ten minutes at half load: memory, descriptors and tasks must not grow
 # make e2e-apiserver   the Kubernetes parts against a real API server, which is built the first time (8 minutes)
 # make e2e-cluster     the mesh in real pods; on a cluster of yours with KUBECONFIG=FILE
+# make e2e-dockerfile  the images as the Dockerfile makes them
 # make check  format, lint, types, the direction of imports, the generated code
 
 SHELL := /bin/sh
@@ -94,6 +95,13 @@ e2e-cluster: setup
 	@$(PY) -m e2e.kube --quiet $(if $(KUBECONFIG),tools,cluster)
 	@$(if $(KUBECONFIG),HEDGEROW_TESTS_OUTSIDE=1,$(PY) -m e2e.images --quiet &&) \
 	    $(PY) -m pytest $(or $(TESTS),e2e/cluster)
+
+# The Dockerfile, built by buildah on bases made here, and taken apart: e2e/dockerfile/README.md.
+.PHONY: e2e-dockerfile
+e2e-dockerfile: setup
+	@.ci/system-packages dockerfile
+	@$(PY) -m e2e.dockerfile --quiet
+	@$(PY) -m pytest $(or $(TESTS),e2e/dockerfile)
 
 clean:
 	@rm -rf $(VENV) ui/node_modules controller/web/static .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache \

@@ -29,17 +29,18 @@ class HttpLoad:
 
     :param rate: requests a second
     :param age: seconds after which the client ends a kept connection instead of using it again
+    :param idle: seconds without a request after which it does so, too
     :ivar dismissed: connections that were to be kept and that the server ended, by an answer or between two; a client
         that has been told so makes another one
     """
 
     _numbers = itertools.count()
 
-    def __init__(self, port: int, rate: float, *, age: float = math.inf) -> None:
+    def __init__(self, port: int, rate: float, *, age: float = math.inf, idle: float = math.inf) -> None:
         self._port = port
         self._rate = rate
-        self._age = age
-        self._kept: deque[tuple[Connection, float]] = deque()  # with when they were made
+        self._age, self._idle = age, idle
+        self._kept: deque[tuple[Connection, float, float]] = deque()  # with when they were made, and used last
         self._running: set[asyncio.Task[None]] = set()
         self.outcomes: Counter[str] = Counter()
         self.dismissed = 0
@@ -58,7 +59,7 @@ class HttpLoad:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         await asyncio.gather(*self._running)
-        for (_, writer), _ in self._kept:
+        for (_, writer), _, _ in self._kept:
             await _close(writer)
 
     async def _run(self) -> None:
@@ -80,8 +81,8 @@ class HttpLoad:
         """The kept connection that was not used for the longest time, if it may be used; else another one."""
         now = asyncio.get_running_loop().time()
         while self._kept:
-            (reader, writer), made = self._kept.popleft()
-            if not reader.at_eof() and now - made < self._age:
+            (reader, writer), made, used = self._kept.popleft()
+            if not reader.at_eof() and now - made < self._age and now - used < self._idle:
                 return (reader, writer), made
             self.dismissed += reader.at_eof()
             await _close(writer)
@@ -98,7 +99,7 @@ class HttpLoad:
                     raise
                 self.dismissed += keep and last
                 if keep and not last:
-                    self._kept.append((connection, made))
+                    self._kept.append((connection, made, asyncio.get_running_loop().time()))
                 else:
                     await _close(connection[1])
             outcome = "answered"

@@ -36,6 +36,8 @@ PUSH_RATE = 25
 #: Seconds that a client keeps a connection: it has to end before an old process does, which can not ask for it where it
 #: carries bytes without looking at them.
 AGE = DRAIN / 4
+#: Seconds without a request after which it ends one: while a sidecar drains, it ends those that are idle for two.
+IDLE = 0.5
 #: Seconds in which something happens that does not have to wait for anything, on a machine that is busy.
 SLOW = 120.0
 
@@ -185,7 +187,7 @@ async def test_no_request_fails(shop):
         assert load.dismissed <= dismissals, "kept connections were not kept"
 
         # With restarts among them, those that began before one end in the process that they began in.
-        async with HttpLoad(entrance, RATE, age=AGE) as restarted:
+        async with HttpLoad(entrance, RATE, age=AGE, idle=IDLE) as restarted:
             for number in range(2 * RESTARTS):
                 process = (shop.front, shop.cart)[number % 2]
                 async with Held(held) as before:

@@ -144,14 +144,15 @@ def flood(
     :param insists: go on until somebody was cut off, for :data:`PATIENCE` seconds at most
     :param least: go on, as long, until so many bytes were sent
     :param reads: take what the other side says; else it is left where it is
-    :param stays: when the pieces are used up, wait to be cut off, and go on until something was answered; else begin
-        anew
+    :param stays: when the pieces are used up, wait to be cut off, and go on until that or an answer has come; else
+        begin anew
     """
     end = time.monotonic() + seconds
     result: Result = {"connections": 0, "cut": 0, "sent": 0, "got": 0}
 
     def missing() -> bool:
-        return (insists and not result["cut"]) or (result["got"] == 0 if stays else result["sent"] < least)
+        unanswered = not result["got"] and not result["cut"]
+        return (insists and not result["cut"]) or (unanswered if stays else result["sent"] < least)
 
     flooders = [_Flooder(connect, pieces, result, reads=reads, stays=stays) for _ in range(clients)]
     while (left := end - time.monotonic()) > 0 or (missing() and left > -PATIENCE):

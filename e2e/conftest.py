@@ -45,8 +45,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
     A module's fixture that failed is not tried again for the next test: one API server that is away fails them all.
     """
-    if ended := _mended(item):
-        print(f"\ne2e: begun again before {item.nodeid}: {ended}", file=sys.__stderr__)
+    _tell(f"before {item.nodeid}", _mended(item))
     server = item.config.stash.get(_SERVER, None)
     if server is not None and not server.running:  # a test was stopped before it could bring it back
         server.start()
@@ -54,14 +53,24 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """What ends by itself during a test fails that test, and no other one."""
-    if ended := _mended(item):
-        pytest.fail(f"while this test ran, {ended}", pytrace=False)
+    """An API server that ends by itself during a test fails that test, and no other one.
+
+    Controllers may end: they do when nobody answers them in their first moments, and go on when they are begun again.
+    """
+    ended = _mended(item)
+    _tell(f"after {item.nodeid}", ended)
+    if fatal := [words for name, words in ended.items() if name in ("etcd", "kube-apiserver")]:
+        pytest.fail("while this test ran, " + "\n".join(fatal), pytrace=False)
 
 
-def _mended(item: pytest.Item) -> str:
+def _mended(item: pytest.Item) -> dict[str, str]:
     server = item.config.stash.get(_SERVER, None)
-    return server.mend() if server is not None else ""
+    return server.mend() if server is not None else {}
+
+
+def _tell(when: str, ended: dict[str, str]) -> None:
+    for words in ended.values():
+        print(f"\ne2e: begun again {when}: {words}", file=sys.__stderr__)
 
 
 @pytest.fixture(autouse=True)

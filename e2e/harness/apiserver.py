@@ -59,10 +59,10 @@ class ApiServer(Tools):
         """Start the API server again, at the same address, and wait until it is ready."""
         self._plane.start_api_server()
 
-    def mend(self) -> str:
+    def mend(self) -> dict[str, str]:
         """Begin again what ended by itself, and wait until it is ready; what was told to stop stays stopped.
 
-        :returns: what that was, how it ended and its last words; empty when all is well
+        :returns: by program: how it ended and its last words; empty when all is well
         """
         return self._plane.mend()
 

@@ -132,11 +132,15 @@ class ControlPlane:
         controllers.start()
 
     def stop_api_server(self) -> None:
-        """Stop the API server: its listener at once, then the watches that are left. etcd and the controllers stay."""
+        """Stop the API server: its listener at once, then the watches that are left. etcd stays.
+
+        Controllers that lose it in their first moments end by themselves: they end before it, and begin anew with it.
+        """
+        self._programs["kube-controller-manager"].kill()
         self._programs["kube-apiserver"].stop(grace=_STOP_GRACE)
 
-    def mend(self) -> str:
-        """Begin again what ended by itself; answers what that was, with its last words."""
+    def mend(self) -> dict[str, str]:
+        """Begin again what ended by itself; answers how, by the program's name, with its last words."""
         ended = {name: program.ending for name, program in self._programs.items() if program.ending}
         if "etcd" in ended:
             self._start_etcd()
@@ -145,7 +149,7 @@ class ControlPlane:
         for name in ended:
             if self._programs[name].ending:
                 self._programs[name].start()
-        return "\n".join(ended.values())
+        return ended
 
     def client_kubeconfig(self, name: str, *, user: str, group: str = "") -> Path:
         """A kubeconfig for a component that shows a certificate."""

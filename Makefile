@@ -30,7 +30,6 @@ $(VENV)/.installed: requirements/dev.txt pyproject.toml .ci/find-python
 
 $(PAGE): $(UI_SOURCES) .ci/build-ui
 	@.ci/build-ui
-	@mkdir -p $(@D) && touch $@
 
 demo: setup
 	@$(VENV)/bin/hedgerow demo

@@ -24,9 +24,12 @@ class Machine:
         for folder in ("bin", ".ci", "ui"):
             (root / folder).mkdir()
         self._script = shutil.copy(SCRIPT, root / ".ci" / "build-ui")
-        dirname = shutil.which("dirname")
-        assert dirname is not None
-        (self._bin / "dirname").symlink_to(dirname)
+        for name in ("dirname", "mkdir", "touch"):
+            program = shutil.which(name)
+            assert program is not None
+            (self._bin / name).symlink_to(program)
+        #: By which make knows that the page is built.
+        self.marker = root / "controller" / "web" / "static" / ".built"
         if node is not None:
             self._put("node", f"echo {node}")
         if npm is not None:
@@ -55,6 +58,7 @@ def test_it_is_built_where_node_is_new_enough(tmp_path: Path, version: str) -> N
     machine = Machine(tmp_path, version)
     done = machine.build()
     assert (done.returncode, done.stderr, machine.asked) == (0, "", BUILT)
+    assert machine.marker.exists()
 
 
 @pytest.mark.parametrize("version", ["v18.20.4", "v20.18.9", "v21.7.3", "v22.11.0", "nothing", "v20", ""])
@@ -62,6 +66,7 @@ def test_an_older_one_is_named_and_everything_else_goes_on(tmp_path: Path, versi
     machine = Machine(tmp_path, version)
     done = machine.build()
     assert (done.returncode, done.stdout, machine.asked) == (0, "", [])
+    assert not machine.marker.exists(), "make would not build it when there is a newer one"
     assert done.stderr.startswith("The web page is not built: Node.js ")
     assert version in done.stderr
     assert "20.19" in done.stderr

@@ -81,12 +81,19 @@ soak: setup
 	    $(PY) -m pytest --capture=no tests/endurance/test_soak.py
 
 # Programs are built once, into the cache of whoever runs this: e2e/kube/README.md. Each worker has an API server of its own.
-.PHONY: e2e-apiserver e2e-cluster
+.PHONY: e2e-apiserver e2e-cluster e2e-programs
 e2e-apiserver: E2E_WORKERS ?= $(if $(TESTS),0,2)
 e2e-apiserver: setup
 	@.ci/system-packages e2e
 	@$(PY) -m e2e.kube --quiet apiserver
 	@$(PY) -m pytest -n $(E2E_WORKERS) --dist loadfile --no-loadscope-reorder $(or $(TESTS),e2e/apiserver)
+
+# What the two suites need that takes long to make, ahead of them; SUITE=apiserver makes that one's alone.
+e2e-programs: SUITE ?= cluster
+e2e-programs: setup
+	@.ci/system-packages e2e
+	@$(PY) -m e2e.kube --quiet $(SUITE)
+	@[ $(SUITE) != cluster ] || $(PY) -m e2e.images --quiet
 
 # With KUBECONFIG, tests run outside of the sandbox, which has no way to another machine.
 e2e-cluster: setup

@@ -26,7 +26,6 @@ from sidecar.inspect.options import LayerOptions
 from sidecar.inspect.settings import Limits
 from sidecar.inspect.stream import Stream
 
-
 #: In place of a layer's queue of events that come while it waits for a reply: none ever does, and an empty queue takes
 #: as much as all the rest of the layer.
 _NONE: Final[Any] = ()

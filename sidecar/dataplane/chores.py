@@ -69,16 +69,15 @@ class Chores:
     :param wake: is called when there is something to do after there was nothing; has :meth:`work` called soon
     """
 
-    __slots__ = ("_wake", "due")
+    __slots__ = ("_due", "_wake")
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
-        #: What is left to do, looked at in every turn; nobody else changes it.
-        self.due: deque[Alarm | Iterator[object]] = deque()
+        self._due: deque[Alarm | Iterator[object]] = deque()
 
     def __bool__(self) -> bool:
         """Whether there is something to do."""
-        return bool(self.due)
+        return bool(self._due)
 
     def later(
         self, loop: asyncio.AbstractEventLoop, delay: float, call: Callable[..., object], *arguments: Any
@@ -99,7 +98,7 @@ class Chores:
 
     def work(self, slice: float = SLICE) -> None:
         """Do what is due, for ``slice`` seconds and at least one step."""
-        due, end = self.due, monotonic() + slice
+        due, end = self._due, monotonic() + slice
         while due:
             job = due.popleft()
             try:
@@ -117,9 +116,9 @@ class Chores:
 
     def clear(self) -> None:
         """Forget everything."""
-        self.due.clear()
+        self._due.clear()
 
     def _add(self, job: Alarm | Iterator[object]) -> None:
-        self.due.append(job)
-        if len(self.due) == 1:
+        self._due.append(job)
+        if len(self._due) == 1:
             self._wake()

@@ -41,8 +41,6 @@ GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 RECEIVE = 262_144
 #: Seconds after which a turn calls no further source: others wait for the loop too.
 _LONGEST_TURN = 0.002
-#: Sources that are called between two looks at the clock.
-_PORTION = 8
 #: Room for what one such read decrypts to, behind an unfinished record.
 PLAIN = RECEIVE + 32_768
 
@@ -88,7 +86,6 @@ class Reactor:
         "_again",
         "_batch",
         "_dirty",
-        "_due",
         "_epoll",
         "_graveyard",
         "_in_turn",
@@ -119,7 +116,6 @@ class Reactor:
         self._left: list[tuple[Source | None, int, int]] = []  # of a batch that took too long
         #: What can wait a moment.
         self.chores = Chores(self._chore)
-        self._due = self.chores.due
         # Shared by all sources, because each is done with them before the next is called.
         self.received = bytearray(RECEIVE)
         self.received_view = memoryview(self.received)
@@ -218,42 +214,32 @@ class Reactor:
         poll = self._epoll.poll
         end = monotonic() + _LONGEST_TURN
         sources = self._sources
-        due = self._due
         try:
             for _ in range(self._rounds):
                 if self._left:
                     self._take_up(end)
                 events = poll(0, self._batch) if not self._left else []
-                count = len(events)
-                for start in range(0, count, _PORTION):
-                    for fd, mask in events if count <= _PORTION else events[start : start + _PORTION]:
-                        source = sources.get(fd)
-                        if source is not None:
-                            try:
-                                source.on_event(mask)
-                            except Exception:
-                                self._contain(source)
-                    rest = start + _PORTION
-                    if rest < count and monotonic() > end:
-                        self._left = [(sources.get(fd), fd, mask) for fd, mask in events[rest:]]
+                for number, (fd, mask) in enumerate(events, 1):
+                    source = sources.get(fd)
+                    if source is not None:
+                        try:
+                            source.on_event(mask)
+                        except Exception:
+                            self._contain(source)
+                    if monotonic() > end and number < len(events):
+                        self._left = [(sources.get(fd), fd, mask) for fd, mask in events[number:]]
                         break
                 if self._again:
                     self._pump(end)
-                if self._dirty:
-                    self._flush()
-                if self._graveyard:
-                    self._bury()
-                if (not self._again and count < self._batch) or monotonic() > end:
+                self._settle()
+                if (not self._again and len(events) < self._batch) or monotonic() > end:
                     break
-            if due:
+            if self.chores:
                 self.chores.work()
-                if self._dirty:
-                    self._flush()
-                if self._graveyard:
-                    self._bury()
+                self._settle()
         finally:
             self._in_turn = False
-        if self._again or self._dirty or self._left or due:
+        if self._again or self._dirty or self._left or self.chores:
             self._schedule()
 
     def _take_up(self, end: float) -> None:
@@ -268,6 +254,13 @@ class Reactor:
             if monotonic() > end:
                 self._left = left[number:]
                 return
+
+    def _settle(self) -> None:
+        """Send what was written, and close what was let go of."""
+        if self._dirty:
+            self._flush()
+        if self._graveyard:
+            self._bury()
 
     def _pump(self, end: float) -> None:
         streams, self._again = self._again, []

@@ -21,9 +21,9 @@ ARG NODE_IMAGE=node:22-trixie-slim@sha256:b26b04c123d9ff8ab646ceb18b9d75a1173acf
 FROM ${NODE_IMAGE} AS page
 WORKDIR /source/ui
 COPY ui/package.json ui/package-lock.json ./
-RUN --mount=type=secret,id=npm,target=/root/.npmrc \
+RUN --mount=type=secret,id=npm,target=/run/npmrc \
     --mount=type=secret,id=certificates,target=/etc/ssl/certs/ca-certificates.crt \
-    npm ci --no-audit --no-fund --cafile /etc/ssl/certs/ca-certificates.crt
+    NPM_CONFIG_USERCONFIG=/run/npmrc npm ci --no-audit --no-fund --cafile /etc/ssl/certs/ca-certificates.crt
 COPY ui ./
 RUN npm run build
 

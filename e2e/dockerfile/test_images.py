@@ -148,7 +148,7 @@ def test_the_build_left_nothing_behind(pair: Pair) -> None:
 
 
 def test_no_secret_of_the_build_is_in_it(pair: Pair) -> None:
-    for name in ("etc/pip.conf", "root/.npmrc", "root/.config", "run/secrets", "etc/npmrc"):
+    for name in ("etc/pip.conf", "root/.npmrc", "run/npmrc", "root/.config", "run/secrets", "etc/npmrc"):
         assert not (pair.built.root / name).exists(), name
     # What secrets were mounted over is as it was.
     for name in ("etc/ssl/certs/ca-certificates.crt", "etc/apt/sources.list.d/debian.sources"):

@@ -22,6 +22,11 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def address(host: str) -> str:
+    """Of a registry that nobody has (RFC 2606)."""
+    return f"https://{host}.example"
+
+
 def pip_settings(secrets: dict[str, Path]) -> dict[str, str]:
     file = configparser.RawConfigParser()
     file.read(secrets["pip"])
@@ -29,23 +34,22 @@ def pip_settings(secrets: dict[str, Path]) -> dict[str, str]:
 
 
 def test_pips_addresses_are_told_and_folders_of_the_machine_are_not(machine: Path) -> None:
-    text = "[global]\nindex-url = https://user:p%%ss@index.example/simple\nfind-links = /wheels\ncache-dir = /cache\n"
+    index = address("user:p%%ss@index")
+    text = f"[global]\nindex-url = {index}\nfind-links = /wheels\ncache-dir = /cache\n"
     (machine / "pip.conf").write_text(text)
 
     settings = pip_settings(registries.secrets(machine / "secrets"))
 
-    assert settings["index-url"] == "https://user:p%%ss@index.example/simple"
+    assert settings["index-url"] == index
     assert not {"find-links", "cache-dir"} & settings.keys()
 
 
 def test_a_variable_is_stronger_than_a_file(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (machine / "pip.conf").write_text(
-        "[global]\nindex-url = https://a.example\n[install]\nindex-url = https://b.example\n"
-    )
+    (machine / "pip.conf").write_text(f"[global]\nindex-url = {address('a')}\n[install]\nindex-url = {address('b')}\n")
 
-    assert pip_settings(registries.secrets(machine / "secrets"))["index-url"] == "https://b.example"
-    monkeypatch.setenv("PIP_INDEX_URL", "https://c.example")
-    assert pip_settings(registries.secrets(machine / "secrets"))["index-url"] == "https://c.example"
+    assert pip_settings(registries.secrets(machine / "secrets"))["index-url"] == address("b")
+    monkeypatch.setenv("PIP_INDEX_URL", address("c"))
+    assert pip_settings(registries.secrets(machine / "secrets"))["index-url"] == address("c")
 
 
 def test_the_authorities_that_pip_believes_are_told(machine: Path) -> None:
@@ -59,7 +63,7 @@ def test_npms_settings_are_told_where_there_are_any(machine: Path) -> None:
     (machine / "pip.conf").write_text("")
 
     assert "npm" not in registries.secrets(machine / "secrets")
-    (machine / ".npmrc").write_text("registry=https://npm.example/\n")
+    (machine / ".npmrc").write_text(f"registry={address('npm')}\n")
     assert registries.secrets(machine / "secrets")["npm"] == machine / ".npmrc"
 
 

@@ -161,6 +161,8 @@ class Record:
     :param source_certificate: SHA-256 of the certificate that proved the source when its tunnel or connection began,
         hexadecimal; empty: none did, or it was proved elsewhere
     :param service: the service that our application asked for, as :attr:`graph.directory.Destination.service` names it
+    :param request_messages: messages of gRPC from source to destination so far, where requests are read;
+        ``response_messages`` the other way
     """
 
     direction: Direction
@@ -178,6 +180,8 @@ class Record:
     protocol: str = ""
     service: str = ""
     source_certificate: str = ""
+    request_messages: int = 0
+    response_messages: int = 0
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """Frames of HTTP/2, read beside the bytes that carry them (RFC 9113 sections 4 and 6). Pure.
 
-Only what tells of operations is looked at: header blocks, ends of streams and their sizes. Payloads of other frames are
-counted and skipped, so that at most one header block is held.
+Only what tells of operations is looked at: header blocks, ends of streams and their sizes, and messages of gRPC where
+somebody counts them. Payloads of other frames are counted and skipped, so that at most one header block is held.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from sidecar.http.errors import Malformed
+from sidecar.http.grpc_messages import Messages
 from sidecar.http.hpack import Check, Header, HeaderReader, anything
 from sidecar.http.settings import HttpSettings
 
@@ -30,8 +31,9 @@ _PRIORITY: Final = 0x20
 _HEADER: Final = 9
 
 type OnHeaders = Callable[[int, tuple[Header, ...], bool], None]
-type OnData = Callable[[int, int, bool], None]
+type OnData = Callable[[int, int, bool], Messages | None]
 type OnReset = Callable[[int], None]
+type OnMessages = Callable[[int], None]
 
 #: The highest number that a stream can have: a GOAWAY that names it turns no request away.
 ANY_STREAM: Final = 0x7FFFFFFF
@@ -51,8 +53,10 @@ class FrameReader:
     """Reads one direction of one connection.
 
     :param headers: called with a stream, its headers and whether the sender ends it with them
-    :param data: called with a stream, bytes of it and whether the sender ends it with them
+    :param data: called with a stream, bytes of it and whether the sender ends it with them; answers with what counts
+        the messages in them, if anybody does
     :param reset: called with a stream that the sender gives up
+    :param messages: called with how many messages began
     :param preface: the direction begins with :data:`PREFACE`
     :param check: raises what is wrong with a block of headers, of trailers, or of a promise
     :ivar boundary: how many of the bytes that were fed last are in front of the last place where a frame of another
@@ -62,11 +66,14 @@ class FrameReader:
     __slots__ = (
         "_begun",
         "_block",
+        "_body",
         "_continuations",
+        "_counting",
         "_data",
         "_end",
         "_headers",
         "_held",
+        "_messages",
         "_preface",
         "_reader",
         "_reset",
@@ -84,6 +91,7 @@ class FrameReader:
         headers: OnHeaders,
         data: OnData,
         reset: OnReset,
+        messages: OnMessages,
         *,
         preface: bool,
         check: Check = anything,
@@ -93,11 +101,14 @@ class FrameReader:
         self._headers = headers
         self._data = data
         self._reset = reset
+        self._messages = messages
         self._preface = preface
         self._begun = not preface  # the first frame, which belongs to the preface, is whole
         self._held = b""  # the beginning of what is needed as a whole
         self._skip = 0  # bytes of a payload that nobody looks at
         self._skips_data = False  # they are of a body
+        self._counting: Messages | None = None  # counts the messages in them
+        self._body = 0  # how many of them are no padding; negative: their first byte has to say
         self._block = bytearray()  # of a header block that is not complete
         self._stream = 0  # it belongs to; 0: there is none
         self._end = False  # it ends its stream
@@ -120,13 +131,18 @@ class FrameReader:
         """:raises Malformed: when it can not be read, or passes a bound; nothing more can be read then"""
         size = len(data)
         if size <= self._skip:
+            if self._counting is not None:
+                self._count(self._counting, data, self._skip)
             self._skip -= size
             self.boundary = -1 if self._skip or self._stream else size
             self._begun = self._begun or not self._skip
             return
         at = self._skip
-        self._begun = self._begun or at > 0
-        self._skip = 0
+        if at:
+            if self._counting is not None:
+                self._count(self._counting, data[:at], at)
+            self._begun = True
+            self._skip = 0
         before = at - len(self._held)  # what is not in the piece, less what of it came before
         piece = self._held + bytes(data[at:]) if self._held else bytes(data[at:])
         self._held = b""
@@ -143,6 +159,7 @@ class FrameReader:
             self._preface = False
             at = len(PREFACE)
         boundary = at if self._begun and not self._stream else -1
+        messages = None
         while size - at >= _HEADER:
             length = piece[at] << 16 | piece[at + 1] << 8 | piece[at + 2]
             kind, flags = piece[at + 3], piece[at + 4]
@@ -158,7 +175,10 @@ class FrameReader:
                 raise Malformed("h2-interleaved")
             elif kind == _DATA:
                 stream = int.from_bytes(piece[at + 5 : body]) & 0x7FFFFFFF
-                self._data(stream, length, flags & _END_STREAM != 0)
+                messages = self._data(stream, length, flags & _END_STREAM != 0)
+                if messages is not None:
+                    self._body = -1 if flags & _PADDED else length
+                    self._count(messages, piece[body : body + length], length)
             at = body + length
             if at <= size:
                 self._begun = True
@@ -168,8 +188,25 @@ class FrameReader:
         if at > size:
             self._skip = at - size
             self._skips_data = kind == _DATA
+            self._counting = messages if kind == _DATA else None
         elif at < size:
             self._held = piece[at:] if at else piece
+
+    def _count(self, messages: Messages, data: bytes | memoryview, left: int) -> None:
+        """Count the messages in some of a DATA frame.
+
+        :param left: bytes of its payload from there on
+        """
+        if self._body < 0:
+            if not data:
+                return
+            self._body = max(0, left - 1 - data[0])  # too much padding is for the application to find fault with
+            data = data[1:]
+        data = data[: self._body]
+        self._body -= len(data)
+        began = messages.take(data)
+        if began:
+            self._messages(began)
 
     def _frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == _RST_STREAM:

@@ -30,7 +30,8 @@ from sidecar.dataplane.leg_relay import LegRelay
 from sidecar.dataplane.legs import NOBODY, Leg
 from sidecar.http.errors import Malformed
 from sidecar.http.frames import ANY_STREAM, ENHANCE_YOUR_CALM, NO_SETTINGS, PROTOCOL_ERROR, FrameReader, goaway
-from sidecar.http.head import is_ours
+from sidecar.http.grpc_messages import Messages, is_grpc
+from sidecar.http.h2_fields import check_fields
 from sidecar.http.hpack import Header
 from sidecar.http.operation import operation_of
 from sidecar.http.site import HttpSite
@@ -38,27 +39,10 @@ from sidecar.http.site import HttpSite
 _METHOD: Final = re.compile(r"[A-Z][A-Z0-9_-]{0,31}")
 #: Stands for a method that is none; rules can not name it, and HTTP/2 has another way to say that a head is wrong.
 _NO_METHOD: Final = "UNCLEAR"
-#: A name of RFC 9113 section 8.2.1, or of a pseudo-header; and what no value may hold.
-_NAME: Final = re.compile(rb":?[!#$%&'*+.^_`|~0-9a-z-]+")
-_NO_VALUE: Final = re.compile(rb"[\0\r\n]")
 #: When somebody is asked to go who is not asked yet.
 _NOT_YET: Final = float("inf")
 #: Characters of what is only reported.
 _LONGEST_TEXT: Final = 256
-
-
-def check_fields(headers: tuple[Header, ...]) -> None:
-    """Refuse a head, or trailers, of a client that must not reach the application.
-
-    :raises Malformed: saying why
-    """
-    for name, value in headers:
-        if not _NAME.fullmatch(name):
-            raise Malformed("h2-field-name")
-        if name[:1] == b"x" and is_ours(name):
-            raise Malformed("h2-forged-header")
-        if _NO_VALUE.search(value):
-            raise Malformed("h2-field-value")
 
 
 class _Call:
@@ -66,6 +50,7 @@ class _Call:
 
     __slots__ = (
         "agent",
+        "answers",
         "began",
         "grpc",
         "grpc_status",
@@ -73,6 +58,7 @@ class _Call:
         "method",
         "name",
         "path",
+        "questions",
         "received",
         "request_id",
         "sent",
@@ -84,6 +70,8 @@ class _Call:
         self.name = self.method = self.path = ""
         self.host = self.agent = self.request_id = ""
         self.grpc = False
+        self.questions: Messages | None = None  # counts the request's messages, if it has some
+        self.answers: Messages | None = None
         self.status = 0
         self.grpc_status = -1
         self.sent = 0
@@ -119,10 +107,16 @@ class H2Lane(LegRelay):
         self._drop_left = 0  # bytes that it may send meanwhile
         settings = site.settings
         self._from_client: FrameReader | None = FrameReader(
-            settings, self._asked, self._request_data, self._given_up, preface=True, check=check_fields
+            settings,
+            self._asked,
+            self._request_data,
+            self._given_up,
+            self._request_messages,
+            preface=True,
+            check=check_fields,
         )
         self._from_server: FrameReader | None = FrameReader(
-            settings, self._answered, self._response_data, self._given_up, preface=False
+            settings, self._answered, self._response_data, self._given_up, self._response_messages, preface=False
         )
         context.connection.record.protocol = "http2"
         context.connection.by_operation = False
@@ -296,8 +290,9 @@ class H2Lane(LegRelay):
                 call.agent = _text(value)
             elif name == b"x-request-id":
                 call.request_id = _text(value)
-            elif name == b"content-type" and value.startswith(b"application/grpc"):
+            elif name == b"content-type" and is_grpc(value):
                 call.grpc = True
+                call.questions = Messages()
                 self._under.record.protocol = "grpc"
         if not _METHOD.fullmatch(call.method):
             call.method = _NO_METHOD
@@ -317,18 +312,30 @@ class H2Lane(LegRelay):
                 call.grpc_status = int(value)
         if end:
             self._report(stream, call)
+        elif call.grpc and call.status == 200 and is_grpc(dict(headers).get(b"content-type", b"")):
+            call.answers = Messages()
 
-    def _request_data(self, stream: int, size: int, end: bool) -> None:
+    def _request_data(self, stream: int, size: int, end: bool) -> Messages | None:
         call = self._call(stream)
-        if call is not None:
-            call.sent += size
+        if call is None:
+            return None
+        call.sent += size
+        return call.questions
 
-    def _response_data(self, stream: int, size: int, end: bool) -> None:
+    def _response_data(self, stream: int, size: int, end: bool) -> Messages | None:
         call = self._call(stream)
-        if call is not None:
-            call.received += size
-            if end:
-                self._report(stream, call)
+        if call is None:
+            return None
+        call.received += size
+        if end:
+            self._report(stream, call)
+        return call.answers
+
+    def _request_messages(self, count: int) -> None:
+        self._under.record.request_messages += count
+
+    def _response_messages(self, count: int) -> None:
+        self._under.record.response_messages += count
 
     def _given_up(self, stream: int) -> None:
         """One of the two ends has reset the stream."""

@@ -14,6 +14,7 @@ from mitmproxy import http
 
 from graph.policy import Decision, Reason
 from sidecar.dataplane.live import refusal
+from sidecar.http.grpc_messages import is_grpc
 from sidecar.http.head import RequestHead, is_override
 from sidecar.http.operation import UNCLEAR, is_clean, operation_of
 from sidecar.http.rewrite import certificate_line
@@ -27,7 +28,6 @@ from sidecar.inspect.stream import Stream
 if TYPE_CHECKING:
     from sidecar.inspect.connection import InspectedConnection
 
-_GRPC: Final = b"application/grpc"
 #: A request that names another host than the connection was judged by (RFC 9110 section 15.5.20).
 OTHER_HOST: Final = Refusal(421, "other-host")
 _PORT: Final = re.compile(rb"(.*?)(?::([0-9]{1,5}))?", re.DOTALL)
@@ -42,7 +42,7 @@ class Admission:
         self._lane = lane
         self._hub = hub
         self._settings = hub.settings
-        self._record = record = lane.record
+        self.record = record = lane.record
         self._port = lane.context.port
         self._outbound = lane.outbound
         self._peer = record.destination if lane.outbound else record.source
@@ -63,11 +63,11 @@ class Admission:
         method = data.method.decode("latin-1")
         path = data.path.partition(b"?")[0].decode("latin-1")
         headers = request.headers
-        grpc = head is None and forms.first(headers, b"content-type").startswith(_GRPC)
+        grpc = head is None and is_grpc(forms.first(headers, b"content-type"))
         host = data.authority or forms.first(headers, b"host")
         return Exchange(
             self._operation(request, head),
-            self._record.decision,
+            self.record.decision,
             "grpc" if grpc else "http" if head is not None else "http2",
             monotonic(),
             method,
@@ -117,8 +117,8 @@ class Admission:
         return said[1] == host.encode("ascii") and said[2] in (None, b"%d" % self._port)
 
     def _hub_protocol(self, exchange: Exchange) -> None:
-        if self._record.protocol != exchange.protocol:
-            self._record.protocol = exchange.protocol
+        if self.record.protocol != exchange.protocol:
+            self.record.protocol = exchange.protocol
 
     def _prepare(self, stream: Stream, request: http.Request, exchange: Exchange) -> None:
         """Our own headers, then the header rules."""
@@ -177,7 +177,7 @@ class Admission:
     def unreadable(self, why: str) -> None:
         """A head whose form was refused."""
         self._hub.unreadable += 1
-        source = self._record.source_identity or self._record.source.address
+        source = self.record.source_identity or self.record.source.address
         text = "a request of %s to port %d was refused for its form: %s"
         self._lane.context.fabric.complaints.say(logging.WARNING, text, source, self._port, why)
 

@@ -17,6 +17,7 @@ from mitmproxy.net.http.validate import validate_headers
 from mitmproxy.proxy.layer import Layer
 from mitmproxy.websocket import WebSocketData
 
+from sidecar.http.grpc_messages import Messages, is_grpc
 from sidecar.http.head import RequestHead
 from sidecar.inspect import forms
 from sidecar.inspect.admission import OTHER_HOST, UNCLEAR_REQUEST, Admission, change, is_clear, overridden
@@ -62,6 +63,8 @@ class Judge(Admission):
         head = self._head_of(request)
         stream.upgrade = head is not None and head.upgrade
         exchange = stream.exchange = self._exchange(request, head)
+        if exchange.grpc:
+            stream.request_messages = Messages()
         self._watch_request(stream)
         refusal = self._verdict(request, head, exchange)
         if refusal is not None:
@@ -131,6 +134,8 @@ class Judge(Admission):
         refusal = self._ask_addons(stream, "request", ended=True)
         content = stream.flow.request.raw_content or b""
         stream.exchange.request_bytes += len(content)
+        if refusal is None:
+            stream.count_request(content)
         if stream.request_tee is not None:
             stream.request_tee(content)
         stream.exchange.streamed = True
@@ -161,6 +166,8 @@ class Judge(Admission):
         exchange.grpc_status = grpc_status_of(forms.first(response.headers, b"grpc-status"))
         exchange.response_bytes += forms.size_of(response.headers)
         headers = response.headers
+        if exchange.grpc and response.status_code == 200 and is_grpc(forms.first(headers, b"content-type")):
+            stream.response_messages = Messages()
         forms.without(headers, _NOT_FROM_OUTSIDE if self._outbound else _OURS)
         for rule in self._applied.pop(stream, ()):
             change(headers, rule.response_remove, rule.response_set)
@@ -216,6 +223,7 @@ class Judge(Admission):
             response = after
         content = response.raw_content or b""
         exchange.response_bytes += len(content)
+        stream.count_response(content)
         if stream.response_tee is not None:
             stream.response_tee(content)
 
@@ -254,7 +262,7 @@ class Judge(Admission):
             return
         now = monotonic()
         name = self._lane.site.name(self._port, exchange.operation, self._peer.host)
-        self._lane.context.fabric.connections.flows.request(exchange.report(self._record, name, now))
+        self._lane.context.fabric.connections.flows.request(exchange.report(self.record, name, now))
         watcher = self._watchers.pop(stream, None)
         if watcher is not None:
             watcher.over(stream, exchange, now)

@@ -36,6 +36,7 @@ from mitmproxy.proxy.layers.http._events import (
 )
 from mitmproxy.proxy.layers.http._hooks import HttpErrorHook, HttpRequestHook, HttpResponseHeadersHook
 
+from sidecar.http.grpc_messages import Messages
 from sidecar.inspect import forms
 from sidecar.inspect.exchange import Exchange, Refusal, grpc_status_of
 from sidecar.inspect.http1 import NOT_IN_TRAILERS, BadHead
@@ -51,10 +52,14 @@ class Stream(HttpStream):
     """One request. The judge is asked at every turn.
 
     :ivar exchange: what is known of it; None before its head was read
+    :ivar request_messages: counts the messages of gRPC in the request's body; ``response_messages`` in the response's
     :ivar request_tee: sees the request's body as it passes; ``response_tee`` the response's
     """
 
     mode = HTTPMode.transparent  # mitmproxy looks it up in a layer that we do not have
+    # most requests have none, and then keep none
+    request_messages: Messages | None = None
+    response_messages: Messages | None = None
 
     def __init__(self, context: Context, stream_id: int, layers: Layers) -> None:
         super().__init__(context, stream_id)
@@ -125,6 +130,8 @@ class Stream(HttpStream):
         if isinstance(event, RequestData):
             assert self.exchange is not None
             self.exchange.request_bytes += len(event.data)
+            if self.request_messages is not None:
+                self.count_request(event.data)
             if self.request_tee is not None:
                 self.request_tee(event.data)
             yield SendHttp(event, self._server)
@@ -141,6 +148,16 @@ class Stream(HttpStream):
             yield SendHttp(event, self._server)
             if self.server_state == self.state_done:
                 yield from self.flow_done()
+
+    def count_request(self, data: bytes) -> None:
+        """This of the request's body goes to the application."""
+        if self.request_messages is not None:
+            self._judge.record.request_messages += self.request_messages.take(data)
+
+    def count_response(self, data: bytes) -> None:
+        """This of the response's body goes to the client."""
+        if self.response_messages is not None:
+            self._judge.record.response_messages += self.response_messages.take(data)
 
     def start_request_stream(self) -> Commands:
         """The body that was being collected for addons became too large."""
@@ -190,6 +207,8 @@ class Stream(HttpStream):
         if isinstance(event, ResponseData):
             assert self.exchange is not None
             self.exchange.response_bytes += len(event.data)
+            if self.response_messages is not None:
+                self.count_response(event.data)
             if self.response_tee is not None:
                 self.response_tee(event.data)
             yield SendHttp(event, self._client)

@@ -9,9 +9,11 @@ Where Istio's two data planes differ:
   back to it, at both reporters.
 * A connection that carried requests that we saw is in the ``istio_requests_total`` group alone, as with Istio's
   sidecars; Kiali would draw two edges otherwise.
+* Messages of gRPC are counted as Istio's sidecars count them (:mod:`sidecar.http.grpc_messages`): of calls alone, also
+  of those that still run, and with a call's first message in either direction there is a series for both.
 
-Counting rules: every connection, request and byte is counted once. Bytes of live connections are added when a page is
-made; what moved after that, when they end.
+Counting rules: every connection, request, message and byte is counted once. Bytes and messages of live connections are
+added when a page is made; what moved after that, when they end.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from sidecar.dataplane.contracts import Record, Request
 from sidecar.metrics.exposition import Kind, Page
 from sidecar.metrics.istio_labels import (
     GRPC_CODES,
+    MESSAGE_LABELS,
     NOTHING_TOLD,
     REQUEST_LABELS,
     TCP_LABELS,
@@ -32,6 +35,7 @@ from sidecar.metrics.istio_labels import (
     SeriesKey,
     folded,
     key_of,
+    message_key_of,
     text_of,
 )
 from sidecar.metrics.registry import MAX_SERIES, Bounded, Histogram
@@ -54,8 +58,12 @@ _TCP: Final = (
     ("istio_tcp_sent_bytes_total", "Bytes sent back to the source"),
     ("istio_tcp_received_bytes_total", "Bytes received from the source"),
 )
+_MESSAGES: Final = (
+    ("istio_request_messages_total", "gRPC messages of requests"),
+    ("istio_response_messages_total", "gRPC messages of responses"),
+)
 #: Every family that this module writes.
-NAMES: Final = (_REQUESTS, *(name for name, _ in _HISTOGRAMS), *(name for name, _ in _TCP))
+NAMES: Final = (_REQUESTS, *(name for group in (_HISTOGRAMS, _MESSAGES, _TCP) for name, _ in group))
 
 _HTTP: Final = frozenset({"http", "http2", "grpc"})
 #: Live connections that are brought up to date between two turns of others.
@@ -87,15 +95,41 @@ class _Tcp:
         self.received = 0
 
 
+class _Messages:
+    """The cell of one label set: messages of gRPC."""
+
+    __slots__ = ("answers", "labels", "questions")
+
+    def __init__(self, labels: str) -> None:
+        self.labels = labels
+        self.questions = 0
+        self.answers = 0
+
+
 class _Live:
     """A connection that is open: how much of it was counted, and where its requests are counted."""
 
-    __slots__ = ("code", "denied", "grpc", "opened", "protocol", "received", "record", "requests", "sent", "tcp")
+    __slots__ = (
+        "answers",
+        "code",
+        "denied",
+        "grpc",
+        "opened",
+        "protocol",
+        "questions",
+        "received",
+        "record",
+        "requests",
+        "sent",
+        "tcp",
+    )
 
     def __init__(self, record: Record) -> None:
         self.record = record
         self.sent = 0
         self.received = 0
+        self.questions = 0
+        self.answers = 0
         self.opened = False
         self.tcp: _Tcp | None = None
         # the last request's cell, and what made it that one: the next request nearly always has the same
@@ -110,7 +144,7 @@ class IstioMetrics:
     """Implements :class:`sidecar.dataplane.contracts.FlowSink` and :class:`sidecar.metrics.registry.Collector`.
 
     :param labels: of our own pod
-    :param limit: label sets of the request metrics, and of the TCP metrics
+    :param limit: label sets of the request metrics, of the TCP metrics, and of the message metrics
     """
 
     def __init__(self, labels: Labels = NOTHING_TOLD, limit: int = MAX_SERIES) -> None:
@@ -119,6 +153,9 @@ class IstioMetrics:
             limit, lambda key: _Requests(text_of(key, REQUEST_LABELS, labels)), folded
         )
         self._tcp: Bounded[SeriesKey, _Tcp] = Bounded(limit, lambda key: _Tcp(text_of(key, TCP_LABELS, labels)), folded)
+        self._messages: Bounded[SeriesKey, _Messages] = Bounded(
+            limit, lambda key: _Messages(text_of(key, MESSAGE_LABELS, labels)), folded
+        )
         #: Connections refused by the policy or for want of knowledge, by direction and reason.
         self.refused: dict[tuple[str, ...], int] = {}
         #: Requests refused, by reason.
@@ -128,14 +165,18 @@ class IstioMetrics:
 
     @property
     def folded(self) -> int:
-        return self._requests.folded + self._tcp.folded
+        return self._requests.folded + self._tcp.folded + self._messages.folded
 
     def request_cells(self) -> list[tuple[SeriesKey, _Requests]]:
-        """What was counted of requests, by key; likewise :meth:`tcp_cells`. For :mod:`sidecar.metrics.sums`."""
+        """What was counted of requests, by key; likewise :meth:`tcp_cells` and :meth:`message_cells`. For
+        :mod:`sidecar.metrics.sums`."""
         return self._requests.items()
 
     def tcp_cells(self) -> list[tuple[SeriesKey, _Tcp]]:
         return self._tcp.items()
+
+    def message_cells(self) -> list[tuple[SeriesKey, _Messages]]:
+        return self._messages.items()
 
     def request_cell(self, key: tuple[object, ...]) -> _Requests:
         """Where a key's requests are counted, which :meth:`request_cells` of another process has named."""
@@ -143,6 +184,9 @@ class IstioMetrics:
 
     def tcp_cell(self, key: tuple[object, ...]) -> _Tcp:
         return self._tcp.get(cast(SeriesKey, key))
+
+    def message_cell(self, key: tuple[object, ...]) -> _Messages:
+        return self._messages.get(cast(SeriesKey, key))
 
     def live(self) -> list[Record]:
         """The connections that are open now."""
@@ -193,6 +237,7 @@ class IstioMetrics:
         for index, live in enumerate(list(self._live.values())):
             if not live.record.closed:
                 self._add(live)
+                self._add_messages(live)
             if index % _AT_ONCE == _AT_ONCE - 1:
                 yield
 
@@ -207,6 +252,12 @@ class IstioMetrics:
                 histogram = (cell.duration, cell.received, cell.sent)[index]
                 page.histogram(name, cell.labels, histogram.bounds, histogram.counts, histogram.total)
                 yield
+        messages = [cell for _, cell in self._messages.items()]
+        for index, (name, help_text) in enumerate(_MESSAGES):
+            page.family(name, Kind.COUNTER, help_text)
+            for counted in messages:
+                page.sample(name, counted.labels, (counted.questions, counted.answers)[index])
+            yield
         tcp = [cell for _, cell in self._tcp.items()]
         for index, (name, help_text) in enumerate(_TCP):
             page.family(name, Kind.COUNTER, help_text)
@@ -233,6 +284,7 @@ class IstioMetrics:
     def _finish(self, live: _Live) -> None:
         if self._add(live) and live.tcp is not None:
             live.tcp.closed += 1
+        self._add_messages(live)
 
     def _add(self, live: _Live) -> bool:
         """Add what is new of a connection, unless its requests are counted instead."""
@@ -251,3 +303,13 @@ class IstioMetrics:
         cell.sent += record.bytes_received - live.received
         live.sent, live.received = record.bytes_sent, record.bytes_received
         return True
+
+    def _add_messages(self, live: _Live) -> None:
+        """Add what is new of a connection's messages of gRPC."""
+        record = live.record
+        questions, answers = record.request_messages, record.response_messages
+        if questions != live.questions or answers != live.answers:
+            cell = self._messages.get(message_key_of(record))
+            cell.questions += questions - live.questions
+            cell.answers += answers - live.answers
+            live.questions, live.answers = questions, answers

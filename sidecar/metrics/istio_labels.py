@@ -50,6 +50,10 @@ TCP_LABELS: Final = (
     "response_flags",
     "connection_security_policy",
 )
+#: Labels of the metrics of gRPC messages: the others say how a call ended, which nobody knows while it runs. Istio's
+#: sidecars report messages before they add those (``reportHelper()`` and ``log()`` of ``istio_stats.cc``, and what its
+#: tests expect: ``testdata/metric/server_request_messages.yaml.tmpl``).
+MESSAGE_LABELS: Final = TCP_LABELS[: TCP_LABELS.index("request_protocol")]
 #: Labels of the request metrics.
 REQUEST_LABELS: Final = (*TCP_LABELS, "response_code", "grpc_response_status")
 
@@ -119,6 +123,13 @@ def key_of(record: Record, flags: str, protocol: str, code: int, grpc: int) -> S
         code,
         grpc,
     )
+
+
+def message_key_of(record: Record) -> SeriesKey:
+    """The key of a connection's messages of gRPC, in which there is nothing but what :data:`MESSAGE_LABELS` tells: two
+    keys are two series."""
+    key = key_of(record, "", "", 0, -1)
+    return (*key[:9], False, *key[10:])
 
 
 def folded(key: SeriesKey) -> SeriesKey:

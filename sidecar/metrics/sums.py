@@ -5,7 +5,7 @@ A process that ends takes nothing with it but what it has not told yet, and no c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from sidecar.metrics.istio import IstioMetrics
@@ -31,6 +31,7 @@ class Telling:
         self._istio = istio
         self._requests: dict[Sequence[object], tuple[Sequence[float], ...]] = {}
         self._tcp: dict[Sequence[object], tuple[int, ...]] = {}
+        self._messages: dict[Sequence[object], tuple[int, ...]] = {}
         self._refused: dict[tuple[str, ...], int] = {}
         self._refused_requests: dict[tuple[str, ...], int] = {}
         self._would_refuse = 0
@@ -51,16 +52,12 @@ class Telling:
                 new = [[a - b for a, b in zip(one, other, strict=True)] for one, other in zip(now, before, strict=True)]
                 requests.append([list(key), *new])
                 self._requests[key] = now
-        tcp: list[object] = []
-        for key, one in istio.tcp_cells():
-            count = (one.opened, one.closed, one.sent, one.received)
-            past = self._tcp.get(key, (0, 0, 0, 0))
-            if count != past:
-                tcp.append([list(key), *(a - b for a, b in zip(count, past, strict=True))])
-                self._tcp[key] = count
+        tcp = [(key, (one.opened, one.closed, one.sent, one.received)) for key, one in istio.tcp_cells()]
+        messages = [(key, (one.questions, one.answers)) for key, one in istio.message_cells()]
         sums: dict[str, object] = {
             "requests": requests,
-            "tcp": tcp,
+            "tcp": _new_counts(tcp, self._tcp),
+            "messages": _new_counts(messages, self._messages),
             "refused": _new(istio.refused, self._refused),
             "refused_requests": _new(istio.refused_requests, self._refused_requests),
         }
@@ -90,6 +87,13 @@ def add(istio: IstioMetrics, sums: Mapping[str, object]) -> None:
         cell.closed += closed
         cell.sent += sent
         cell.received += received
+    for row in _rows(sums.get("messages", [])):
+        if len(row) != 3:
+            raise NoSums("messages")
+        counted = istio.message_cell(_key(row[0]))
+        questions, answers = (_count(one) for one in row[1:])
+        counted.questions += questions
+        counted.answers += answers
     for name, table, width in (("refused", istio.refused, 2), ("refused_requests", istio.refused_requests, 1)):
         for row in _rows(sums.get(name, [])):
             key = tuple(str(one)[:256] for one in row[:-1])
@@ -97,6 +101,18 @@ def add(istio: IstioMetrics, sums: Mapping[str, object]) -> None:
                 raise NoSums(name)
             table[key] = table.get(key, 0) + _count(row[-1])
     istio.would_refuse += _count(sums.get("would_refuse", 0))
+
+
+def _new_counts(
+    now: Iterable[tuple[Sequence[object], tuple[int, ...]]], told: dict[Sequence[object], tuple[int, ...]]
+) -> list[object]:
+    rows: list[object] = []
+    for key, counts in now:
+        past = told.get(key, (0,) * len(counts))
+        if counts != past:
+            rows.append([list(key), *(a - b for a, b in zip(counts, past, strict=True))])
+            told[key] = counts
+    return rows
 
 
 def _new(now: Mapping[tuple[str, ...], int], told: dict[tuple[str, ...], int]) -> list[object]:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import hpack
 
 from sidecar.http.errors import Malformed
 from sidecar.http.frames import PREFACE, FrameReader
+from sidecar.http.grpc_messages import Messages
 from sidecar.http.h2 import H2Lane
 from sidecar.http.settings import HttpSettings
 from sidecar.inspect.frame_guard import CONTINUATION, DATA, GOAWAY, HEADERS, PUSH_PROMISE, Breach, FrameGuard
@@ -46,13 +48,19 @@ class _Told:
         self.heads: list[tuple[int, tuple[tuple[bytes, bytes], ...], bool]] = []
         self.data: list[tuple[int, int, bool]] = []
         self.resets: list[int] = []
+        self.messages = 0
         self.refused = ""
+        calls: dict[int, Messages] = {}
+
+        def counted(*one: Any) -> Messages:
+            self.data.append(one)
+            return calls.setdefault(one[0], Messages())
+
+        def began(count: int) -> None:
+            self.messages += count
+
         reader = FrameReader(
-            _SETTINGS,
-            lambda *head: self.heads.append(head),
-            lambda *one: self.data.append(one),
-            self.resets.append,
-            preface=preface,
+            _SETTINGS, lambda *head: self.heads.append(head), counted, self.resets.append, began, preface=preface
         )
         for part in parts:
             buffer = bytearray(part)
@@ -75,6 +83,28 @@ def check_observer(data: bytes) -> None:
     for _, headers, _ in whole.heads:
         assert sum(len(name) + len(value) + 32 for name, value in headers) <= _SETTINGS.h2_headers_bytes
     _compare(data, whole)
+    if not whole.refused:
+        assert whole.messages == _messages(data)
+
+
+def _messages(data: bytes) -> int:
+    """How many messages of gRPC begin in the bodies, each of which is put together first."""
+    bodies: dict[int, bytes] = {}
+    at = 0
+    while at + 9 <= len(data):
+        length, stream = int.from_bytes(data[at : at + 3]), int.from_bytes(data[at + 5 : at + 9]) & 0x7FFFFFFF
+        if data[at + 3] == DATA:
+            body = data[at + 9 : at + 9 + length]  # of the last frame, what there is
+            if data[at + 4] & _PADDED:
+                body = body[1 : max(1, length - body[0])] if body else b""
+            bodies[stream] = bodies.get(stream, b"") + body
+        at += 9 + length
+    began = 0
+    for body in bodies.values():
+        while body:
+            began += 1
+            body = body[5 + int.from_bytes(body[1:5]) :] if len(body) >= 5 else b""
+    return began
 
 
 def _compare(data: bytes, told: _Told) -> None:

@@ -35,6 +35,8 @@ COMMON = {
     "response_flags",
     "connection_security_policy",
 }
+#: What ``testdata/metric/server_request_messages.yaml.tmpl`` of istio/proxy has.
+MESSAGE = COMMON - {"request_protocol", "response_flags", "connection_security_policy"}
 REQUEST = COMMON | {"response_code", "grpc_response_status"}
 TCP_FAMILIES = {
     "istio_tcp_connections_opened",
@@ -48,6 +50,7 @@ REQUEST_FAMILIES = {
     "istio_request_bytes",
     "istio_response_bytes",
 }
+MESSAGE_FAMILIES = {"istio_request_messages", "istio_response_messages"}
 
 
 def page(metrics):

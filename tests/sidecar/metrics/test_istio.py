@@ -13,20 +13,34 @@ from graph.policy import Reason
 from sidecar.dataplane.live import refusal
 from sidecar.metrics.istio import BUCKETS, IstioMetrics
 from sidecar.metrics.istio_labels import Labels
-from tests.sidecar.metrics.families import COMMON, REQUEST, REQUEST_FAMILIES, TCP_FAMILIES, only, outbound, page, total
+from tests.sidecar.metrics.families import (
+    COMMON,
+    MESSAGE,
+    MESSAGE_FAMILIES,
+    REQUEST,
+    REQUEST_FAMILIES,
+    TCP_FAMILIES,
+    only,
+    outbound,
+    page,
+    total,
+)
 from tests.sidecar.metrics.records import ALLOWED, CART, CART_ID, FRONT, FRONT_ID, record, refused, request
 
 
 def test_every_family_has_istios_name_and_exactly_istios_labels():
     metrics = IstioMetrics()
-    plain, http = record(), record()
+    plain, http = record(), record(request_messages=1)
     for one in (plain, http):
         metrics.opened(one)
     metrics.request(request(http))
     shown = page(metrics)
-    assert {name for name in shown if name.startswith("istio")} == TCP_FAMILIES | REQUEST_FAMILIES
+    assert {name for name in shown if name.startswith("istio")} == TCP_FAMILIES | REQUEST_FAMILIES | MESSAGE_FAMILIES
     for name in TCP_FAMILIES:
         assert all(set(sample.labels) == COMMON for sample in shown[name].samples)
+        assert shown[name].samples, name
+    for name in MESSAGE_FAMILIES:
+        assert all(set(sample.labels) == MESSAGE for sample in shown[name].samples)
         assert shown[name].samples, name
     for name in REQUEST_FAMILIES:
         assert all(set(sample.labels) - {"le"} == REQUEST for sample in shown[name].samples)

@@ -35,13 +35,16 @@ def see(istio, what, live):
     elif what == "bytes" and live:
         live[0].bytes_sent += 10
         live[0].bytes_received += 1000
+    elif what == "messages" and live:
+        live[-1].request_messages += 1
+        live[0].response_messages += 3
     elif what == "close" and live:
         one = live.pop(0)
         one.closed = True
         istio.closed(one)
 
 
-EVENTS = st.sampled_from(["open", "open", "refused", "request", "denied", "bytes", "close", "tell"])
+EVENTS = st.sampled_from(["open", "open", "refused", "request", "denied", "bytes", "messages", "close", "tell"])
 
 
 @given(st.lists(st.tuples(st.booleans(), EVENTS), max_size=60))
@@ -84,6 +87,7 @@ def told_once():
     istio = IstioMetrics()
     live = record()
     istio.opened(live)
+    istio.opened(record(request_messages=2, response_messages=1, closed=True))
     istio.opened(refused())
     istio.request(request(live))
     istio.request(request(live, status=403, decision=DENIED))
@@ -103,6 +107,11 @@ def told_once():
         lambda told: told["tcp"][0].__setitem__(1, 1.5),
         lambda told: told["tcp"][0].pop(),
         lambda told: told.__setitem__("tcp", 1),
+        lambda told: told["messages"][0].pop(),
+        lambda told: told["messages"][0].append(1),
+        lambda told: told["messages"][0].__setitem__(1, -1),
+        lambda told: told["messages"][0].__setitem__(2, 1.5),
+        lambda told: told["messages"][0][0].__setitem__(9, "yes"),
         lambda told: told["refused"][0].insert(0, "x"),
         lambda told: told["refused"][0].__setitem__(-1, True),
         lambda told: told.__setitem__("would_refuse", -1),

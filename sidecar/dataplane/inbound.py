@@ -16,6 +16,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 from graph.model import Direction, Peer
 from graph.policy import Reason
@@ -56,10 +57,7 @@ class Inbound:
         :param declared: the port that policy speaks of, and the application behind it; None: capture knows both
         """
 
-        def accepted(sock: socket.socket) -> None:
-            self._accepted(sock, declared)
-
-        acceptor = Acceptor(self._fabric, listener, accepted)
+        acceptor = Acceptor(self._fabric, listener, partial(self._accepted, declared, listener.family))
         self._acceptors.append(acceptor)
         return acceptor
 
@@ -93,7 +91,7 @@ class Inbound:
         for owner in list(self._tunnels):
             fabric.reactor.loop.call_later(fabric.random.uniform(0, fabric.settings.renewal_spread), owner.leave)
 
-    def _accepted(self, sock: socket.socket, declared: tuple[int, Address] | None) -> None:
+    def _accepted(self, declared: tuple[int, Address] | None, family: int, sock: socket.socket) -> None:
         fabric = self._fabric
         load = fabric.connections.count + len(self._tunnels) + len(self._arriving)
         if load >= fabric.settings.connections:
@@ -105,7 +103,7 @@ class Inbound:
         if declared is not None:
             port, application = declared
         else:
-            captured = self._captured(sock)
+            captured = self._captured(sock, family)
             if captured is None:
                 sockets.refuse(sock)
                 return
@@ -122,9 +120,9 @@ class Inbound:
         self._arriving[arrival] = None
         arrival.begin()
 
-    def _captured(self, sock: socket.socket) -> Address | None:
+    def _captured(self, sock: socket.socket, family: int) -> Address | None:
         """Where a captured connection was to go; None when that is no application port of ours."""
-        target = sockets.original_destination(sock)
+        target = sockets.original_destination(sock, family)
         if target is None or target.host not in self._fabric.settings.addresses:
             text = "refused a connection to %s, which is not our address"
             self._fabric.complaints.say(_INFO, text, target or "the capture port")

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections import OrderedDict
+from functools import partial
 
 from graph.directory import Destination, Endpoint
 from graph.model import Direction
@@ -54,9 +55,8 @@ class Outbound:
         :param declared: where they are meant to go; None: capture knows
         """
 
-        def accepted(sock: socket.socket) -> None:
-            self._accepted(sock, declared)
-
+        here = int(listener.getsockname()[1])
+        accepted = partial(self._accepted, declared, listener.family, here)
         acceptor = Acceptor(self._fabric, listener, accepted)
         self._acceptors.append(acceptor)
         return acceptor
@@ -80,14 +80,15 @@ class Outbound:
         for attempt in list(self._waiting):
             attempt.end()
 
-    def _accepted(self, sock: socket.socket, declared: Address | None) -> None:
+    def _accepted(self, declared: Address | None, family: int, here: int, sock: socket.socket) -> None:
+        """:param here: the port that ``sock`` was accepted on"""
         fabric = self._fabric
         if fabric.connections.count + len(self._waiting) >= fabric.settings.connections:
             fabric.complaints.say(_WARNING, "refused a connection: %d are alive already", fabric.settings.connections)
             fabric.guards.counters.connections_refused += 1
             sockets.refuse(sock)
             return
-        target = declared or self._captured(sock)
+        target = declared or self._captured(sock, family, here)
         if target is None:
             sockets.refuse(sock)
             return
@@ -128,11 +129,11 @@ class Outbound:
         attempt.again(early, until)
         self._attempt(attempt)
 
-    def _captured(self, sock: socket.socket) -> Address | None:
+    def _captured(self, sock: socket.socket, family: int, here: int) -> Address | None:
         """Where a captured connection was to go; None when it must not be carried there."""
-        target = sockets.original_destination(sock)
-        here = sockets.local_address(sock)
-        if target is None or here is None or target == here:
+        target = sockets.original_destination(sock, family)
+        # this end of it has the port on which it was accepted, so that only then its address needs to be asked for
+        if target is None or (target.port == here and sockets.local_address(sock) in (None, target)):
             text = "refused a connection that was not captured but made to the capture port itself"
             self._fabric.complaints.say(_INFO, text)
             return None

@@ -9,7 +9,8 @@ Rules:
    those who send little no more than one of them does. One TLS write and one ``send`` per tunnel and batch is what
    makes many small messages cheap.
 3. A descriptor that is closed within a batch is closed at the batch's end: its number can not come back while events
-   for the old owner are still being handed out.
+   for the old owner are still being handed out. Closing takes it out of the set, as long as nobody else holds the
+   socket; who shares one calls :meth:`Reactor.forget` first.
 4. An exception of a source ends that source and no other.
 5. What can wait a moment waits until those have been served who are here (:mod:`sidecar.dataplane.chores`).
 """
@@ -43,6 +44,9 @@ RECEIVE = 262_144
 _LONGEST_TURN = 0.002
 #: Room for what one such read decrypts to, behind an unfinished record.
 PLAIN = RECEIVE + 32_768
+
+#: Closes a socket that nobody has made a file of, which is all that the method of ``socket.socket`` asks about.
+_close = socket.SocketType.close
 
 _log = logging.getLogger(__name__)
 
@@ -172,9 +176,8 @@ class Reactor:
         if not self._in_turn:
             self._sources.pop(sock.fileno(), None)
             sock.close()
-        elif sock.fileno() >= 0:
-            if self._sources.pop(sock.fileno(), None) is not None:
-                self._epoll.unregister(sock.fileno())
+        elif (fd := sock.fileno()) >= 0:
+            self._sources.pop(fd, None)
             self._graveyard.append(sock)
 
     def mark_dirty(self, tunnel: Flushable) -> None:
@@ -284,7 +287,7 @@ class Reactor:
 
     def _bury(self) -> None:
         for sock in self._graveyard:
-            sock.close()
+            _close(sock)
         self._graveyard.clear()
 
     def _contain(self, owner: Source | Pump | Flushable) -> None:

@@ -11,6 +11,7 @@ import ipaddress
 import socket
 import struct
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 from sidecar.errors import CannotListen, ConfigError
@@ -174,16 +175,30 @@ def tune_tunnel(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, 262_144)
 
 
-def original_destination(sock: socket.socket) -> Address | None:
-    """Where the client of a redirected connection meant to go; None when the connection was not redirected."""
+def original_destination(sock: socket.socket, family: int) -> Address | None:
+    """Where the client of a redirected connection meant to go; None when the connection was not redirected, or only
+    tracked: then it is this end of it.
+
+    :param family: of ``sock``, which takes a while to tell it
+    """
     try:
-        if sock.family == socket.AF_INET6:
-            port, packed = _SOCKADDR_IN6.unpack(sock.getsockopt(socket.IPPROTO_IPV6, _SO_ORIGINAL_DST, 28))
-            return Address(socket.inet_ntop(socket.AF_INET6, packed), port)
-        port, packed = _SOCKADDR_IN.unpack(sock.getsockopt(socket.SOL_IP, _SO_ORIGINAL_DST, 16))
-        return Address(socket.inet_ntop(socket.AF_INET, packed), port)
+        if family == socket.AF_INET6:
+            return _address6(sock.getsockopt(socket.IPPROTO_IPV6, _SO_ORIGINAL_DST, 28))
+        return _address4(sock.getsockopt(socket.SOL_IP, _SO_ORIGINAL_DST, 16))
     except OSError:
         return None
+
+
+@lru_cache(maxsize=1024)
+def _address4(packed: bytes) -> Address:
+    port, host = _SOCKADDR_IN.unpack(packed)
+    return Address(socket.inet_ntop(socket.AF_INET, host), port)
+
+
+@lru_cache(maxsize=1024)
+def _address6(packed: bytes) -> Address:
+    port, host = _SOCKADDR_IN6.unpack(packed)
+    return Address(socket.inet_ntop(socket.AF_INET6, host), port)
 
 
 def local_address(sock: socket.socket) -> Address | None:

@@ -99,13 +99,27 @@ class _Sum:
     moved: bool = False
 
 
+class _Kind:
+    """The flow of many connections, what was added to it since the last harvest, and since which one that counts.
+
+    :ivar decision: the one that makes it this flow, kept so that its identity is nobody else's
+    """
+
+    __slots__ = ("added", "decision", "harvest", "key")
+
+    def __init__(self, key: FlowKey, decision: Decision) -> None:
+        self.key = key
+        self.decision = decision
+        self.added: _Sum | None = None
+        self.harvest = -1
+
+
 @dataclass(slots=True)
 class _Live:
     """A connection that is still open, and how much of it was already added."""
 
     record: Record
-    decision: Decision
-    key: FlowKey
+    kind: _Kind
     bytes_sent: int = 0
     bytes_received: int = 0
     counted: bool = False
@@ -144,8 +158,10 @@ class FlowTracker:
         self._reporter = reporter
         self._max_flows = max_flows
         self._sums: dict[FlowKey, _Sum] = {}
-        self._keys: dict[tuple[object, ...], tuple[FlowKey, Decision]] = {}
+        self._kinds: dict[tuple[object, ...], _Kind] = {}
         self._live: dict[int, _Live] = {}
+        self._fresh: dict[int, tuple[Record, _Kind]] = {}  # opened since the last harvest: most end before the next
+        self._harvests = 0
         self._shed = 0
         self._harvested_at = 0.0
         self.total_records = 0
@@ -154,40 +170,51 @@ class FlowTracker:
     @property
     def live(self) -> int:
         """How many connections are open."""
-        return len(self._live)
+        return len(self._live) + len(self._fresh)
 
     def opened(self, record: Record) -> None:
         self.total_records += 1
         try:
-            live = _Live(record, record.decision, self._key(record, record.decision))
+            kind = self._kind(record, record.decision)
         except InvalidValue:  # an end without workload and address can not be reported as anybody's
             self._count_shed()
             return
         if record.closed:
-            self._finish(live)
-            return
-        self._live[id(record)] = live  # the entry holds the record, so its id is nobody else's
-        self._add(live)
+            self._add_whole(record, kind)
+        else:
+            self._fresh[id(record)] = (record, kind)  # the entry holds the record, so its id is nobody else's
 
     def closed(self, record: Record) -> None:
-        live = self._live.pop(id(record), None)
-        if live is not None:
-            self._finish(live)
+        fresh = self._fresh.pop(id(record), None)
+        if fresh is not None:
+            kind = fresh[1]
+            if record.decision is kind.decision:
+                self._add_whole(record, kind)
+                return
+            live = _Live(record, kind)
+            self._begin(live)
+        else:
+            known = self._live.pop(id(record), None)
+            if known is None:
+                return
+            live = known
+        if not self._add(live):
+            self._count_shed()
 
     def request(self, request: Request) -> None:
         """Count one operation. Its time is its end, as far as anybody can tell: the clock is the harvest's."""
         try:
-            key = self._key(request.record, request.decision, request.operation)
+            kind = self._kind(request.record, request.decision, request.operation)
         except InvalidValue:
             self._count_shed()
             return
-        added = self._sums.get(key)
+        added = kind.added if kind.harvest == self._harvests else self._find(kind)
         if added is None:
-            if len(self._sums) >= self._max_flows:
+            since = max(request.record.opened_at, self._harvested_at)
+            added = self._make(kind, _Sum(since, since, moved=True))
+            if added is None:
                 self._count_shed()
                 return
-            since = max(request.record.opened_at, self._harvested_at)
-            added = self._sums[key] = _Sum(since, since, moved=True)
         added.requests += 1
 
     def harvest(self, now: float) -> list[Flow]:
@@ -195,9 +222,15 @@ class FlowTracker:
 
         :param now: seconds since the epoch
         """
+        for key, (record, kind) in self._fresh.items():
+            live = self._live[key] = _Live(record, kind)
+            if record.decision is not kind.decision:
+                self._begin(live)
+        self._fresh.clear()
         for live in self._live.values():
             self._add(live)
         sums, self._sums = self._sums, {}
+        self._harvests += 1
         self._harvested_at = now
         return [self._flow(key, added, now) for key, added in sums.items()]
 
@@ -206,31 +239,70 @@ class FlowTracker:
         shed, self._shed = self._shed, 0
         return shed
 
-    def _finish(self, live: _Live) -> None:
-        if not self._add(live):
-            self._count_shed()
-
     def _count_shed(self) -> None:
         self._shed += 1
         self.total_shed += 1
 
+    def _find(self, kind: _Kind) -> _Sum | None:
+        """What was added to a flow since the last harvest, where there is something already."""
+        added = self._sums.get(kind.key)
+        if added is not None:
+            kind.added, kind.harvest = added, self._harvests
+        return added
+
+    def _make(self, kind: _Kind, empty: _Sum) -> _Sum | None:
+        """Begin to add to a flow; None when there are too many."""
+        if len(self._sums) >= self._max_flows:
+            return None
+        self._sums[kind.key] = kind.added = empty
+        kind.harvest = self._harvests
+        return empty
+
+    def _add_whole(self, record: Record, kind: _Kind) -> None:
+        """Add a connection of which nothing was added before, and which has ended: all but a few are such."""
+        opened_at = record.opened_at
+        added = kind.added if kind.harvest == self._harvests else self._find(kind)
+        if added is None:
+            added = self._make(kind, _Sum(opened_at, opened_at))
+            if added is None:
+                self._count_shed()
+                return
+        if opened_at < added.first_seen:
+            added.first_seen = opened_at
+        elif opened_at > added.last_seen:
+            added.last_seen = opened_at
+        added.connections += 1
+        if record.failed:
+            added.failed += 1
+        if record.bytes_sent or record.bytes_received:
+            added.bytes_sent += record.bytes_sent
+            added.bytes_received += record.bytes_received
+            added.moved = True
+
+    def _begin(self, live: _Live) -> None:
+        """Add a connection that was judged again since, to the flow that it was when it was opened."""
+        opened_at = live.record.opened_at
+        added = self._find(live.kind) or self._make(live.kind, _Sum(opened_at, opened_at))
+        if added is not None:
+            added.first_seen = min(added.first_seen, opened_at)
+            added.last_seen = max(added.last_seen, opened_at)
+            added.connections += 1
+            live.counted = True
+
     def _add(self, live: _Live) -> bool:
         """Add what is new of a connection; False when it does not fit, and then it stays new."""
         record = live.record
-        if record.decision is not live.decision:  # judged again under a newer snapshot
-            live.decision = record.decision
-            live.key = self._key(record, record.decision)
+        if record.decision is not live.kind.decision:  # judged again under a newer snapshot
+            live.kind = self._kind(record, record.decision)
         sent = record.bytes_sent - live.bytes_sent
         received = record.bytes_received - live.bytes_received
         failed = record.failed and not live.failed
         if live.counted and not (sent or received or failed):
             return True
-        added = self._sums.get(live.key)
         since = max(record.opened_at, self._harvested_at) if live.counted else record.opened_at
+        added = self._find(live.kind) or self._make(live.kind, _Sum(since, record.opened_at))
         if added is None:
-            if len(self._sums) >= self._max_flows:
-                return False
-            added = self._sums[live.key] = _Sum(since, record.opened_at)
+            return False
         added.first_seen = min(added.first_seen, since)
         added.last_seen = max(added.last_seen, record.opened_at)
         added.connections += not live.counted
@@ -244,25 +316,21 @@ class FlowTracker:
         live.bytes_received = record.bytes_received
         return True
 
-    def _key(self, record: Record, decision: Decision, operation: str = "") -> FlowKey:
-        source, destination = record.source, record.destination
-        inbound = record.direction is Direction.INBOUND
-        other = source if inbound else destination
-        # everything that the key is made of; a decision by its identity, which the entry keeps from being reused
+    def _kind(self, record: Record, decision: Decision, operation: str = "") -> _Kind:
+        # everything that a flow is told by; a decision by its identity, which the entry keeps from being reused
         short = (
-            id(decision), operation, inbound, record.port, other.verified,
-            source.workload, source.address, source.host, record.source_identity,
-            destination.workload, destination.address, destination.host, record.destination_identity,
+            id(decision), operation, record.direction is Direction.INBOUND, record.port,
+            record.source, record.source_identity, record.destination, record.destination_identity,
         )  # fmt: skip
-        known = self._keys.get(short)
+        known = self._kinds.get(short)
         if known is None:
-            if len(self._keys) >= self._max_flows:
-                self._keys.clear()
-            key = self._new_key(record, decision, operation, verified=other.verified)
-            known = self._keys[short] = (key, decision)
-        return known[0]
+            if len(self._kinds) >= self._max_flows:
+                self._kinds.clear()
+            known = self._kinds[short] = _Kind(self._new_key(record, decision, operation), decision)
+        return known
 
-    def _new_key(self, record: Record, decision: Decision, operation: str, *, verified: bool) -> FlowKey:
+    def _new_key(self, record: Record, decision: Decision, operation: str) -> FlowKey:
+        other = record.source if record.direction is Direction.INBOUND else record.destination
         return FlowKey(
             source=record.source.ref(),
             destination=record.destination.ref(),
@@ -270,7 +338,7 @@ class FlowTracker:
             protocol=Protocol.TCP,
             direction=record.direction,
             reporter=self._reporter,
-            verified=verified,
+            verified=other.verified,
             verdict=decision.verdict,
             pending=decision.pending,
             reason=str(decision.reason),

@@ -149,6 +149,9 @@ class IstioMetrics:
 
     def __init__(self, labels: Labels = NOTHING_TOLD, limit: int = MAX_SERIES) -> None:
         self._live: dict[int, _Live] = {}
+        self._fresh: dict[int, Record] = {}  # of which nothing was counted yet: most end before a page is made
+        self._cells: dict[tuple[object, ...], _Tcp] = {}  # by what makes their keys, which are longer
+        self._limit = limit
         self._requests: Bounded[SeriesKey, _Requests] = Bounded(
             limit, lambda key: _Requests(text_of(key, REQUEST_LABELS, labels)), folded
         )
@@ -190,14 +193,14 @@ class IstioMetrics:
 
     def live(self) -> list[Record]:
         """The connections that are open now."""
-        return [live.record for live in self._live.values()]
+        return [*(live.record for live in self._live.values()), *self._fresh.values()]
 
     # the flow sink
 
     def opened(self, record: Record) -> None:
         decision = record.decision
         if not record.closed:
-            self._live[id(record)] = _Live(record)  # the entry holds the record, so its id is nobody else's
+            self._fresh[id(record)] = record  # the entry holds the record, so its id is nobody else's
             if decision.pending is Verdict.DENY:
                 self.would_refuse += 1
             return
@@ -206,12 +209,21 @@ class IstioMetrics:
         self._finish(_Live(record))
 
     def closed(self, record: Record) -> None:
-        live = self._live.pop(id(record), None)
-        if live is not None:
-            self._finish(live)
+        if self._fresh.pop(id(record), None) is None:
+            live = self._live.pop(id(record), None)
+            if live is not None:
+                self._finish(live)
+        elif record.protocol in _HTTP:
+            self._finish(_Live(record))
+        else:  # the usual: all that there is to count of it, at once
+            cell = self._cell(record)
+            cell.opened += 1
+            cell.closed += 1
+            cell.received += record.bytes_sent
+            cell.sent += record.bytes_received
 
     def request(self, request: Request) -> None:
-        live = self._live.get(id(request.record)) or _Live(request.record)
+        live = self._live.get(id(request.record)) or self._begin(request.record)
         cell = live.requests
         denied = request.decision.verdict is Verdict.DENY
         if (
@@ -234,8 +246,11 @@ class IstioMetrics:
     # the page
 
     def settle(self) -> Iterator[None]:
-        for index, live in enumerate(list(self._live.values())):
-            if not live.record.closed:
+        for index, record in enumerate(self.live()):
+            live = self._live.get(id(record))
+            if live is None and id(record) in self._fresh:
+                live = self._begin(record)
+            if live is not None and not record.closed:
                 self._add(live)
                 self._add_messages(live)
             if index % _AT_ONCE == _AT_ONCE - 1:
@@ -267,6 +282,30 @@ class IstioMetrics:
 
     # counting
 
+    def _begin(self, record: Record) -> _Live:
+        """What is counted of a connection from now on; it is kept if the connection is open."""
+        live = _Live(record)
+        if self._fresh.pop(id(record), None) is not None:
+            self._live[id(record)] = live
+        return live
+
+    def _cell(self, record: Record) -> _Tcp:
+        """Where a connection is counted, as it is known by now."""
+        flags = connection_flags(record)
+        short = (
+            record.direction is Direction.INBOUND, record.source, record.destination,
+            record.source_identity, record.destination_identity, record.service, flags,
+        )  # fmt: skip
+        cell = self._cells.get(short)
+        if cell is None:
+            folded = self._tcp.folded
+            cell = self._tcp.get(key_of(record, flags, "tcp", 0, -1))
+            if self._tcp.folded == folded:  # what has no series of its own is counted as that every time
+                if len(self._cells) >= self._limit:
+                    self._cells.clear()
+                self._cells[short] = cell
+        return cell
+
     def _cell_for(self, live: _Live, request: Request, denied: bool) -> _Requests:
         protocol = "grpc" if request.protocol == "grpc" else "http"
         grpc = request.grpc_status
@@ -295,7 +334,7 @@ class IstioMetrics:
             return False  # its first request is on its way
         cell = live.tcp
         if cell is None or record.closed:
-            cell = live.tcp = self._tcp.get(key_of(record, connection_flags(record), "tcp", 0, -1))
+            cell = live.tcp = self._cell(record)
         if not live.opened:
             live.opened = True
             cell.opened += 1

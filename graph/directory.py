@@ -16,6 +16,7 @@ class Endpoint:
     :param identity: the SPIFFE ID that it must prove, empty when it is not meshed
     :param transport: how it is reached when it is meshed
     :param workload: whose it is, when that is not the destination's workload; an external reference when it is nobody's
+    :ivar key: what makes it the same one: a pod that got the address of another is a different endpoint
     """
 
     address: str
@@ -25,6 +26,10 @@ class Endpoint:
     ready: bool = True
     transport: Transport = Transport.TUNNEL
     workload: WorkloadRef | None = None
+    key: tuple[str, int, str] = field(init=False, repr=False, compare=False, default=("", 0, ""))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", (self.address, self.port, self.identity))
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,15 +59,11 @@ type Key = tuple[str, int]
 
 @dataclass(slots=True)
 class _Entry:
-    """One watched address. ``answer`` is set once there is a destination, or nothing more to wait for."""
+    """One watched address. ``answer`` is set once there is a ``destination``, or nothing more to wait for."""
 
     answer: asyncio.Future[Destination]
     used_at: float
-
-    @property
-    def destination(self) -> Destination | None:
-        answered = self.answer.done() and not self.answer.cancelled()
-        return self.answer.result() if answered else None
+    destination: Destination | None = None
 
 
 class DirectoryClient:
@@ -119,10 +115,11 @@ class DirectoryClient:
         return len(self._entries)
 
     def cached(self, address: str, port: int) -> Destination | None:
-        entry = self._entries.get((address, port))
+        key = (address, port)
+        entry = self._entries.get(key)
         if entry is None:
             return self._local(address, port)
-        self._use((address, port), entry)
+        self._use(key, entry)
         return entry.destination
 
     async def resolve(self, address: str, port: int) -> Destination:
@@ -229,6 +226,7 @@ class DirectoryClient:
         if entry.answer.done():
             entry.answer = asyncio.get_running_loop().create_future()
         entry.answer.set_result(destination)
+        entry.destination = destination
         self._waiting.discard(key)
         self._tell(key, destination)
 
@@ -245,6 +243,7 @@ class DirectoryClient:
         entry = self._entries[key] = _Entry(asyncio.get_running_loop().create_future(), self._clock())
         if stored is not None:
             entry.answer.set_result(stored)
+            entry.destination = stored
         else:
             self._waiting.add(key)
         if self._requests is not None:

@@ -21,7 +21,7 @@ from graph.model import Direction, Peer
 from graph.policy import Reason
 from sidecar.dataplane import mtls, outward, sockets
 from sidecar.dataplane.contracts import Record
-from sidecar.dataplane.departure import carry, count_load, destination_peer
+from sidecar.dataplane.departure import carry, count_load, destination_peer, proved_peer
 from sidecar.dataplane.dial import DialFailed
 from sidecar.dataplane.egress import Egress
 from sidecar.dataplane.fabric import Fabric
@@ -35,6 +35,8 @@ _log = logging.getLogger(__name__)
 
 #: Endpoints tried for one connection at once, at most.
 _ATTEMPTS = 3
+#: Endpoints of one destination whose peers are remembered.
+_PEERS = 64
 #: Seconds between two looks at who is there now.
 _LOOK = 0.05
 
@@ -43,7 +45,7 @@ class Target:
     """A destination as applications name it, and whether it has ever answered. Implements
     :class:`sidecar.dataplane.elsewhere.Elsewhere` for connections that are tried for the first time."""
 
-    __slots__ = ("_begin_again", "_patience", "address", "answers")
+    __slots__ = ("_begin_again", "_destination", "_patience", "_peers", "address", "answers")
 
     def __init__(
         self, begin_again: Callable[[Target, socket.socket, bytes, float], None], address: Address, patience: float
@@ -52,6 +54,22 @@ class Target:
         self._patience = patience
         self.address = address
         self.answers = False
+        self._destination: Destination | None = None  # of which the peers are known
+        self._peers: dict[int, tuple[Endpoint, Peer, Peer]] = {}  # by the endpoint's identity as an object
+
+    def peers(self, destination: Destination, endpoint: Endpoint) -> tuple[Peer, Peer]:
+        """Whom the policy is asked about at ``endpoint``, one of ``destination``, and the same when it has proved that.
+        The directory's answer stays the same object until it changes, and so do these."""
+        if destination is not self._destination:
+            self._peers.clear()
+            self._destination = destination
+        known = self._peers.get(id(endpoint))
+        if known is None:
+            if len(self._peers) >= _PEERS:
+                self._peers.clear()
+            expected = destination_peer(destination, endpoint, self.address)
+            known = self._peers[id(endpoint)] = (endpoint, expected, proved_peer(expected, endpoint))
+        return known[1], known[2]
 
     def reached(self) -> None:
         self.answers = True
@@ -264,7 +282,8 @@ class Attempt:
             tunnel = await self._pool.open(endpoint)
             if (client := self._take_client()) is not None:
                 elsewhere = _Again(self._known, self._until) if self._until else self._known
-                carry(fabric, client, connection, endpoint, tunnel, elsewhere, self._early)
+                proved = proved_peer(connection.record.destination, endpoint)
+                carry(fabric, client, connection, endpoint, proved, tunnel, elsewhere, self._early)
             return
         server = await self._connect(endpoint)
         client = self._take_client()

@@ -24,11 +24,6 @@ from graph.directory import Endpoint
 type EndpointKey = tuple[str, int, str]
 
 
-def key_of(endpoint: Endpoint) -> EndpointKey:
-    """What makes an endpoint the same one: a pod that got the address of another is a different endpoint."""
-    return endpoint.address, endpoint.port, endpoint.identity
-
-
 class Balancer:
     """Counts outstanding connections and failures of endpoints.
 
@@ -64,7 +59,7 @@ class Balancer:
         self._random.shuffle(good)
         if len(good) > 1 and self.outstanding(good[1]) < self.outstanding(good[0]):
             good[0], good[1] = good[1], good[0]
-        if good and (key := key_of(good[0])) in self._failures:
+        if good and (key := good[0].key) in self._failures:
             self._probed[key] = now + self._probe
         out.sort(key=self.retry_at)
         return good + out
@@ -72,23 +67,23 @@ class Balancer:
     def _ejected(self, endpoint: Endpoint, now: float) -> bool:
         if not self._failures:
             return False
-        key = key_of(endpoint)
+        key = endpoint.key
         return self._until.get(key, 0.0) > now or self._probed.get(key, 0.0) > now
 
     def outstanding(self, endpoint: Endpoint) -> int:
         """Connections begun and not ended."""
-        return self._outstanding.get(key_of(endpoint), 0)
+        return self._outstanding.get(endpoint.key, 0)
 
     def retry_at(self, endpoint: Endpoint) -> float:
         """When the endpoint is to be tried again; 0 when it did not fail."""
-        return self._until.get(key_of(endpoint), 0.0)
+        return self._until.get(endpoint.key, 0.0)
 
     def began(self, endpoint: Endpoint) -> None:
-        key = key_of(endpoint)
+        key = endpoint.key
         self._outstanding[key] = self._outstanding.get(key, 0) + 1
 
     def ended(self, endpoint: Endpoint) -> None:
-        key = key_of(endpoint)
+        key = endpoint.key
         left = self._outstanding[key] - 1
         if left:
             self._outstanding[key] = left
@@ -97,7 +92,7 @@ class Balancer:
 
     def failed(self, endpoint: Endpoint, now: float) -> None:
         """A connection to it could not be made."""
-        key = key_of(endpoint)
+        key = endpoint.key
         self._probed.pop(key, None)
         if self._until.get(key, 0.0) > now:
             return
@@ -109,8 +104,7 @@ class Balancer:
 
     def succeeded(self, endpoint: Endpoint) -> None:
         """A connection to it was made."""
-        key = key_of(endpoint)
-        if key in self._failures:
+        if self._failures and (key := endpoint.key) in self._failures:
             del self._failures[key]
             del self._until[key]
             self._probed.pop(key, None)

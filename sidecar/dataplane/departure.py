@@ -30,16 +30,18 @@ def carry(
     sock: socket.socket,
     connection: Connection,
     endpoint: Endpoint,
+    proved: Peer,
     tunnel: Tunnel,
     elsewhere: Elsewhere,
     early: bytes = b"",
 ) -> None:
     """Open a stream for an allowed connection.
 
+    :param proved: who answers there, whose certificate the tunnel has seen
     :param early: what the client has said before, to somebody who did not take it
     """
     record = connection.record
-    record.destination = _proved(record.destination, endpoint)
+    record.destination = proved
     record.destination_identity = endpoint.identity
     count_load(fabric, connection, endpoint)
     stream = Stream(
@@ -77,7 +79,7 @@ def _expected_peer(identity: str, address: str, verified: bool) -> Peer | None:
         return None  # no certificate can carry it either
 
 
-def _proved(peer: Peer, endpoint: Endpoint) -> Peer:
+def proved_peer(peer: Peer, endpoint: Endpoint) -> Peer:
     """``peer``, after its certificate was seen. Mostly the one that was made for the connection before this."""
     known = _expected_peer(endpoint.identity, peer.address, True)
     if known is not None and known.workload == peer.workload and not peer.host:

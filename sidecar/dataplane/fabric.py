@@ -61,13 +61,18 @@ class Shared:
 class Ourselves:
     """This workload as an end of connections, at the first of its addresses, IPv4 before IPv6."""
 
-    __slots__ = ("_address", "_credentials", "_identity", "_peers")
+    __slots__ = ("_address", "_credentials", "_identity", "_peers", "_text")
 
     def __init__(self, credentials: Credentials, addresses: Collection[str]) -> None:
         self._credentials = credentials
         self._address = min(addresses, key=lambda address: (":" in address, address)) if addresses else ""
         self._identity: SpiffeId | None = None
         self._peers: tuple[Peer, ...] = ()
+        self._text = ""
+
+    def proved(self) -> tuple[Peer, str]:
+        """For an end that has seen our certificate: who we are, and the SPIFFE ID in it."""
+        return self.peer(verified=True), self._text
 
     def peer(self, *, verified: bool) -> Peer:
         """:param verified: whether the other end has seen our certificate"""
@@ -75,6 +80,7 @@ class Ourselves:
         if identity is not self._identity:
             self._identity = identity
             self._peers = peer_of(identity, self._address, False), peer_of(identity, self._address, True)
+            self._text = str(identity)
         return self._peers[verified]
 
 

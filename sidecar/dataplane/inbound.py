@@ -22,9 +22,10 @@ from graph.model import Direction, Peer
 from graph.policy import Reason
 from sidecar.dataplane import sockets, tls
 from sidecar.dataplane.arrival import Arrival
+from sidecar.dataplane.contracts import Record
 from sidecar.dataplane.fabric import Acceptor, Fabric, peer_of
 from sidecar.dataplane.lease import Lease, Leases, Proof
-from sidecar.dataplane.live import Connection, new_record, refusal, report_refused
+from sidecar.dataplane.live import UNDECIDED, Connection, new_record, refusal, report_refused
 from sidecar.dataplane.serving import serve_stream
 from sidecar.dataplane.sockets import Address
 from sidecar.dataplane.tls import Channel, PeerRefused
@@ -220,16 +221,20 @@ class _Accepted:
 
     def tunnel_stream(self, tunnel: Tunnel, stream_id: int) -> None:
         fabric = self._fabric
-        record = new_record(Direction.INBOUND, self._source, fabric.ourselves.peer(verified=True), self._port)
-        record.source_identity = self._identity
-        record.source_certificate = self._certificate
-        record.destination_identity = str(fabric.credentials.identity)
-
-        def end(connection: Connection) -> None:
-            connection.finish()
-
-        connection = fabric.connections.judge(record, end)
-        if not connection.allowed:
+        ourselves, identity = fabric.ourselves.proved()
+        record = Record(
+            Direction.INBOUND,
+            self._source,
+            ourselves,
+            self._port,
+            UNDECIDED,
+            time.time(),
+            self._identity,
+            identity,
+            source_certificate=self._certificate,
+        )
+        connection = fabric.connections.judge(record, Connection.finish)
+        if record.closed:  # refused
             tunnel.refuse(stream_id)
             return
         if fabric.full:

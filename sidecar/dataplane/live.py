@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from functools import partial
 
 from graph.model import Direction, Peer, Verdict
 from graph.policy import Decision, Reason
@@ -24,7 +23,8 @@ from sidecar.dataplane.settings import DataPlaneSettings
 
 type _Key = tuple[Direction, Peer, int]
 
-_UNDECIDED = Decision(Verdict.DENY, Verdict.DENY, Reason.UNRESOLVED)
+#: Of a connection that was not judged yet.
+UNDECIDED = Decision(Verdict.DENY, Verdict.DENY, Reason.UNRESOLVED)
 
 
 def refusal(reason: Reason) -> Decision:
@@ -39,18 +39,31 @@ class Connection:
         "_after",
         "_announced",
         "_end",
+        "_group",
         "_key",
+        "_owned",
         "_quiet",
         "_register",
         "_seen",
+        "_watched",
         "by_operation",
         "record",
     )
 
-    def __init__(self, register: Connections, key: _Key, record: Record, end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        register: Connections,
+        key: _Key,
+        group: set[Connection],
+        record: Record,
+        end: Callable[[Connection], None],
+    ) -> None:
         self._register = register
         self._key = key
-        self._end = end
+        self._group = group
+        self._end: Callable[..., None] = end
+        self._owned = False  # and so ended without being told which one it is
+        self._watched = False
         self._announced = False
         self._after: Callable[[bool], None] | None = None
         self._seen = -1  # what it had carried at the last look
@@ -66,6 +79,7 @@ class Connection:
     def owned_by(self, end: Callable[[], None]) -> None:
         """Have ``end`` called, instead of the present owner's, when the policy ends this connection."""
         self._end = end
+        self._owned = True
 
     def after(self, over: Callable[[bool], None]) -> None:
         """Have ``over`` called when it has ended, with whether it failed."""
@@ -74,6 +88,7 @@ class Connection:
     def half_closed(self, loop: asyncio.AbstractEventLoop) -> None:
         """One direction has ended; from now on the other must carry something, or the connection ends."""
         if not self.record.closed:
+            self._watched = True
             self._register.half_closed.watch(self, loop)
 
     def quiet(self) -> int:
@@ -109,22 +124,19 @@ class Connection:
         if record.closed:
             return
         record.failed = failed
-        self.announce()
-        record.closed = True
-        self._end = _nothing
-        self._register.half_closed.forget(self)
-        self._register.remove(self._key, self)
-        self._register.flows.closed(record)
+        register = self._register
+        if not self._announced:
+            self._announced = True
+            register.flows.opened(record)
+        self._leave()
+        register.flows.closed(record)
         if self._after is not None:
             self._after(failed)
 
     def withdraw(self) -> None:
         """Take it out without a report: the same connection is entered again, to another endpoint."""
         if not self.record.closed and not self._announced:
-            self.record.closed = True
-            self._end = _nothing
-            self._register.half_closed.forget(self)
-            self._register.remove(self._key, self)
+            self._leave()
             if self._after is not None:
                 self._after(True)
 
@@ -135,15 +147,25 @@ class Connection:
             self.finish()
             return
         record.decision = decision
-        record.closed = True
         self._announced = True
-        self._end = _nothing
-        self._register.remove(self._key, self)
+        self._leave()
         self._register.flows.opened(record)
 
     def end(self) -> None:
         """Have the owner end it with a reset."""
-        self._end()
+        if self._owned:
+            self._end()
+        else:
+            self._end(self)
+
+    def _leave(self) -> None:
+        """It is over."""
+        self.record.closed = True
+        self._end, self._owned = _nothing, True
+        register = self._register
+        if self._watched:
+            register.half_closed.forget(self)
+        register.remove(self._key, self._group, self)
 
 
 class Connections:
@@ -175,21 +197,23 @@ class Connections:
         """
         outbound = record.direction is Direction.OUTBOUND
         key = (record.direction, record.destination if outbound else record.source, record.port)
-        record.decision = _UNDECIDED
-        connection = Connection(self, key, record, _nothing)
-        connection.owned_by(partial(end, connection))
-        self._groups.setdefault(key, set()).add(connection)
+        record.decision = UNDECIDED
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = set()
+        connection = Connection(self, key, group, record, end)
+        group.add(connection)
         self.count += 1
-        decision = self._ask(key)
+        ask = self._authority.outbound if outbound else self._authority.inbound
+        decision = ask(key[1], record.port)
         if not decision.allowed:
             connection.refuse(decision)
         elif not record.closed:  # a change of policy may have ended it already
             record.decision = decision
         return connection
 
-    def remove(self, key: _Key, connection: Connection) -> None:
-        """Take a connection out; its end was reported."""
-        group = self._groups[key]
+    def remove(self, key: _Key, group: set[Connection], connection: Connection) -> None:
+        """Take a connection out of its group; its end is reported."""
         group.remove(connection)
         if not group:
             del self._groups[key]
@@ -262,7 +286,7 @@ class Connections:
 
 
 def new_record(
-    direction: Direction, source: Peer, destination: Peer, port: int, decision: Decision = _UNDECIDED
+    direction: Direction, source: Peer, destination: Peer, port: int, decision: Decision = UNDECIDED
 ) -> Record:
     """A record that begins now."""
     return Record(direction, source, destination, port, decision, opened_at=time.time())

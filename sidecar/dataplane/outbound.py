@@ -17,15 +17,17 @@ import logging
 import socket
 from collections import OrderedDict
 from functools import partial
+from time import time
 
 from graph.directory import Destination, Endpoint
 from graph.model import Direction
 from sidecar.dataplane import sockets
 from sidecar.dataplane.attempt import Attempt, Target
-from sidecar.dataplane.departure import carry, destination_peer
+from sidecar.dataplane.contracts import Record
+from sidecar.dataplane.departure import carry
 from sidecar.dataplane.egress import Egress
 from sidecar.dataplane.fabric import Acceptor, Fabric
-from sidecar.dataplane.live import Connection, new_record
+from sidecar.dataplane.live import UNDECIDED, Connection
 from sidecar.dataplane.pool import Pool
 from sidecar.dataplane.sockets import Address
 from sidecar.dataplane.tunnel import Tunnel
@@ -94,14 +96,15 @@ class Outbound:
             return
         destination = fabric.directory.cached(target.host, target.port)
         endpoints: list[Endpoint] | None = None
+        known = self._target(target)
         if destination is not None and destination.endpoints:
             endpoints = fabric.balancer.order(destination.endpoints, fabric.reactor.loop.time())
             if endpoints and endpoints[0].identity and endpoints[0].address not in fabric.settings.addresses:
                 tunnel = self._pool.ready(endpoints[0])
                 if tunnel is not None:
-                    self._carry_now(sock, target, destination, endpoints[0], tunnel)
+                    self._carry_now(sock, known, destination, endpoints[0], tunnel)
                     return
-        self._attempt(Attempt(fabric, self._pool, self.egress, sock, self._target(target), destination, endpoints))
+        self._attempt(Attempt(fabric, self._pool, self.egress, sock, known, destination, endpoints))
 
     def _attempt(self, attempt: Attempt) -> None:
         self._waiting.add(attempt)
@@ -143,7 +146,7 @@ class Outbound:
         return target
 
     def _carry_now(
-        self, sock: socket.socket, target: Address, destination: Destination, endpoint: Endpoint, tunnel: Tunnel
+        self, sock: socket.socket, target: Target, destination: Destination, endpoint: Endpoint, tunnel: Tunnel
     ) -> None:
         """The usual case: the destination is known and its tunnel is warm, so nothing is waited for."""
 
@@ -152,12 +155,20 @@ class Outbound:
             connection.finish()
 
         fabric = self._fabric
-        peer = destination_peer(destination, endpoint, target)
-        record = new_record(Direction.OUTBOUND, fabric.ourselves.peer(verified=True), peer, endpoint.port)
-        record.source_identity = str(fabric.credentials.identity)
-        record.service = destination.service
+        expected, proved = target.peers(destination, endpoint)
+        ourselves, identity = fabric.ourselves.proved()
+        record = Record(
+            Direction.OUTBOUND,
+            ourselves,
+            expected,
+            endpoint.port,
+            UNDECIDED,
+            time(),
+            identity,
+            service=destination.service,
+        )
         connection = fabric.connections.judge(record, end)
-        if connection.allowed:
-            carry(fabric, sock, connection, endpoint, tunnel, self._target(target))
-        else:
+        if record.closed:
             sockets.refuse(sock)
+        else:
+            carry(fabric, sock, connection, endpoint, proved, tunnel, target)

@@ -19,7 +19,7 @@ import time
 
 from graph.directory import Endpoint
 from sidecar.dataplane import lease
-from sidecar.dataplane.balance import EndpointKey, key_of
+from sidecar.dataplane.balance import EndpointKey
 from sidecar.dataplane.dial import DialFailed, accounted, shake_hands
 from sidecar.dataplane.fabric import Fabric
 from sidecar.dataplane.lease import Lease, Leases
@@ -53,7 +53,7 @@ class Pool:
 
     def ready(self, endpoint: Endpoint) -> Tunnel | None:
         """A tunnel that takes a stream now, if there is one."""
-        slot = self._slots.get(key_of(endpoint))
+        slot = self._slots.get(endpoint.key)
         return slot.ready() if slot is not None else None
 
     async def open(self, endpoint: Endpoint) -> Tunnel:
@@ -63,7 +63,7 @@ class Pool:
         """
         if not endpoint.identity:
             raise DialFailed(f"{endpoint.address} is meshed, but the directory names no identity for it")
-        key = key_of(endpoint)
+        key = endpoint.key
         for _ in range(_DIALS):
             if self._stopped:
                 raise DialFailed("the data path stops")
@@ -77,7 +77,7 @@ class Pool:
 
     def forget(self, endpoint: Endpoint) -> None:
         """The endpoint has neither tunnel nor dial."""
-        self._slots.pop(key_of(endpoint), None)
+        self._slots.pop(endpoint.key, None)
 
     def tunnels(self) -> list[Tunnel]:
         """Every tunnel, also those that drain."""

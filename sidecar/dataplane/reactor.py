@@ -100,6 +100,7 @@ class Reactor:
         "_sources",
         "buffers",
         "chores",
+        "loop",
         "plain",
         "plain_view",
         "received",
@@ -111,7 +112,9 @@ class Reactor:
         self._sources: dict[int, Source] = {}
         self._batch = batch
         self._rounds = rounds
-        self._loop: asyncio.AbstractEventLoop | None = None
+        #: The one that it was started on, which comes first.
+        self.loop: asyncio.AbstractEventLoop
+        self._loop: asyncio.AbstractEventLoop | None = None  # as long as it runs
         self._in_turn = False
         self._scheduled = False
         self._graveyard: list[socket.socket] = []
@@ -128,14 +131,9 @@ class Reactor:
         #: Send buffers of tunnels that have nothing to send.
         self.buffers: list[bytearray] = []
 
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        assert self._loop is not None, "start() comes first"
-        return self._loop
-
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to handle events on ``loop``."""
-        self._loop = loop
+        self._loop = self.loop = loop
         loop.add_reader(self._epoll.fileno(), self._turn)
 
     def stop(self) -> None:

@@ -122,7 +122,8 @@ class Sender:
         frames.HEADER.pack_into(self.buffer, position, word, stream_id, number)
         self.position = position + frames.HEADER_SIZE
         if not self._dirty:
-            self.mark()
+            self._dirty = True
+            self._reactor.mark_dirty(self)
 
     # the socket's side
 

@@ -449,7 +449,8 @@ class Stream:
         """Everything but the socket."""
         self._readable = False
         self._eof = True
-        self._stay()
+        if self._early is not None:
+            self._stay()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -161,7 +161,7 @@ class InspectSettings:
         return (
             bool(self.addons)
             or port in self.ports
-            or any(not rule.ports or port in rule.ports for rule in self.headers)
+            or (bool(self.headers) and any(not rule.ports or port in rule.ports for rule in self.headers))
         )
 
 

@@ -176,7 +176,7 @@ def seconds(low: float, high: float) -> Check[float]:
     def check(value: object) -> float:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or not low <= value <= high:  # type: ignore[arg-type,operator]  # a number by now
-            raise Unfit(f"{shown(value)} is not such a duration", f"write seconds from {low:g} to {high:g}")
+            raise Unfit(f"{shown(value)} is not such a duration", f"write seconds from {low:.12g} to {high:.12g}")
         return float(value)  # type: ignore[arg-type]  # a number by now
 
     return check

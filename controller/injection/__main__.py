@@ -10,23 +10,29 @@ import asyncio
 import gc
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from controller.errors import ConfigError
 from controller.injection.program_settings import InjectorSettings
+from controller.injection.settings import InjectionSettings
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None, accept: Callable[[InjectionSettings], None] = lambda settings: None
+) -> int:
     """The command; returns the exit code.
 
     :param arguments: without the program's name; those of this process when None
+    :param accept: raises ConfigError for what is injected but would not be taken where it arrives, which only somebody
+        who knows the sidecar can tell
     """
     parser = argparse.ArgumentParser(prog="injector", description="Puts sidecars into pods, for API servers.")
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="injector.yaml")
     options = parser.parse_args(arguments)
     try:
         settings = InjectorSettings.load(options.config)
+        accept(settings.injection)
         logging.basicConfig(
             level=settings.log_level.upper(),
             format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",

@@ -91,6 +91,12 @@ class InjectorSettings:
             log_level=fields.take("log_level", word("debug", "info", "warning", "error"), "info"),
         )
         fields.finish()
+        if settings.buffered_bytes < settings.body_bytes:
+            raise ConfigError(
+                f"{settings.buffered_bytes} is less than body_bytes, which is {settings.body_bytes}",
+                field="buffered_bytes",
+                remedy="let at least one review of the largest size be read",
+            )
         refuse_taken([("listen", settings.listen), ("health_listen", settings.health_listen)], refusal(ConfigError))
         return settings
 

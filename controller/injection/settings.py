@@ -205,8 +205,10 @@ def kubernetes_version(value: object) -> tuple[int, int] | None:
 
 
 def quantity(value: object) -> str:
-    """An amount of CPU or memory as Kubernetes writes it."""
-    written = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    """An amount of CPU or memory as Kubernetes writes it, or a plain number (``0.5``), as its YAML may hold one too."""
+    written = value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        written = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
     if not isinstance(written, str) or not _QUANTITY.fullmatch(written):
         raise Unfit(f"{shown(value)} is no quantity", "write one such as 100m, 1, 128Mi or 1Gi")
     return written

@@ -62,7 +62,34 @@ def injector(config: Config) -> None:
     """Run the webhook that puts sidecars into pods."""
     from controller.injection.__main__ import main
 
-    raise typer.Exit(main(["--config", str(config)]))
+    raise typer.Exit(main(["--config", str(config)], accept=_check_for_sidecars))
+
+
+def _check_for_sidecars(settings: InjectionSettings) -> None:
+    """Have a sidecar's own reader look at what every sidecar is to be told, before the first pod is.
+
+    The injector may not import the sidecar; without this, a wrong value would be found by pods that do not start.
+
+    :raises ConfigError: naming the field below ``injection.sidecar``, what is wrong with it and the remedy
+    """
+    from controller.errors import ConfigError
+    from sidecar.errors import ConfigError as Refused
+    from sidecar.settings import Settings
+
+    made = {
+        "instance": "any",
+        "addresses": ["192.0.2.1"],
+        "controller": str(settings.controller),
+        "issuer": str(settings.issuer),
+        "trust_domain": settings.trust_domain,
+        "trust_bundle": "any",
+        "state_dir": "any",
+        "service_account_token_file": "any",
+    }
+    try:
+        Settings.parse({**settings.sidecar, **made})
+    except Refused as error:
+        raise ConfigError(f"injection.sidecar.{error}") from None
 
 
 def _settings(config: Path | None, image: str, version: str) -> InjectionSettings:
@@ -78,9 +105,11 @@ def _settings(config: Path | None, image: str, version: str) -> InjectionSetting
         context.fail(
             f"--image: {image[:80]!r} is no image", "write one such as registry.example/hedgerow/sidecar:1.0", 2
         )
-    settings = (
-        InjectionSettings(image=f"hedgerow/sidecar:{__version__}") if config is None else read_injection_section(config)
-    )
+    if config is None:
+        settings = InjectionSettings(image=f"hedgerow/sidecar:{__version__}")
+    else:
+        settings = read_injection_section(config)
+        _check_for_sidecars(settings)
     if image:
         settings = dataclasses.replace(settings, image=image)
     try:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.hedgerow.test_shell import imported
 
 APP = """\
@@ -87,3 +89,22 @@ def test_help_loads_nothing_of_the_controller() -> None:
         loaded = imported(command, "--help")
         assert not any(name.startswith("controller") for name in loaded)
         assert not {"yaml", "aiohttp"} & loaded
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("{limits: {connections: many}}", "injection.sidecar.limits.connections: 'many' is not such a number; write a"),
+        ("{dns: {upstreams: [dns]}}", "injection.sidecar.dns.upstreams[0]: 'dns' is not host:port; write it as"),
+        ("{hold_seconds: -1}", "injection.sidecar.hold_seconds: -1 is not such a duration; write seconds from 0 to"),
+    ],
+)
+def test_what_no_sidecar_would_take_is_refused_before_any_pod_has_it(tmp_path: Path, given: str, said: str) -> None:
+    config = tmp_path / "injector.yaml"
+    config.write_text(f"certificate: x\nkey: y\ninjection: {{image: s, sidecar: {given}}}\n")
+    code, made, why = hedgerow("inject", "-f", "-", "--config", str(config), stdin=APP)
+    assert (code, made) == (2, "")
+    assert why.startswith(f"error: {said}")
+    code, _, why = hedgerow("injector", "--config", str(config))
+    assert code == 2
+    assert why.startswith(f"error: {said}")

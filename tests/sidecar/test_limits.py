@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from pathlib import Path
 
 import pytest
 
@@ -17,8 +16,8 @@ from sidecar.inspect.settings import InspectSettings
 from sidecar.limits import CHECKS, HTTP_CHECKS
 from sidecar.observation import MetricSettings
 from sidecar.settings import Address, Explicit, Settings
+from tests.settings_page import DOCS, table_rows
 
-PAGE = Path(__file__).parents[2] / "docs" / "sidecar-settings.md"
 NEEDED = {
     "instance": "cart-1",
     "controller": "10.0.0.1:15012",
@@ -101,9 +100,7 @@ def test_limits_that_contradict_each_other_are_refused():
 
 def rows() -> dict[str, str]:
     """Names and defaults as the page's tables give them."""
-    found = re.findall(r"^\| `([\w.]+)` \|([^|]*)\|", PAGE.read_text(), re.MULTILINE)
-    assert len(found) == len(dict(found)), "a setting stands twice"
-    return {name: default.strip() for name, default in found}
+    return {name: default for name, (default, *_) in table_rows((DOCS / "sidecar-settings.md").read_text()).items()}
 
 
 #: Sections of which every setting stands on the page.

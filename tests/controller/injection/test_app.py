@@ -132,22 +132,46 @@ async def test_what_is_no_review_is_turned_away(tmp_path: Path) -> None:
         assert "hedgerow_injector_buffered_bytes 0" in (await look(session, injector, "/metrics"))[1]
 
 
-async def test_slow_senders_and_too_many_at_once_do_not_last(tmp_path: Path) -> None:
+async def test_slow_senders_do_not_last(tmp_path: Path) -> None:
     certificate, key = self_signed()
     write(tmp_path, certificate, key)
     released = asyncio.Event()
 
-    async def slowly(first: bytes) -> AsyncIterator[bytes]:
-        yield first
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b"{"
         await released.wait()
 
-    bounds = settings(tmp_path, deadline=0.3, buffered_bytes=1 << 20)
-    async with running(bounds) as injector, aiohttp.ClientSession() as session:
+    async with running(settings(tmp_path, deadline=2)) as injector, aiohttp.ClientSession() as session:
         tls = trusting(certificate)
-        assert (await post(session, injector, slowly(b"{"), tls))[0] == 408
-        assert (await post(session, injector, b"x" * (5 << 18), tls))[0] == 503
+        assert (await post(session, injector, slowly(), tls))[0] == 408
         assert (await post(session, injector, review(pod()), tls))[0] == 200
         released.set()
+
+
+async def test_what_many_send_at_once_is_bounded(tmp_path: Path) -> None:
+    certificate, key = self_signed()
+    write(tmp_path, certificate, key)
+    released = asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b"x" * (3 << 18)
+        await released.wait()
+
+    async def held() -> bool:
+        return f"hedgerow_injector_buffered_bytes {3 << 18}\n" in (await look(session, injector, "/metrics"))[1]
+
+    bounds = settings(tmp_path, deadline=30, body_bytes=1 << 20, buffered_bytes=1 << 20)
+    async with running(bounds) as injector, aiohttp.ClientSession() as session:
+        tls = trusting(certificate)
+        first = asyncio.create_task(post(session, injector, slowly(), tls))
+        async with asyncio.timeout(30):
+            while not await held():  # noqa: ASYNC110  # what is waited for is the program's own count
+                await asyncio.sleep(0.01)
+        assert (await post(session, injector, b"x" * (1 << 19), tls))[0] == 503
+        assert (await post(session, injector, review(pod()), tls))[0] == 200
+        released.set()
+        assert (await first)[0] == 400
+        assert (await post(session, injector, b"x" * (1 << 19), tls))[0] == 400
 
 
 async def test_connections_are_bounded(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The settings of the injector, and that docs/injection.md says what there is."""
+"""The settings of the injector, and that docs/injection.md says which annotations there are."""
 
 from __future__ import annotations
 
@@ -66,10 +66,16 @@ def test_what_is_wrong_is_refused_by_its_field(given: dict[str, Any], said: str)
 
 def test_versions_and_resources() -> None:
     assert parse(injection={**IMAGE, "kubernetes_version": "v1.36.3"}).injection.kubernetes_version == (1, 36)
-    given = {"requests": {"cpu": 1}, "limits": {"memory": "1Gi"}}
+    given = {"requests": {"cpu": 1, "memory": 134217728.0}, "limits": {"cpu": 1.5, "memory": "1Gi"}}
     assert parse(injection={**IMAGE, "resources": given}).injection.resources == Resources(
-        {"cpu": "1"}, {"memory": "1Gi"}
+        {"cpu": "1", "memory": "134217728"}, {"cpu": "1.5", "memory": "1Gi"}
     )
+
+
+@pytest.mark.parametrize("amount", [1e-5, -0.5, 1e300, float("nan"), float("inf"), True])
+def test_a_number_that_is_no_amount_is_refused(amount: float) -> None:
+    with pytest.raises(ConfigError, match=r"^injection\.resources\.limits\.cpu: .* is no quantity; write one such as "):
+        parse(injection={**IMAGE, "resources": {"limits": {"cpu": amount}}})
 
 
 def test_a_file_s_section_alone_is_enough_for_files(tmp_path: Path) -> None:
@@ -86,15 +92,11 @@ def test_every_setting_of_a_sidecar_is_either_made_or_passed() -> None:
     assert not MADE & PASSED
 
 
-def test_the_page_names_every_annotation_and_setting() -> None:
+def test_the_page_names_every_annotation() -> None:
+    """The settings have a page of their own: tests/controller/test_settings_page.py."""
     rows = [line for line in PAGE.splitlines() if line.startswith("| `")]
     words = set(re.findall(r"`([a-z_.-]+)`", " ".join(row.split("|")[1] for row in rows)))
     assert set(ANNOTATIONS) <= words
-    program = {field.name for field in dataclasses.fields(InjectorSettings)} - {"injection"}
-    assert program <= words
-    assert {f"injection.{field.name}" for field in dataclasses.fields(InjectionSettings)} - words == {
-        "injection.image_pull_policy"  # beside the image, in its row
-    }
     for port in names.PORTS:
         assert str(port) in PAGE
 

@@ -92,7 +92,8 @@ class MetricSettings:
 
     :param app: the pod's label ``app``; ``version`` likewise
     :param cluster: the name of the cluster
-    :param series: label sets of Istio's request metrics, and as many of its TCP metrics; more are added up in one
+    :param series: label sets of Istio's request metrics, as many of its TCP metrics, and as many of its metrics of gRPC
+        messages; more are added up in one
     """
 
     app: str = ""

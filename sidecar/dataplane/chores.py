@@ -1,10 +1,10 @@
-"""What has come due and can wait a moment: time-outs of connections, and looks at all of them.
+"""What can wait a moment: time-outs of connections, looks at all of them, and work for those who give way.
 
 A thousand clients that come at once, and then say nothing, fall due at once too. Here that is worked off in slices of
 time, between which whoever is served has his turn. Rules:
 
-1. One slice is worked in one turn of the reactor, and at least one step of it, so that everything that is due is done
-   in the end, whatever else there is to do.
+1. One slice is worked behind each batch of the reactor, and at least one step of it, so that everything that is due is
+   done in the end, whatever else there is to do.
 2. What is due first is done first; of jobs with many steps each gets one step, in turn.
 3. What was cancelled before its turn came is not done.
 4. An exception of a step ends its job and no other.
@@ -17,10 +17,11 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-#: Seconds of work in one turn: what one turn costs those who are served is about this, however much is due.
-SLICE: Final = 0.001
+#: Seconds of work behind one batch: what it costs those who are served is about this, however much is due. It is some
+#: steps, and much more than looking whether anybody else has become ready (2 us).
+SLICE: Final = 0.000_25
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +32,13 @@ type Soon = Callable[..., None]
 def at_once(call: Callable[..., object], *arguments: Any) -> None:
     """In place of :meth:`Chores.soon`, where nobody's turn has to be waited for."""
     call(*arguments)
+
+
+class Chore(Protocol):
+    """Something that is done in one step."""
+
+    def ring(self) -> None:
+        """Its turn has come."""
 
 
 class Alarm:
@@ -63,6 +71,23 @@ class Alarm:
             call(*arguments)
 
 
+class _Steps:
+    """A job that has many."""
+
+    __slots__ = ("_due", "_steps")
+
+    def __init__(self, due: deque[Chore], steps: Iterator[object]) -> None:
+        self._due = due
+        self._steps = steps
+
+    def ring(self) -> None:
+        try:
+            next(self._steps)
+        except StopIteration:
+            return
+        self._due.append(self)
+
+
 class Chores:
     """Everything that is due.
 
@@ -73,7 +98,7 @@ class Chores:
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
-        self._due: deque[Alarm | Iterator[object]] = deque()
+        self._due: deque[Chore] = deque()
 
     def __bool__(self) -> bool:
         """Whether there is something to do."""
@@ -84,17 +109,23 @@ class Chores:
     ) -> Alarm:
         """Have ``call(*arguments)`` done when ``delay`` seconds are over and its turn has come."""
         alarm = Alarm(call, arguments)
-        alarm.set(loop.call_later(delay, self._add, alarm))
+        alarm.set(loop.call_later(delay, self.put, alarm))
         return alarm
 
     def soon(self, call: Callable[..., object], *arguments: Any) -> None:
         """Have ``call(*arguments)`` done when its turn has come."""
-        self._add(Alarm(call, arguments))
+        self.put(Alarm(call, arguments))
 
     def begin(self, steps: Iterator[object]) -> None:
         """Have a job done that has many steps. After each the others have their turn; what was found before it may have
         changed then."""
-        self._add(steps)
+        self.put(_Steps(self._due, steps))
+
+    def put(self, job: Chore) -> None:
+        """Have ``job`` done when its turn has come."""
+        self._due.append(job)
+        if len(self._due) == 1:
+            self._wake()
 
     def work(self, slice: float = SLICE) -> None:
         """Do what is due, for ``slice`` seconds and at least one step."""
@@ -102,13 +133,7 @@ class Chores:
         while due:
             job = due.popleft()
             try:
-                if isinstance(job, Alarm):
-                    job.ring()
-                else:
-                    next(job)
-                    due.append(job)
-            except StopIteration:
-                pass
+                job.ring()
             except Exception:
                 _log.exception("a fault in what was due; please report it")
             if monotonic() >= end:
@@ -117,8 +142,3 @@ class Chores:
     def clear(self) -> None:
         """Forget everything."""
         self._due.clear()
-
-    def _add(self, job: Alarm | Iterator[object]) -> None:
-        self._due.append(job)
-        if len(self._due) == 1:
-            self._wake()

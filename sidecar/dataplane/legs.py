@@ -56,6 +56,10 @@ class Leg(Protocol):
     def resume(self) -> None:
         """Take bytes again."""
 
+    def give_way(self) -> None:
+        """From now on, tell of what happens when those have had their turn who do not give way: where it can be known
+        here whose turn it is."""
+
     def reset(self) -> None:
         """Give up at once; the other end sees a reset."""
 

@@ -12,7 +12,10 @@ Rules:
    for the old owner are still being handed out. Closing takes it out of the set, as long as nobody else holds the
    socket; who shares one calls :meth:`Reactor.forget` first.
 4. An exception of a source ends that source and no other.
-5. What can wait a moment waits until those have been served who are here (:mod:`sidecar.dataplane.chores`).
+5. What can wait a moment waits until those have been served who are here (:mod:`sidecar.dataplane.chores`), and is done
+   in small portions between batches: whoever becomes ready meanwhile waits for one portion, and not for all of it.
+6. So do sources that give way: each of their events takes long, and there may be a thousand of them. Nobody else is
+   behind them, and they are served in the order in which they became ready.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Protocol
 
-from sidecar.dataplane.chores import Alarm, Chores
+from sidecar.dataplane.chores import SLICE, Alarm, Chores
 
 IN = select.EPOLLIN
 OUT = select.EPOLLOUT
@@ -79,11 +82,36 @@ class Flushable(Protocol):
     def abort(self, why: str) -> None: ...
 
 
+class _GivesWay:
+    """Takes the events of a source that gives way, and tells it of them when its turn has come."""
+
+    __slots__ = ("_events", "_fd", "_reactor", "source")
+
+    def __init__(self, reactor: Reactor, fd: int, source: Source) -> None:
+        self._reactor = reactor
+        self._fd = fd
+        self.source = source
+        self._events = 0  # since it was told last
+
+    def on_event(self, events: int) -> None:
+        if not self._events:
+            self._reactor.chores.put(self)
+        self._events |= events
+
+    def ring(self) -> None:
+        events, self._events = self._events, 0
+        self._reactor.tell(self._fd, self, events)
+
+    def abort(self, why: str) -> None:
+        self.source.abort(why)
+
+
 class Reactor:
     """Runs sources on one asyncio loop.
 
     :param batch: events taken from the kernel at once
     :param rounds: batches in one turn, at most
+    :ivar batches: how many there were: with each, whoever has become ready has his turn
     """
 
     __slots__ = (
@@ -98,6 +126,7 @@ class Reactor:
         "_rounds",
         "_scheduled",
         "_sources",
+        "batches",
         "buffers",
         "chores",
         "loop",
@@ -121,6 +150,7 @@ class Reactor:
         self._dirty: list[Flushable] = []
         self._again: list[Pump] = []
         self._left: list[tuple[Source | None, int, int]] = []  # of a batch that took too long
+        self.batches = 0
         #: What can wait a moment.
         self.chores = Chores(self._chore)
         # Shared by all sources, because each is done with them before the next is called.
@@ -160,6 +190,22 @@ class Reactor:
         fd = sock.fileno()
         self._sources[fd] = source
         self._epoll.modify(fd, events)
+
+    def give_way(self, sock: socket.socket) -> None:
+        """Have the source of a registered, edge-triggered ``sock`` called when those have been served who do not give
+        way, until another source gets the socket. What it was told of already stays true."""
+        fd = sock.fileno()
+        source = self._sources[fd]
+        if not isinstance(source, _GivesWay):
+            self._sources[fd] = _GivesWay(self, fd, source)
+
+    def tell(self, fd: int, source: _GivesWay, events: int) -> None:
+        """Tell who is behind ``source`` of ``events``, if the descriptor is still his."""
+        if self._sources.get(fd) is source:
+            try:
+                source.source.on_event(events)
+            except Exception:
+                self._contain(source)
 
     def modify(self, sock: socket.socket, events: int) -> None:
         self._epoll.modify(sock.fileno(), events)
@@ -211,12 +257,16 @@ class Reactor:
             self._turn()
 
     def _turn(self) -> None:
+        if self._scheduled:
+            return  # one turn in an iteration of the loop, and it comes
         self._in_turn = True
         poll = self._epoll.poll
-        end = monotonic() + _LONGEST_TURN
-        sources = self._sources
+        began = monotonic()
+        end = began + _LONGEST_TURN
+        sources, chores = self._sources, self.chores
         try:
             for _ in range(self._rounds):
+                self.batches += 1
                 if self._left:
                     self._take_up(end)
                 events = poll(0, self._batch) if not self._left else []
@@ -233,14 +283,16 @@ class Reactor:
                 if self._again:
                     self._pump(end)
                 self._settle()
-                if (not self._again and len(events) < self._batch) or monotonic() > end:
+                if chores:
+                    # half as long as those took who are here, so that they can not keep it from being done at all
+                    chores.work(max(SLICE, (monotonic() - began) / 2))
+                    self._settle()
+                    began = monotonic()
+                if (not self._again and not chores and len(events) < self._batch) or monotonic() > end:
                     break
-            if self.chores:
-                self.chores.work()
-                self._settle()
         finally:
             self._in_turn = False
-        if self._again or self._dirty or self._left or self.chores:
+        if self._again or self._dirty or self._left or chores:
             self._schedule()
 
     def _take_up(self, end: float) -> None:

@@ -93,6 +93,10 @@ class TcpLeg:
             if self._readable and not self.queued:
                 self._reactor.pump_again(self)
 
+    def give_way(self) -> None:
+        if self._sock is not None:
+            self._reactor.give_way(self._sock)
+
     def reset(self) -> None:
         if self._sock is not None:
             sockets.reset(self._sock)

@@ -133,6 +133,9 @@ class TunnelLeg:
             else:
                 self._grant()
 
+    def give_way(self) -> None:
+        """What a tunnel brings is everybody's."""
+
     def reset(self) -> None:
         if not self._closed:
             # one that was accepted has reached the application, whatever became of a later call

@@ -35,6 +35,8 @@ _INBOX: Final = 65_536
 _UNSENT: Final = 65_536
 #: Bytes of HTTP/1 handed to the parser at once, until it is known what they cost.
 _PIECE: Final = 4096
+#: Frames of HTTP/2, likewise.
+_FEW: Final = 4
 
 
 class NoApplicationError(Exception):
@@ -61,7 +63,7 @@ class InspectedConnection:
         self._limits = limits = self.hub.settings.limits
         self._client = client
         self._server: Leg | None = None
-        self._loop = fabric.reactor.loop
+        self._reactor = fabric.reactor
         self.http2 = http2 = kind is Kind.HTTP2
         self._inbox = bytearray()  # of the client, waits for its turn
         self._answers = bytearray()  # of the application, likewise
@@ -69,6 +71,7 @@ class InspectedConnection:
         self._resuming = False  # somebody will call us
         self._until = 0.0  # when our slice of time is over
         self._piece = self._answer_piece = _PIECE
+        self._frames = self._answer_frames = _FEW
         self._over = False
         self._closing = False  # nothing of the client counts any more, it gets what is left
         self._client_ended = self._client_told = self._server_ended = False
@@ -81,6 +84,7 @@ class InspectedConnection:
         self._resets_seen = 0
         self._guard = FrameGuard(limits, from_client=True) if http2 else None
         self._server_guard = FrameGuard(limits, from_client=False) if http2 else None
+        client.give_way()
         self._connection.owned_by(self.reset)
         self.hub.enter(self, fabric.authority)
         self.site.watch(self, context.port)
@@ -192,6 +196,7 @@ class InspectedConnection:
         self._server = self.context.dial(self)
         if self._server is None:
             raise NoApplicationError
+        self._server.give_way()
 
     # --- ends
 
@@ -236,7 +241,7 @@ class InspectedConnection:
         self._client.resume()
         if self._server is not None:
             self._server.end()
-        self._connection.half_closed(self._loop)
+        self._connection.half_closed(self._reactor.loop)
 
     def _throw_away(self, size: int) -> None:
         """The connection is over and the client has not noticed yet."""

@@ -6,7 +6,6 @@ keep everybody else waiting while nobody works for them.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -25,14 +24,14 @@ _log = logging.getLogger(__name__)
 
 def enter(context: LaneContext, client: Leg, kind: Kind) -> Lane:
     """The lane of ``client`` from now on: the ``inspect`` lane, or who waits for it."""
-    turns, loop = Inspection.of(context.fabric).turns, context.fabric.reactor.loop
-    if not turns.free:
-        return _Entrance(context, client, kind, turns, loop)
+    turns, reactor = Inspection.of(context.fabric).turns, context.fabric.reactor
+    if not turns.free(reactor):
+        return _Entrance(context, client, kind, turns)
     began = monotonic()
     try:
         return InspectLane(context, client, kind)
     finally:
-        turns.used(loop, monotonic() - began)
+        turns.used(reactor, monotonic() - began)
 
 
 class _Entrance:
@@ -40,9 +39,7 @@ class _Entrance:
 
     __slots__ = ("_client", "_context", "_ended", "_held", "_kind", "_over")
 
-    def __init__(
-        self, context: LaneContext, client: Leg, kind: Kind, turns: Turns, loop: asyncio.AbstractEventLoop
-    ) -> None:
+    def __init__(self, context: LaneContext, client: Leg, kind: Kind, turns: Turns) -> None:
         self._context = context
         self._client = client
         self._kind = kind
@@ -51,7 +48,7 @@ class _Entrance:
         self._over = False
         context.connection.owned_by(self._reset)
         client.pause()
-        turns.wait(loop, self._enter)
+        turns.wait(context.fabric.reactor, self._enter)
 
     def received(self, leg: Leg, data: memoryview) -> None:
         self._held += data

@@ -27,8 +27,8 @@ from sidecar.inspect.http1 import Http1Half
 from sidecar.inspect.http2 import BoundedServer
 from sidecar.inspect.upgraded import WatchedUpgrade
 
-#: Frames handed to the parser at once, and bytes of them (one large head takes milliseconds), and bytes of HTTP/1, at
-#: most and at least: what is between two looks at the clock.
+#: Frames handed to the parser at once at most, and bytes of them (one large head takes milliseconds), and bytes of
+#: HTTP/1, at most and at least: what is between two looks at the clock.
 _FRAMES: Final = 16
 _FRAME_BYTES: Final = 16_384
 _BYTES: Final = 65_536
@@ -66,7 +66,7 @@ class InspectLane(InspectedConnection):
             self._server_ended = True
             if not self._answers and not self._closing:
                 self._guarded(self._server_over)
-        self._connection.half_closed(self._loop)
+        self._connection.half_closed(self._reactor.loop)
         self._settle()
 
     def drained(self, leg: Leg) -> None:
@@ -95,7 +95,7 @@ class InspectLane(InspectedConnection):
         """Do what there is to do, at once or as soon as it is our turn."""
         if self._resuming:
             return
-        if self._turns.free:
+        if self._turns.free(self._reactor):
             self._go_on()
         else:
             self._later()
@@ -113,7 +113,7 @@ class InspectLane(InspectedConnection):
                 if not self._resuming:
                     self._work()
         finally:
-            self._turns.used(self._loop, monotonic() - began)
+            self._turns.used(self._reactor, monotonic() - began)
 
     def _work(self) -> None:
         """Hand what the client sent to the parser."""
@@ -125,10 +125,11 @@ class InspectLane(InspectedConnection):
                 return
             if self._guard is not None:
                 with memoryview(inbox)[:_FRAME_BYTES] as view:
-                    taken, data = self._guard.feed(view, now, _FRAMES)
+                    taken, data = self._guard.feed(view, now, self._frames)
                 del inbox[:taken]
                 if data:
                     self.layers.from_client(data)
+                self._frames = self._adapted(self._frames, monotonic() - now, 1, _FRAMES)
                 self._count_resets(now)
             elif self._may_read():
                 data = bytes(inbox[: self._piece])
@@ -176,10 +177,11 @@ class InspectLane(InspectedConnection):
                 return
             if guard is not None:
                 with memoryview(answers)[:_FRAME_BYTES] as view:
-                    taken, data = guard.feed(view, now, _FRAMES)
+                    taken, data = guard.feed(view, now, self._answer_frames)
                 del answers[:taken]
                 if data:
                     self.layers.from_server(data)
+                self._answer_frames = self._adapted(self._answer_frames, monotonic() - now, 1, _FRAMES)
                 if guard.gone is not None:
                     self._pass_goaway()
                 continue
@@ -196,17 +198,17 @@ class InspectLane(InspectedConnection):
         elif self._server_ended and not answers and not self._closing and not self._over:
             self._server_over()
 
-    def _adapted(self, piece: int, took: float) -> int:
-        """The size of the next piece of HTTP/1: nobody knows before how many chunks it holds, but the next one will be
-        like this one."""
+    def _adapted(self, piece: int, took: float, least: int = _LEAST, most: int = _BYTES) -> int:
+        """The size of the next piece, bytes of HTTP/1 or frames: nobody knows before how many chunks or requests it
+        holds, but the next one will be like this one."""
         if took > self._limits.slice:
-            return max(_LEAST, piece >> 1)
-        return min(_BYTES, piece << 1) if took < self._limits.slice / 2 else piece
+            return max(least, piece >> 1)
+        return min(most, piece << 1) if took < self._limits.slice / 2 else piece
 
     def _later(self) -> None:
         if not self._resuming:
             self._resuming = True
-            self._turns.wait(self._loop, self._resume)
+            self._turns.wait(self._reactor, self._resume)
 
     def _resume(self) -> None:
         self._resuming = False

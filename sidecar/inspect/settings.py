@@ -61,7 +61,7 @@ class Limits:
     :param stall: seconds that a receiver may leave us with data and no window, or no answer
     :param discarded: bytes of a refused request's body that are read and thrown away before the connection ends
     :param message: bytes of one WebSocket message that addons see; a longer one ends its connection
-    :param slice: seconds of work for one connection before others have their turn
+    :param slice: seconds of work for one connection before others have their turn, and for all that want it at once
     """
 
     head_bytes: int = 65_536
@@ -80,7 +80,7 @@ class Limits:
     stall: float = 60.0
     discarded: int = 1 << 20
     message: int = 1 << 20
-    slice: float = 0.002
+    slice: float = 0.000_25
 
 
 class OnAddonError(StrEnum):

@@ -29,6 +29,26 @@ def test_what_is_loaded_stays_out_of_later_collections():
     assert left < 150
 
 
+def test_what_many_connections_bring_is_looked_at_in_small_portions():
+    """A collection but the rare one of everything visits what the first two ages hold, and everybody waits for it."""
+    youngest, second = run(
+        "import asyncio, gc\nfrom sidecar import heap\n"
+        "async def main():\n"
+        "    heap.settle()\n"
+        "    seen, held = [0, 0], []\n"
+        "    def look(phase, info):\n"
+        "        age = info['generation']\n"
+        "        if phase == 'start' and age < 2:\n"
+        "            seen[age] = max(seen[age], sum(len(gc.get_objects(generation=each)) for each in range(age + 1)))\n"
+        "    gc.callbacks.append(look)\n"
+        "    held.extend([] for _ in range(50_000))\n"
+        "    print(*seen)\n"
+        "asyncio.run(main())"
+    )
+    assert 0 < youngest < 1_000
+    assert youngest < second < 5_000
+
+
 def test_code_that_only_the_start_needed_is_let_go_of_and_works_when_it_is_needed_again():
     before, after, released, again = run(
         "import asyncio, re, sidecar.app\nfrom sidecar import heap\nfrom sidecar.metrics.own import resident_bytes\n"

@@ -8,7 +8,7 @@ from time import monotonic
 
 import pytest
 
-from sidecar.dataplane.reactor import EDGE, IN, Reactor
+from sidecar.dataplane.reactor import EDGE, HUP, IN, Reactor
 
 
 class Busy:
@@ -156,3 +156,162 @@ async def test_an_alarm_is_no_part_of_a_reactor_that_has_stopped(reactor):
     reactor.stop()
     for _ in range(5):
         await asyncio.sleep(0)
+
+
+class Giving(Slow):
+    """One that gives way. ``first`` is done by the first one that has its turn."""
+
+    def __init__(self, reactor, name, seen, seconds=0.001, first=None):
+        super().__init__(reactor, name, seconds, seen, IN | EDGE)
+        self.first = first
+        reactor.give_way(self.mine)
+
+    def on_event(self, events):
+        if self.first is not None:
+            self.first()
+        super().on_event(events)
+
+
+async def test_nobody_is_behind_those_who_give_way(reactor):
+    """A thousand of them may be ready before him: he waits for one portion of their work."""
+    seen = []
+    served = Slow(reactor, "served", 0.0, seen, IN | EDGE)
+    giving = [Giving(reactor, name, seen) for name in range(50)]
+    giving[0].first = lambda: served.other.send(b"x")
+    for source in giving:
+        source.other.send(b"x")
+    await until(lambda: len(seen) == 51)
+    assert [name for name, _ in seen] == [0, "served", *range(1, 50)]
+    for source in (served, *giving):
+        source.close()
+
+
+async def test_who_gives_way_is_served_in_every_turn_whoever_never_stops(reactor):
+    seen, endless = [], []
+    for name in range(3):
+        reactor.pump_again(Busy(reactor, name, 0.003, 1 << 30, endless))
+    giving = [Giving(reactor, name, seen, 0.0) for name in range(5)]
+    for source in giving:
+        source.other.send(b"x")
+    await until(lambda: endless)
+    begun = len(endless)
+    await until(lambda: len(seen) == 5)
+    assert len(endless) - begun <= 10, "each of their turns has one of his"
+    for source in giving:
+        source.close()
+
+
+async def test_events_that_come_while_one_waits_are_told_together(reactor):
+    told = []
+
+    class Listening(Giving):
+        def on_event(self, events):
+            told.append(events)
+
+    one = Listening(reactor, "one", [])
+    for step in range(3):
+        reactor._sources[one.mine.fileno()].on_event((IN, EDGE, HUP)[step])
+    assert not told
+    await until(lambda: told)
+    assert told == [IN | EDGE | HUP]
+    one.close()
+
+
+async def test_who_is_gone_before_his_turn_is_not_told_and_nor_is_his_heir(reactor):
+    seen, heirs = [], []
+    second = Giving(reactor, "second", seen)
+
+    def swap():
+        descriptor = second.mine.fileno()
+        reactor.forget(second.mine)
+        second.mine.close()
+        heir = Slow(reactor, "heir", 0.0, seen, IN | EDGE)
+        assert descriptor in (heir.mine.fileno(), heir.other.fileno())
+        heirs.append(heir)
+
+    first = Giving(reactor, "first", seen, first=swap)
+    first.other.send(b"x")
+    await until(lambda: seen)
+    # both were ready: the first has had its turn within the second's wait
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert [name for name, _ in seen] == ["first"]
+    heirs[0].other.send(b"y")
+    await until(lambda: len(seen) == 2)
+    assert seen[1] == ("heir", b"y")
+    for source in (first, *heirs):
+        source.close()
+    second.other.close()
+
+
+async def test_who_gets_the_socket_does_not_give_way_and_is_told_what_is_there(reactor):
+    seen = []
+    one = Giving(reactor, "one", seen)
+
+    class Heir:
+        def on_event(self, events):
+            seen.append(("heir", one.mine.recv(100)))
+
+        def abort(self, why):
+            raise AssertionError(why)
+
+    one.other.send(b"x")
+    heir = Heir()
+    reactor.hand_over(one.mine, IN | EDGE, heir)
+    assert reactor._sources[one.mine.fileno()] is heir
+    await until(lambda: seen)
+    assert seen == [("heir", b"x")]
+    one.close()
+
+
+async def test_a_fault_of_one_that_gives_way_ends_it_and_no_other(reactor, caplog):
+    seen, ended = [], []
+
+    class Faulty(Giving):
+        def on_event(self, events):
+            raise RuntimeError("a fault")
+
+        def abort(self, why):
+            ended.append(why)
+            self.close()
+
+    faulty, sound = Faulty(reactor, "faulty", seen), Giving(reactor, "sound", seen)
+    faulty.other.send(b"x")
+    sound.other.send(b"x")
+    await until(lambda: seen and ended)
+    assert ended == ["internal fault"]
+    assert [name for name, _ in seen] == ["sound"]
+    assert "please report it" in caplog.text
+    sound.close()
+
+
+async def test_the_end_of_all_reaches_those_who_give_way():
+    ended = []
+
+    class Last(Giving):
+        def abort(self, why):
+            ended.append(why)
+            self.close()
+
+    reactor = Reactor()
+    reactor.start(asyncio.get_running_loop())
+    Last(reactor, "last", [])
+    reactor.stop()
+    assert ended == ["the data path stops"]
+
+
+async def test_there_is_one_turn_in_an_iteration_of_the_loop(reactor):
+    """What is readable and what is left over are one reason each; both together are no reason for two."""
+    seen = []
+    for name in range(20):
+        reactor.call_later(0.0, Busy(reactor, name, 0.003, 2, seen).pump)
+    sources = [Slow(reactor, f"source {name}", 0.003, seen, IN) for name in range(3)]
+    for source in sources:
+        source.other.send(b"x")
+    async with asyncio.timeout(60):
+        while len(seen) < 43:
+            before = reactor.batches
+            await asyncio.sleep(0)
+            assert reactor.batches - before <= 1, "each of them takes longer than a turn"
+    for source in sources:
+        source.close()

@@ -44,6 +44,7 @@ class Memory:
         self.write_ended = False
         self.was_reset = False
         self.gone = False
+        self.gives_way = False
 
     @property
     def unsent(self) -> int:
@@ -66,6 +67,9 @@ class Memory:
 
     def resume(self) -> None:
         self.paused = False
+
+    def give_way(self) -> None:
+        self.gives_way = True
 
     def reset(self) -> None:
         self.was_reset = True
@@ -133,19 +137,28 @@ def inspection(**limits: Any) -> Inspection:
 
 
 class Turning:
-    """A reactor that has nothing to do but its chores."""
+    """A reactor that has nothing to do but its chores, one in each iteration of the loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.chores = Chores(lambda: loop.call_soon(self._turn))
+        self.batches = 0
+        self._scheduled = False
+        self.chores = Chores(self._schedule)
 
     def call_later(self, delay: float, call: Callable[..., object], *arguments: Any) -> Alarm:
         return self.chores.later(self.loop, delay, call, *arguments)
 
-    def _turn(self) -> None:
-        self.chores.work()
-        if self.chores:
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
             self.loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        self.batches += 1
+        self.chores.work(0.0)
+        if self.chores:
+            self._schedule()
 
 
 @dataclass

@@ -18,7 +18,7 @@ NO_TIME = 1e-9
 
 def waiting(world, kind=Kind.HTTP1):
     """A client that comes while another one has used up all the time of this iteration of the loop."""
-    world.hub.turns.used(asyncio.get_running_loop(), 61.0)
+    world.hub.turns.used(world.reactor, 61.0)
     made = world.connect(kind, by=enter)
     assert not isinstance(made.client.lane, InspectLane)
     return made
@@ -55,6 +55,13 @@ async def test_what_a_client_said_meanwhile_is_heard(world, ends):
     assert not one.record.failed
 
 
+async def test_whoever_is_inspected_gives_way_at_both_ends(world):
+    one = world(rule()).connect(by=enter)
+    assert one.client.gives_way
+    one.client.give(b"POST /a HTTP/1.1\r\nHost: cart\r\nContent-Length: 9\r\n\r\n")
+    assert one.application.gives_way
+
+
 async def test_http2_is_spoken_when_the_turn_has_come(world):
     w = world(rule())
     one = waiting(w, Kind.HTTP2)
@@ -80,7 +87,7 @@ async def test_who_does_not_wait_long_enough_is_not_inspected(world, way):
     assert one.record.closed
     assert one.record.failed
     lane = one.client.lane
-    await until(lambda: w.hub.turns.free)
+    await until(lambda: w.hub.turns.free(w.reactor))
     assert one.client.lane is lane
     assert one.dials == w.hub.lanes == 0
 

@@ -86,6 +86,23 @@ async def test_an_applications_frames_are_worked_off_in_slices(world):
     assert not c.application.paused
 
 
+@pytest.mark.parametrize("sender", ["client", "application"])
+async def test_frames_that_take_long_are_read_one_at_a_time(world, sender):
+    """What is between two looks at the clock is what a slice takes, and not so many requests."""
+    w = world(rule(), hub=inspection(slice=1e-5))
+    c = w.connect(Kind.HTTP2)
+    c.client.give(PREFACE + frame(SETTINGS) + frame(HEADERS, 5, 1, HEAD))
+    await until(lambda: c.server is not None)
+    turning, count = Turning(w.loop), 100
+    if sender == "client":
+        c.client.give(b"".join(frame(HEADERS, 5, 2 * number + 3, HEAD) for number in range(count)))
+        await until(lambda: len(c.lane.layers.streams) == 1 + count)
+    else:
+        c.application.give(frame(SETTINGS) + frame(HEADERS, 4, 1, OK) + frame(DATA, 0, 1, b"x") * count)
+        await until(lambda: c.client.taken.count(frame(DATA, 0, 1, b"x")) == count)
+    assert turning.stop() > count // 2, "but the first few were read together"
+
+
 async def test_an_application_that_takes_no_answers_to_its_frames_is_not_read_any_more(world):
     w = world(rule(), hub=inspection(connection_window=65_535, stream_window=65_535))
     c = w.connect(Kind.HTTP2)

@@ -1,73 +1,66 @@
-"""Turns: all busy connections together get what one would get in an iteration of the loop."""
+"""Turns: all busy connections together begin at once what one of them would, and the rest are chores."""
 
 from __future__ import annotations
 
-import asyncio
-from time import monotonic
-
+from sidecar.dataplane.chores import Chores
 from sidecar.inspect.turns import Turns
 
 SLICE = 0.001
 
 
-def work(seconds: float) -> float:
-    began = monotonic()
-    while monotonic() - began < seconds:
-        pass
-    return monotonic() - began
+class Reactor:
+    """Looks at who has become ready when it is told to."""
+
+    def __init__(self):
+        self.batches = 0
+        self.chores = Chores(lambda: None)
+
+    def look(self, steps=1):
+        self.batches += 1
+        for _ in range(steps):
+            self.chores.work(0.0)
 
 
-async def test_who_comes_first_is_served_at_once_until_a_slice_is_used():
-    loop, turns = asyncio.get_running_loop(), Turns(SLICE)
-    assert turns.free
-    turns.used(loop, SLICE / 2)
-    assert turns.free
-    turns.used(loop, SLICE)
-    assert not turns.free
-    await asyncio.sleep(0)
-    assert turns.free, "it is another iteration"
+def test_who_comes_first_is_served_at_once_until_a_slice_is_used():
+    reactor, turns = Reactor(), Turns(SLICE)
+    assert turns.free(reactor)
+    turns.used(reactor, SLICE / 2)
+    assert turns.free(reactor)
+    turns.used(reactor, SLICE)
+    assert not turns.free(reactor)
+    reactor.look()
+    assert turns.free(reactor), "others have had their turn"
+    turns.used(reactor, SLICE / 2)
+    assert turns.free(reactor), "what was used before is not counted again"
 
 
-async def test_who_waits_goes_before_who_comes():
-    loop, turns, called = asyncio.get_running_loop(), Turns(SLICE), []
-    turns.wait(loop, lambda: called.append(1))
-    assert not turns.free
+def test_who_waits_goes_before_who_comes():
+    reactor, turns, called = Reactor(), Turns(SLICE), []
+    turns.wait(reactor, lambda: called.append(1))
+    assert not turns.free(reactor)
     assert not called, "not within the call"
-    await asyncio.sleep(0)
+    turns.wait(reactor, lambda: called.append(2))
+    reactor.look()
     assert called == [1]
-    assert turns.free
+    assert not turns.free(reactor), "there is one before him"
+    reactor.look()
+    assert called == [1, 2]
+    assert turns.free(reactor)
 
 
-async def test_those_who_wait_share_an_iteration_and_go_round():
-    loop, turns, called = asyncio.get_running_loop(), Turns(SLICE), []
+def test_those_who_wait_go_round_and_so_do_other_chores():
+    reactor, turns, called = Reactor(), Turns(SLICE), []
 
-    def busy(name: str, times: int) -> None:
+    def busy(name, times):
         called.append(name)
-        turns.used(loop, work(SLICE * 1.5))
+        turns.used(reactor, 2 * SLICE)
         if times > 1:
-            turns.wait(loop, lambda: busy(name, times - 1))
+            turns.wait(reactor, lambda: busy(name, times - 1))
 
-    for name in "abc":
-        turns.wait(loop, lambda name=name: busy(name, 2))
-    iterations = 0
-    while len(called) < 6:
-        before = len(called)
-        await asyncio.sleep(0)
-        iterations += 1
-        assert len(called) - before <= 1, "each of them uses more than a slice"
-    assert called == list("abcabc")
-    assert iterations >= 6
-
-
-async def test_one_who_waits_again_does_not_go_twice_in_one_iteration():
-    loop, turns, called = asyncio.get_running_loop(), Turns(60.0), []
-
-    def again() -> None:
-        called.append(1)
-        if len(called) < 3:
-            turns.wait(loop, again)
-
-    turns.wait(loop, again)
-    for expected in (1, 2, 3):
-        await asyncio.sleep(0)
-        assert len(called) == expected
+    for name in "ab":
+        turns.wait(reactor, lambda name=name: busy(name, 2))
+    reactor.chores.soon(called.append, "chore")
+    reactor.look(steps=10)
+    assert called == ["a", "b", "chore", "a", "b"]
+    reactor.look()
+    assert turns.free(reactor)

@@ -149,3 +149,56 @@ def test_what_may_be_said_of_a_workload_there_is_taken(tmp_path: Path) -> None:
         document["workloads"] = [{**workload, "kind": "CronJob", name: values[name]}]
         (tmp_path / "inventory.yaml").write_text(yaml.safe_dump(document))
         load_inventory(tmp_path / "inventory.yaml", "hedgerow.local")
+
+
+#: What stands for a test, a source or a folder of ours on a page: a path from the root, perhaps with the name of a
+#: test, perhaps with only its beginning.
+PATHS = re.compile(
+    r"`((?:bench|certs|charts|controller|e2e|graph|hedgerow|sidecar|tests|ui)/[\w./*-]+)(?:::(\w+)(…?))?`"
+)
+IMAGES = ("hedgerow/sidecar", "hedgerow/controller")
+#: Among the tests of the two groups that docs/threats.md calls by a letter.
+LETTERED = re.compile(r"\b([BH]) ((?:`\w+`(?:, )?)+)")
+
+
+def named_tests(pattern: str) -> set[str]:
+    found = re.findall(
+        r"^\s*(?:async )?def (test_\w+)", "".join(path.read_text() for path in ROOT.glob(pattern)), re.MULTILINE
+    )
+    assert found, f"no tests in {pattern}"
+    return set(found)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_pages_name_of_ours_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for path, test, begins in PATHS.findall(text):
+        if path.startswith(("bench/results/", "controller/web/static/")) or path in IMAGES:
+            continue  # what is made, not what is kept
+        assert list(ROOT.glob(path)), f"{path} is not there"
+        if test:
+            names = named_tests(path)
+            assert any(name.startswith(test) for name in names) if begins else test in names, f"{path}::{test}"
+
+
+def test_the_tests_that_threats_are_held_by_are_there() -> None:
+    text = (ROOT / "docs" / "threats.md").read_text(encoding="utf-8")
+    files = {"B": "tests/mesh/test_bypass*.py", "H": "tests/mesh/test_hostile*.py"}
+    named = [(letter, name) for letter, names in LETTERED.findall(text) for name in re.findall(r"\w+", names)]
+    assert {letter for letter, _ in named} == set(files)
+    for letter, name in named:
+        assert any(name in test for test in named_tests(files[letter])), f"{letter} {name}"
+
+
+def test_every_countermeasure_of_the_guide_has_its_line() -> None:
+    text = (ROOT / "docs" / "nist-800-190.md").read_text(encoding="utf-8")
+    sections = {1: 5, 2: 3, 3: 5, 4: 5, 5: 5}
+    wanted = [f"4.{part}.{number}" for part, most in sections.items() for number in range(1, most + 1)]
+    rows = re.findall(r"^\| (4\.\d\.\d) [^|]+\| ([\w ]+) \|(.*)\|([^|]*)\|$", text, re.MULTILINE)
+    assert [number for number, *_ in rows] == wanted
+    for number, answer, done, left in rows:
+        assert answer in ("met", "in part", "yours"), number
+        assert "`" in done or answer != "met", f"{number}: nothing shows it"
+        assert left.strip() or answer != "in part", f"{number}: nothing is left"
+    threats = (ROOT / "docs" / "threats.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"4\.\d\.\d", threats)) <= set(wanted)

@@ -31,6 +31,9 @@ class Attached(Protocol):
     def finish(self) -> None:
         """The peer will send no more."""
 
+    def deliver_last(self, payload: memoryview, size: int) -> None:
+        """Take the last ``size`` bytes, valid during the call only: the peer will send no more."""
+
     def reset_by_peer(self) -> None:
         """The peer gave the stream up."""
 

@@ -69,6 +69,9 @@ class Receiver(Protocol):
     def finish(self) -> None:
         """The peer will send no more."""
 
+    def deliver_last(self, payload: memoryview, size: int) -> None:
+        """Both at once: ``size`` bytes, and then no more."""
+
 
 class FrameSink(Protocol):
     """Is told of every frame."""
@@ -111,14 +114,15 @@ class FrameReader:
         if self._remaining:
             size = self._remaining if self._remaining < end else end
             receiver = self._receiver
-            if receiver is not None:
-                receiver.deliver(view[:size], size)
             self._remaining -= size
             position = size
             if not self._remaining:
                 self._receiver = None
-                if self._fin and receiver is not None:
-                    receiver.finish()
+            if receiver is not None:
+                if self._fin and not self._remaining:
+                    receiver.deliver_last(view[:size], size)
+                else:
+                    receiver.deliver(view[:size], size)
         while end - position >= HEADER_SIZE and left > 0:
             word, stream_id, length = HEADER.unpack_from(buffer, position)
             position += HEADER_SIZE
@@ -137,10 +141,13 @@ class FrameReader:
                     self._receiver = receiver
                     self._fin = bool(word & FIN)
                 if receiver is not None:
-                    if size:
-                        receiver.deliver(view[position : position + size], size)
                     if word & FIN and size == length:
-                        receiver.finish()
+                        if size:
+                            receiver.deliver_last(view[position : position + size], size)
+                        else:
+                            receiver.finish()
+                    elif size:
+                        receiver.deliver(view[position : position + size], size)
                 position += size
             else:
                 kind = word & ~FLAGS

@@ -152,6 +152,11 @@ class _Undecided:
         if self._timer is not None:
             self._look()
 
+    def deliver_last(self, payload: memoryview, size: int) -> None:
+        """:raises FrameError: when the peer ended it before"""
+        self.deliver(payload, size)
+        self.finish()
+
     def reset_by_peer(self) -> None:
         self._give_up(tell=False)
 

@@ -35,6 +35,8 @@ _ROOM: Final = SEND_BUFFER - frames.HEADER_SIZE
 _FIN: Final = frames.WINDOW_UPDATE | frames.FIN
 _RST: Final = frames.WINDOW_UPDATE | frames.RST
 _ACK: Final = frames.WINDOW_UPDATE | frames.ACK
+_LAST: Final = frames.DATA | frames.FIN
+_MORE: Final = socket.MSG_MORE
 _pack_into = frames.HEADER.pack_into
 
 
@@ -93,7 +95,7 @@ class Stream:
         self._id = stream_id
         self._sock: socket.socket | None = sock
         self._recv_into: Callable[[memoryview], int] = replayed(early, sock.recv_into) if early else sock.recv_into
-        self._send: Callable[[bytes | memoryview], int] = sock.send
+        self._send: Callable[[bytes | memoryview, int], int] = sock.send
         self._connection = connection
         self._opened_here = opened_here
         self._acked = False  # the peer has reached its application
@@ -177,6 +179,7 @@ class Stream:
         if not self._readable or self._sock is None:
             return
         sender = self._sender
+        begin = end = size = -1  # of the frame that was made before, in this call
         while self._send_window > 0:
             position = sender.position
             room = _ROOM - position
@@ -200,6 +203,7 @@ class Stream:
             assert view is not None
             assert sender.buffer is not None
             start = position + _HEADER_SIZE
+            before = size
             try:
                 size = self._recv_into(view[start : start + room])
             except BlockingIOError:
@@ -213,10 +217,13 @@ class Stream:
                 self.reset()
                 return
             if size == 0:
-                self._local_end()
+                if position == end and not self._broken:  # it waits to be sent yet, and nothing is behind it
+                    _pack_into(sender.buffer, begin, _LAST, self._id, before)
+                self._local_end(told=position == end)
                 return
             _pack_into(sender.buffer, position, 0, self._id, size)
-            sender.position = start + size
+            begin = position
+            sender.position = end = start + size
             self._send_window -= size
             if self._early is not None and not self._early.add(view[start : start + size]):
                 self._early = None
@@ -233,13 +240,15 @@ class Stream:
                 self._readable = False  # a short read: the socket is empty, an edge will follow
                 return
 
-    def _local_end(self) -> None:
+    def _local_end(self, *, told: bool) -> None:
+        """:param told: the last frame of data says so"""
         if self._broken:
             self.reset()
             return
         self._readable = False
         self._eof = True
-        self._sender.control(_FIN, self._id, 0)
+        if not told:
+            self._sender.control(_FIN, self._id, 0)
         if self._fin and not self._queue:
             self._close()
         else:
@@ -258,14 +267,14 @@ class Stream:
             raise FrameError(f"{length} bytes of data in a window of {self._receive_left}")
         self._receive_left -= length
 
-    def deliver(self, payload: memoryview, size: int) -> None:
+    def deliver(self, payload: memoryview, size: int, flags: int = 0) -> None:
         if self._sock is None:
             return
         if self._queue or self._connecting:
             self._hold(bytes(payload))
             return
         try:
-            taken = self._send(payload)
+            taken = self._send(payload, flags)
         except BlockingIOError:
             taken = 0
         except OSError:
@@ -313,6 +322,15 @@ class Stream:
         if not self._queue and not self._connecting:
             self._shut()
 
+    def deliver_last(self, payload: memoryview, size: int) -> None:
+        """What :meth:`deliver` and :meth:`finish` do, with the end in the segment of the last bytes: the kernel waits
+        for more of them no longer than until the end is told, which is at once if it took them.
+
+        :raises FrameError: when the peer ended it before
+        """
+        self.deliver(payload, size, _MORE)
+        self.finish()
+
     def reset_by_peer(self) -> None:
         """The peer gave the stream up: refused it, or lost its end."""
         self._give_up(tell=False)
@@ -353,7 +371,7 @@ class Stream:
         try:
             while queue:
                 data = queue[0]
-                taken = self._send(data)
+                taken = self._send(data, 0)
                 budget.release(self, taken)
                 self._count(taken)
                 if taken < len(data):
@@ -462,6 +480,6 @@ class Stream:
         self._carrier.detach(self._id)
 
 
-def _over(data: bytes | memoryview) -> int:
+def _over(data: bytes | memoryview, flags: int = 0) -> int:
     """Stands for the calls of a socket that is closed."""
     raise OSError(errno.EBADF, "the stream is over")

@@ -196,6 +196,11 @@ class TunnelLeg:
         if not self._unread:
             self._tell_end()
 
+    def deliver_last(self, payload: memoryview, size: int) -> None:
+        """:raises FrameError: when the peer ended it before"""
+        self.deliver(payload, size)
+        self.finish()
+
     def reset_by_peer(self) -> None:
         if not self._closed:
             lane = self.lane

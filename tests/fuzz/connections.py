@@ -39,6 +39,10 @@ class _Written:
         assert len(payload) == size > 0
         self.frames[-1] += payload
 
+    def deliver_last(self, payload: memoryview, size: int) -> None:
+        self.deliver(payload, size)
+        self.finish()
+
     def finish(self) -> None:
         word, _, length = HEADER.unpack_from(self.frames[-1])
         assert word & FIN

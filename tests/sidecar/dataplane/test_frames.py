@@ -58,6 +58,10 @@ class Sink:
             else:
                 self.sink.events.append(("bytes", self.stream_id, bytes(payload)))
 
+        def deliver_last(self, payload, size):
+            self.deliver(payload, size)
+            self.finish()
+
         def finish(self):
             self.sink.events.append(("fin", self.stream_id))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import socket
 
 import pytest
 
@@ -37,6 +39,26 @@ async def test_an_open_with_data_and_end_in_one_frame(world):
     assert (kind, flags, stream) == (DATA, 0, 1)
     assert payload.endswith(b" 0\n")
     assert await raw.receive() == (UPDATE, FIN, 1, 0, b"")
+
+
+async def test_an_end_that_is_read_with_data_goes_in_their_frame(world):
+    sockets = []
+
+    async def application(reader, writer):
+        sockets.append(writer.get_extra_info("socket"))
+        await hold(reader, writer)
+
+    await world.start(handler=application)
+    raw = await world.dial()
+    raw.send(frame(DATA, SYN, 1, 4, b"\0abc"))  # no protocol that is looked at
+    assert await raw.receive() == (UPDATE, ACK, 1, 0, b"")
+    await world.until(lambda: sockets)
+    os.write(sockets[0].fileno(), b"last words")
+    sockets[0].shutdown(socket.SHUT_WR)  # nobody else had a turn since
+    assert await raw.receive_as_it_is() == (DATA, FIN, 1, 10, b"last words")
+    raw.send(frame(UPDATE, FIN, 1, 0))
+    await world.until(lambda: world.plane.live_connections == 0)
+    assert [record.bytes_received for record in world.flows.closed_records] == [10]
 
 
 async def test_a_ping_is_answered(world):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 
@@ -25,6 +26,27 @@ async def test_a_dialled_stream_by_the_book(world):
     await world.until(lambda: world.plane.live_connections == 0)
     (record,) = world.flows.closed_records
     assert (record.bytes_sent, record.bytes_received, record.failed) == (8, 9, False)
+
+
+@pytest.mark.parametrize("size", [1, 60_000])
+async def test_data_with_an_end_reach_a_client_that_is_not_reading_yet(world, size):
+    raw, reader, writer = await dialled(world)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    writer.transport.pause_reading()
+    raw.send(frame(UPDATE, ACK, 1, 0))
+    sent = b""
+    for part in range(4):
+        payload = bytes([part]) * size
+        raw.send(frame(DATA, FIN if part == 3 else 0, 1, size, payload))
+        sent += payload
+    await world.until(lambda: [record.bytes_received > 0 for record in world.flows.opened_records] == [True])
+    writer.transport.resume_reading()
+    assert await reader.read() == sent
+    writer.close()
+    while (await raw.receive())[:2] != (UPDATE, FIN):
+        pass  # a window that was granted before
+    await world.until(lambda: world.plane.live_connections == 0)
+    assert [(record.bytes_received, record.failed) for record in world.flows.closed_records] == [(4 * size, False)]
 
 
 async def test_a_stream_that_the_peer_refuses_is_a_reset_and_a_failure(world):

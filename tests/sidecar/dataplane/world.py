@@ -105,12 +105,24 @@ class World:
 class RawPeer:
     def __init__(self, reader, writer):
         self.reader, self.writer = reader, writer
+        self._end = None
 
     def send(self, *frames_: bytes) -> None:
         self.writer.write(b"".join(frames_))
 
     async def receive(self):
-        """The next frame: type, flags, stream, length, payload."""
+        """The next frame: type, flags, stream, length, payload. An end that came with data, as it may, comes by itself:
+        when an application ends is not always when it was last read."""
+        if self._end is not None:
+            end, self._end = self._end, None
+            return end
+        kind, flags, stream, length, payload = await self.receive_as_it_is()
+        if kind == DATA and flags == FIN and length:
+            self._end = (UPDATE, FIN, stream, 0, b"")
+            flags = 0
+        return kind, flags, stream, length, payload
+
+    async def receive_as_it_is(self):
         async with asyncio.timeout(60):
             version, kind, flags, stream, length = struct.unpack("!BBHII", await self.reader.readexactly(12))
             assert version == 0

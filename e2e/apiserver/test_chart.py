@@ -19,6 +19,7 @@ import yaml
 from controller.cluster_state import ClusterState
 from controller.injection.program_settings import InjectorSettings
 from controller.injection.webhook_configuration import webhook_configuration
+from controller.learner import Gate
 from controller.monitoring.metrics import ProcessState, page
 from controller.settings import Settings
 from controller.view import View
@@ -62,6 +63,7 @@ EVERYTHING: dict[str, Any] = {
     },
     "sidecar": {"image": {"tag": "1.2.3"}, "native": False, "settings": {"log_level": "debug", "drain_seconds": 30}},
     "crds": {"keep": True},
+    "networkPolicies": {"apiServer": {"ports": [443, 16443], "networks": ["10.96.0.1/32", "fd00::1/128"]}},
     "monitoring": {
         "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
         "podMonitor": {"enabled": True, "interval": "15s"},
@@ -139,6 +141,30 @@ def test_the_programs_take_the_settings_that_it_writes(apiserver, tmp_path, valu
     assert {port["name"]: port["containerPort"] for port in ports} == listeners
 
 
+def test_numbers_of_any_size_reach_the_programs(apiserver, tmp_path):
+    """Helm reads numbers as floating point and writes a million as 1e+06, which YAML takes for a text."""
+    learning = {"minSeconds": 1_000_000, "quietSeconds": 2_000_000.5, "staleAfter": 100_000_000, "retireAfter": 3e8}
+    values = {
+        "controller": {"learning": {"minConnections": 1_000_000, **learning}, "svidLifetime": 80_000},
+        "sidecar": {
+            "startSeconds": 80_000,
+            "resources": {"requests": {"cpu": 0.5}, "limits": {"cpu": 2, "memory": 1_000_000_000}},
+            "settings": {"limits": {"connections": 1_000_000, "buffered_bytes": 1_000_000_000}},
+        },
+    }
+    found = objects(render(apiserver, values))
+    text = found["ConfigMap", "hedgerow-controller"]["data"]["controller.yaml"]
+    controller = Settings.parse(yaml.safe_load(text), tmp_path)
+    assert controller.learning == Gate(1_000_000, 1e6, 2_000_000.5, 1e8, 3e8)
+    assert controller.svid_lifetime == 80_000
+    text = found["ConfigMap", "hedgerow-injector"]["data"]["injector.yaml"]
+    injection = InjectorSettings.parse(yaml.safe_load(text), tmp_path).injection
+    assert injection.start_seconds == 80_000
+    assert injection.sidecar == values["sidecar"]["settings"]
+    assert injection.resources.requests == {"cpu": "0.5", "memory": "96Mi"}
+    assert injection.resources.limits == {"cpu": "2", "memory": "1000000000"}
+
+
 @pytest.mark.parametrize("values", [{}, EVERYTHING])
 def test_its_webhook_is_the_one_that_the_injector_is_tested_with(apiserver, values):
     found = objects(render(apiserver, values))["MutatingWebhookConfiguration", "hedgerow-injector"]
@@ -165,6 +191,7 @@ REFUSED = [
     ({"clusterName": "with space"}, "/clusterName"),
     ({"clusterNetworks": "10.0.0.0/8"}, "/clusterNetworks"),
     ({"clusterNetworks": ["10.0.0.0"]}, "/clusterNetworks/0"),
+    ({"clusterNetworks": [f"10.{number}.0.0/16" for number in range(17)]}, "/clusterNetworks"),
     ({"imagePullSecrets": ["registry"]}, "/imagePullSecrets/0"),
     ({"controller": {"image": {"digest": "sha256:short"}}}, "/controller/image/digest"),
     ({"controller": {"image": {"pullPolicy": "Sometimes"}}}, "/controller/image/pullPolicy"),
@@ -183,6 +210,10 @@ REFUSED = [
     ({"sidecar": {"native": "yes"}}, "/sidecar/native"),
     ({"sidecar": {"resources": {"requests": {"cpu": "many"}}}}, "/sidecar/resources/requests/cpu"),
     ({"sidecar": {"resources": {"requests": {"gpu": "1"}}}}, "gpu"),
+    ({"sidecar": {"startSeconds": 1}}, "/sidecar/startSeconds"),
+    ({"networkPolicies": {"apiServer": {"ports": [0]}}}, "/networkPolicies/apiServer/ports/0"),
+    ({"networkPolicies": {"apiServer": {"ports": []}}}, "/networkPolicies/apiServer/ports"),
+    ({"networkPolicies": {"apiServer": {"networks": ["10.0.0.1"]}}}, "/networkPolicies/apiServer/networks/0"),
     ({"crds": {"install": "no"}}, "/crds/install"),
     ({"monitoring": {"podMonitor": {"interval": "often"}}}, "/monitoring/podMonitor/interval"),
 ]
@@ -315,19 +346,52 @@ def test_custom_resources_can_be_kept(apiserver, system):
         apiserver.kubectl("delete", "crd", *(f"{name}.hedgerow.dev" for name in names), "--wait=true")
 
 
+def pods(apiserver: ApiServer) -> dict[str, dict[str, Any]]:
+    """What runs in Hedgerow's own pods, by name: of Deployments, and of ``helm test``."""
+    found = {}
+    for (kind, name), one in objects(render(apiserver)).items():
+        if kind in ("Deployment", "Pod"):
+            found[name] = one["spec"]["template"] if kind == "Deployment" else one
+    assert set(found) == {"hedgerow-controller", "hedgerow-injector", "hedgerow-check"}
+    return found
+
+
 def test_its_own_pods_are_restricted_ones(apiserver, system):
     """Judged by the API server's own admission: the namespace enforces the profile."""
-    for (kind, name), found in objects(render(apiserver)).items():
-        if kind != "Deployment":
-            continue
-        template = found["spec"]["template"]
+    for name, found in pods(apiserver).items():
         pod = {
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": {"name": name, "namespace": system, "labels": template["metadata"]["labels"]},
-            "spec": {**template["spec"], "serviceAccountName": "default"},
+            "metadata": {"name": name, "namespace": system, "labels": found["metadata"]["labels"]},
+            "spec": {**found["spec"], "serviceAccountName": "default"},
         }
         apiserver.request("POST", f"/api/v1/namespaces/{system}/pods?dryRun=All&fieldValidation=Strict", pod)
+
+
+def test_only_who_asks_the_api_server_has_a_token_for_it(apiserver):
+    asking = {"hedgerow-controller", "hedgerow-check"}
+    for name, found in pods(apiserver).items():
+        assert found["spec"]["automountServiceAccountToken"] is (name in asking)
+        assert found["spec"]["serviceAccountName"] == name
+        assert found["spec"]["enableServiceLinks"] is False
+    accounts = {name: one for (kind, name), one in objects(render(apiserver)).items() if kind == "ServiceAccount"}
+    assert set(accounts) == asking | {"hedgerow-injector"}
+    assert not any(one["automountServiceAccountToken"] for one in accounts.values())
+
+
+def test_its_way_to_the_api_server_can_be_narrowed(apiserver):
+    older = {"networkPolicies": {"apiServer": None}}  # as after an upgrade with --reuse-values
+    for values in ({}, older, EVERYTHING):
+        said = values.get("networkPolicies", {}).get("apiServer") or {"ports": [443, 6443]}
+        wanted: dict[str, Any] = {"ports": [{"port": port, "protocol": "TCP"} for port in said["ports"]]}
+        if "networks" in said:
+            wanted["to"] = [{"ipBlock": {"cidr": network}} for network in said["networks"]]
+        found = objects(render(apiserver, values))
+        for name in ("hedgerow-controller", "hedgerow-check"):
+            egress = found["NetworkPolicy", name]["spec"]["egress"]
+            assert wanted in egress
+            beside = [port["port"] for rule in egress if rule != wanted for port in rule.get("ports", [])]
+            assert beside == [53, 53]
 
 
 def test_the_api_server_knows_every_field_of_it(apiserver, system):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Callable
@@ -260,3 +261,18 @@ class TestChart:
         named = re.findall(r"`([\w.]+)`", settings)
         assert named
         assert set(named) <= {*CONTROLLER, *INJECTOR}
+
+    @pytest.mark.parametrize("name", CHART)
+    def test_helm_refuses_the_numbers_that_the_programs_would(self, name: str) -> None:
+        """Before anything is installed; only a certificate that is too short for a cluster is the chart's own word."""
+        said = json.loads((CHARTS / "values.schema.json").read_text())
+        for part in name.split("."):
+            said = said["properties"][part]
+        for setting in re.findall(r"`([\w.]+)`", CHART[name][1]):
+            bounds = re.match(r"([\d.]+) – ([\d.]+)", {**CONTROLLER, **INJECTOR}[setting][1])
+            if bounds:
+                low = 60 if setting == "svid_lifetime" else float(bounds[1])
+                assert (said["minimum"], said["maximum"]) == (low, float(bounds[2]))
+            most = re.match(r"list of at most (\d+) ", {**CONTROLLER, **INJECTOR}[setting][1])
+            if most:
+                assert said["maxItems"] == int(most[1])

@@ -69,3 +69,18 @@ reinvocationPolicy: IfNeeded
 sideEffects: None
 timeoutSeconds: 10
 {{- end -}}
+
+{{/* A way to the API server, for NetworkPolicies. An upgrade with --reuse-values knows no value that is new: never a rule without ports. */}}
+{{- define "hedgerow.apiServer" -}}
+{{- $given := .Values.networkPolicies.apiServer | default dict -}}
+ports:
+  {{- range $given.ports | default (list 443 6443) }}
+  - {port: {{ toJson . }}, protocol: TCP}
+  {{- end }}
+{{- with $given.networks }}
+to:
+  {{- range . }}
+  - ipBlock: {cidr: {{ . | quote }}}
+  {{- end }}
+{{- end }}
+{{- end -}}

@@ -1,4 +1,4 @@
-{{/* controller.yaml */}}
+{{/* controller.yaml. Numbers as JSON: Helm has read them as floating point, and a million would stand here as 1e+06, a text. */}}
 {{- define "hedgerow.controllerSettings" -}}
 {{- $c := .Values.controller -}}
 state_dir: /var/lib/hedgerow/state
@@ -7,14 +7,14 @@ grpc_listen: {{ printf "%s:15012" $c.listenHost | quote }}
 issuer_listen: {{ printf "%s:15013" $c.listenHost | quote }}
 monitoring_listen: {{ printf "%s:15014" $c.listenHost | quote }}
 web_listen: 127.0.0.1:8080
-svid_lifetime: {{ $c.svidLifetime }}
+svid_lifetime: {{ toJson $c.svidLifetime }}
 log_level: {{ $c.logLevel }}
 learning:
-  min_connections: {{ int64 $c.learning.minConnections }}
-  min_seconds: {{ $c.learning.minSeconds }}
-  quiet_seconds: {{ $c.learning.quietSeconds }}
-  stale_after: {{ int64 $c.learning.staleAfter }}
-  retire_after: {{ int64 $c.learning.retireAfter }}
+  min_connections: {{ toJson $c.learning.minConnections }}
+  min_seconds: {{ toJson $c.learning.minSeconds }}
+  quiet_seconds: {{ toJson $c.learning.quietSeconds }}
+  stale_after: {{ toJson $c.learning.staleAfter }}
+  retire_after: {{ toJson $c.learning.retireAfter }}
 kubernetes:
   namespace: {{ .Release.Namespace }}
   {{- with .Values.clusterNetworks }}
@@ -43,7 +43,7 @@ injection:
   kubernetes_version: {{ printf "%s.%s" .Capabilities.KubeVersion.Major (regexFind "^[0-9]+" .Capabilities.KubeVersion.Minor) | quote }}
   native_sidecar: {{ $s.native }}
   validation: {{ $s.validation }}
-  start_seconds: {{ $s.startSeconds }}
+  start_seconds: {{ toJson $s.startSeconds }}
   trust_domain: {{ .Values.trustDomain }}
   {{- with .Values.clusterName }}
   cluster: {{ . }}

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,10 @@ def pytest_xdist_setupnodes(specs: list[Any]) -> None:
             spec.python = shlex.join((sys.executable, "-m", "tests.sandbox_plugin"))
 
 
+# A shell starts what it runs in the background without the signal of Ctrl-C, and so would be all that tests start: they
+# send it to programs as a person does.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # gRPC's own fork handlers start threads in the child, which the kernel refuses between unshare(CLONE_NEWPID) and the
 # next fork. Tests that import gRPC also fork sandboxes; no child of theirs goes on with gRPC's state.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")

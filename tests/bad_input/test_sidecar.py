@@ -32,7 +32,7 @@ def gone(name: str) -> Callable[[Path], object]:
 
 
 GUESSED = f"hedgerow-join.{'a' * 16}.{'b' * 43}"
-REDIRECT = {"capture": "redirect", "explicit": None, "uid": 0}
+REDIRECT = {"capture": "redirect", "explicit": None, "uid": 0, "admin_listen": "127.0.0.1:0"}
 
 CASES = [
     # configuration
@@ -102,7 +102,7 @@ def outcomes(
             before = contents(sidecar.folder)
             return Outcome(start("sidecar", sidecar.config), sidecar, before, token)
 
-        tokens = [join_token(controller) for _ in CASES]
+        tokens = [join_token(controller, expires_in=600) for _ in CASES]  # the last is used when the others were
         yield {
             case.name: two_at_a_time.submit(run, number, case, token)
             for number, (case, token) in enumerate(zip(CASES, tokens, strict=True))

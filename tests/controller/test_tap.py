@@ -23,6 +23,7 @@ from graph.wire.taps import shown_to_message
 from hedgerow.client import Access, ApiError, Client, Refused
 from sidecar.channel import Session
 from sidecar.inspect.hub import Inspection
+from sidecar.inspect.settings import InspectSettings, Limits
 from sidecar.inspect.tap_client import TapClient
 from sidecar.inspect.taps import Taps
 from tests.controller.running import Running, eventually, running
@@ -54,7 +55,7 @@ class Pod:
 @contextlib.asynccontextmanager
 async def pod(run: Running, instance: str = "cart-0") -> AsyncIterator[Pod]:
     taps = Taps(asyncio.get_running_loop())
-    world = World((rule(),), hub=Inspection(taps=taps))
+    world = World((rule(),), hub=Inspection(InspectSettings(limits=Limits(slice=60.0)), taps))
     client = TapClient(taps, "boot-1")
     channel = run.mutual(await run.join("shop/cart", instance))
     session = asyncio.create_task(client.session(Session(channel, lambda: None)))

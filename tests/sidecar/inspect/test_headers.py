@@ -24,7 +24,7 @@ def head(path: str) -> bytes:
 
 
 async def test_headers_are_set_and_removed_by_operation(world):
-    hub = Inspection(read_inspect({"headers": RULES}))
+    hub = Inspection(read_inspect({"headers": RULES, "limits": {"slice": 1.0}}))
     w = world(rule(), hub=hub)
     c = w.connect()
     c.client.give(head("/cart/17"))

@@ -134,7 +134,7 @@ async def test_filters(tapped, taps, spec, matches):
 
 
 async def test_a_port_is_inspected_while_somebody_watches_it(taps):
-    hub = Inspection(taps=taps)
+    hub = Inspection(InspectSettings(limits=Limits(slice=60.0)), taps)
     assert not hub.wants(8080)
     taps.start(TapSpec("t", 60, ports=(8080,)))
     assert hub.wants(8080)

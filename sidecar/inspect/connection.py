@@ -115,6 +115,12 @@ class InspectedConnection:
         assert isinstance(half, StrictServer)
         return half
 
+    @property
+    def _http2(self) -> BoundedServer:
+        half = self.layers.client
+        assert isinstance(half, BoundedServer)
+        return half
+
     # --- what the legs tell: see sidecar.inspect.lane
 
     def received(self, leg: Leg, data: memoryview) -> None:

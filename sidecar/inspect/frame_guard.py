@@ -72,13 +72,16 @@ class FrameGuard:
     :ivar half_since: when a head, or any frame but one of a body, began that is still on its way, or the preface, which
         the first frame belongs to; None: none is. May be set anew for a sender that was not read for a while
     :ivar gone: the withheld GOAWAY, if one came
+    :ivar answered: how many requests of the client were answered so far; to be set from outside
     """
 
     __slots__ = (
         "_begun",
         "_block",
         "_blocks",
+        "_credited",
         "_data",
+        "_early",
         "_empty",
         "_from_client",
         "_header",
@@ -94,6 +97,7 @@ class FrameGuard:
         "_updates",
         "_withheld",
         "_withholding",
+        "answered",
         "gone",
         "half_since",
         "last_stream",
@@ -119,6 +123,9 @@ class FrameGuard:
         self._updates = Rate(limits.updates)
         self._empty = Rate(limits.empty_frames)
         self._others = Rate(limits.others)
+        self._early = 0  # resets beyond answers
+        self._credited = 0  # answers that were set off against resets
+        self.answered = 0
         self.last_stream = 0
         self.half_since: float | None = None
         self.gone: GoAway | None = None
@@ -177,8 +184,7 @@ class FrameGuard:
 
         :raises Breach: when that is too often
         """
-        if not self._resets.take(now, count):
-            raise Breach("made-you-reset")
+        self._count_resets(now, count, "made-you-reset")
 
     def _look(self, header: bytes, now: float) -> None:
         length = int.from_bytes(header[:3])
@@ -216,7 +222,7 @@ class FrameGuard:
         if kind == WINDOW_UPDATE:
             self._count(self._updates, now, "window-updates")
         elif kind == RST_STREAM:
-            self._count(self._resets, now, "rapid-reset")
+            self._count_resets(now, 1, "rapid-reset")
         elif kind == PING:
             self._count(self._pings, now, "pings")
         elif kind == SETTINGS:
@@ -225,6 +231,14 @@ class FrameGuard:
             raise Breach("push", PROTOCOL_ERROR)
         else:
             self._count(self._others, now, "other-frames")
+
+    def _count_resets(self, now: float, count: int, kind: str) -> None:
+        """A rate alone lets many connections have us work for nothing, each of them at the pace at which we can, for as
+        long as what they sent lasts: after they are gone, too."""
+        self._early = max(0, self._early + self._credited - self.answered) + count
+        self._credited = self.answered
+        if self._early > self._limits.early_resets or not self._resets.take(now, count):
+            raise Breach(kind)
 
     def _begin_head(self, stream: int, now: float) -> None:
         self._stream = stream

@@ -30,7 +30,7 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator
 from mitmproxy.proxy.layers.http import SendHttp
 from mitmproxy.proxy.layers.http._base import HttpConnection, HttpEvent, ReceiveHttp
-from mitmproxy.proxy.layers.http._events import RequestData, RequestHeaders, RequestProtocolError
+from mitmproxy.proxy.layers.http._events import RequestData, RequestHeaders, RequestProtocolError, ResponseHeaders
 from mitmproxy.proxy.layers.http._http2 import Http2Client, Http2Connection, Http2Server, StreamState
 from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
 
@@ -214,7 +214,12 @@ class BoundedHalf(Http2Connection):
 
 
 class BoundedServer(BoundedHalf, Http2Server):
-    """The half that speaks with the client."""
+    """The half that speaks with the client.
+
+    :ivar answered: requests whose answer has begun
+    """
+
+    answered = 0
 
     def backlog_of(self, client_stream: int) -> int:
         return self.h2_conn.backlog(client_stream)
@@ -235,6 +240,8 @@ class BoundedServer(BoundedHalf, Http2Server):
                 self.streams.pop(event.stream_id, None)
                 yield commands.SendData(self.conn, self.h2_conn.data_to_send())
         else:
+            if isinstance(event, ResponseHeaders):
+                self.answered += 1
             yield from super()._handle_event(event)
 
 

@@ -24,7 +24,6 @@ from sidecar.dataplane.legs import Leg
 from sidecar.inspect.connection import InspectedConnection
 from sidecar.inspect.frame_guard import Breach
 from sidecar.inspect.http1 import Http1Half
-from sidecar.inspect.http2 import BoundedServer
 from sidecar.inspect.upgraded import WatchedUpgrade
 
 #: Frames handed to the parser at once at most, and bytes of them (one large head takes milliseconds), and bytes of
@@ -124,6 +123,7 @@ class InspectLane(InspectedConnection):
                 self._later()
                 return
             if self._guard is not None:
+                self._guard.answered = self._http2.answered
                 with memoryview(inbox)[:_FRAME_BYTES] as view:
                     taken, data = self._guard.feed(view, now, self._frames)
                 del inbox[:taken]
@@ -217,9 +217,7 @@ class InspectLane(InspectedConnection):
             self._settle()
 
     def _count_resets(self, now: float) -> None:
-        half = self.layers.client
-        assert isinstance(half, BoundedServer)
-        made = half.h2_conn.resets - self._resets_seen
+        made = self._http2.h2_conn.resets - self._resets_seen
         if made > 0 and self._guard is not None:
             self._resets_seen += made
             self._guard.we_reset(now, made)

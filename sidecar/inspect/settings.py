@@ -50,6 +50,7 @@ class Limits:
     :param streams: HTTP/2 requests alive at once on one connection
     :param opens: HTTP/2 requests that may be begun
     :param resets: requests that the client resets (CVE-2023-44487), or makes us reset (CVE-2025-8671)
+    :param early_resets: requests more that the client resets, or makes us reset, than were answered, at whatever pace
     :param settings: SETTINGS frames
     :param pings: PING frames; gRPC measures bandwidth with them
     :param updates: WINDOW_UPDATE frames
@@ -69,6 +70,7 @@ class Limits:
     streams: int = 128
     opens: int = 5_000
     resets: int = 100
+    early_resets: int = 500
     settings: int = 20
     pings: int = 1_000
     updates: int = 10_000
@@ -196,6 +198,7 @@ _CHECKS: Final[dict[str, Check[int] | Check[float]]] = {
     "streams": integer(1, 65_536),
     "opens": integer(1, 1_000_000),
     "resets": integer(1, 1_000_000),
+    "early_resets": integer(1, 1_000_000),
     "settings": integer(1, 10_000),
     "pings": integer(1, 1_000_000),
     "updates": integer(1, 1_000_000),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import h2.events
 import hpack
 import pytest
 
@@ -76,6 +77,40 @@ async def test_a_flood_ends_the_connection_with_a_word(world, name):
         assert hub.breaches[kind] + len(goaways(bytes(sent)))
     else:
         assert hub.breaches[kind] == 1
+
+
+async def test_resets_of_what_is_never_answered_end_a_connection_at_whatever_pace(world):
+    hub = inspection(early_resets=20, resets=1_000_000)
+    c = world(rule(), hub=hub).connect(Kind.HTTP2)
+    c.client.give(PREFACE + frame(SETTINGS))
+    for number in range(21):
+        assert not c.client.write_ended
+        c.client.give(rapid_reset(number))
+    assert hub.breaches["rapid-reset"] == 1
+    assert c.client.write_ended
+    c.client.finish()
+
+
+@pytest.mark.parametrize("answered", ["by the application", "by us"])
+async def test_a_client_that_has_its_answers_may_reset_for_ever(world, answered):
+    """As whoever ends a call that streams."""
+    hub = inspection(early_resets=20, resets=1_000_000)
+    c = world(rule(*(["GET /other"] if answered == "by us" else [])), hub=hub).connect(Kind.HTTP2)
+    pair = Pair(c)
+    for _ in range(100):
+        stream = pair.request("/a", end=False)
+        if answered == "by the application":
+            theirs = pair.application.all(h2.events.RequestReceived)[-1].stream_id
+            pair.application.h2.send_headers(theirs, [(":status", "200")])
+            pair.application.flush()
+            pair.turn()
+        c.client.give(frame(RST_STREAM, 0, stream, bytes((0, 0, 0, 8))))
+        if answered == "by the application":
+            pair.client.h2.reset_stream(stream)
+            pair.client.h2.data_to_send()  # it is sent
+        pair.turn()
+    assert not hub.breaches
+    assert not c.client.write_ended
 
 
 async def test_a_flood_in_one_piece_does_not_reach_the_parser_whole(world):

@@ -123,7 +123,33 @@ def test_too_many_of_a_kind(kind):
 def test_what_is_allowed_per_second_may_go_on_for_ever(kind, limit):
     watched = guard(opens=1_000_000)
     for number in range(limit * 20):
+        watched.answered = number  # before they are reset
         watched.feed(ATTACKS[kind](number), number / limit, MANY)
+
+
+@pytest.mark.parametrize("pace", [1, 1000])
+def test_more_resets_than_answers_are_an_attack_at_whatever_pace(pace):
+    """Many connections at once are each served slowly, and each of them would stay below any rate."""
+    watched = guard(early_resets=50)
+    watched.answered = 1000  # long ago: no credit for what comes
+    watched.feed(ATTACKS["rapid-reset"](0), 0.0, MANY)
+    for number in range(1, 49):
+        watched.feed(ATTACKS["rapid-reset"](number), pace * number, MANY)
+    watched.answered += 20
+    for number in range(21):
+        watched.feed(ATTACKS["rapid-reset"](50 + number), pace * (50 + number), MANY)
+    with pytest.raises(Breach) as breach:
+        watched.feed(ATTACKS["rapid-reset"](80), pace * 80, MANY)
+    assert breach.value.kind == "rapid-reset"
+
+
+def test_what_we_are_made_to_reset_is_not_answered_either():
+    watched = guard(early_resets=50)
+    watched.we_reset(0.0, 50)
+    watched.answered = 10
+    watched.we_reset(1000.0, 10)
+    with pytest.raises(Breach, match="made-you-reset"):
+        watched.we_reset(2000.0, 1)
 
 
 def test_padding_is_no_data():

@@ -132,7 +132,7 @@ class FrameReader:
         size = len(data)
         if size <= self._skip:
             if self._counting is not None:
-                self._count(self._counting, data, self._skip)
+                self._count(self._counting, data, 0, size, self._skip)
             self._skip -= size
             self.boundary = -1 if self._skip or self._stream else size
             self._begun = self._begun or not self._skip
@@ -140,7 +140,7 @@ class FrameReader:
         at = self._skip
         if at:
             if self._counting is not None:
-                self._count(self._counting, data[:at], at)
+                self._count(self._counting, data, 0, at, at)
             self._begun = True
             self._skip = 0
         before = at - len(self._held)  # what is not in the piece, less what of it came before
@@ -177,8 +177,13 @@ class FrameReader:
                 stream = int.from_bytes(piece[at + 5 : body]) & 0x7FFFFFFF
                 messages = self._data(stream, length, flags & _END_STREAM != 0)
                 if messages is not None:
-                    self._body = -1 if flags & _PADDED else length
-                    self._count(messages, piece[body : body + length], length)
+                    if size - body >= length and not flags & _PADDED:
+                        began = messages.take(piece, body, body + length)
+                        if began:
+                            self._messages(began)
+                    else:
+                        self._body = -1 if flags & _PADDED else length
+                        self._count(messages, piece, body, min(body + length, size), length)
             at = body + length
             if at <= size:
                 self._begun = True
@@ -192,19 +197,20 @@ class FrameReader:
         elif at < size:
             self._held = piece[at:] if at else piece
 
-    def _count(self, messages: Messages, data: bytes | memoryview, left: int) -> None:
-        """Count the messages in some of a DATA frame.
+    def _count(self, messages: Messages, data: bytes | memoryview, at: int, end: int, left: int) -> None:
+        """Count the messages in some of a DATA frame: ``data`` from ``at`` to ``end``.
 
-        :param left: bytes of its payload from there on
+        :param left: bytes of the frame's payload from there on
         """
         if self._body < 0:
-            if not data:
+            if at == end:
                 return
-            self._body = max(0, left - 1 - data[0])  # too much padding is for the application to find fault with
-            data = data[1:]
-        data = data[: self._body]
-        self._body -= len(data)
-        began = messages.take(data)
+            self._body = max(0, left - 1 - data[at])  # too much padding is for the application to find fault with
+            at += 1
+        if end - at > self._body:
+            end = at + self._body
+        self._body -= end - at
+        began = messages.take(data, at, end)
         if began:
             self._messages(began)
 

@@ -16,6 +16,7 @@ from struct import Struct
 from typing import Final
 
 _GRPC: Final = b"application/grpc"
+_MORE: Final = (b"application/grpc+", b"application/grpc;")
 _PREFIX: Final = 5
 _LENGTH: Final = Struct(">xI")
 #: Stands in front of what was read of a prefix, and alone where nothing was.
@@ -25,7 +26,7 @@ _NOTHING: Final = 1
 def is_grpc(content_type: bytes) -> bool:
     """Whether a message with this ``content-type`` is gRPC: ``application/grpc`` by itself, with a format behind ``+``,
     or with parameters; ``application/grpc-web`` is something else."""
-    return content_type.startswith(_GRPC) and content_type[len(_GRPC) : len(_GRPC) + 1] in (b"", b"+", b";")
+    return content_type == _GRPC or content_type.startswith(_MORE)
 
 
 class Messages:
@@ -37,24 +38,27 @@ class Messages:
         self._left = 0  # bytes of a message that are to come
         self._prefix = _NOTHING  # what was read of a prefix that is not whole, behind _NOTHING
 
-    def take(self, data: bytes | memoryview) -> int:
-        """The next bytes of the body.
+    def take(self, data: bytes | memoryview, at: int, end: int) -> int:
+        """The next bytes of the body: those of ``data`` from ``at`` to ``end``.
 
         :return: how many messages begin in them
         """
-        at, size, began = self._left, len(data), 0
-        prefix = self._prefix
-        while at < size:
-            if prefix == _NOTHING:
-                began += 1
-                if size - at >= _PREFIX:
-                    at += _PREFIX + _LENGTH.unpack_from(data, at)[0]
-                    continue
-            prefix = prefix << 8 | data[at]
-            at += 1
-            if prefix >> 8 * _PREFIX:
-                at += prefix & 0xFFFFFFFF
-                prefix = _NOTHING
-        self._left = at - size
-        self._prefix = prefix
-        return began
+        at += self._left
+        if at < end:
+            began, prefix = 0, self._prefix
+            while at < end:
+                if prefix == _NOTHING:
+                    began += 1
+                    if end - at >= _PREFIX:
+                        at += _PREFIX + _LENGTH.unpack_from(data, at)[0]
+                        continue
+                prefix = prefix << 8 | data[at]
+                at += 1
+                if prefix >> 8 * _PREFIX:
+                    at += prefix & 0xFFFFFFFF
+                    prefix = _NOTHING
+            self._prefix = prefix
+            self._left = at - end
+            return began
+        self._left = at - end
+        return 0

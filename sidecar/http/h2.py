@@ -312,8 +312,11 @@ class H2Lane(LegRelay):
                 call.grpc_status = int(value)
         if end:
             self._report(stream, call)
-        elif call.grpc and call.status == 200 and is_grpc(dict(headers).get(b"content-type", b"")):
-            call.answers = Messages()
+        elif call.grpc and call.status == 200:
+            for name, value in headers:
+                if name == b"content-type":
+                    call.answers = Messages() if is_grpc(value) else None
+                    break
 
     def _request_data(self, stream: int, size: int, end: bool) -> Messages | None:
         call = self._call(stream)

@@ -152,12 +152,12 @@ class Stream(HttpStream):
     def count_request(self, data: bytes) -> None:
         """This of the request's body goes to the application."""
         if self.request_messages is not None:
-            self._judge.record.request_messages += self.request_messages.take(data)
+            self._judge.record.request_messages += self.request_messages.take(data, 0, len(data))
 
     def count_response(self, data: bytes) -> None:
         """This of the response's body goes to the client."""
         if self.response_messages is not None:
-            self._judge.record.response_messages += self.response_messages.take(data)
+            self._judge.record.response_messages += self.response_messages.take(data, 0, len(data))
 
     def start_request_stream(self) -> Commands:
         """The body that was being collected for addons became too large."""

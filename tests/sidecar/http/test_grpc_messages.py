@@ -45,25 +45,26 @@ def test_what_is_grpc(content_type, is_one):
 )
 def test_a_message_counts_with_its_first_byte(pieces, counts):
     messages = Messages()
-    assert [messages.take(piece) for piece in pieces] == counts
+    assert [messages.take(piece, 0, len(piece)) for piece in pieces] == counts
 
 
 def test_a_length_that_lies_costs_nothing():
     messages = Messages()
-    assert messages.take(b"\0\xff\xff\xff\xff") == 1
+    assert messages.take(b"\0\xff\xff\xff\xff", 0, 5) == 1
     for _ in range(100):
-        assert messages.take(message(b"")) == 0, "all of that is said to be one message"
+        assert messages.take(message(b""), 0, 5) == 0, "all of that is said to be one message"
     assert all(isinstance(getattr(messages, name), int) for name in Messages.__slots__)
     assert messages._left == 0xFFFFFFFF - 500
 
 
-@given(BODIES, PLACES, st.booleans())
-def test_however_a_body_is_cut_the_count_is_the_same(body, places, viewed):
+@given(BODIES, PLACES, st.booleans(), st.binary(max_size=9))
+def test_however_a_body_is_cut_the_count_is_the_same(body, places, viewed, around):
     messages = Messages()
     pieces = cut(body, places)
     counted = 0
     for index, piece in enumerate(pieces):
-        counted += messages.take(memoryview(piece) if viewed else piece)
+        data, at = around + piece + around, len(around)
+        counted += messages.take(memoryview(data) if viewed else data, at, at + len(piece))
         assert counted == begun(b"".join(pieces[: index + 1])), "at every moment"
     assert messages._prefix < 1 << 40
     assert 0 <= messages._left <= 0xFFFFFFFF

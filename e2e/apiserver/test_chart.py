@@ -379,6 +379,15 @@ def test_only_who_asks_the_api_server_has_a_token_for_it(apiserver):
     assert not any(one["automountServiceAccountToken"] for one in accounts.values())
 
 
+def test_only_pods_that_may_have_a_certificate_reach_whom_it_is_had_from(apiserver):
+    found = objects(render(apiserver))
+    ingress = found["NetworkPolicy", "hedgerow-controller"]["spec"]["ingress"]
+    asking = [rule["from"] for rule in ingress if "issuer" in [port["port"] for port in rule["ports"]]]
+    assert asking == [[{"namespaceSelector": {"matchLabels": {"hedgerow.dev/injection": "enabled"}}}]]
+    ports = found["Deployment", "hedgerow-controller"]["spec"]["template"]["spec"]["containers"][0]["ports"]
+    assert {port["port"] for rule in ingress for port in rule["ports"]} == {port["name"] for port in ports}
+
+
 def test_its_way_to_the_api_server_can_be_narrowed(apiserver):
     older = {"networkPolicies": {"apiServer": None}}  # as after an upgrade with --reuse-values
     for values in ({}, older, EVERYTHING):

@@ -167,6 +167,7 @@ def test_every_module_in_it_is_compiled(pair: Pair) -> None:
 
 
 def test_only_its_state_can_be_written(pair: Pair) -> None:
+    assert (pair.built.root / "var/lib/hedgerow").is_dir()
     for path in pair.built.root.rglob("*"):
         at, inside = path.lstat(), str(path.relative_to(pair.built.root))
         if inside == "var/lib/hedgerow":

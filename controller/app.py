@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from controller import memory
 from controller.cluster_state import ClusterState
 from controller.engine import Engine, EngineSettings
 from controller.errors import ConfigError, ControllerError, InventoryError, NotReady
@@ -299,4 +300,4 @@ async def run(settings: Settings) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, controller.stop)
     loop.add_signal_handler(signal.SIGHUP, controller.reload)
-    await controller.run()
+    await controller.run(memory.settle)

@@ -66,7 +66,8 @@ class FrozenMap[K, V](Mapping[K, V]):
                     del entries[key]
                     size -= 1
         for high, branch in branches.items():
-            root[high] = tuple(branch)
+            kept = tuple(entries or None for entries in branch)  # what is empty takes no memory
+            root[high] = kept if any(kept) else None
         return self._of(tuple(root), size)
 
     def __getitem__(self, key: K) -> V:

@@ -1,19 +1,26 @@
 """Memory that became free goes back to the system, when much of it did.
 
 Python and the C library keep freed memory for what comes next, which is right as long as something comes. After a
-cluster has become much smaller they are asked to part with it, and what was only remembered is forgotten first. What
-lies between things that are still in use stays: Python returns memory by the megabyte and moves nothing, and copying
-what is left does not help, because copies go into the gaps.
+cluster has become much smaller they are asked to part with it: what was only remembered is forgotten first, tables are
+made as large as what is in them, and code that is not needed now is let go of. What lies between things that are still
+in use stays. Another allocator changes little of that (docs/kubernetes.md has the figures), and copying what is left
+does not help, because copies go into the gaps. So what counts is that little is held of each pod.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import functools
 import gc
 from collections.abc import Callable, Hashable
 from typing import cast
+
+from graph.pages import let_go_of_files
+
+#: Seconds after the start when what only the start needed is let go of; the second time is for a slow machine's start.
+_BEGUN = (5.0, 60.0)
 
 #: How to forget what is only remembered because it may be asked for again.
 _FORGETS: list[Callable[[], None]] = []
@@ -56,12 +63,35 @@ class HighWater:
         return True
 
 
+def pack(*holders: object) -> None:
+    """Let dictionaries and sets be as large as what is in them: Python never makes one smaller.
+
+    :param holders: objects whose own attributes they are, and of which nobody else holds any
+    """
+    for holder in holders:
+        for name, table in list(vars(holder).items()):
+            if type(table) in (dict, set):
+                setattr(holder, name, table.copy())
+
+
 def give_back() -> None:
-    """Forget what was only remembered, collect what refers to itself, and have the C library return what is free. Takes
-    up to a tenth of a second.
+    """Forget what was only remembered, collect what refers to itself, and let go of what is free or can be read again.
+    Takes up to a tenth of a second.
     """
     for forget in _FORGETS:
         forget()
     gc.collect()
+    let_go()
+
+
+def settle() -> None:
+    """Let go of what only the start needed, soon. To be called in the event loop."""
+    for seconds in _BEGUN:
+        asyncio.get_running_loop().call_later(seconds, let_go)
+
+
+def let_go() -> None:
+    """Have the C library return what is free, where it can (glibc), and let go of code that is not needed now."""
     with contextlib.suppress(AttributeError, OSError):  # another C library than glibc
         ctypes.CDLL(None).malloc_trim(0)
+    let_go_of_files()

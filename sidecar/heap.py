@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import mmap
-import re
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -29,8 +26,6 @@ _THRESHOLDS = (500, 4, 400)
 #: Seconds after which what was just loaded has begun: connections to the controller are made, certificates are read.
 #: The second time is for a start on a machine that has little time for us.
 BEGUN: Final = (3.0, 60.0)
-
-_MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ (\d+)")
 
 
 def settle() -> None:
@@ -49,38 +44,7 @@ def let_go(smaps: Path = Path("/proc/self/smaps")) -> int:
     :param smaps: our mappings, proc(5)
     :returns: bytes that were resident in the mappings that were let go of; 0 where the kernel does not say
     """
-    import ctypes
+    from graph.pages import let_go_of_files
 
     give_back()
-    madvise = ctypes.CDLL(None).madvise
-    madvise.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
-    madvise.restype = ctypes.c_int
-    released = 0
-    try:
-        with smaps.open(encoding="ascii", errors="replace") as lines:
-            found = list(readable_again(lines))
-    except OSError:
-        return 0
-    for start, length, resident in found:
-        if madvise(start, length, mmap.MADV_DONTNEED) == 0:
-            released += resident
-    return released
-
-
-def readable_again(lines: Iterable[str]) -> Iterator[tuple[int, int, int]]:
-    """Mappings whose every page is as it is in its file: code and constants, never what the linker or we wrote to.
-
-    :param lines: of ``smaps``, proc(5)
-    :returns: address, length and resident bytes of each
-    """
-    start = end = resident = 0
-    of_a_file = False
-    for line in lines:
-        if (mapping := _MAPPING.match(line)) is not None:
-            start, end = int(mapping[1], 16), int(mapping[2], 16)
-            of_a_file = mapping[3] in ("r-xp", "r--p") and mapping[4] != "0"
-            resident = 0
-        elif line.startswith("Rss:"):
-            resident = int(line.split()[1]) * 1024
-        elif line.startswith("Anonymous:") and of_a_file and resident and int(line.split()[1]) == 0:
-            yield start, end - start, resident
+    return let_go_of_files(smaps)

@@ -88,6 +88,13 @@ class Measured:
         """MB that are resident."""
         return self.metrics()["process_resident_memory_bytes"] / 2**20
 
+    def private(self) -> float:
+        """MB that are resident and in no file: what the system can not take back by itself."""
+        status = Path(f"/proc/{self._program.pid}/status").read_text()
+        found = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
+        assert found is not None, "this kernel does not say what is resident in no file"
+        return int(found[1]) / 2**10
+
     def held(self) -> float:
         """Thousands of blocks of memory that are in use: what it holds, and not what its allocator keeps for later."""
         return self.metrics()["hedgerow_controller_memory_blocks"] / 1000

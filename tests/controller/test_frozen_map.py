@@ -49,3 +49,12 @@ def test_a_value_of_none_can_be_removed() -> None:
     frozen: FrozenMap[str, None] = FrozenMap({"a": None, "b": None})
     assert dict(frozen.updated({}, ["a", "a", "z"])) == {"b": None}
     assert len(frozen.updated({}, ["a", "a", "z"])) == 1
+
+
+def test_what_was_emptied_takes_no_memory() -> None:
+    keys = dict.fromkeys(range(0, 9000, 3), 1)
+    full = FrozenMap(keys)
+    one = full.updated({}, [key for key in keys if key])
+    assert one._root == FrozenMap({0: 1})._root
+    assert one.updated({}, [0])._root == FrozenMap()._root
+    assert dict(full) == keys

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import subprocess
+import sys
+
 import pytest
 
-from controller.memory import HighWater, forgotten_on_demand, give_back, remembered
+from controller import memory
+from controller.memory import HighWater, forgotten_on_demand, give_back, pack, remembered
 
 
 @pytest.mark.parametrize(
@@ -68,3 +73,47 @@ def test_whoever_wants_to_is_told_that_memory_is_given_back():
     give_back()
     give_back()
     assert told == ["now", "now"]
+
+
+class Tables:
+    def __init__(self) -> None:
+        self.entries = dict.fromkeys(range(10_000))
+        self.members = set(range(10_000))
+        self.name = "mine"
+
+
+def test_tables_that_are_packed_are_as_large_as_what_is_in_them():
+    held = Tables()
+    for each in range(9_990):
+        del held.entries[each]
+        held.members.remove(each)
+    large = [sys.getsizeof(held.entries), sys.getsizeof(held.members)]
+    pack(held)
+    assert (list(held.entries), held.members, held.name) == (
+        list(range(9_990, 10_000)),
+        {*range(9_990, 10_000)},
+        "mine",
+    )
+    assert all(
+        sys.getsizeof(now) < before / 50 for now, before in zip((held.entries, held.members), large, strict=True)
+    )
+
+
+def test_a_controller_lets_go_of_the_code_that_only_its_start_needed():
+    program = (
+        "import controller.app\nfrom controller import memory\n"
+        "def resident():\n"
+        "    return int(open('/proc/self/statm').read().split()[2])\n"
+        "before = resident()\nmemory.let_go()\nprint(before, resident())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    before, after = map(int, done.stdout.split())
+    assert after < before / 2  # pages of files; the interpreter's own are back at once
+
+
+async def test_a_start_is_over_a_while_after_it(monkeypatch):
+    done = asyncio.Event()
+    monkeypatch.setattr(memory, "_BEGUN", (0.0,))
+    monkeypatch.setattr(memory, "let_go", done.set)
+    memory.settle()
+    await asyncio.wait_for(done.wait(), 60)

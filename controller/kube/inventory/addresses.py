@@ -14,24 +14,30 @@ class AddressBook:
     """Claims of pods to addresses. Pods on their node's network claim none: that address is not theirs alone."""
 
     def __init__(self) -> None:
-        self._claims: dict[str, dict[Key, bool]] = {}  # and whether the pod is ending
+        self._claims: dict[str, tuple[Key, ...]] = {}  # nearly always one: a tuple is the least that holds it
+        self._ending: set[Key] = set()
 
     def put(self, key: Key, before: PodFacts | None, after: PodFacts | None) -> set[Key]:
         """Follow a changed pod. :return: the other pods whose addresses may have changed hands"""
         others: set[Key] = set()
         old, new = claimed(before), claimed(after)
         for address in old - new:
-            claims = self._claims[address]
-            del claims[key]
-            others |= claims.keys()
-            if not claims:
+            left = tuple(each for each in self._claims[address] if each != key)
+            others.update(left)
+            if left:
+                self._claims[address] = left
+            else:
                 del self._claims[address]
         ending = after is not None and after.ending
+        turned = ending != (key in self._ending)
+        (self._ending.add if ending else self._ending.discard)(key)
         for address in new:
-            claims = self._claims.setdefault(address, {})
-            if claims.get(key) != ending:
-                claims[key] = ending
-                others |= claims.keys()
+            claims = self._claims.get(address, ())
+            if key not in claims:
+                claims = self._claims[address] = (*claims, key)
+            elif not turned:
+                continue
+            others.update(claims)
         return others - {key}
 
     def of(self, key: Key, pod: PodFacts) -> tuple[str, ...]:
@@ -43,13 +49,13 @@ class AddressBook:
         if not claims:
             return None
         if len(claims) == 1:
-            return next(iter(claims))
-        staying = [key for key, ending in claims.items() if not ending]
+            return claims[0]
+        staying = [key for key in claims if key not in self._ending]
         return staying[0] if len(staying) == 1 else None
 
     def claimants(self, address: str) -> tuple[Key, ...]:
         """The pods that say that they have it."""
-        return tuple(self._claims.get(address, ()))
+        return self._claims.get(address, ())
 
     def contested(self) -> int:
         """How many addresses are claimed by more than one pod."""

@@ -37,6 +37,7 @@ from controller.kube.inventory.workloads import (
     workload_of,
 )
 from controller.kube.reflector import Changed, Key
+from controller.memory import pack
 from graph.model import Instance, Service, Workload, WorkloadRef
 
 
@@ -107,6 +108,11 @@ class Assembly:
         for each in changes:
             _keep(self._ranges, each)
         self._networks = None
+
+    def pack(self) -> None:
+        """Much has gone: let nothing be larger than what is left."""
+        self._membership.pack()
+        pack(self, self._backends, self._problems)
 
     # --- building
 

@@ -38,7 +38,7 @@ class Backends:
         self._services_in: dict[str, set[Key]] = {}
         self._slices: dict[Key, SliceFacts] = {}
         self._slices_of: dict[Key, set[Key]] = {}  # by service
-        self._leading: dict[str, set[Key]] = {}  # services by the addresses that they lead to
+        self._leading: dict[str, tuple[Key, ...]] = {}  # services by the addresses that they lead to; mostly one
         self._spoken: dict[Key, dict[str, dict[tuple[int, Protocol], str]]] = {}  # by service, then address
 
     # --- what changed
@@ -96,12 +96,15 @@ class Backends:
             self._spoken[service] = said
         moved.addresses.update(address for address in {*before, *said} if before.get(address) != said.get(address))
         for address in set(gone) - now:
-            leading = self._leading.get(address, set())
-            leading.discard(service)
-            if not leading:
+            leading = tuple(each for each in self._leading.get(address, ()) if each != service)
+            if leading:
+                self._leading[address] = leading
+            else:
                 self._leading.pop(address, None)
         for address in now:
-            self._leading.setdefault(address, set()).add(service)
+            leading = self._leading.get(address, ())
+            if service not in leading:
+                self._leading[address] = (*leading, service)
 
     # --- as it is now
 

@@ -25,7 +25,7 @@ from controller.kube.inventory import objects
 from controller.kube.inventory.assembly import Assembly
 from controller.kube.reflector import Changed, Counts, Ledger, Reflector, Selection
 from controller.kube.settings import KubernetesSettings
-from controller.memory import HighWater, give_back
+from controller.memory import HighWater, give_back, pack
 
 log = logging.getLogger("hedgerow.kube")
 
@@ -51,6 +51,9 @@ _FOLLOWED: tuple[tuple[kinds.Resource, Callable[[Any], Any], str], ...] = (
 )
 #: Objects, of all kinds; fewer take no memory that is worth giving back.
 _MANY = 1000
+#: Seconds after which memory is given back once half of the objects are gone, and again while more of them go. What is
+#: freed meanwhile is used again.
+_PAUSE = 5.0
 #: Kubernetes has ServiceCIDRs since 1.33. Without them the services' network has to be written.
 _OPTIONAL = frozenset({kinds.SERVICE_CIDRS})
 
@@ -100,6 +103,7 @@ class Following:
         self._seconds = 0.0
         self._told: tuple[str, ...] = ()
         self._held = HighWater(_MANY)
+        self._giving: asyncio.TimerHandle | None = None
         self.reflectors: tuple[Reflector[Any], ...] = tuple(
             Reflector(
                 client,
@@ -128,16 +132,21 @@ class Following:
 
     async def run(self) -> None:
         """Put together what changed, until cancelled."""
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            if all(each.synced for each in self.reflectors):
-                try:
-                    await self._put_together()
-                except BaseException:
-                    self._changed.set()  # what was built is still to be taken
-                    raise
-            await asyncio.sleep(self._coalesce)
+        try:
+            while True:
+                await self._changed.wait()
+                self._changed.clear()
+                if all(each.synced for each in self.reflectors):
+                    try:
+                        await self._put_together()
+                    except BaseException:
+                        self._changed.set()  # what was built is still to be taken
+                        raise
+                await asyncio.sleep(self._coalesce)
+        finally:
+            if self._giving is not None:
+                self._giving.cancel()
+                self._giving = None
 
     async def _put_together(self) -> None:
         began = time.perf_counter()
@@ -148,8 +157,22 @@ class Following:
             self._taken = True
             log.info("the cluster is known: %s", ", ".join(f"{n} {what}" for what, n in self._objects().items() if n))
         self._tell()
-        if self._held.fell(sum(len(each.ledger.items) for each in self.reflectors)):
-            give_back()
+        count = self._count()
+        if self._held.fell(count) and self._giving is None:
+            self._giving = asyncio.get_running_loop().call_later(_PAUSE, self._give_back, count)
+
+    def _give_back(self, before: int) -> None:
+        """:param before: objects that there were when this was decided"""
+        self._giving = None
+        self._assembly.pack()
+        pack(*(each.ledger for each in self.reflectors))
+        give_back()
+        count = self._count()
+        if count < before * 0.9:
+            self._giving = asyncio.get_running_loop().call_later(_PAUSE, self._give_back, count)
+
+    def _count(self) -> int:
+        return sum(len(each.ledger.items) for each in self.reflectors)
 
     def _tell(self) -> None:
         problems = self._assembly.problems

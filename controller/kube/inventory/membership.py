@@ -13,8 +13,14 @@ from controller.kube.inventory.addresses import AddressBook
 from controller.kube.inventory.objects import OwnerFacts, PodFacts
 from controller.kube.inventory.owners import Attribution, OwnerKey, Top, attribute, rank
 from controller.kube.inventory.problems import Problems
+from controller.kube.inventory.reading import Shared
 from controller.kube.reflector import Changed, Key
+from controller.memory import forgotten_on_demand, pack
 from graph.model import WorkloadRef
+
+#: The pods of an owner are attributed alike, one after the other.
+_ATTRIBUTIONS = Shared[Attribution](512)
+forgotten_on_demand(_ATTRIBUTIONS.forget)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +86,7 @@ class Membership:
 
     def _attribute(self, key: Key) -> set[WorkloadRef]:
         before, pod = self._attributions.get(key), self._pods.get(key)
-        after = attribute(pod, self._owners) if pod is not None else None
+        after = _ATTRIBUTIONS.one(attribute(pod, self._owners)) if pod is not None else None
         for owner in before.through if before is not None else ():
             below = self._below[owner]
             below.discard(key)
@@ -114,6 +120,10 @@ class Membership:
         if not tops:
             del self._tops[top.ref]
         return {top.ref}
+
+    def pack(self) -> None:
+        """Many pods have gone."""
+        pack(self, self._book)
 
     # --- as it is now
 

@@ -54,6 +54,9 @@ class Shared[T: Hashable]:
 #: Takes 3 MB when it is full.
 _WORDS = Shared[str](8192)
 forgotten_on_demand(_WORDS.forget)
+#: A pod's address is in its own object and in slices, soon after. Takes 1 MB when it is full.
+_ADDRESSES = Shared[str](4096)
+forgotten_on_demand(_ADDRESSES.forget)
 
 
 def shared(word: str) -> str:
@@ -114,4 +117,4 @@ def labels(document: Object, name: str = "labels") -> Labels:
 def addresses(found: tuple[str, ...]) -> tuple[str, ...]:
     """Addresses in their one spelling; what is none is left out."""
     plain = (plain_address(each) for each in found)
-    return tuple(dict.fromkeys(each for each in plain if each is not None))
+    return tuple(_ADDRESSES.one(each) for each in dict.fromkeys(plain) if each is not None)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from controller.engine import Engine
 from controller.inventory import Inventory
 from controller.kube.client import WatchEvent
+from controller.kube.inventory import following
 from controller.kube.inventory.following import ACTOR, Following
 from controller.kube.inventory.objects import PodFacts
 from controller.kube.settings import KubernetesSettings
@@ -101,3 +105,58 @@ async def test_nothing_of_pods_that_are_gone_is_held(tmp_path: Path) -> None:
         assert sorted({each.name for each in found if each.name in everybody - remaining}) == []
         left = held() - before
         assert left <= LEFT * grown, f"{left} of {grown} blocks are left"
+
+
+async def test_memory_is_given_back_a_while_after_half_has_gone_and_again_while_more_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+    async with running(tmp_path) as run:
+        fed = Fed(run.controller.engine)
+        follower = fed.following
+        monkeypatch.setattr(following, "give_back", lambda: given.append(follower._count()))
+
+        def due() -> asyncio.TimerHandle:
+            handle = follower._giving
+            assert handle is not None
+            return handle
+
+        def let_it_be_due() -> None:
+            handle = due()
+            given_to = tuple(handle._args or ())
+            handle.cancel()
+            follower._give_back(*given_to)  # as the timer would
+
+        monkeypatch.setattr(following, "_PAUSE", 3600.0)
+        await say(fed, "ADDED", range(WORKLOADS))
+        assert follower._giving is None
+        await say(fed, "DELETED", range(WORKLOADS * 2 // 3))
+        first = due()
+        await say(fed, "DELETED", range(WORKLOADS * 2 // 3, WORKLOADS * 9 // 10))
+        assert due() is first, "what goes meanwhile is waited for"
+        assert given == []
+        least = follower._count()
+        let_it_be_due()
+        assert given == [least]
+        let_it_be_due()  # much went after the first was decided: more may have been on its way
+        assert given == [least, least]
+        assert follower._giving is None
+        # what was packed is as it was
+        assert follower._assembly.build().instances == run.controller.engine.view.inventory.instances
+        await say(fed, "ADDED", range(WORKLOADS * 9 // 10))
+        assert len(run.controller.engine.view.inventory.instances) >= WORKLOADS * PODS_EACH
+
+
+async def test_nothing_is_given_back_after_the_following_has_ended(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        fed = Fed(run.controller.engine)
+        task = asyncio.create_task(fed.following.run())
+        fed.following._changed.set()
+        await say(fed, "ADDED", range(WORKLOADS))
+        await say(fed, "DELETED", range(WORKLOADS))
+        handle = fed.following._giving
+        assert handle is not None
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert handle.cancelled()
+        assert fed.following._giving is None

@@ -41,6 +41,10 @@ class Leg(Protocol):
         """Whether the other end has taken the connection, as far as it can be known here. It stays so."""
 
     @property
+    def gone(self) -> bool:
+        """Whether the other end is known to have reset the connection, though what it said before may still be told."""
+
+    @property
     def closed(self) -> bool:
         """Nothing can be read or written any more."""
 

@@ -155,6 +155,7 @@ class SocketLeg(TcpLeg):
     def _break_off(self, why: str) -> None:
         """The other end has reset the connection: it takes nothing, but what it said before is told first. Nothing is
         told within the call of the lane that noticed it."""
+        self.gone = True
         if self._eof:
             self._fail_soon(why)
             return

@@ -47,6 +47,7 @@ class TcpLeg:
         "_shut",
         "_sock",
         "_timer",
+        "gone",
         "lane",
         "queued",
         "reached",
@@ -65,6 +66,7 @@ class TcpLeg:
         self.unsent = 0
         self._readable = False
         self._hup = False  # a short read does not mean that the socket is empty: the end is behind it
+        self.gone = False
         self._paused = False
         self._portion = portion
         self._eof = False  # the other end will send no more
@@ -117,6 +119,7 @@ class TcpLeg:
                 self._readable = True
                 if events & GONE:
                     self._hup = True
+                    self.gone = self.gone or events & ERROR != 0 or (events & HUP != 0 and not self._shut)
                 if not self.queued:
                     self.pump()
             elif events & (HUP | ERROR) and not self._shut:

@@ -88,6 +88,10 @@ class TunnelLeg:
         return True
 
     @property
+    def gone(self) -> bool:
+        return self._closed  # it is lost at once
+
+    @property
     def closed(self) -> bool:
         return self._closed
 

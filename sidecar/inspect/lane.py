@@ -212,6 +212,10 @@ class InspectLane(InspectedConnection):
 
     def _resume(self) -> None:
         self._resuming = False
+        if self._guard is not None and self._client.gone and len(self._inbox) > _FRAME_BYTES:
+            # nobody is there for the answers, and what it had sent may be many times what a rate allows in that time
+            self._client.reset()
+            self.lost(self._client, "the other end reset the connection")
         if not self._over:
             self._guarded(self._go_on)
             self._settle()

@@ -183,6 +183,19 @@ async def test_what_was_said_before_a_reset_is_told_before_it(rigs, paused):
     assert rig.leg.lane is NOBODY
 
 
+async def test_a_reset_is_known_before_what_was_said_before_it_is_told(rigs):
+    rig = rigs()
+    rig.do(rig.leg.pause)
+    assert not rig.leg.gone
+    rig.far_write(b"last words")
+    rig.far_reset()
+    await rig.until(lambda: rig.leg.gone)
+    assert rig.lane.events == []
+    rig.do(rig.leg.resume)
+    await rig.until(lambda: rig.lane.events[-1:] == ["lost"])
+    assert rig.lane.data == b"last words"
+
+
 @pytest.mark.parametrize("paused", [False, True])
 async def test_what_was_said_before_a_reset_is_told_also_when_a_write_finds_it(rigs, paused):
     """A server that refuses an upload answers first; nobody reads between its answer and our next write."""
@@ -194,6 +207,7 @@ async def test_what_was_said_before_a_reset_is_told_also_when_a_write_finds_it(r
     rig.write(b"and more")
     rig.do(rig.leg.end)
     assert (rig.leg.unsent, rig.held) == (0, 0)
+    assert rig.leg.gone
     if not paused:
         rig.do(rig.leg.resume)
     else:

@@ -43,7 +43,7 @@ class Memory:
         self.paused = False
         self.write_ended = False
         self.was_reset = False
-        self.gone = False
+        self.gone = self.lost = False
         self.gives_way = False
 
     @property
@@ -52,7 +52,7 @@ class Memory:
 
     @property
     def closed(self) -> bool:
-        return self.was_reset or self.gone
+        return self.was_reset or self.lost
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self.closed or self.write_ended:
@@ -87,7 +87,7 @@ class Memory:
         self.lane.ended(self)
 
     def lose(self) -> None:
-        self.gone = True
+        self.gone = self.lost = True
         self.lane.lost(self, "reset by peer")
 
     def unblock(self) -> None:

@@ -113,6 +113,30 @@ async def test_a_client_that_has_its_answers_may_reset_for_ever(world, answered)
     assert not c.client.write_ended
 
 
+async def test_what_a_client_sent_that_is_gone_is_not_worked_off(world):
+    hub = inspection(slice=1e-4, early_resets=1_000_000, resets=1_000_000, opens=1_000_000, streams=10_000)
+    c = world(rule(), hub=hub).connect(Kind.HTTP2)
+    c.client.give(PREFACE + frame(SETTINGS) + b"".join(frame(HEADERS, 5, 2 * n + 1, HEAD) for n in range(2000)))
+    assert c.client.paused, "the rest waits for its turn"
+    c.client.gone = True
+    await until(lambda: c.record.closed)
+    assert c.client.was_reset
+    assert c.application.was_reset
+    assert hub.lanes == 0
+    assert hub.requests < 1000
+
+
+async def test_the_little_that_a_client_sent_before_it_left_is_heard(world):
+    """It may want no answer."""
+    hub = inspection(slice=1e-5, streams=10_000)
+    c = world(rule(), hub=hub).connect(Kind.HTTP2)
+    c.client.give(PREFACE + frame(SETTINGS) + b"".join(frame(HEADERS, 5, 2 * n + 1, HEAD) for n in range(100)))
+    c.client.gone = True
+    await until(lambda: hub.requests == 100)
+    assert not c.record.closed
+    c.client.lose()
+
+
 async def test_a_flood_in_one_piece_does_not_reach_the_parser_whole(world):
     hub = inspection()
     w = world(rule(), hub=hub)

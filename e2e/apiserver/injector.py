@@ -38,12 +38,15 @@ class RunningInjector:
     """The program, its Service, its Secret and its webhook configuration.
 
     :param directory: for its files; must exist
+    :param namespace: where the chart has put Service and webhook configuration; without one they are made, and go with
+        this
     """
 
-    def __init__(self, apiserver: ApiServer, directory: Path) -> None:
+    def __init__(self, apiserver: ApiServer, directory: Path, *, namespace: str = "") -> None:
         self.apiserver = apiserver
         self.directory = directory
-        self.namespace = apiserver.create_namespace()
+        self._installed = bool(namespace)
+        self.namespace = namespace or apiserver.create_namespace()
         self.address = self._service()
         subprocess.run(["ip", "address", "add", f"{self.address}/32", "dev", "lo"], check=True)
         #: Seconds that the clock of the part which keeps the certificate is ahead.
@@ -65,9 +68,12 @@ class RunningInjector:
         self.close()
 
     def _service(self) -> str:
+        path = f"/api/v1/namespaces/{self.namespace}/services"
+        if self._installed:
+            return str(self.apiserver.request("GET", f"{path}/{NAME}")["spec"]["clusterIP"])
         spec = {"ports": [{"port": 443, "targetPort": 443}]}
         body = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": NAME}, "spec": spec}
-        made = self.apiserver.request("POST", f"/api/v1/namespaces/{self.namespace}/services", body)
+        made = self.apiserver.request("POST", path, body)
         return str(made["spec"]["clusterIP"])
 
     # --- the program
@@ -98,11 +104,13 @@ class RunningInjector:
         self.start()
 
     def close(self) -> None:
-        """Take everything away again."""
+        """Take everything away again that was made here."""
         self.program.stop()
-        self.remove_hooks()
+        if not self._installed:
+            self.remove_hooks()
         subprocess.run(["ip", "address", "del", f"{self.address}/32", "dev", "lo"], check=False)
-        self.apiserver.delete_namespace(self.namespace)
+        if not self._installed:
+            self.apiserver.delete_namespace(self.namespace)
 
     def _health(self, path: str) -> str:
         try:

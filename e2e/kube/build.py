@@ -83,11 +83,24 @@ def _compile(part: Part, out: Path, go: Path, say: Callable[[str], None]) -> Non
     _go(command, environment, part.directory, part.name, say)
     for name in others:
         (out / name).symlink_to(first)
+    for name, module, path in part.files:
+        where = _go(
+            [go, "list", "-mod=readonly", "-m", "-f", "{{.Dir}}", module], environment, part.directory, part.name, say
+        )
+        _copy(Path(where.strip()) / path, out / name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A directory of the module cache, where nothing may be written, as one that can be taken away again."""
+    shutil.copytree(source, target, copy_function=shutil.copyfile)
+    for directory in (target, *(path for path in target.rglob("*") if path.is_dir())):
+        directory.chmod(0o755)
 
 
 def _go(
     command: list[str | Path], environment: Mapping[str, str], cwd: Path, what: str, say: Callable[[str], None]
-) -> None:
+) -> str:
+    """What it wrote to its standard output."""
     done = fetch(command, cwd=cwd, env=environment, say=say)
     if done.returncode:
         said = "\n".join(line for line in done.stderr.splitlines() if not line.startswith("go: downloading"))
@@ -96,6 +109,7 @@ def _go(
             "the sources come through Go's module proxy (GOPROXY); a machine without one takes binaries that were "
             "built elsewhere from HEDGEROW_KUBE_BIN",
         )
+    return done.stdout
 
 
 def toolchain(cache: Path, say: Callable[[str], None] = print) -> Path:

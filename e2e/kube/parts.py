@@ -13,6 +13,8 @@ from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
 KUBERNETES = "1.36.3"
+#: cert-manager's own Helm chart, a directory beside its programs.
+CERT_MANAGER_CHART = "cert-manager-chart"
 #: Bump it when the way of building changes and not what is built from.
 _RECIPE = "1"
 
@@ -35,6 +37,8 @@ class Part:
     :param packages: what ``go`` builds: ``path@version`` of other modules, or a package of the module in ``module``
     :param module: a directory beside this file that holds the module to build in; empty for ``path@version``
     :param linker: more flags for the linker
+    :param files: directories of the modules that it is built from, put beside the programs: the name there, the module,
+        the path in it
     """
 
     name: str
@@ -42,6 +46,7 @@ class Part:
     packages: tuple[str, ...]
     module: str = ""
     linker: tuple[str, ...] = field(default=())
+    files: tuple[tuple[str, str, str], ...] = field(default=())
 
     @property
     def directory(self) -> Path:
@@ -50,7 +55,8 @@ class Part:
     @property
     def key(self) -> str:
         """Changes when anything changes that the build depends on, other than the Go toolchain."""
-        digest = hashlib.sha256(repr((_RECIPE, self.name, self.names, self.packages, self.linker)).encode())
+        said = (_RECIPE, self.name, self.names, self.packages, self.linker, *([self.files] if self.files else []))
+        digest = hashlib.sha256(repr(said).encode())
         for source in sorted(self.directory.rglob("*")) if self.module else ():
             if source.suffix in (".go", ".mod", ".sum"):
                 content = source.read_bytes()
@@ -81,6 +87,13 @@ _APISERVER = (
     Part("helm", ("helm",), ("helm.sh/helm/v3/cmd/helm@v3.22.0",)),
     Part("helm4", ("helm4",), ("helm.sh/helm/v4/cmd/helm@v4.3.1",)),
 )
+_CERT_MANAGER = Part(
+    "cert-manager",
+    ("cert-manager-controller", "cert-manager-cainjector", "cert-manager-webhook"),
+    (".",),
+    "cert-manager",
+    files=((CERT_MANAGER_CHART, "github.com/cert-manager/cert-manager", "deploy/charts/cert-manager"),),
+)
 _NODE = (
     Part("node", ("kube-scheduler", "kubelet", "kube-proxy"), ("./node",), "kubernetes", _SAY_VERSION),
     Part(
@@ -103,11 +116,15 @@ _NODE = (
     Part("pause", ("pause",), (".",), "pause"),
 )
 #: Every part.
-PARTS = _APISERVER + _NODE
+PARTS = (*_APISERVER, _CERT_MANAGER, *_NODE)
+_OF_SUITE = {
+    Suite.APISERVER: (*_APISERVER, _CERT_MANAGER),
+    Suite.CLUSTER: _APISERVER + _NODE,
+    Suite.TOOLS: _APISERVER,
+}
 
 
 def wanted(suite: Suite) -> dict[str, Part]:
     """The programs that a suite needs, and the part that each comes from."""
-    parts = PARTS if suite is Suite.CLUSTER else _APISERVER
-    programs = {name: part for part in parts for name in part.names}
+    programs = {name: part for part in _OF_SUITE[suite] for name in part.names}
     return {name: programs[name] for name in ("kubectl", "helm")} if suite is Suite.TOOLS else programs

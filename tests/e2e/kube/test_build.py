@@ -10,12 +10,13 @@ import pytest
 from e2e.harness.errors import HarnessError
 from e2e.kube import binaries
 from e2e.kube.build import build, prepare
-from e2e.kube.parts import PARTS, Part, Suite, wanted
+from e2e.kube.parts import CERT_MANAGER_CHART, PARTS, Part, Suite, wanted
 
 GO = """#!/bin/sh
 # Speaks as much of Go's command line as the kit uses.
 case $1 in
 env) echo go${GO_VERSION:-1.26.1} ;;
+list) echo "$GO_MODULE" ;;
 build)
     while [ "$1" != -o ]; do shift; done
     echo "build $2" >>"$GO_CALLS"
@@ -34,6 +35,7 @@ install)
     esac; done ;;
 esac
 """
+CERT_MANAGER = ("cert-manager-controller", "cert-manager-cainjector", "cert-manager-webhook")
 PAUSE = next(part for part in PARTS if part.name == "pause")
 
 
@@ -50,6 +52,12 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tools / tool).symlink_to(Path("/bin") / tool)
     monkeypatch.setenv("PATH", str(tools))
     monkeypatch.setenv("GO_CALLS", str(tmp_path / "calls"))
+    chart = tmp_path / "module" / "deploy" / "charts" / "cert-manager"
+    (chart / "templates").mkdir(parents=True)
+    (chart / "templates" / "service.yaml").write_text("kind: Service")
+    for directory in (chart / "templates", chart):
+        directory.chmod(0o555)  # as Go keeps modules
+    monkeypatch.setenv("GO_MODULE", str(tmp_path / "module"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path
 
@@ -66,7 +74,8 @@ def test_everything_missing_is_built_once_and_found_afterwards(machine: Path) ->
     said: list[str] = []
     found = prepare(Suite.APISERVER, said.append)
 
-    assert set(found.paths) == {"etcd", "kube-apiserver", "kube-controller-manager", "kubectl", "helm", "helm4"}
+    kubernetes = {"etcd", "kube-apiserver", "kube-controller-manager", "kubectl"}
+    assert set(found.paths) == {*kubernetes, "helm", "helm4", *CERT_MANAGER}
     assert found["kubectl"].resolve() == found["etcd"].resolve()
     assert (found["helm"].name, found["helm4"].name) == ("helm", "helm4")
     assert all(path.is_file() for path in found.paths.values())
@@ -74,6 +83,7 @@ def test_everything_missing_is_built_once_and_found_afterwards(machine: Path) ->
         "building control-plane (etcd, kube-apiserver, kube-controller-manager, kubectl)",
         "building helm (helm)",
         "building helm4 (helm4)",
+        f"building cert-manager ({', '.join(CERT_MANAGER)})",
     ]
     before = calls(machine)
     assert prepare(Suite.APISERVER) == found
@@ -91,7 +101,15 @@ def test_only_what_is_nowhere_is_built(machine: Path, monkeypatch: pytest.Monkey
     found = prepare(Suite.APISERVER)
 
     assert found["etcd"] == given / "etcd"
-    assert calls(machine) == ["install helm", "install helm"]  # version 3 and 4
+    assert calls(machine)[:2] == ["install helm", "install helm"]  # version 3 and 4
+    assert [call.rpartition("/")[2] for call in calls(machine)[2:]] == ["cert-manager-controller"]
+
+
+def test_a_part_s_files_stand_beside_its_programs_and_can_be_taken_away(machine: Path) -> None:
+    chart = prepare(Suite.APISERVER)["cert-manager-webhook"].parent / CERT_MANAGER_CHART
+
+    assert (chart / "templates" / "service.yaml").read_text() == "kind: Service"
+    assert [path.stat().st_mode & 0o777 for path in (chart, chart / "templates")] == [0o755, 0o755]
 
 
 def test_installed_programs_are_used_last(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,4 +199,4 @@ def test_a_build_replaces_a_broken_one(machine: Path) -> None:
 
 def test_a_cluster_that_is_there_needs_two_tools() -> None:
     assert set(wanted(Suite.TOOLS)) == {"kubectl", "helm"}
-    assert set(wanted(Suite.APISERVER)) < set(wanted(Suite.CLUSTER))
+    assert set(wanted(Suite.APISERVER)) - set(wanted(Suite.CLUSTER)) == set(CERT_MANAGER)

@@ -95,6 +95,15 @@ class Measured:
         assert found is not None, "this kernel does not say what is resident in no file"
         return int(found[1]) / 2**10
 
+    def given_back(self) -> float:
+        """How many objects of the cluster there were when it last gave memory back; infinite when it never did."""
+        log = self._program.log.read_text(errors="replace")
+        return float((re.findall(r"memory was given back, (\d+) objects are left", log) or ["inf"])[-1])
+
+    def objects(self) -> float:
+        """How many objects of the cluster it holds."""
+        return sum(n for name, n in self.metrics().items() if name.startswith("hedgerow_controller_cluster_objects{"))
+
     def held(self) -> float:
         """Thousands of blocks of memory that are in use: what it holds, and not what its allocator keeps for later."""
         return self.metrics()["hedgerow_controller_memory_blocks"] / 1000

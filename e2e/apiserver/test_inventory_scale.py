@@ -127,8 +127,8 @@ async def test_many_pods_that_come_and_go(apiserver: ApiServer, namespace: str, 
             await crowd.shrink(0.9)
             await followed()
             most = figures["MB in no file before"] + FILES + USED + A_POD_LEAVES * PODS_IN_ALL
-            with contextlib.suppress(TimeoutError):  # memory is given back in its own time; judged below
-                await measured.until(lambda: measured.resident() <= most)
+            if PODS_IN_ALL >= 1000:  # fewer are not worth it
+                await measured.until(lambda: measured.given_back() <= measured.objects() * 1.05)
             figures.memory("after -90 %", measured)
             await crowd.refill()
             await followed()
@@ -138,6 +138,8 @@ async def test_many_pods_that_come_and_go(apiserver: ApiServer, namespace: str, 
     left = figures["thousand blocks after -90 %"] - figures["thousand blocks before"]
     assert left <= FIRST + LEFT * grown, "what is held does not follow the pods that are there"
     assert figures["MB after -90 %"] <= most, f"more than {most:.0f} MB are resident when nine tenths are gone"
+    if PODS_IN_ALL >= 1000:
+        assert figures["MB after -90 %"] < figures["MB after that"], "resident memory does not fall"
     most = figures["MB before"] + ONCE + A_POD * PODS_IN_ALL
     for when in ("with all", "after that", "after -90 %", "with all again"):
         assert figures[f"MB {when}"] <= most, f"it takes more than {most:.0f} MB {when}"

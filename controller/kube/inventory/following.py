@@ -53,7 +53,7 @@ _FOLLOWED: tuple[tuple[kinds.Resource, Callable[[Any], Any], str], ...] = (
 _MANY = 1000
 #: Seconds after which memory is given back once half of the objects are gone, and again while more of them go. What is
 #: freed meanwhile is used again.
-_PAUSE = 5.0
+_PAUSE = 10.0
 #: Kubernetes has ServiceCIDRs since 1.33. Without them the services' network has to be written.
 _OPTIONAL = frozenset({kinds.SERVICE_CIDRS})
 
@@ -168,7 +168,8 @@ class Following:
         pack(*(each.ledger for each in self.reflectors))
         give_back()
         count = self._count()
-        if count < before * 0.9:
+        log.info("memory was given back, %d objects are left", count)
+        if count < before * 0.99:
             self._giving = asyncio.get_running_loop().call_later(_PAUSE, self._give_back, count)
 
     def _count(self) -> int:

@@ -49,6 +49,7 @@ RUN pip wheel --no-deps --no-build-isolation --no-index --wheel-dir /wheels .
 
 # What both images stand on: Python, the tools that capture traffic, a user who owns nothing but their state. Python's
 # own modules come without their compiled form, which nobody could write later: each start would compile them in memory.
+# No program runs as somebody else than who starts it.
 FROM ${PYTHON_IMAGE} AS runtime
 RUN --mount=type=secret,id=apt,target=/run/apt.conf \
     if [ -f /run/apt.conf ]; then export APT_CONFIG=/run/apt.conf; fi \
@@ -60,6 +61,7 @@ RUN --mount=type=secret,id=apt,target=/run/apt.conf \
     && groupadd --gid 1337 hedgerow \
     && useradd --uid 1337 --gid 1337 --home-dir /var/lib/hedgerow --no-create-home --shell /usr/sbin/nologin hedgerow \
     && install --directory --owner 1337 --group 1337 --mode 0750 /var/lib/hedgerow \
+    && find / -xdev -type f -perm /6000 -exec chmod a-s {} + \
     && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/*
 ENV PATH=/opt/hedgerow/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 

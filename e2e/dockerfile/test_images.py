@@ -182,6 +182,19 @@ def test_only_its_state_can_be_written(pair: Pair) -> None:
         assert not writable & stat.S_IWGRP or at.st_gid in (8, 50) or at.st_mode & stat.S_ISVTX, inside
 
 
+def test_nothing_in_it_runs_as_somebody_else(pair: Pair) -> None:
+    def lent(image: Unpacked) -> list[str]:
+        """Programs that run with the rights of their owner or group."""
+        return [
+            str(path.relative_to(image.root))
+            for path in image.root.rglob("*")
+            if stat.S_ISREG(mode := path.lstat().st_mode) and mode & (stat.S_ISUID | stat.S_ISGID)
+        ]
+
+    assert lent(pair.base), "Debian has some"
+    assert lent(pair.built) == lent(pair.archive) == []
+
+
 def test_the_page_is_in_it(pair: Pair) -> None:
     """In both images, as in the archives: the wheel is one."""
     page = pair.built.root / PAGE

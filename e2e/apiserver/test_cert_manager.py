@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from controller.injection.webhook_configuration import NAME
 from controller.kube import rbac
+from controller.kube.client import Client
 from controller.kube.settings import KubernetesSettings
 from controller.kube.webhook_certificate import SECRET
 from e2e.apiserver.cert_manager import API, INTERNAL, SELF_SIGNED, CertManager, is_ready
@@ -32,6 +33,8 @@ from e2e.apiserver.injector import ENABLED, HOOKS, PATIENT, RunningInjector, cre
 from e2e.harness.apiserver import ApiServer
 from e2e.harness.errors import ApiError, HarnessError
 from e2e.harness.programs import until
+from hedgerow.checking.finding import Outcome
+from hedgerow.checking.health import webhook
 from tests.controller.running import eventually, running
 
 CHART = Path(__file__).parents[2] / "charts" / "hedgerow"
@@ -347,3 +350,16 @@ async def test_the_controller_neither_touches_it_nor_may(
     writes = ("create", "update", "patch", "delete")
     assert [each for each in about if each[1] == "mutatingwebhookconfigurations" and each[0] in writes] == []
     assert [event["requestURI"] for event in done if event["responseStatus"]["code"] in (401, 403)] == []
+
+
+async def test_the_check_sends_people_to_cert_manager(
+    apiserver: ApiServer, cert_manager: CertManager, client: Client, tmp_path: Path
+) -> None:
+    installed = Installed(apiserver, cert_manager, tmp_path)
+    try:
+        await asyncio.to_thread(installed.install, "nobody")
+        found = await webhook(client)
+    finally:
+        await asyncio.to_thread(installed.close)
+    assert (found.outcome, "has no authority" in found.text) == (Outcome.FAILED, True)
+    assert "kubectl -n hedgerow-system describe certificate/hedgerow-injector" in found.hint

@@ -105,25 +105,31 @@ async def webhook(client: Client) -> Finding:
     hooks = found.get("webhooks") or []
     if not hooks:
         return failed("webhook", f"{INJECTOR} lists no webhook", "helm upgrade --install brings it back")
+    # whose work it is: docs/injection.md
+    certified = "cert-manager.io/inject-ca-from" in annotations_of(found)
+    keeper = f"certificate/{INJECTOR}" if certified else f"deployment/{CONTROLLER}"
+    why = f"kubectl -n {NAMESPACE} {'describe' if certified else 'logs'} {keeper} says why it"
+    writer = "cert-manager's cainjector" if certified else "the controller"
     ends = []
     for hook in hooks:
         bundle = str(hook.get("clientConfig", {}).get("caBundle") or "")
         try:
             certificates = x509.load_pem_x509_certificates(base64.b64decode(bundle, validate=True))
         except (ValueError, binascii.Error):
-            hint = f"the controller writes it: kubectl -n {NAMESPACE} logs deployment/{CONTROLLER} says why it did not"
+            hint = f"{writer} writes it: {why} did not"
             return failed("webhook", f"{hook.get('name')} has no authority to believe the injector by", hint)
         ends.append(max(each.not_valid_after_utc.timestamp() for each in certificates))
     left = min(ends) - time.time()
     if left <= 0:
-        hint = f"kubectl -n {NAMESPACE} rollout restart deployment/{CONTROLLER} makes a new one"
+        again = f"kubectl -n {NAMESPACE} rollout restart deployment/{CONTROLLER} makes a new one"
+        hint = f"{why} was not renewed" if certified else again
         return failed("webhook", "the injector's authority has expired", hint)
     if not await _has_endpoints(client, INJECTOR):
         policy = {str(hook.get("failurePolicy", "Fail")) for hook in hooks}
         what = "pods in labelled namespaces can not be made" if "Fail" in policy else "pods get no sidecar"
         return failed("webhook", f"no injector answers: {what}", f"kubectl -n {NAMESPACE} get pods")
     if left < _ENDS_SOON:
-        hint = f"it is renewed long before; kubectl -n {NAMESPACE} logs deployment/{CONTROLLER} says why it was not"
+        hint = f"it is renewed long before; {why} was not"
         return warning("webhook", f"the injector's authority ends in {left / 3600:.0f} hours", hint)
     return good("webhook", f"the API server asks the injector; its authority holds for {left / 86400:.0f} days")
 

@@ -92,7 +92,8 @@ e2e-apiserver: setup
 e2e-programs: SUITE ?= cluster
 e2e-programs: setup
 	@.ci/system-packages e2e
-	@$(PY) -m e2e.kube --quiet $(SUITE)
+	@$(PY) -m e2e.kube --quiet apiserver
+	@[ $(SUITE) != cluster ] || $(PY) -m e2e.kube --quiet cluster
 	@[ $(SUITE) != cluster ] || $(PY) -m e2e.images --quiet
 
 # With KUBECONFIG, tests run outside of the sandbox, which has no way to another machine.

@@ -62,9 +62,13 @@ def _run(settings: Settings) -> None:
     _protect_memory()
     _raise_descriptor_limit()
 
-    from controller import app
+    from controller import anew, app
 
-    asyncio.run(app.run(settings))
+    if asyncio.run(app.run(settings)):
+        try:
+            anew.replace()
+        except OSError as error:
+            raise ControllerError(f"it can not begin anew: {error}", remedy="start the controller again") from None
 
 
 def _protect_memory() -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from controller import memory
+from controller.anew import Anew
 from controller.cluster_state import ClusterState
 from controller.engine import Engine, EngineSettings
 from controller.errors import ConfigError, ControllerError, InventoryError, NotReady
@@ -35,7 +36,7 @@ from controller.rpc.policy import PolicyService, SnapshotSigner
 from controller.rpc.server import Server
 from controller.rpc.services import AttestingIssuer, InspectionService, RenewingIssuer, TelemetryService
 from controller.rpc.tap import TapDesk, TapService
-from controller.settings import Address, Settings
+from controller.settings import Address, InheritedSocket, Settings
 from controller.store import SqliteStore
 from controller.web.access import Tokens
 from controller.web.live import Live
@@ -67,6 +68,9 @@ class Controller:
         self._settings = settings
         self._clock = clock
         self._stopping = asyncio.Event()
+        self._anew: Anew | None = None
+        #: Whether the run has ended so that the program begins anew (:mod:`controller.anew`).
+        self.to_begin_anew = False
         self._reloading = asyncio.Event()
         self._reload_lock = asyncio.Lock()
         prepare_state_dir(settings.state_dir)
@@ -93,8 +97,17 @@ class Controller:
         if settings.kubernetes is not None:
             from controller.kube.cluster import Cluster  # without one nobody needs it
 
+            # a socket that somebody else opened ends with its number
+            worth = 0 if isinstance(settings.web_listen, InheritedSocket) else settings.kubernetes.reclaim
+            self._anew = Anew(worth, self.begin_anew, clock)
             self.cluster = Cluster(
-                settings.kubernetes, engine, keyring, settings.trust_domain, self._gate.recheck, clock
+                settings.kubernetes,
+                engine,
+                keyring,
+                settings.trust_domain,
+                self._gate.recheck,
+                clock,
+                self._anew.shrunk,
             )
         attestor = self.cluster.attestor if self.cluster is not None else None
         issuer = Issuer(keyring, engine, settings.svid_lifetime, clock, attestor=attestor)
@@ -145,7 +158,14 @@ class Controller:
 
     def stop(self) -> None:
         """Begin the orderly end."""
+        self.to_begin_anew = False
         self._stopping.set()
+
+    def begin_anew(self) -> None:
+        """Begin the orderly end, after which the program is to begin anew; unless it ends already."""
+        if not self._stopping.is_set():
+            self.to_begin_anew = True
+            self._stopping.set()
 
     def reload(self) -> None:
         """Read inventory and tokens again, soon."""
@@ -162,6 +182,8 @@ class Controller:
         try:
             await self._open(engine)
             background = [asyncio.create_task(self._keyring.run()), asyncio.create_task(self._follow_files())]
+            if self._anew is not None:
+                self._anew.empty()
             if self.cluster is not None:
                 background.append(asyncio.create_task(self.cluster.run()))
             started()
@@ -290,9 +312,10 @@ def prepare_state_dir(path: Path) -> None:
         raise ConfigError(f"{path} is not ours to write", field="state_dir", remedy="name a directory of your own")
 
 
-async def run(settings: Settings) -> None:
+async def run(settings: Settings) -> bool:
     """Run a controller until SIGTERM or SIGINT; SIGHUP reads inventory and tokens again.
 
+    :returns: whether the program is to begin anew
     :raises ControllerError: see :meth:`Controller.run`
     """
     controller = Controller(settings)
@@ -301,3 +324,4 @@ async def run(settings: Settings) -> None:
         loop.add_signal_handler(name, controller.stop)
     loop.add_signal_handler(signal.SIGHUP, controller.reload)
     await controller.run(memory.settle)
+    return controller.to_begin_anew

@@ -4,7 +4,7 @@ Python and the C library keep freed memory for what comes next, which is right a
 cluster has become much smaller they are asked to part with it: what was only remembered is forgotten first, tables are
 made as large as what is in them, and code that is not needed now is let go of. What lies between things that are still
 in use stays. Another allocator changes little of that (docs/kubernetes.md has the figures), and copying what is left
-does not help, because copies go into the gaps. So what counts is that little is held of each pod.
+does not help, because copies go into the gaps. Where that is much, the program begins anew (:mod:`controller.anew`).
 """
 
 from __future__ import annotations

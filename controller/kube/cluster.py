@@ -36,6 +36,7 @@ class Surroundings:
     :param settings: the ``kubernetes:`` section
     :param recheck: call it when the inventory changed: ends the streams of those who are gone
     :param clock: seconds since the epoch
+    :param shrunk: told which part is left of a cluster that became much smaller
     """
 
     settings: KubernetesSettings
@@ -45,6 +46,7 @@ class Surroundings:
     trust_domain: str
     recheck: Callable[[], None]
     clock: Callable[[], float]
+    shrunk: Callable[[float], None]
 
 
 def following_of(around: Surroundings) -> Following:
@@ -54,7 +56,7 @@ def following_of(around: Surroundings) -> Following:
         await around.engine.follow_inventory(inventory, ACTOR)
         around.recheck()
 
-    return Following(around.client, around.settings, around.trust_domain, take)
+    return Following(around.client, around.settings, around.trust_domain, take, around.shrunk)
 
 
 def trust_of(around: Surroundings) -> TrustDistributor:
@@ -78,9 +80,10 @@ class Cluster:
         trust_domain: str,
         recheck: Callable[[], None],
         clock: Callable[[], float],
+        shrunk: Callable[[float], None] = lambda _: None,
     ) -> None:
         self.client = Client(settings)
-        self.surroundings = Surroundings(settings, self.client, engine, keyring, trust_domain, recheck, clock)
+        self.surroundings = Surroundings(settings, self.client, engine, keyring, trust_domain, recheck, clock, shrunk)
         self.attestor = Attestor(self.client, engine, settings.namespace)
         self.resources = ResourceSync(self.client, engine, clock, self._inventory_known)
         self.author = ResourceAuthor(self.client, engine, self.resources, clock)

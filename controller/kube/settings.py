@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from controller.inventory.reader import cluster_networks
-from graph.fields import Check, Fields, Unfit, matching, namespace_name, optional, seconds, text, unfit, word
+from graph.fields import Check, Fields, Unfit, integer, matching, namespace_name, optional, seconds, text, unfit, word
 
 #: The namespace that the chart installs into.
 NAMESPACE = "hedgerow-system"
@@ -31,6 +31,7 @@ class KubernetesSettings:
     :param request_timeout: that a single request may take
     :param coalesce: at the shortest between two inventories; what changes meanwhile goes into one
     :param injector_certificate: ``controller``: we make and renew it; ``external``: somebody else does
+    :param reclaim: bytes of private memory that are worth beginning anew for when most of the cluster is gone; 0: never
     """
 
     kubeconfig: Path | None = None
@@ -40,6 +41,7 @@ class KubernetesSettings:
     request_timeout: float = 30.0
     coalesce: float = 0.25
     injector_certificate: str = "controller"
+    reclaim: int = 16 << 20
 
 
 def kubernetes_settings(base: Path) -> Check[KubernetesSettings]:
@@ -58,6 +60,7 @@ def kubernetes_settings(base: Path) -> Check[KubernetesSettings]:
             request_timeout=fields.take("request_timeout", seconds(1, 600), 30.0),
             coalesce=fields.take("coalesce", seconds(0.01, 60), 0.25),
             injector_certificate=fields.take("injector_certificate", word("controller", "external"), "controller"),
+            reclaim=fields.take("reclaim", integer(0, 1 << 40), 16 << 20),
         )
         fields.finish()
         if settings.context and settings.kubeconfig is None:

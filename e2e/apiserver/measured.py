@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from controller.anew import BEGAN
 from e2e.harness.programs import Program, free_ports
 
 #: Seconds for anything, on a machine that does ten other things.
@@ -77,11 +78,19 @@ class Measured:
             while not await asyncio.to_thread(holds):  # noqa: ASYNC110  # in another process
                 await asyncio.sleep(0.2)
 
+    def began_anew(self) -> bool:
+        """Whether the program has replaced itself."""
+        return f"{BEGAN}=".encode() in Path(f"/proc/{self.pid}/environ").read_bytes()
+
     # --- what it costs
+
+    @property
+    def pid(self) -> int:
+        return self._program.pid
 
     def cpu(self) -> float:
         """Seconds of a core that it has used."""
-        fields = Path(f"/proc/{self._program.pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / TICKS
 
     def resident(self) -> float:
@@ -90,7 +99,7 @@ class Measured:
 
     def private(self) -> float:
         """MB that are resident and in no file: what the system can not take back by itself."""
-        status = Path(f"/proc/{self._program.pid}/status").read_text()
+        status = Path(f"/proc/{self.pid}/status").read_text()
         found = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
         assert found is not None, "this kernel does not say what is resident in no file"
         return int(found[1]) / 2**10

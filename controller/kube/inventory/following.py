@@ -54,6 +54,8 @@ _MANY = 1000
 #: Seconds after which memory is given back once half of the objects are gone, and again while more of them go. What is
 #: freed meanwhile is used again.
 _PAUSE = 10.0
+#: Seconds that it must have stayed so much smaller after that: a cluster that grows again needs what it had.
+_STAYS = 60.0
 #: Kubernetes has ServiceCIDRs since 1.33. Without them the services' network has to be written.
 _OPTIONAL = frozenset({kinds.SERVICE_CIDRS})
 
@@ -83,6 +85,8 @@ class Following:
     """Makes the parts. Its own part is the one that puts together.
 
     :param take: gives an inventory to the engine
+    :param shrunk: told, when half of the objects or more were gone for a while and memory was given back, which part is
+        left of the most that there were
     """
 
     name = "inventory"
@@ -93,8 +97,10 @@ class Following:
         settings: KubernetesSettings,
         trust_domain: str,
         take: Callable[[Inventory], Awaitable[object]],
+        shrunk: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._take = take
+        self._shrunk = shrunk
         self._coalesce = settings.coalesce
         self._assembly = Assembly(trust_domain, settings.cluster_networks)
         self._changed = asyncio.Event()
@@ -103,7 +109,9 @@ class Following:
         self._seconds = 0.0
         self._told: tuple[str, ...] = ()
         self._held = HighWater(_MANY)
+        self._most = 0
         self._giving: asyncio.TimerHandle | None = None
+        self._staying: asyncio.TimerHandle | None = None
         self.reflectors: tuple[Reflector[Any], ...] = tuple(
             Reflector(
                 client,
@@ -144,9 +152,10 @@ class Following:
                         raise
                 await asyncio.sleep(self._coalesce)
         finally:
-            if self._giving is not None:
-                self._giving.cancel()
-                self._giving = None
+            for due in (self._giving, self._staying):
+                if due is not None:
+                    due.cancel()
+            self._giving = self._staying = None
 
     async def _put_together(self) -> None:
         began = time.perf_counter()
@@ -158,6 +167,7 @@ class Following:
             log.info("the cluster is known: %s", ", ".join(f"{n} {what}" for what, n in self._objects().items() if n))
         self._tell()
         count = self._count()
+        self._most = max(self._most, count)
         if self._held.fell(count) and self._giving is None:
             self._giving = asyncio.get_running_loop().call_later(_PAUSE, self._give_back, count)
 
@@ -171,6 +181,14 @@ class Following:
         log.info("memory was given back, %d objects are left", count)
         if count < before * 0.99:
             self._giving = asyncio.get_running_loop().call_later(_PAUSE, self._give_back, count)
+        elif self._staying is None:
+            self._staying = asyncio.get_running_loop().call_later(_STAYS, self._stayed)
+
+    def _stayed(self) -> None:
+        self._staying = None
+        count = self._count()
+        if count <= self._most // 2:
+            self._shrunk(count / self._most)
 
     def _count(self) -> int:
         return sum(len(each.ledger.items) for each in self.reflectors)

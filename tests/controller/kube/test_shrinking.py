@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,12 @@ LEFT = 0.25
 class Fed:
     """What follows a cluster, told of it by hand."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, shrunk: Callable[[float], None] = lambda _: None) -> None:
         async def take(inventory: Inventory) -> None:
             await engine.follow_inventory(inventory, ACTOR)
 
         # never asked for anything: no reflector runs
-        self.following = Following(None, KubernetesSettings(), TRUST_DOMAIN, take)  # type: ignore[arg-type]
+        self.following = Following(None, KubernetesSettings(), TRUST_DOMAIN, take, shrunk)  # type: ignore[arg-type]
         self._by_kind = {str(each.resource).partition(".")[0]: each for each in self.following.reflectors}
         for name, reflector in self._by_kind.items():
             reflector.ledger.begin()
@@ -160,3 +160,39 @@ async def test_nothing_is_given_back_after_the_following_has_ended(tmp_path: Pat
         await asyncio.gather(task, return_exceptions=True)
         assert handle.cancelled()
         assert fed.following._giving is None
+
+
+async def test_what_is_left_is_told_when_it_stayed_so_and_not_when_it_grew_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[float] = []
+    monkeypatch.setattr(following, "_PAUSE", 3600.0)
+    monkeypatch.setattr(following, "_STAYS", 3600.0)
+
+    async with running(tmp_path) as run:
+        fed = Fed(run.controller.engine, told.append)
+        follower = fed.following
+
+        def due(handle: asyncio.TimerHandle | None) -> None:
+            assert handle is not None
+            call, given_to = handle._callback, tuple(handle._args or ())
+            handle.cancel()
+            assert call is not None
+            call(*given_to)  # as the timer would
+
+        async def goes() -> None:
+            await say(fed, "DELETED", range(WORKLOADS * 9 // 10))
+            while follower._giving is not None:
+                due(follower._giving)
+
+        await say(fed, "ADDED", range(WORKLOADS))
+        assert follower._staying is None
+        await goes()
+        await say(fed, "ADDED", range(WORKLOADS * 9 // 10))
+        due(follower._staying)
+        assert told == [], "it is as large as it was"
+        assert follower._staying is None
+        await goes()
+        due(follower._staying)
+        (left,) = told
+        assert 0.05 < left < 0.2, "a tenth, and what is not of a pod"

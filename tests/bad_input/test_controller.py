@@ -22,7 +22,14 @@ DATABASE = "state/controller.db"
 
 
 def written(name: str, text: str) -> Callable[[Path], object]:
-    return lambda folder: (folder / name).write_text(text)
+    """At once, as a deployment does it: a controller that runs may look at any moment."""
+
+    def write(folder: Path) -> None:
+        path = folder / name
+        path.with_name("new").write_text(text)
+        path.with_name("new").replace(path)
+
+    return write
 
 
 def inventory(old: str, new: str) -> Callable[[Path], object]:
@@ -252,6 +259,6 @@ def test_a_bad_inventory_while_it_runs_is_refused_as_a_whole_and_the_old_one_sta
             status = hedgerow("status", env=controller.access)
             assert "sidecars: 3 known" in status.out  # and its people are served
         begins = controller.log.stat().st_size
-        (tmp_path / "inventory.yaml").write_text("\n".join(x for x in INVENTORY.splitlines() if "legacy" not in x))
+        written("inventory.yaml", "\n".join(x for x in INVENTORY.splitlines() if "legacy" not in x))(tmp_path)
         assert "3 workloads" in controller.says("inventory taken: ", begins)
         assert "Traceback" not in controller.log.read_text()

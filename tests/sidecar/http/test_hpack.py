@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.http import hpack as ours
+from sidecar.http import huffman
 from sidecar.http.errors import Malformed
 from sidecar.http.hpack import HeaderReader
 
@@ -27,7 +28,7 @@ BLOCKS = st.lists(
 
 def test_the_tables_are_those_of_the_standard():
     assert ours._STATIC == HeaderTable.STATIC_TABLE
-    assert [*ours._LENGTHS, ours._END_LENGTH] == list(REQUEST_CODES_LENGTH)
+    assert [*huffman._LENGTHS, huffman._END_LENGTH] == list(REQUEST_CODES_LENGTH)
 
 
 @given(BLOCKS)

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Final
 
 #: Seconds of work on one read, beyond which the next one is half as large.
-LONG: Final = 0.004
-#: Seconds below which it is twice as large, up to the source's most.
-SHORT: Final = 0.002
+LONG: Final = 0.001
+#: Seconds below which it is twice as large, up to the source's most, and beyond which others go before the next one.
+SHORT: Final = 0.000_5
 #: Bytes that are always read.
 LEAST: Final = 4096
 

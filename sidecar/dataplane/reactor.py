@@ -14,7 +14,7 @@ Rules:
 4. An exception of a source ends that source and no other.
 5. What can wait a moment waits until those have been served who are here (:mod:`sidecar.dataplane.chores`), and is done
    in small portions between batches: whoever becomes ready meanwhile waits for one portion, and not for all of it.
-6. So do sources that give way: each of their events takes long, and there may be a thousand of them. Nobody else is
+6. So do sources that give way, and those whose last read took long: there may be a thousand of them. Nobody else is
    behind them, and they are served in the order in which they became ready.
 """
 
@@ -104,6 +104,19 @@ class _GivesWay:
 
     def abort(self, why: str) -> None:
         self.source.abort(why)
+
+
+class _Behind:
+    """Reads once more of a stream when its turn among the chores has come."""
+
+    __slots__ = ("_reactor", "_stream")
+
+    def __init__(self, reactor: Reactor, stream: Pump) -> None:
+        self._reactor = reactor
+        self._stream = stream
+
+    def ring(self) -> None:
+        self._reactor.pump_now(self._stream)
 
 
 class Reactor:
@@ -237,6 +250,20 @@ class Reactor:
         if not self._in_turn:
             self._schedule()
 
+    def pump_behind(self, stream: Pump) -> None:
+        """Have ``stream`` pumped when those have been served who are here, also those who come meanwhile: for one whose
+        reads take long. The caller asks once until that happens."""
+        stream.queued = True
+        self.chores.put(_Behind(self, stream))
+
+    def pump_now(self, stream: Pump) -> None:
+        """Pump ``stream``, whose turn has come."""
+        stream.queued = False
+        try:
+            stream.pump()
+        except Exception:
+            self._contain(stream)
+
     def call_later(self, delay: float, call: Callable[..., object], *arguments: Any) -> Alarm:
         """Have ``call(*arguments)`` called after ``delay`` seconds, when its turn comes: for what many may wait for at
         the same time."""
@@ -318,11 +345,7 @@ class Reactor:
     def _pump(self, end: float) -> None:
         streams, self._again = self._again, []
         for number, stream in enumerate(streams, 1):
-            stream.queued = False
-            try:
-                stream.pump()
-            except Exception:
-                self._contain(stream)
+            self.pump_now(stream)
             if number < len(streams) and monotonic() > end:
                 self._again[:0] = streams[number:]
                 break

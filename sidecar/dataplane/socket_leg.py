@@ -15,7 +15,7 @@ from typing import Final
 from sidecar.dataplane import sockets
 from sidecar.dataplane.carrier import Budget
 from sidecar.dataplane.legs import TOO_MUCH_HELD, Lane
-from sidecar.dataplane.portion import adapted
+from sidecar.dataplane.portion import LEAST
 from sidecar.dataplane.reactor import Reactor
 from sidecar.dataplane.tcp_leg import EVENTS, TcpLeg
 
@@ -46,7 +46,7 @@ class SocketLeg(TcpLeg):
         connected: Callable[[], None] | None = None,
         unreached: Callable[[], None] | None = None,
     ) -> None:
-        super().__init__(reactor, sock, budget, lane, _READ >> 2)
+        super().__init__(reactor, sock, budget, lane, LEAST)
         if connecting:
             self._connecting, self.reached = True, False
         self._connected = connected
@@ -117,9 +117,9 @@ class SocketLeg(TcpLeg):
             self._readable = False  # a short read: empty; an edge will follow
         began = monotonic()
         self.lane.received(self, view[:size])
-        self._portion = adapted(portion, monotonic() - began, _READ)
+        self._took(monotonic() - began, _READ)
         if self._readable and not self._paused and not self.queued and self._sock is not None:
-            self._reactor.pump_again(self)
+            self._go_on()
 
     def _is_connected(self, sock: socket.socket) -> bool:
         if number := sockets.connect_error(sock):

@@ -14,6 +14,7 @@ from typing import Final, Protocol
 from sidecar.dataplane import sockets
 from sidecar.dataplane.carrier import Budget
 from sidecar.dataplane.legs import NOBODY, Lane
+from sidecar.dataplane.portion import SHORT, adapted
 from sidecar.dataplane.reactor import EDGE, ERROR, GONE, HUP, IN, NOT_OUT, OUT, RDHUP, Reactor
 
 #: What the socket of a leg is registered for.
@@ -45,6 +46,7 @@ class TcpLeg:
         "_reactor",
         "_readable",
         "_shut",
+        "_slow",
         "_sock",
         "_timer",
         "gone",
@@ -69,6 +71,7 @@ class TcpLeg:
         self.gone = False
         self._paused = False
         self._portion = portion
+        self._slow = True  # what the last read brought took long, or nobody knows yet: others go first
         self._eof = False  # the other end will send no more
         self._ended = False  # we will send no more after what is held
         self._shut = False  # the kernel knows
@@ -93,7 +96,7 @@ class TcpLeg:
         if self._paused:
             self._paused = False
             if self._readable and not self.queued:
-                self._reactor.pump_again(self)
+                self._go_on()
 
     def give_way(self) -> None:
         if self._sock is not None:
@@ -121,13 +124,28 @@ class TcpLeg:
                     self._hup = True
                     self.gone = self.gone or events & ERROR != 0 or (events & HUP != 0 and not self._shut)
                 if not self.queued:
-                    self.pump()
+                    if self._slow:
+                        self._reactor.pump_behind(self)
+                    else:
+                        self.pump()
             elif events & (HUP | ERROR) and not self._shut:
                 self._fail("the other end reset the connection")
 
     def pump(self) -> None:
         """Read once: the others want their turn too."""
         raise NotImplementedError
+
+    def _took(self, seconds: float, most: int) -> None:
+        """What the last read brought took so long."""
+        self._slow = seconds > SHORT
+        self._portion = adapted(self._portion, seconds, most)
+
+    def _go_on(self) -> None:
+        """Read once more when it is our turn."""
+        if self._slow:
+            self._reactor.pump_behind(self)
+        else:
+            self._reactor.pump_again(self)
 
     def _is_connected(self, sock: socket.socket) -> bool:
         """Whether the connect that was under way has succeeded by now. A socket that came connected had none."""

@@ -24,7 +24,7 @@ from sidecar.dataplane.carrier import Budget
 from sidecar.dataplane.frames import Rate
 from sidecar.dataplane.lease import Lease
 from sidecar.dataplane.legs import TOO_MUCH_HELD, Lane
-from sidecar.dataplane.portion import adapted
+from sidecar.dataplane.portion import LEAST
 from sidecar.dataplane.reactor import Reactor
 from sidecar.dataplane.tcp_leg import EVENTS, TcpLeg
 from sidecar.dataplane.term import Term
@@ -63,7 +63,7 @@ class TlsLeg(TcpLeg):
         *,
         reached: bool = True,
     ) -> None:
-        super().__init__(reactor, sock, budget, lane, _READ >> 2)
+        super().__init__(reactor, sock, budget, lane, LEAST)
         self._channel = channel
         self._complain = complain
         #: A server of TLS 1.3 judges our certificate after our handshake is complete: it has taken us when it speaks.
@@ -76,7 +76,7 @@ class TlsLeg(TcpLeg):
         if lease is not None:
             self._timer = Term(reactor.loop, lease, self._lease_ended)
         if self._primed:
-            reactor.pump_again(self)
+            self._go_on()
         if channel.outgoing.pending:
             self._mark()
 
@@ -132,9 +132,9 @@ class TlsLeg(TcpLeg):
                 self._readable = False  # a short read: empty; an edge will follow
         began = monotonic()
         self._decrypt(held + size)
-        self._portion = adapted(self._portion, monotonic() - began, _READ)
+        self._took(monotonic() - began, _READ)
         if self._readable and not self._paused and not self._eof and not self.queued and self._sock is not None:
-            self._reactor.pump_again(self)
+            self._go_on()
 
     def _decrypt(self, end: int) -> None:
         """Tell the lane what the records in the first ``end`` bytes received hold."""

@@ -88,9 +88,9 @@ def test_groups_of_version_1(machine):
 def test_it_follows_what_changes():
     made = Gauge(1 << 40)
     before = made.used()
-    held = bytearray(os.urandom(1 << 20)) * 32
-    assert made.used() > before + (24 << 20)
+    held = bytearray(os.urandom(1 << 20)) * 128
+    assert made.used() > before + (96 << 20)
     del held
     give_back()
-    assert made.used() < before + (24 << 20)
+    assert made.used() < before + (96 << 20)
     made.close()

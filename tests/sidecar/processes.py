@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import shlex
 import signal
-import socket
 import sys
 from pathlib import Path
 
@@ -17,17 +16,12 @@ from graph.directory import Destination, Endpoint
 from graph.model import PortRange, Rule, Selector, WorkloadRef
 from hedgerow.local.views import infrastructure_script
 from sidecar.settings import Settings
+from tests.ports import free_port
 from tests.sidecar.fake_controller import TRUST_DOMAIN, WORKLOAD, FakeController, snapshot
 
 ROOT = Path(__file__).parents[2]
 FRONT = WorkloadRef("shop", "front")
 FRONT_ADDRESS, CART_ADDRESS, REPLICA_ADDRESS = "127.0.77.3", "127.0.77.2", "127.0.77.4"
-
-
-def free_port(host="127.0.0.1"):
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
 
 
 class Process:

@@ -13,6 +13,7 @@ from graph.model import Mode, Snapshot, WorkloadRef
 from sidecar.dataplane.proxy import DataPlane
 from sidecar.dataplane.settings import DataPlaneSettings, ExplicitInbound, ExplicitOutbound
 from sidecar.dataplane.sockets import Address
+from tests.ports import free_port
 from tests.sidecar.dataplane import applications as apps
 from tests.sidecar.dataplane.stand_ins import ALPN, TRUST_DOMAIN, FlowList, HeldDirectory, HeldPolicy, credentials
 from tests.sidecar.dataplane.test_frames import frame
@@ -20,12 +21,6 @@ from tests.sidecar.dataplane.test_frames import frame
 WINDOW = 262_144
 DATA, UPDATE, PING, GO_AWAY = range(4)
 SYN, ACK, FIN, RST = 1, 2, 4, 8
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class World:

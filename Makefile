@@ -34,8 +34,8 @@ $(PAGE): $(UI_SOURCES) .ci/build-ui
 demo: setup
 	@$(VENV)/bin/hedgerow demo
 
-# WORKERS=3 runs files side by side, each worker in a sandbox of its own; 0 runs one test after the other.
-WORKERS ?= 0
+# Files run side by side, each worker in a sandbox of its own; WORKERS=0 runs one test after the other.
+WORKERS ?= $(if $(TESTS),0,2)
 test: setup
 	@.ci/system-packages test
 	@$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)

@@ -22,5 +22,5 @@ class Beginning(app.Controller):
 
 
 if __name__ == "__main__":
-    app.Controller = Beginning  # type: ignore[misc]
+    app.Controller = Beginning
     sys.exit(main())

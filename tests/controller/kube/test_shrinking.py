@@ -38,7 +38,7 @@ class Fed:
             await engine.follow_inventory(inventory, ACTOR)
 
         # never asked for anything: no reflector runs
-        self.following = Following(None, KubernetesSettings(), TRUST_DOMAIN, take, shrunk)  # type: ignore[arg-type]
+        self.following = Following(None, KubernetesSettings(), TRUST_DOMAIN, take, shrunk)
         self._by_kind = {str(each.resource).partition(".")[0]: each for each in self.following.reflectors}
         for name, reflector in self._by_kind.items():
             reflector.ledger.begin()

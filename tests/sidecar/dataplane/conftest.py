@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 
 import pytest
 
+from sidecar.dataplane.reactor import Reactor
 from tests.sidecar.dataplane.mesh import Sidecar
 from tests.sidecar.dataplane.outside import Outside
 from tests.sidecar.dataplane.world import World
+
+
+@pytest.fixture
+async def reactor():
+    reactor = Reactor()
+    reactor.start(asyncio.get_running_loop())
+    yield reactor
+    reactor.stop()
 
 
 @pytest.fixture

@@ -31,14 +31,6 @@ class Busy:
         raise AssertionError(why)
 
 
-@pytest.fixture
-async def reactor():
-    reactor = Reactor()
-    reactor.start(asyncio.get_running_loop())
-    yield reactor
-    reactor.stop()
-
-
 async def test_many_who_take_long_share_a_turn_and_go_round(reactor):
     seen = []
     for name in "abc":

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from time import monotonic
 
 import pytest
 
 from sidecar.dataplane.portion import LEAST, SHORT
-from sidecar.dataplane.reactor import EDGE, IN, Reactor
+from sidecar.dataplane.reactor import EDGE, IN
 from sidecar.dataplane.socket_leg import SocketLeg
 from tests.sidecar.dataplane.applications import until
 
@@ -61,14 +60,6 @@ class Quick:
 
     def abort(self, why):
         raise AssertionError(why)
-
-
-@pytest.fixture
-async def reactor():
-    reactor = Reactor()
-    reactor.start(asyncio.get_running_loop())
-    yield reactor
-    reactor.stop()
 
 
 @pytest.fixture

@@ -14,8 +14,7 @@ from sidecar.http import huffman
 from sidecar.http.errors import Malformed
 
 ENCODER = HuffmanEncoder(REQUEST_CODES, REQUEST_CODES_LENGTH)
-#: What is longer packed than the longest that is read four bits at a time.
-LONG = st.binary(min_size=1).map(lambda some: some * (8 * huffman._LONG // len(some) + 1))
+LONG = st.binary(min_size=1).map(lambda some: some * (2048 // len(some) + 1))
 
 
 def read(data: bytes) -> bytes | None:
@@ -46,7 +45,7 @@ def test_any_bytes_are_read_or_refused_as_they_do(data: bytes, text: bytes, at: 
         assert read(whole) == read_by_them(whole)
 
 
-@pytest.mark.parametrize("size", [huffman._LONG - 4, huffman._LONG, huffman._LONG + 1, 4 * huffman._LONG])
+@pytest.mark.parametrize("size", [5, 100, 1000])
 @pytest.mark.parametrize(
     "end", [b"", b"\xff", b"\xff\xff\xff\xff", b"\x00"], ids=["as it was", "no code", "the end", "half a code"]
 )

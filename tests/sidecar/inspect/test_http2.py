@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import h2.events
 import h2.exceptions
-import hpack.hpack
 import pytest
 
 from graph.model import Verdict
-from sidecar.inspect import http2
 from tests.sidecar.inspect.connection import FRONT_IDENTITY, IDENTITY, Kind, inspection, rule, until
 from tests.sidecar.inspect.http2_ends import GRPC, Pair, frame
 
@@ -392,24 +390,3 @@ async def test_the_client_can_not_have_us_keep_a_large_header_table(world):
     pair.client.leg.give(frame(4, 0, 0, (1).to_bytes(2) + (1 << 30).to_bytes(4)))
     pair.turn()
     assert c.lane.layers.client.h2_conn.encoder.header_table_size <= 4096
-
-
-@pytest.mark.parametrize("text", ["0" * 25_000, "/cart?x=1&y=%7e" * 900, "short"])
-async def test_a_packed_text_arrives_however_long_it_is(world, text):
-    pair = Pair(world(rule(GET)).connect(Kind.HTTP2))  # its client packs what it sends
-    pair.request("/cart/17", fields=[("x-text", text)])
-    (asked,) = pair.application.all(h2.events.RequestReceived)
-    assert fields_of(asked)["x-text"] == text
-
-
-@pytest.mark.parametrize("packed", [b"\x81\x00", b"\x84\xff\xff\xff\xff", b"\xff\x81\x02" + b"\xff" * 384])
-async def test_what_is_no_packed_text_ends_the_connection(world, packed):
-    c = world(rule(GET)).connect(Kind.HTTP2)
-    pair = Pair(c)
-    c.client.give(frame(1, 5, 1, b"\x82\x86\x84\x41\x01a\x40\x01x" + packed))
-    assert pair.client.leg.read().endswith(b"Error decoding header block: Invalid Huffman string")  # in a GOAWAY
-    assert c.dials == 0
-
-
-def test_packed_texts_are_read_as_the_observed_lane_reads_them():
-    assert hpack.hpack.decode_huffman is http2._unpacked

@@ -6,7 +6,7 @@ import h2.events
 import hpack.hpack
 import pytest
 
-from sidecar.inspect import http2
+from sidecar.inspect import fields
 from tests.sidecar.inspect.connection import Kind, rule
 from tests.sidecar.inspect.http2_ends import Pair, frame
 
@@ -31,4 +31,4 @@ async def test_what_is_no_packed_text_ends_the_connection(world, packed):
 
 
 def test_packed_texts_are_read_as_the_observed_lane_reads_them():
-    assert hpack.hpack.decode_huffman is http2._unpacked
+    assert hpack.hpack.decode_huffman is fields.unpacked

@@ -43,6 +43,21 @@ async def test_a_resource_becomes_a_rule_and_its_deletion_ends_it(
         assert (ended.state(time.time()), ended.revoked_by) == (OverrideState.REVOKED, "kubernetes")
 
 
+async def test_an_end_that_no_status_can_say_is_refused_and_holds_nobody_up(
+    server: ApiServer, namespace: str, tmp_path: Path
+) -> None:
+    async with running(server, namespace, tmp_path, known=inventory(namespace)) as mesh:
+        ends = {"far": {"ttl": "999999999d"}, "late": {"expiresAt": "9999-12-31T23:59:59-01:00"}}
+        ends["early"] = {"expiresAt": "0001-01-01T00:00:00+01:00"}
+        for name, end in ends.items():
+            await asyncio.to_thread(put, server, access_override(namespace, name, **end))
+        await asyncio.to_thread(put, server, access_override(namespace))
+        await mesh.told("AccessOverride", "one", "Active")
+        for name in ends:
+            await mesh.told("AccessOverride", name, "Refused")
+        assert [each.reason for each in mesh.active()] == ["release 7"]
+
+
 async def test_the_end_of_an_override_is_shown_and_the_resource_stays(
     server: ApiServer, namespace: str, tmp_path: Path
 ) -> None:

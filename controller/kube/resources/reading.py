@@ -23,6 +23,9 @@ from graph.outside import name_end, network_end
 
 _DURATION = re.compile(r"([0-9]{1,9})([smhd])")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+#: The year 10000, seconds since the epoch. What is not before it, or before the epoch, can not be written into a status,
+#: where one resource that can not be told of itself would keep all others from being told.
+_NEVER = 253402300800.0
 
 _OWNER, _REASON = text(200), text(1000)
 
@@ -67,6 +70,8 @@ def override_declaration(document: Mapping[str, Any]) -> OverrideDeclaration:
     fields.finish()
     if ttl is not None and expires_at is not None:
         fields.fail("ttl", "set beside expiresAt", "keep one of them, or none for no end")
+    if ttl is not None and source.created_at + ttl >= _NEVER:
+        fields.fail("ttl", "it ends after the year 9999", "write a shorter one, or none for no end")
     return OverrideDeclaration(source, asked, source.created_at + ttl if ttl is not None else expires_at)
 
 
@@ -124,7 +129,10 @@ def moment_written(at: float) -> str:
 
 
 def _moment(value: object) -> float:
-    return moment_of(text(64)(value))
+    at = moment_of(text(64)(value))
+    if not 0 <= at < _NEVER:
+        raise Unfit(f"{str(value)[:40]!r} is not within the years 1970 to 9999 (UTC)", "leave it out for no end")
+    return at
 
 
 def _operation(value: object) -> str:

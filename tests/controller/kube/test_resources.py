@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from controller import overrides
 from controller.authoring import ModeRequest
-from controller.declarations import Judgement, NetworkPolicyMode
+from controller.declarations import Judgement, Kind, NetworkPolicyMode
 from controller.errors import InvalidRequest
 from controller.kube.resources.reading import (
     duration,
@@ -21,7 +21,8 @@ from controller.kube.resources.reading import (
     override_declaration,
     written,
 )
-from controller.kube.resources.status import mode_status, override_status, says_already
+from controller.kube.resources.status import mode_status, override_status, says_already, status_of
+from controller.kube.resources.sync import _read
 from controller.kube.resources.writing import mode_document, override_document
 from graph.model import Direction, InboundTls, Mode, Protocol, Verdict, WorkloadRef
 from graph.outside import parse_end
@@ -67,6 +68,24 @@ def test_ends_outside_and_an_end_by_date() -> None:
     assert below.asked.destination == parse_end("-/*.example.com")
     network = override_declaration(resource(**{"from": {"cidr": "2001:DB8::/32"}}))
     assert network.asked.source == parse_end("-/2001:db8::/32")
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        {"ttl": "999999999d"},
+        {"expiresAt": "9999-12-31T23:59:59-01:00"},
+        {"expiresAt": "0001-01-01T00:00:00+01:00"},
+        {"expiresAt": "0001-01-01T00:00:00Z"},
+    ],
+)
+def test_an_end_that_no_status_can_say_is_refused_and_the_resource_is_told(end: dict[str, str]) -> None:
+    # these pass the schema; one that could not be told of itself kept everybody else's from being told
+    document = resource(**end)
+    told = _read(Kind.OVERRIDE, document)
+    assert isinstance(told, Judgement)
+    assert (told.accepted, told.field) == (False, next(iter(end)))
+    assert status_of(document, None, told, NOW, override=True)["state"] == "Refused"
 
 
 @pytest.mark.parametrize("end", ["203.0.113.0/24", "2001:db8::/32", "*.example.com", "api.example.com", "192.0.2.7"])

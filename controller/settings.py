@@ -79,7 +79,7 @@ class Settings:
     :param web_hosts: the names under which people reach the page; any other ``Host`` is refused
     :param web_tls: serve HTTPS; required off loopback
     :param svid_lifetime: seconds that a workload's certificate holds; renewed at half of it
-    :param inventory_interval: seconds between two looks at the inventory file for changes
+    :param inventory_interval: seconds between two looks at the inventory file for changes; not on Kubernetes
     :param learning: when an edge has been seen often and long enough
     :param sse_clients: the most live streams that the page and the command may hold open together
     """
@@ -124,6 +124,7 @@ class Settings:
         """
         path = _path(base)
         fields = Fields(document, refusal(ConfigError), noun="setting")
+        given = frozenset(document) if isinstance(document, Mapping) else frozenset()
         settings = cls(
             state_dir=fields.take("state_dir", path),
             inventory=fields.take("inventory", optional(path), None),
@@ -143,6 +144,12 @@ class Settings:
         )
         fields.finish()
         settings._check_whole()
+        if settings.kubernetes is not None and "inventory_interval" in given:
+            raise ConfigError(
+                "set beside kubernetes, where no file is looked at",
+                field="inventory_interval",
+                remedy="remove it; kubernetes.coalesce says how soon what changed on the cluster is taken",
+            )
         return settings
 
     def _check_whole(self) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from controller.injection.audience import AUDIENCE, token_audience
 from controller.injection.names import SYSTEM_NAMESPACES
 from graph.fields import (
     Address,
@@ -36,7 +37,6 @@ NATIVE_SINCE: Final = (1, 29)
 _VERSION = re.compile(r"v?([0-9]{1,3})\.([0-9]{1,3})([.+-].{0,60})?")
 IMAGE: Final = re.compile(r"[a-zA-Z0-9][-a-zA-Z0-9._:/@]{0,510}")
 _QUANTITY = re.compile(r"[0-9]{1,15}(\.[0-9]{1,9})?(m|k|Ki|M|Mi|G|Gi|T|Ti)?")
-_AUDIENCE = re.compile(r"[!-~]{1,253}")
 _CLUSTER = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]{0,61})?[A-Za-z0-9]")
 
 #: Settings of the sidecar that the injector makes itself; ``sidecar:`` must not say otherwise.
@@ -122,6 +122,7 @@ class InjectionSettings:
     :param native_sidecar: whether to use init containers with ``restartPolicy: Always`` where the cluster has them
     :param validation: whether a container without rights has to see captured connections before the pod goes on
     :param start_seconds: that a sidecar may take until it is ready, before the kubelet starts it again
+    :param token_audience: whom it is for: what the controller is told in ``kubernetes.token_audience``
     :param token_seconds: that a projected ServiceAccount token holds; the kubelet renews it
     :param allow_annotations: annotations that weaken what the mesh holds and that authors of pods may use all the same
     :param sidecar: settings of ``sidecar.yaml`` for every pod
@@ -138,7 +139,7 @@ class InjectionSettings:
     controller: Address = CONTROLLER
     issuer: Address = ISSUER
     trust_domain: str = "hedgerow.local"
-    token_audience: str = "hedgerow-controller"  # noqa: S105  # whom a token is for
+    token_audience: str = AUDIENCE
     token_seconds: int = 600
     cluster: str = ""
     resources: Resources = SIDECAR_RESOURCES
@@ -178,9 +179,7 @@ def read_injection(weakening: frozenset[str]) -> Check[InjectionSettings]:
             controller=fields.take("controller", remote_address, Address(host, 15012)),
             issuer=fields.take("issuer", remote_address, Address(host, 15013)),
             trust_domain=fields.take("trust_domain", trust_domain_name, "hedgerow.local"),
-            token_audience=fields.take(
-                "token_audience", matching(_AUDIENCE, "visible ASCII characters"), "hedgerow-controller"
-            ),
+            token_audience=fields.take("token_audience", token_audience, AUDIENCE),
             token_seconds=fields.take("token_seconds", integer(600, 86400), 600),
             cluster=fields.take("cluster", matching(_CLUSTER, "letters, digits, '-', '_', '.'", may_be_empty=True), ""),
             resources=fields.take("resources", resources, SIDECAR_RESOURCES),

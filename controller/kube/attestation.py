@@ -3,8 +3,8 @@
 A sidecar proves its pod by a ServiceAccount token that the kubelet made for that pod and for nobody but us: projected,
 of our audience, bound to the pod's uid. The rules, in order; the first that is broken refuses:
 
-1. The API server reviews the token, asked for our audience, and has to say that it is good for it. We read nothing
-   of a token ourselves.
+1. The API server reviews the token, asked for our audience, and has to say that it is good for it; and, asked once
+   more, that it is not good for the API server itself. We read nothing of a token ourselves.
 2. It is bound to a pod. A token of a node, of a Secret or of an account alone proves no pod.
 3. The caller says which pod it is, and means that one.
 4. That pod is there now, with that uid and account, is neither ending nor ended, has a network of its own, our sidecar,
@@ -29,6 +29,7 @@ from typing import Any, Protocol
 
 from controller.engine.subscriptions import Subscription
 from controller.errors import AttestationRefused, AttestationUnavailable
+from controller.injection.audience import AUDIENCE
 from controller.injection.names import INJECTION, SIDECAR, SYSTEM_NAMESPACES
 from controller.inventory import Inventory
 from controller.inventory.model import plain_address
@@ -36,7 +37,7 @@ from controller.issuer import Attested
 from controller.kube.client import Document
 from controller.kube.errors import KubernetesError, NoSuchObject
 from controller.kube.kinds import PODS, TOKEN_REVIEWS, Resource
-from controller.kube.token_review import AUDIENCE, BoundPod, bound_pod
+from controller.kube.token_review import BoundPod, bound_pod, check_ours_alone
 from controller.view import View
 from graph.model import Instance
 
@@ -87,6 +88,7 @@ class Attestor:
     """Implements :class:`controller.issuer.TokenAttestor` on a cluster.
 
     :param own_namespace: the control plane's, in which no pod is meshed
+    :param audience: whom tokens have to be for
     :param at_once: tokens that are looked at at the same time
     """
 
@@ -96,11 +98,13 @@ class Attestor:
         inventories: Inventories,
         own_namespace: str,
         *,
+        audience: str = AUDIENCE,
         at_once: int = AT_ONCE,
         patience: Patience | None = None,
     ) -> None:
         self._requests = requests
         self._inventories = inventories
+        self._audience = audience
         self._unmeshed = SYSTEM_NAMESPACES | {own_namespace}
         self._slots = asyncio.Semaphore(at_once)
         self._patience = patience or Patience()
@@ -122,7 +126,8 @@ class Attestor:
         try:
             async with asyncio.timeout(self._patience.whole):
                 async with self._slots:
-                    bound = bound_pod(await self._review(token))
+                    bound = bound_pod(await self._review(token, self._audience), self._audience)
+                    check_ours_alone(await self._review(token), bound, self._audience)
                     check_claim(bound, instance)
                     pod = await self._read(bound)
                 check_pod(pod, bound)
@@ -137,11 +142,12 @@ class Attestor:
 
     # --- asking
 
-    async def _review(self, token: str) -> Mapping[str, Any]:
+    async def _review(self, token: str, *audiences: str) -> Mapping[str, Any]:
+        """What the API server says of a token; without audiences: whether it is for the API server itself."""
         body = {
             "apiVersion": TOKEN_REVIEWS.api_version,
             "kind": TOKEN_REVIEWS.kind,
-            "spec": {"token": token, "audiences": [AUDIENCE]},
+            "spec": {"token": token, **({"audiences": list(audiences)} if audiences else {})},
         }
         try:
             answer = await self._requests.create(TOKEN_REVIEWS, body)

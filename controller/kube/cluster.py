@@ -84,7 +84,7 @@ class Cluster:
     ) -> None:
         self.client = Client(settings)
         self.surroundings = Surroundings(settings, self.client, engine, keyring, trust_domain, recheck, clock, shrunk)
-        self.attestor = Attestor(self.client, engine, settings.namespace)
+        self.attestor = Attestor(self.client, engine, settings.namespace, audience=settings.token_audience)
         self.resources = ResourceSync(self.client, engine, clock, self._inventory_known)
         self.author = ResourceAuthor(self.client, engine, self.resources, clock)
         self.inventory = following_of(self.surroundings)

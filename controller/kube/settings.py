@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from controller.injection.audience import AUDIENCE, token_audience
 from controller.inventory.reader import cluster_networks
 from graph.fields import Check, Fields, Unfit, integer, matching, namespace_name, optional, seconds, text, unfit, word
 
@@ -31,6 +32,7 @@ class KubernetesSettings:
     :param request_timeout: that a single request may take
     :param coalesce: at the shortest between two inventories; what changes meanwhile goes into one
     :param injector_certificate: ``controller``: we make and renew it; ``external``: somebody else does
+    :param token_audience: whom the tokens of sidecars are for: what the injector is told in its ``token_audience``
     :param reclaim: bytes of private memory that are worth beginning anew for when most of the cluster is gone; 0: never
     """
 
@@ -41,6 +43,7 @@ class KubernetesSettings:
     request_timeout: float = 30.0
     coalesce: float = 0.25
     injector_certificate: str = "controller"
+    token_audience: str = AUDIENCE
     reclaim: int = 16 << 20
 
 
@@ -60,6 +63,7 @@ def kubernetes_settings(base: Path) -> Check[KubernetesSettings]:
             request_timeout=fields.take("request_timeout", seconds(1, 600), 30.0),
             coalesce=fields.take("coalesce", seconds(0.01, 60), 0.25),
             injector_certificate=fields.take("injector_certificate", word("controller", "external"), "controller"),
+            token_audience=fields.take("token_audience", token_audience, AUDIENCE),
             reclaim=fields.take("reclaim", integer(0, 1 << 40), 16 << 20),
         )
         fields.finish()

@@ -12,9 +12,6 @@ from typing import Any
 from controller.errors import AttestationRefused, AttestationUnavailable
 from graph.text import printable
 
-#: Whom the tokens of sidecars are for: us, and not the API server.
-AUDIENCE = "hedgerow-controller"
-
 _ACCOUNT = "system:serviceaccount:"
 _POD_NAME = "authentication.kubernetes.io/pod-name"
 _POD_UID = "authentication.kubernetes.io/pod-uid"
@@ -28,7 +25,8 @@ _REASONS = (
     (
         "audience",
         "attestation-wrong-audience",
-        f"project it with `audience: {AUDIENCE}`, not the token for the API server",
+        "project it with `audience: {audience}`, not the token for the API server; where the injector did, its "
+        "`token_audience` is not the controller's: set both alike (one value of the chart) and create the pod again",
     ),
     ("invalidated", "attestation-pod-gone", "its pod or account was deleted; nothing is to be done"),
     ("not found", "attestation-pod-gone", "its pod or account was deleted; nothing is to be done"),
@@ -60,17 +58,18 @@ class BoundPod:
         return {key: value for key, value in known.items() if value}
 
 
-def bound_pod(status: Mapping[str, Any]) -> BoundPod:
+def bound_pod(status: Mapping[str, Any], audience: str) -> BoundPod:
     """The pod of a reviewed token.
 
-    :param status: of the TokenReview that asked for :data:`AUDIENCE`
+    :param status: of the TokenReview
+    :param audience: that it asked for: ours
     :raises AttestationRefused: when the token is not good for us, or proves no pod
     :raises AttestationUnavailable: when the API server does not say for whom it is good
     """
     if status.get("authenticated") is not True:
-        raise _not_authenticated(printable(str(status.get("error") or ""))[:_SHOWN])
+        raise _not_authenticated(printable(str(status.get("error") or ""))[:_SHOWN], audience)
     audiences = status.get("audiences")
-    if not isinstance(audiences, list) or AUDIENCE not in audiences:
+    if not isinstance(audiences, list) or audience not in audiences:
         # "valid for the API server" is not "valid for us": an authenticator that knows no audiences says so
         raise AttestationUnavailable(
             "the API server does not check for whom a token is",
@@ -104,9 +103,29 @@ def _one(extra: Mapping[str, Any], key: str) -> str:
     return values[0] if isinstance(values, list) and len(values) == 1 and isinstance(values[0], str) else ""
 
 
-def _not_authenticated(said: str) -> AttestationRefused:
+def check_ours_alone(status: Mapping[str, Any], bound: BoundPod, audience: str) -> None:
+    """That a good token is not good for the API server, too.
+
+    Were it so for our audience, then the token that every container of every pod has by itself would be as good.
+
+    :param status: of a TokenReview that asked for no audience, which is to ask for the API server's own
+    :raises AttestationRefused: when the API server takes it
+    """
+    if status.get("authenticated") is True:
+        raise AttestationRefused(
+            f"it is for the API server too, and not for {audience!r} alone",
+            code="attestation-not-ours-alone",
+            remedy="project it with one audience, and set `token_audience`, of the injector and of the controller, to a "
+            "name that is not among the API server's (--api-audiences)",
+            pod=str(bound),
+        )
+
+
+def _not_authenticated(said: str, audience: str) -> AttestationRefused:
     unknown = ("attestation-invalid", "mount a projected serviceAccountToken of this cluster")
     code, remedy = next((found for word, *found in _REASONS if word in said.lower()), unknown)
     return AttestationRefused(
-        f"the API server does not accept it{f': {said}' if said else ''}", code=code, remedy=remedy
+        f"the API server does not accept it{f': {said}' if said else ''}",
+        code=code,
+        remedy=remedy.replace("{audience}", audience),
     )

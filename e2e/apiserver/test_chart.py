@@ -33,6 +33,7 @@ VERSION = "1.36.3"
 
 EVERYTHING: dict[str, Any] = {
     "trustDomain": "mesh.example",
+    "tokenAudience": "https://mesh.example/controller",
     "clusterName": "blue",
     "clusterNetworks": ["10.0.0.0/8", "fd00::/8"],
     "imagePullSecrets": [{"name": "registry"}],
@@ -127,6 +128,8 @@ def test_the_programs_take_the_settings_that_it_writes(apiserver, tmp_path, valu
     path.write_text(found["ConfigMap", "hedgerow-injector"]["data"]["injector.yaml"])
     injector = InjectorSettings.load(path)
     assert injector.injection.trust_domain == controller.trust_domain
+    wanted = values.get("tokenAudience", "hedgerow-controller")
+    assert injector.injection.token_audience == controller.kubernetes.token_audience == wanted
     assert injector.injection.kubernetes_version == (1, 36)
     assert injector.injection.native_sidecar is values.get("sidecar", {}).get("native", True)
     mounts = found["Deployment", "hedgerow-injector"]["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
@@ -183,6 +186,10 @@ REFUSED = [
     ({"surprise": 1}, "surprise"),
     ({"trustDomain": "Not A Domain"}, "/trustDomain"),
     ({"trustDomain": 7}, "/trustDomain"),
+    ({"tokenAudience": "with space"}, "/tokenAudience"),
+    ({"tokenAudience": ""}, "/tokenAudience"),
+    ({"tokenAudience": ["a", "b"]}, "/tokenAudience"),
+    ({"tokenAudience": "https://kubernetes.default.svc"}, 'tokenAudience: "https://kubernetes.default.svc" is the API'),
     ({"clusterName": "with space"}, "/clusterName"),
     ({"clusterNetworks": "10.0.0.0/8"}, "/clusterNetworks"),
     ({"clusterNetworks": ["10.0.0.0"]}, "/clusterNetworks/0"),

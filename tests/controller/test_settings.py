@@ -11,6 +11,7 @@ import yaml
 from controller.errors import ConfigError
 from controller.learner import Gate
 from controller.settings import Address, InheritedSocket, Settings, WebTls
+from controller.web.server import hosts_of
 
 LEAST = {"state_dir": "state", "inventory": "inventory.yaml"}
 
@@ -93,6 +94,25 @@ def test_what_is_wrong_is_named_with_its_remedy(changes: dict[str, Any], field: 
     error = refuse(**changes)
     assert error.field == field
     assert remedy in error.remedy
+
+
+@pytest.mark.parametrize("interval", [1.0, 0.5])
+def test_on_a_cluster_what_is_said_of_the_inventory_file_is_refused(interval: float) -> None:
+    """Also where it is what holds by itself: it would be changed one day, to no effect."""
+    with pytest.raises(ConfigError) as caught:
+        Settings.parse({"state_dir": "s", "kubernetes": {}, "inventory_interval": interval}, Path("/etc"))
+    assert caught.value.field == "inventory_interval"
+    assert caught.value.remedy.startswith("remove it; kubernetes.coalesce says")
+    with pytest.raises(ConfigError) as caught:
+        Settings.parse({**LEAST, "kubernetes": {}}, Path("/etc"))
+    assert (caught.value.field, caught.value.remedy) == ("inventory", "remove one of the two")
+
+
+def test_on_a_cluster_the_page_has_the_names_that_it_was_given() -> None:
+    settings = Settings.parse({"state_dir": "s", "kubernetes": {}, "web_hosts": ["Mesh.Example"]}, Path("/etc"))
+    served = hosts_of(settings)
+    assert served.serves("mesh.example:8080")
+    assert not served.serves("other.example:8080")
 
 
 def test_off_loopback_the_page_is_served_with_tls_only() -> None:

@@ -1,3 +1,12 @@
+{{/* One value for both programs. An upgrade with --reuse-values knows no value that is new. */}}
+{{- define "hedgerow.tokenAudience" -}}
+{{- $audience := .Values.tokenAudience | default "hedgerow-controller" -}}
+{{- if regexMatch "^(?i)(https?://)?kubernetes(\\.default(\\.svc(\\..*)?)?)?(:[0-9]*)?/?$" $audience -}}
+{{- fail (printf "tokenAudience: %q is the API server, and every pod has a token for it; write a name that is the controller's alone, such as hedgerow-controller" $audience) -}}
+{{- end -}}
+{{- $audience -}}
+{{- end -}}
+
 {{/* controller.yaml. Numbers as JSON: Helm has read them as floating point, and a million would stand here as 1e+06, a text. */}}
 {{- define "hedgerow.controllerSettings" -}}
 {{- $c := .Values.controller -}}
@@ -23,6 +32,7 @@ kubernetes:
   {{- if ne .Values.injector.certificate "controller" }}
   injector_certificate: external
   {{- end }}
+  token_audience: {{ include "hedgerow.tokenAudience" . | quote }}
 {{- end -}}
 
 {{/* injector.yaml */}}
@@ -45,6 +55,7 @@ injection:
   validation: {{ $s.validation }}
   start_seconds: {{ toJson $s.startSeconds }}
   trust_domain: {{ .Values.trustDomain }}
+  token_audience: {{ include "hedgerow.tokenAudience" . | quote }}
   {{- with .Values.clusterName }}
   cluster: {{ . }}
   {{- end }}

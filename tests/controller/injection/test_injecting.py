@@ -80,6 +80,13 @@ def test_every_file_that_the_settings_name_lies_in_a_mount() -> None:
     assert volumes[names.TRUST_VOLUME]["configMap"]["name"] == "hedgerow-trust"
 
 
+def test_the_token_is_for_whom_and_for_how_long_the_settings_say() -> None:
+    made = injected(pod(), token_audience="mesh.example", token_seconds=900).pod
+    (volume,) = [one for one in made["spec"]["volumes"] if one["name"] == names.TOKEN_VOLUME]
+    (token,) = volume["projected"]["sources"]
+    assert token["serviceAccountToken"] == {"audience": "mesh.example", "expirationSeconds": 900, "path": "token"}
+
+
 def test_our_containers_leave_no_room_for_a_token_of_the_api_server() -> None:
     made = injected(pod()).pod
     for name in names.CONTAINERS:

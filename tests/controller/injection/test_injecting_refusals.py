@@ -75,6 +75,15 @@ def test_what_can_not_have_a_sidecar_is_refused_by_its_field(given: dict[str, An
     assert "; " in message, "no remedy"
 
 
+def test_a_token_like_the_sidecar_s_is_refused_to_the_application_whatever_its_audience_is() -> None:
+    def holding(audience: str) -> dict[str, Any]:
+        source = {"serviceAccountToken": {"audience": audience, "path": "token"}}
+        return pod(volumes=[{"name": "v", "projected": {"sources": [source]}}])
+
+    assert "a token for mesh.example would" in refused(holding("mesh.example"), token_audience="mesh.example")
+    assert injected(holding("hedgerow-controller"), token_audience="mesh.example"), "for that one nothing is had"
+
+
 def test_a_container_with_a_user_of_its_own_does_not_mind_the_pods() -> None:
     given = pod({"name": "a", "securityContext": user(1000)}, securityContext=user(1337))
     assert injected(given)

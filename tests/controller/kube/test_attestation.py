@@ -13,10 +13,11 @@ import pytest
 from controller.engine import Engine
 from controller.errors import AttestationRefused, AttestationUnavailable
 from controller.inventory import read_inventory
+from controller.injection.audience import AUDIENCE
 from controller.kube.attestation import AT_ONCE, Attestor, Patience
 from controller.kube.errors import Forbidden, KubernetesError, NoSuchObject, Unauthorized, Unreachable
 from controller.kube.kinds import PODS, TOKEN_REVIEWS, Resource
-from controller.kube.token_review import AUDIENCE, bound_pod
+from controller.kube.token_review import bound_pod
 from graph.model import WorkloadRef
 from tests.controller.mesh import TRUST_DOMAIN, Clock
 from tests.controller.mesh import running as running_engine
@@ -94,6 +95,8 @@ class Cluster:
 
     def __init__(self) -> None:
         self.review: dict[str, Any] | KubernetesError = copy.deepcopy(REVIEWED)
+        #: What it says of the token when it is asked whether that is for the API server itself.
+        self.own: dict[str, Any] | KubernetesError = {"error": "invalid audience"}
         self.pod: dict[str, Any] | KubernetesError = copy.deepcopy(POD)
         self.asked: list[dict[str, Any]] = []
         self.busy = 0
@@ -113,9 +116,10 @@ class Cluster:
             await self.answering.wait()
         finally:
             self.busy -= 1
-        if isinstance(self.review, KubernetesError):
-            raise self.review
-        return {**body, "status": self.review}
+        said = self.review if "audiences" in body["spec"] else self.own
+        if isinstance(said, KubernetesError):
+            raise said
+        return {**body, "status": said}
 
     async def get(self, resource: Resource, name: str, namespace: str = "", subresource: str = "") -> dict[str, Any]:
         assert (resource, namespace, name, subresource) == (PODS, "shop", "cart-1", "")
@@ -152,7 +156,10 @@ async def test_a_pod_s_own_token_says_which_instance_shows_it(cluster: Cluster, 
         "node": "node-1",
         "from": ADDRESS,
     }
-    assert cluster.asked[0]["spec"] == {"token": TOKEN, "audiences": ["hedgerow-controller"]}
+    assert [each["spec"] for each in cluster.asked] == [
+        {"token": TOKEN, "audiences": ["hedgerow-controller"]},
+        {"token": TOKEN},
+    ]
     assert TOKEN not in str(attested)
 
 
@@ -221,6 +228,29 @@ async def test_an_api_server_that_does_not_check_audiences_proves_nothing(
     cluster.review = changed(REVIEWED, "audiences", audiences)
     with pytest.raises(AttestationUnavailable, match="does not check for whom a token is"):
         await attestor.attest(TOKEN, "cart-1", ADDRESS)
+
+
+async def test_tokens_are_for_whom_the_settings_say(cluster: Cluster, engine: Engine) -> None:
+    attestor = Attestor(cluster, engine, "hedgerow-system", audience="mesh.example", patience=Patience(whole=20))
+    with pytest.raises(AttestationUnavailable, match="does not check for whom a token is"):
+        await attestor.attest(TOKEN, "cart-1", ADDRESS)  # good for another than was asked for
+    cluster.review = {"error": 'token audiences ["hedgerow-controller"] is invalid for the target audiences'}
+    with pytest.raises(AttestationRefused, match="`audience: mesh.example`") as refused:
+        await attestor.attest(TOKEN, "cart-1", ADDRESS)
+    assert refused.value.code == "attestation-wrong-audience"
+    assert "`token_audience`" in refused.value.remedy
+    cluster.review = changed(REVIEWED, "audiences", ["mesh.example"])
+    assert (await attestor.attest(TOKEN, "cart-1", ADDRESS)).uid == "uid-1"
+    assert [each["spec"].get("audiences") for each in cluster.asked] == [["mesh.example"]] * 3 + [None]
+
+
+async def test_a_token_that_is_for_the_api_server_too_proves_nothing(cluster: Cluster, attestor: Attestor) -> None:
+    """Every container of every pod has one of those."""
+    cluster.own = changed(REVIEWED, "audiences", ["https://kubernetes.default.svc"])
+    with pytest.raises(AttestationRefused, match="for the API server too") as refused:
+        await attestor.attest(TOKEN, "cart-1", ADDRESS)
+    assert (refused.value.code, refused.value.pod) == ("attestation-not-ours-alone", "shop/cart-1")
+    assert "`token_audience`" in refused.value.remedy
 
 
 @pytest.mark.parametrize(
@@ -320,7 +350,7 @@ async def test_what_is_no_token_does_not_reach_the_api_server(cluster: Cluster, 
         Unauthorized("who are you", status=401),
     ],
 )
-@pytest.mark.parametrize("asked", ["review", "pod"])
+@pytest.mark.parametrize("asked", ["review", "own", "pod"])
 async def test_what_can_not_be_found_out_is_no_refusal_and_the_log_says_what_to_do(
     cluster: Cluster, attestor: Attestor, caplog: pytest.LogCaptureFixture, error: KubernetesError, asked: str
 ) -> None:
@@ -391,4 +421,4 @@ async def test_reviews_are_bounded_and_late_ones_are_told_to_come_again(cluster:
 def test_what_a_review_says_is_read_without_believing_its_form() -> None:
     for user in (None, [], "x", {"username": 7}, {"username": "system:serviceaccount:shop:cart", "extra": []}):
         with pytest.raises(AttestationRefused):
-            bound_pod({**REVIEWED, "user": user})
+            bound_pod({**REVIEWED, "user": user}, AUDIENCE)

@@ -23,8 +23,8 @@ MAX_POD_TOKEN_BYTES = 16 * 1024
 
 _NEW_TOKEN = "have a new join token made (`hedgerow join-token create WORKLOAD INSTANCE`)"  # noqa: S105  # a text
 _PROJECTED = (
-    "mount a projected volume with serviceAccountToken {audience: hedgerow-controller, path: token} (or the audience that "
-    "the controller's token_audience names) and name its file"
+    "mount a projected volume with serviceAccountToken {audience: hedgerow-controller, path: token} (or the audience "
+    "that the controller's token_audience names) and name its file"
 )
 
 

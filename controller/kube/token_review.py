@@ -115,8 +115,8 @@ def check_ours_alone(status: Mapping[str, Any], bound: BoundPod, audience: str) 
         raise AttestationRefused(
             f"it is for the API server too, and not for {audience!r} alone",
             code="attestation-not-ours-alone",
-            remedy="project it with one audience, and set `token_audience`, of the injector and of the controller, to a "
-            "name that is not among the API server's (--api-audiences)",
+            remedy="project it with one audience, and let `token_audience`, of the injector and of the controller, be "
+            "none of the API server's (--api-audiences)",
             pod=str(bound),
         )
 

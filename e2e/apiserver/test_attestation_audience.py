@@ -1,4 +1,4 @@
-"""One value of the chart is whom tokens are for: what the injector projects is what the controller takes, and no other."""
+"""One value of the chart says whom tokens are for: what the injector projects the controller takes, and no other."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ async def test_a_token_that_the_api_server_takes_too_proves_nothing(run: Running
 async def test_an_audience_of_the_api_server_s_lets_nobody_in(
     apiserver: ApiServer, programs: tuple[Settings, InjectionSettings], cluster: Cluster, tmp_path: Path
 ) -> None:
-    """Every container has a token for it. A name that the settings do not know for the API server's is found out here."""
+    """Every container has a token for it. Names of the API server's that the settings do not know are found out here."""
     said = programs[0].kubernetes
     assert said is not None
     kubernetes = replace(said, kubeconfig=apiserver.kubeconfig, token_audience=control_plane.AUDIENCE)

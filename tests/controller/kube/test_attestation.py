@@ -12,8 +12,8 @@ import pytest
 
 from controller.engine import Engine
 from controller.errors import AttestationRefused, AttestationUnavailable
-from controller.inventory import read_inventory
 from controller.injection.audience import AUDIENCE
+from controller.inventory import read_inventory
 from controller.kube.attestation import AT_ONCE, Attestor, Patience
 from controller.kube.errors import Forbidden, KubernetesError, NoSuchObject, Unauthorized, Unreachable
 from controller.kube.kinds import PODS, TOKEN_REVIEWS, Resource
@@ -235,7 +235,7 @@ async def test_tokens_are_for_whom_the_settings_say(cluster: Cluster, engine: En
     with pytest.raises(AttestationUnavailable, match="does not check for whom a token is"):
         await attestor.attest(TOKEN, "cart-1", ADDRESS)  # good for another than was asked for
     cluster.review = {"error": 'token audiences ["hedgerow-controller"] is invalid for the target audiences'}
-    with pytest.raises(AttestationRefused, match="`audience: mesh.example`") as refused:
+    with pytest.raises(AttestationRefused, match=r"`audience: mesh\.example`") as refused:
         await attestor.attest(TOKEN, "cart-1", ADDRESS)
     assert refused.value.code == "attestation-wrong-audience"
     assert "`token_audience`" in refused.value.remedy

@@ -111,7 +111,7 @@ async def test_a_token_that_the_api_server_takes_too_proves_nothing(run: Running
 async def test_an_audience_of_the_api_server_s_lets_nobody_in(
     apiserver: ApiServer, programs: tuple[Settings, InjectionSettings], cluster: Cluster, tmp_path: Path
 ) -> None:
-    """Every container has a token for it. Names of the API server's that the settings do not know are found out here."""
+    """Every container has a token for it. Names of its that the settings do not know are found out here."""
     said = programs[0].kubernetes
     assert said is not None
     kubernetes = replace(said, kubeconfig=apiserver.kubeconfig, token_audience=control_plane.AUDIENCE)

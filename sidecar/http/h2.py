@@ -16,6 +16,11 @@ Rules:
    such rules come into force later, this connection is judged as one whose operation is not known.
 5. While we drain, the client is asked to go elsewhere (RFC 9113 section 6.8) at the next place between two frames; the
    connection ends when its last request does.
+6. The application is called when the client has sent a whole head, or has sent its preface with the first frame, whole,
+   and nothing half behind it. The latter is all that a client has to say before it may wait for the application's
+   SETTINGS (RFC 9113 section 3.4), which nobody but the application can send: it would wait for ever. Half a preface,
+   or half a head that came with it, calls nobody, and nor does a client that ends before. What came until then is held
+   here, no more than goes into one head and what may stand before it.
 """
 
 from __future__ import annotations
@@ -27,55 +32,27 @@ from typing import Final
 from sidecar.dataplane.contracts import Request
 from sidecar.dataplane.lanes import LaneContext
 from sidecar.dataplane.leg_relay import LegRelay
-from sidecar.dataplane.legs import NOBODY, Leg
+from sidecar.dataplane.legs import Leg
 from sidecar.http.errors import Malformed
 from sidecar.http.frames import ANY_STREAM, ENHANCE_YOUR_CALM, NO_SETTINGS, PROTOCOL_ERROR, FrameReader, goaway
 from sidecar.http.grpc_messages import Messages, is_grpc
+from sidecar.http.h2_call import Call
 from sidecar.http.h2_fields import check_fields
 from sidecar.http.hpack import Header
 from sidecar.http.operation import operation_of
 from sidecar.http.site import HttpSite
+from sidecar.http.uncalled import Uncalled
 
 _METHOD: Final = re.compile(r"[A-Z][A-Z0-9_-]{0,31}")
 #: Stands for a method that is none; rules can not name it, and HTTP/2 has another way to say that a head is wrong.
 _NO_METHOD: Final = "UNCLEAR"
 #: When somebody is asked to go who is not asked yet.
 _NOT_YET: Final = float("inf")
+#: Bytes that may come before the first head and beside its block: the preface, a first frame of the longest that a
+#: client may send unasked (RFC 9113 section 4.2), and small ones.
+_BEFORE_A_HEAD: Final = 32_768
 #: Characters of what is only reported.
 _LONGEST_TEXT: Final = 256
-
-
-class _Call:
-    """One request on its stream."""
-
-    __slots__ = (
-        "agent",
-        "answers",
-        "began",
-        "grpc",
-        "grpc_status",
-        "host",
-        "method",
-        "name",
-        "path",
-        "questions",
-        "received",
-        "request_id",
-        "sent",
-        "status",
-    )
-
-    def __init__(self, began: float) -> None:
-        self.began = began
-        self.name = self.method = self.path = ""
-        self.host = self.agent = self.request_id = ""
-        self.grpc = False
-        self.questions: Messages | None = None  # counts the request's messages, if it has some
-        self.answers: Messages | None = None
-        self.status = 0
-        self.grpc_status = -1
-        self.sent = 0
-        self.received = 0
 
 
 class H2Lane(LegRelay):
@@ -84,6 +61,7 @@ class H2Lane(LegRelay):
     __slots__ = (
         "_asked_to_go",
         "_calls",
+        "_context",
         "_drop_left",
         "_from_client",
         "_from_server",
@@ -92,14 +70,16 @@ class H2Lane(LegRelay):
         "_parting",
         "_port",
         "_site",
+        "_uncalled",
         "_under",
     )
 
     def __init__(self, context: LaneContext, client: Leg, site: HttpSite | None = None) -> None:
         self._site = site = site if site is not None else HttpSite.of(context.fabric)
+        self._context = context
         self._under = context.connection
         self._port = context.port
-        self._calls: dict[int, _Call] | None = {}  # None: it is not known what runs
+        self._calls: dict[int, Call] | None = {}  # None: it is not known what runs
         self._last = 0
         self._asked_to_go: float | None = None  # since when the client is; infinite: not yet, but it is to be
         self._half_since: float | None = None  # since when the client leaves something half sent
@@ -120,12 +100,8 @@ class H2Lane(LegRelay):
         )
         context.connection.record.protocol = "http2"
         context.connection.by_operation = False
-        server = context.dial(NOBODY)
-        if server is None:
-            client.reset()
-            context.connection.finish(failed=True)
-            return
-        super().__init__(context.connection, client, server)
+        self._uncalled: Uncalled | None = (uncalled := Uncalled())  # None: the application is called
+        super().__init__(context.connection, client, uncalled)
         site.watch(self, context.port)
 
     def received(self, leg: Leg, data: memoryview) -> None:
@@ -148,6 +124,24 @@ class H2Lane(LegRelay):
         elif self._half_since is None or reader.boundary >= 0:
             self._half_since = self._site.clock()
         super().received(leg, data)
+        if self._uncalled is not None:
+            if self._last or not reader.half:
+                self._call_application(self._uncalled)
+            elif self._uncalled.held > self._site.settings.h2_block_bytes + _BEFORE_A_HEAD:
+                self._refuse("h2-before-a-head", ENHANCE_YOUR_CALM)
+
+    def _call_application(self, uncalled: Uncalled) -> None:
+        server = self._context.dial(self)
+        if server is None:
+            self._client.reset()
+            self._over = True
+            self._under.finish(failed=True)
+            self._farewell()
+            return
+        self._server, self._uncalled = server, None
+        uncalled.give_to(server)
+        if server.unsent:
+            self._client.pause()
 
     def _from_application(self, data: memoryview) -> None:
         reader = self._from_server
@@ -169,9 +163,11 @@ class H2Lane(LegRelay):
             self._part_when_sent()
 
     def ended(self, leg: Leg) -> None:
-        if self._parting is None:
+        if self._parting is None and self._uncalled is None:
             super().ended(leg)
         else:
+            if self._uncalled is not None:
+                self._client.end()  # nothing that it has begun can become whole
             self._client_ended = True
             self._part_when_sent()
 
@@ -277,7 +273,7 @@ class H2Lane(LegRelay):
         if len(self._calls) >= self._site.settings.h2_streams:
             self._stop_observing("h2-streams")
             return
-        call = self._calls[stream] = _Call(self._site.clock())
+        call = self._calls[stream] = Call(self._site.clock())
         path = b""
         for name, value in headers:
             if name == b":method":
@@ -346,7 +342,7 @@ class H2Lane(LegRelay):
         if call is not None:
             self._report(stream, call)
 
-    def _call(self, stream: int) -> _Call | None:
+    def _call(self, stream: int) -> Call | None:
         return self._calls.get(stream) if self._calls is not None else None
 
     def _stop_observing(self, reason: str) -> None:
@@ -367,7 +363,7 @@ class H2Lane(LegRelay):
         for stream, call in list(self._calls.items()) if self._calls else ():
             self._report(stream, call)
 
-    def _report(self, stream: int, call: _Call) -> None:
+    def _report(self, stream: int, call: Call) -> None:
         assert self._calls is not None
         del self._calls[stream]
         record = self._under.record

@@ -250,6 +250,15 @@ class Bench:
         """The connection of the application that was opened last."""
         return self.apps[-1]
 
+    def heard(self):
+        """What has reached the application since the last call: nothing, if it was not called."""
+        return self.app.take() if self.apps else b""
+
+    @property
+    def left_alone(self):
+        """Whether the application has nothing to do with any client: it was not called, or has got a reset."""
+        return all(app.was_reset for app in self.apps)
+
     def later(self, seconds):
         """Let time pass, and have the site look."""
         self.now += seconds

@@ -106,7 +106,7 @@ def test_the_application_speaks_first_also_while_draining():
     bench = Bench()
     bench.draining = True
     leg = bench.client(H2Lane)
-    leg.feed(PREFACE)
+    leg.feed(PREFACE + frame(4, 0, 0, b""))
     bench.later(1)
     assert leg.take() == b""
     settings = frame(4, 0, 0, b"\0\3\0\0\0\1")

@@ -64,6 +64,9 @@ class Leg(Protocol):
         """From now on, tell of what happens when those have had their turn who do not give way: where it can be known
         here whose turn it is."""
 
+    def give_way_no_more(self) -> None:
+        """Take part as all others do again: for a lane that does not look at bytes any more."""
+
     def reset(self) -> None:
         """Give up at once; the other end sees a reset."""
 

@@ -85,13 +85,20 @@ class Flushable(Protocol):
 class _GivesWay:
     """Takes the events of a source that gives way, and tells it of them when its turn has come."""
 
-    __slots__ = ("_events", "_fd", "_reactor", "source")
+    __slots__ = ("_events", "_fd", "_reactor", "no_more", "source")
 
     def __init__(self, reactor: Reactor, fd: int, source: Source) -> None:
         self._reactor = reactor
         self._fd = fd
         self.source = source
         self._events = 0  # since it was told last
+        #: Until that is told, and no longer.
+        self.no_more = False
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is something to tell."""
+        return self._events != 0
 
     def on_event(self, events: int) -> None:
         if not self._events:
@@ -211,6 +218,18 @@ class Reactor:
         source = self._sources[fd]
         if not isinstance(source, _GivesWay):
             self._sources[fd] = _GivesWay(self, fd, source)
+        else:
+            source.no_more = False
+
+    def give_way_no_more(self, sock: socket.socket) -> None:
+        """Have the source of ``sock`` called with the others again; of what it waits to be told of, in its turn still."""
+        fd = sock.fileno()
+        source = self._sources.get(fd)
+        if isinstance(source, _GivesWay):
+            if source.waits:
+                source.no_more = True
+            else:
+                self._sources[fd] = source.source
 
     def tell(self, fd: int, source: _GivesWay, events: int) -> None:
         """Tell who is behind ``source`` of ``events``, if the descriptor is still his."""
@@ -219,6 +238,8 @@ class Reactor:
                 source.source.on_event(events)
             except Exception:
                 self._contain(source)
+            if source.no_more and self._sources.get(fd) is source:
+                self._sources[fd] = source.source
 
     def modify(self, sock: socket.socket, events: int) -> None:
         self._epoll.modify(sock.fileno(), events)

@@ -102,6 +102,10 @@ class TcpLeg:
         if self._sock is not None:
             self._reactor.give_way(self._sock)
 
+    def give_way_no_more(self) -> None:
+        if self._sock is not None:
+            self._reactor.give_way_no_more(self._sock)
+
     def reset(self) -> None:
         if self._sock is not None:
             sockets.reset(self._sock)

@@ -140,6 +140,9 @@ class TunnelLeg:
     def give_way(self) -> None:
         """What a tunnel brings is everybody's."""
 
+    def give_way_no_more(self) -> None:
+        """It never did."""
+
     def reset(self) -> None:
         if not self._closed:
             # one that was accepted has reached the application, whatever became of a later call

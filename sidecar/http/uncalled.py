@@ -55,5 +55,7 @@ class Uncalled:
 
     def give_way(self) -> None: ...
 
+    def give_way_no_more(self) -> None: ...
+
     def reset(self) -> None:
         self._data = bytearray()

@@ -1,4 +1,8 @@
-"""A connection that went on in another protocol after an HTTP/1.1 upgrade: opaque, and still under its operation."""
+"""A connection that went on in another protocol after an HTTP/1.1 upgrade: opaque, and still under its operation.
+
+Its legs give way to nobody: the ``http`` lane never had them do so. Only a leg whose last read took long lets others go
+first with the next one, as every leg does (:mod:`sidecar.dataplane.tcp_leg`), and what is merely relayed takes little.
+"""
 
 from __future__ import annotations
 

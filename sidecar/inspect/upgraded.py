@@ -1,4 +1,10 @@
-"""A connection behind a response 101: opaque again, still under its operation, and read beside its bytes for taps."""
+"""A connection behind a response 101: opaque again, still under its operation, and read beside its bytes for taps.
+
+Inspected connections give way to all others, because what is done with their bytes takes long. Here the frames of a
+WebSocket are read one by one as long as taps are there to be asked, whether somebody watches now or not: without those
+of before nobody would know where one begins. So such a connection goes on to give way. One that nobody reads, of
+another protocol or of frames that are none, is a plain stream, which gives way no more.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +32,16 @@ class WatchedUpgrade(UpgradedRelay):
     ) -> None:
         self._watcher = watcher
         super().__init__(lane.site, lane.context.connection, lane.context.port, operation, client, server)
+        if watcher is None:
+            self._give_way_no_more()
 
     def received(self, leg: Leg, data: memoryview) -> None:
-        if self._watcher is not None:
-            self._watcher.pass_by(data, from_client=leg is self._client)
+        watcher = self._watcher
+        if watcher is not None and not watcher.pass_by(data, from_client=leg is self._client):
+            self._watcher = None
+            self._give_way_no_more()
         super().received(leg, data)
+
+    def _give_way_no_more(self) -> None:
+        self._client.give_way_no_more()
+        self._server.give_way_no_more()

@@ -170,13 +170,14 @@ class MessageWatcher:
             MessageReader(self._wanted, lambda *message: self._complete(True, *message)),
         )
 
-    def pass_by(self, data: memoryview, *, from_client: bool) -> None:
-        """Bytes that are passed on."""
+    def pass_by(self, data: memoryview, *, from_client: bool) -> bool:
+        """Bytes that are passed on. False: nothing of the connection can be read any more."""
         if self._readers is not None:
             try:
                 self._readers[from_client].feed(data)
             except Unreadable:
                 self._readers = None
+        return self._readers is not None
 
     def whole(self, content: bytes, *, from_client: bool, is_text: bool) -> None:
         """A message that somebody else has read."""

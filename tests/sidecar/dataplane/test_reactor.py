@@ -256,6 +256,85 @@ async def test_who_gets_the_socket_does_not_give_way_and_is_told_what_is_there(r
     one.close()
 
 
+async def test_who_gives_way_no_more_is_served_with_the_others(reactor):
+    seen = []
+    giving = [Giving(reactor, name, seen) for name in range(20)]
+    one = Giving(reactor, "one", seen, 0.0)
+    reactor.give_way_no_more(one.mine)
+    assert reactor._sources[one.mine.fileno()] is one
+    giving[0].first = lambda: one.other.send(b"x")
+    for source in giving:
+        source.other.send(b"x")
+    await until(lambda: len(seen) == 21)
+    assert [name for name, _ in seen] == [0, "one", *range(1, 20)]
+    for source in (one, *giving):
+        source.close()
+
+
+async def test_what_was_to_be_told_of_one_who_gives_way_no_more_is_not_lost(reactor):
+    """It is readable once, and would never be told again."""
+    seen = []
+    two = Giving(reactor, "two", seen)
+
+    def no_more():
+        assert reactor._sources[two.mine.fileno()].waits, "its turn is yet to come"
+        reactor.give_way_no_more(two.mine)
+
+    one = Giving(reactor, "one", seen, first=no_more)
+    one.other.send(b"x")
+    two.other.send(b"y")
+    await until(lambda: len(seen) == 2)
+    assert seen == [("one", b"x"), ("two", b"y")]
+    assert reactor._sources[two.mine.fileno()] is two
+    one.close()
+    two.close()
+
+
+async def test_who_begins_to_give_way_again_before_that_goes_on_with_it(reactor):
+    seen = []
+    two = Giving(reactor, "two", seen)
+
+    def no_more_and_again():
+        reactor.give_way_no_more(two.mine)
+        reactor.give_way(two.mine)
+
+    one = Giving(reactor, "one", seen, first=no_more_and_again)
+    one.other.send(b"x")
+    two.other.send(b"y")
+    await until(lambda: len(seen) == 2)
+    assert reactor._sources[two.mine.fileno()] is not two
+    reactor.give_way_no_more(one.mine)
+    reactor.give_way_no_more(one.mine)
+    assert reactor._sources[one.mine.fileno()] is one
+    one.close()
+    two.close()
+
+
+async def test_one_may_give_way_no_more_while_it_has_its_turn_or_be_gone_then(reactor):
+    seen = []
+    one = Giving(reactor, "one", seen)
+    one.first = lambda: reactor.give_way_no_more(one.mine)
+    one.other.send(b"x")
+    await until(lambda: seen)
+    assert reactor._sources[one.mine.fileno()] is one
+
+    class Ends(Giving):
+        def on_event(self, events):
+            seen.append("ends")
+            reactor.give_way_no_more(self.mine)
+            descriptors.append(self.mine.fileno())
+            reactor.close(self.mine)
+
+    descriptors = []
+    ends = Ends(reactor, "ends", seen)
+    reactor._sources[ends.mine.fileno()].on_event(IN)
+    reactor.give_way_no_more(ends.mine)
+    await until(lambda: descriptors)
+    assert descriptors[0] not in reactor._sources
+    ends.other.close()
+    one.close()
+
+
 async def test_a_fault_of_one_that_gives_way_ends_it_and_no_other(reactor, caplog):
     seen, ended = [], []
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from time import monotonic
+from types import SimpleNamespace
 
 import pytest
 
+from sidecar.dataplane.leg_relay import LegRelay
 from sidecar.dataplane.portion import LEAST, SHORT
 from sidecar.dataplane.reactor import EDGE, IN
 from sidecar.dataplane.socket_leg import SocketLeg
@@ -125,3 +128,36 @@ async def test_who_was_slow_and_is_quick_again_is_served_with_the_others(reactor
         if not leg._slow:
             return
     raise AssertionError("it stays behind the others")
+
+
+async def test_what_is_relayed_is_served_with_the_others_whatever_was_before(reactor, legs):
+    """As behind a response 101: the lane before had work with what it read."""
+    seen = []
+    (client, sends), (server, takes) = legs(Working("client", 4 * SHORT, seen)), legs(Working("server", 0, seen))
+    sends.send(b"GET /chat")
+    await until(lambda: seen)
+    assert client._slow
+    LegRelay(Ended(), client, server)
+    for _ in range(100):  # a machine that has something else to do makes it slow once more
+        sends.send(b"message")
+        await until(lambda: takes.recv(100, socket.MSG_DONTWAIT) if readable(takes) else b"")
+        if not client._slow:
+            return
+    raise AssertionError("it stays behind the others")
+
+
+class Ended:
+    """Stands for the connection, of which nothing is asked but what it has carried."""
+
+    def __init__(self):
+        self.record = SimpleNamespace(bytes_sent=0, bytes_received=0)
+
+    def owned_by(self, end): ...
+
+    def finish(self, *, failed): ...
+
+    def half_closed(self, loop): ...
+
+
+def readable(sock):
+    return bool(select.select([sock], [], [], 0)[0])

@@ -71,6 +71,9 @@ class Memory:
     def give_way(self) -> None:
         self.gives_way = True
 
+    def give_way_no_more(self) -> None:
+        self.gives_way = False
+
     def reset(self) -> None:
         self.was_reset = True
 

@@ -191,6 +191,18 @@ async def test_a_websocket_passes_with_what_was_sent_early(world):
     assert [(one.operation, one.status) for one in w.flows.requests] == [("WEBSOCKET /chat", 101)]
 
 
+async def test_behind_101_nobody_gives_way_where_nobody_reads(world):
+    w = world(rule("UPGRADE /chat"))
+    c = w.connect()
+    c.client.give(head("GET /chat", b"Upgrade: chat/2\r\nConnection: Upgrade\r\n"))
+    assert c.client.gives_way
+    assert c.application.gives_way
+    c.application.give(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: chat/2\r\nConnection: Upgrade\r\n\r\n")
+    assert c.client.read().startswith(b"HTTP/1.1 101 ")
+    assert not c.client.gives_way
+    assert not c.application.gives_way
+
+
 async def test_a_websocket_is_an_operation_of_its_own(world):
     w = world(rule("GET /chat"))
     c = w.connect()

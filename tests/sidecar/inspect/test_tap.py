@@ -320,8 +320,15 @@ async def test_without_bodies_sizes_are_shown(chat, taps):
     "nonsense", [b"\x83\x00", b"\xb1\x01a", b"\x80\x00", b"\x09\x00", b"\x89\x7e\x00\x80", b"\x81\xff" + b"\xff" * 12]
 )
 async def test_what_is_no_frame_passes_and_nothing_is_shown_any_more(chat, taps, nonsense):
+    assert chat.client.gives_way, "every frame is read"
+    assert chat.application.gives_way
     chat.client.give(nonsense + message(b"hello"))
     assert chat.application.read() == nonsense + message(b"hello")
+    assert not seen(taps)
+    assert not chat.client.gives_way, "it is a plain stream now"
+    assert not chat.application.gives_way
+    chat.application.give(message(b"hello"))
+    assert chat.client.read() == message(b"hello")
     assert not seen(taps)
 
 

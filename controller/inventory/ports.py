@@ -33,9 +33,15 @@ def own_address(value: object) -> str:
     address = ipaddress.ip_address(written)
     if address.version == 6 and (address.ipv4_mapped is not None or address.scope_id is not None):
         raise Unfit(f"{written!r} has a second spelling", "write the plain address, no scope")
-    if address.is_unspecified or address.is_multicast:
+    if not is_somebodys(written):
         raise Unfit(f"{address} is nobody's own address", "write the address of the instance")
     return written
+
+
+def is_somebodys(written: str) -> bool:
+    """Whether an IP address, in its one spelling, can be that of one machine."""
+    address = ipaddress.ip_address(written)
+    return not (address.is_unspecified or address.is_multicast or (address.version == 6 and address.scope_id))
 
 
 def entry_of(value: object) -> Fields:

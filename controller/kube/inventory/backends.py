@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from controller.inventory.ports import OPAQUE
 from controller.kube.inventory.addresses import claimed
 from controller.kube.inventory.objects import PodFacts, ServiceFacts, SliceFacts
-from controller.kube.inventory.services import endpoint_addresses, spoken_by
+from controller.kube.inventory.services import SpokenInParts, endpoint_addresses, spoken_by
 from controller.kube.inventory.workloads import Spoken
 from controller.kube.reflector import Changed, Key
 from graph.model import Protocol
@@ -39,7 +39,7 @@ class Backends:
         self._slices: dict[Key, SliceFacts] = {}
         self._slices_of: dict[Key, set[Key]] = {}  # by service
         self._leading: dict[str, tuple[Key, ...]] = {}  # services by the addresses that they lead to; mostly one
-        self._spoken: dict[Key, dict[str, dict[tuple[int, Protocol], str]]] = {}  # by service, then address
+        self._spoken: dict[Key, dict[str, SpokenInParts]] = {}  # by service, then address
 
     # --- what changed
 
@@ -132,7 +132,10 @@ class Backends:
                 for service in self.leading(address):
                     if service[0] != pod.namespace:
                         continue  # slices may name any address, and are no word of its owner's there
-                    for port, name in self._spoken.get(service, {}).get(address, {}).items():
+                    names: dict[tuple[int, Protocol], str] = {}
+                    for part in self._spoken.get(service, {}).get(address, ()):
+                        names.update(part)
+                    for port, name in names.items():
                         said.setdefault(port, set()).add(name)
         opaque = {port: OPAQUE for port, names in said.items() if OPAQUE in names}
         return {port: names.pop() for port, names in said.items() if len(names) == 1} | opaque

@@ -6,6 +6,7 @@ that a cluster costs memory by its size and not by what people write into its ob
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,9 @@ from graph.model import Port, Protocol
 
 #: A port that a person may give in a specification; what is beyond is no pod that anybody needs.
 MAX_PORTS = 256
+#: Of a service, and of a slice: Kubernetes bounds the one by bytes alone, and the other by 20,000. What is beyond leads
+#: to nobody.
+MAX_SERVICE_PORTS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +309,7 @@ def service(document: Object) -> ServiceFacts:
     outside = word(spec, "type") == "ExternalName"  # a name in DNS and nothing else
     listed = () if outside else words(spec, "clusterIPs") or (text(spec, "clusterIP"),)
     ports = []
-    for each in parts(spec, "ports"):
+    for each in itertools.islice(parts(spec, "ports"), MAX_SERVICE_PORTS):
         target = number(each, "targetPort")
         named = isinstance(each.get("targetPort"), str)
         ports.append(
@@ -343,7 +347,7 @@ def endpoint_slice(document: Object) -> SliceFacts:
         word(part(metadata, "labels"), "kubernetes.io/service-name"),
         tuple(
             SlicePort(word(each, "name"), number(each, "port"), _protocol(each), word(each, "appProtocol"))
-            for each in parts(document, "ports")
+            for each in itertools.islice(parts(document, "ports"), MAX_SERVICE_PORTS)
             if number(each, "port")
         ),
         tuple(endpoints),

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from graph.text import printable
+
 #: Problems that are shown; there may be as many as pods.
 MAX_PROBLEMS = 100
+#: Characters of one.
+MAX_LENGTH = 1_000
 
 
 class Problems:
@@ -18,7 +22,8 @@ class Problems:
     def note(self, about: str, problem: str) -> None:
         """Remember it, or, when it is empty, that there is none any more."""
         if problem:
-            self._of[about] = problem
+            # it quotes what anybody may have written, such as the name of an owner, which Kubernetes takes as it is
+            self._of[about] = printable(problem[:MAX_LENGTH])
         else:
             self._of.pop(about, None)
 

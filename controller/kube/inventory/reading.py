@@ -9,6 +9,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 from controller.inventory.model import plain_address
+from controller.inventory.ports import is_somebodys
 from controller.kube.reflector import Unreadable
 from controller.memory import forgotten_on_demand
 
@@ -115,6 +116,7 @@ def labels(document: Object, name: str = "labels") -> Labels:
 
 
 def addresses(found: tuple[str, ...]) -> tuple[str, ...]:
-    """Addresses in their one spelling; what is none is left out."""
+    """Addresses in their one spelling; what is none, or can be no one machine's, is left out: an EndpointSlice may have
+    a multicast address, and an inventory may not."""
     plain = (plain_address(each) for each in found)
-    return tuple(_ADDRESSES.one(each) for each in dict.fromkeys(plain) if each is not None)
+    return tuple(_ADDRESSES.one(each) for each in dict.fromkeys(plain) if each is not None and is_somebodys(each))

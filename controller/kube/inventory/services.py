@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from controller.inventory.ports import OPAQUE
 from controller.kube.inventory.objects import ServiceFacts, ServicePortFacts, SliceFacts
 from graph.model import Protocol, Service, ServiceEndpoint, ServicePort, WorkloadRef
 from graph.wire.bounds import MAX_ENDPOINTS
 
+#: Endpoints of all ports of a service together: who writes EndpointSlices could multiply many by many.
+MAX_PLACES = 40_000
 #: What Linkerd calls it, and people who expect that there is such a name.
 _OPAQUE = frozenset({"opaque", "linkerd.io/opaque", "linkerd.io/tcp"})
 _APP_PROTOCOL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_./]{0,251}[A-Za-z0-9])?")
+
+type SpokenInParts = tuple[Mapping[tuple[int, Protocol], str], ...]
+"""``appProtocol`` by port; a later part wins over those before it."""
 
 
 def service_of(facts: ServiceFacts, slices: Iterable[SliceFacts], workload: WorkloadRef | None) -> Service | None:
@@ -28,8 +33,15 @@ def service_of(facts: ServiceFacts, slices: Iterable[SliceFacts], workload: Work
     """
     if not facts.ports:
         return None
-    held = tuple(slices)
-    ports = {(port.number, port.protocol): _port(port, held) for port in facts.ports}
+    behind: dict[tuple[str, Protocol], list[tuple[SliceFacts, int]]] = {}
+    for each in slices:
+        for named in each.ports:
+            behind.setdefault((named.name, named.protocol), []).append((each, named.number))
+    most = min(MAX_ENDPOINTS, MAX_PLACES // len(facts.ports))
+    ports = {
+        (port.number, port.protocol): _port(port, behind.get((port.name, port.protocol), ()), most)
+        for port in facts.ports
+    }
     return Service(
         facts.namespace,
         facts.name,
@@ -40,22 +52,29 @@ def service_of(facts: ServiceFacts, slices: Iterable[SliceFacts], workload: Work
     )
 
 
-def _port(facts: ServicePortFacts, slices: Sequence[SliceFacts]) -> ServicePort:
+def _port(facts: ServicePortFacts, behind: Sequence[tuple[SliceFacts, int]], most: int) -> ServicePort:
+    """:param behind: the slices that have a port of its name, each with the number
+    :param most: endpoints of each IP family that are looked at
+    """
     ready: dict[tuple[str, int], bool] = {}
     ending: dict[tuple[str, int], bool] = {}
-    for each in slices:
-        for port in each.ports:
-            if port.name != facts.name or port.protocol is not facts.protocol:
-                continue
-            for endpoint in each.endpoints:
-                for address in endpoint.addresses[:1]:  # the others are the same place (discovery.k8s.io/v1)
-                    at = address, port.number
-                    ready[at] = ready.get(at, False) or endpoint.ready
-                    ending[at] = ending.get(at, False) or endpoint.serving
+    room = [most, most]
+    for each, number in behind:
+        for endpoint in each.endpoints:
+            for address in endpoint.addresses[:1]:  # the others are the same place (discovery.k8s.io/v1)
+                at, version = (address, number), int(":" in address)
+                if at not in ready:
+                    if not room[version]:
+                        continue
+                    room[version] -= 1
+                ready[at] = ready.get(at, False) or endpoint.ready
+                ending[at] = ending.get(at, False) or endpoint.serving
     numbers = Counter(number for _, number in ready)
     target = min(numbers, key=lambda number: (-numbers[number], number), default=facts.target or facts.number)
-    families = [_family([at for at in sorted(ready) if (":" in at[0]) is six], ready, ending) for six in (False, True)]
-    return ServicePort(facts.number, target, facts.protocol, facts.name, _within_bounds(*families))
+    four, six = (
+        _family([at for at in sorted(ready) if (":" in at[0]) is each], ready, ending) for each in (False, True)
+    )
+    return ServicePort(facts.number, target, facts.protocol, facts.name, _within_bounds(four, six, most))
 
 
 def _family(
@@ -67,11 +86,10 @@ def _family(
     return [ServiceEndpoint(*at, said[at]) for at in places]
 
 
-def _within_bounds(four: list[ServiceEndpoint], six: list[ServiceEndpoint]) -> tuple[ServiceEndpoint, ...]:
+def _within_bounds(four: list[ServiceEndpoint], six: list[ServiceEndpoint], most: int) -> tuple[ServiceEndpoint, ...]:
     """As many as can be told of, of both families where there are both."""
-    half = MAX_ENDPOINTS // 2
-    kept = four[: max(half, MAX_ENDPOINTS - len(six))]
-    return (*kept, *six[: MAX_ENDPOINTS - len(kept)])
+    kept = four[: max(most // 2, most - len(six))]
+    return (*kept, *six[: most - len(kept)])
 
 
 def endpoint_addresses(slices: Iterable[SliceFacts]) -> set[str]:
@@ -96,23 +114,23 @@ def owner_of(
     return ref if ref is not None and ref.namespace == facts.namespace else None
 
 
-def spoken_by(facts: ServiceFacts, slices: Iterable[SliceFacts]) -> dict[str, dict[tuple[int, Protocol], str]]:
-    """``appProtocol`` by address and port, as the service says it of what is behind it; :data:`OPAQUE` for its ports
-    that it has annotated as such."""
+def spoken_by(facts: ServiceFacts, slices: Iterable[SliceFacts]) -> dict[str, SpokenInParts]:
+    """``appProtocol`` by address, as the service says it of what is behind it; :data:`OPAQUE` for its ports that it has
+    annotated as such. What a slice says of all its endpoints is there once, however many they are."""
     opaque = facts.said.opaque or ()
     said = {
         (port.name, port.protocol): OPAQUE if port.number in opaque else _plain(port.app_protocol)
         for port in facts.ports
     }
-    found: dict[str, dict[tuple[int, Protocol], str]] = {}
+    found: dict[str, SpokenInParts] = {}
     for each in slices:
-        for port in each.ports:
-            name = said.get((port.name, port.protocol)) or _plain(port.app_protocol)
-            if not name:
-                continue
-            for endpoint in each.endpoints:
-                for address in endpoint.addresses[:1]:
-                    found.setdefault(address, {})[port.number, port.protocol] = name
+        names = {
+            (port.number, port.protocol): name
+            for port in each.ports
+            if (name := said.get((port.name, port.protocol)) or _plain(port.app_protocol))
+        }
+        for address in endpoint_addresses((each,)) if names else ():
+            found[address] = (*found.get(address, ()), names)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +11,7 @@ from certs.errors import CertError
 from certs.spiffe import SpiffeId
 from controller.injection.names import INSPECTABLE_HOSTS
 from controller.inventory.ports import MAX_NAMED_PORTS, OPAQUE
-from controller.kube.inventory.objects import OwnerFacts, PodFacts, Template
+from controller.kube.inventory.objects import MAX_PORTS, OwnerFacts, PodFacts, Template
 from controller.kube.inventory.owners import Top
 from controller.kube.inventory.reading import Labels
 from controller.kube.inventory.said import NamespaceSaid, Said, inspected_of, opaque_of
@@ -120,11 +121,7 @@ def _common_labels(made: Sequence[Template]) -> Labels:
 def _ports(
     template: Template | None, pods: Sequence[PodFacts], spoken: Spoken, opaque: frozenset[int]
 ) -> tuple[Port, ...]:
-    declared = template.ports if template is not None else ()
-    for pod in () if template is not None else pods:
-        if pod.spec.ports != declared:
-            declared = (*declared, *pod.spec.ports)
-    found = {(port.number, port.protocol): port for port in reversed(declared)}
+    found = _declared([template.ports] if template is not None else dict.fromkeys(pod.spec.ports for pod in pods))
     named = dict.fromkeys(((number, Protocol.TCP) for number in sorted(opaque)), OPAQUE)
     named |= {at: said for at, said in sorted(spoken.items()) if at not in named}
     for (number, protocol), said in list(named.items())[:MAX_NAMED_PORTS]:
@@ -135,6 +132,17 @@ def _ports(
         port if names[port.name] == 1 else Port(port.number, port.protocol, "", port.app_protocol)
         for _, port in sorted(found.items())
     )
+
+
+def _declared(lists: Iterable[tuple[Port, ...]]) -> dict[tuple[int, Protocol], Port]:
+    """The first that is said of each port, of no more than one pod could have: pods of an owner that is not followed
+    can each declare others."""
+    found: dict[tuple[int, Protocol], Port] = {}
+    for port in itertools.chain.from_iterable(lists):
+        if len(found) >= MAX_PORTS:
+            break
+        found.setdefault((port.number, port.protocol), port)
+    return found
 
 
 def _meshed(template: Template | None, pods: Sequence[PodFacts], injected: bool) -> bool:

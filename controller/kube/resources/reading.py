@@ -23,8 +23,8 @@ from graph.outside import name_end, network_end
 
 _DURATION = re.compile(r"([0-9]{1,9})([smhd])")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-#: The year 10000, seconds since the epoch. What is not before it, or before the epoch, can not be written into a status,
-#: where one resource that can not be told of itself would keep all others from being told.
+#: The year 10000, seconds since the epoch. What is not before it, or before the epoch, no status can say, and one
+#: resource that can not be told of itself would keep all others from being told.
 _NEVER = 253402300800.0
 
 _OWNER, _REASON = text(200), text(1000)

@@ -32,9 +32,11 @@ class World:
         self.accepting = None
         self.inbound, self.outbound, self.application, self.peer = (free_port() for _ in range(4))
 
-    async def start(self, handler=apps.serve, *, identity=None, lifetime=3600.0, **settings):
-        self.server = await asyncio.start_server(handler, "127.0.0.1", self.application)
-        self.stack.callback(self.server.close)
+    async def start(self, handler=apps.serve, *, accepts=True, identity=None, lifetime=3600.0, **settings):
+        """:param accepts: whether the application is ours to start"""
+        if accepts:
+            self.server = await asyncio.start_server(handler, "127.0.0.1", self.application)
+            self.stack.callback(self.server.close)
         if identity is None:
             identity = str(SpiffeId.for_workload(TRUST_DOMAIN, "shop", "default", "back"))
         peer = Endpoint("127.0.0.1", self.peer, identity=identity)

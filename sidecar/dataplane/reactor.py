@@ -222,7 +222,7 @@ class Reactor:
             source.no_more = False
 
     def give_way_no_more(self, sock: socket.socket) -> None:
-        """Have the source of ``sock`` called with the others again; of what it waits to be told of, in its turn still."""
+        """Have the source of ``sock`` called with the others again, once it was told of what it waits for."""
         fd = sock.fileno()
         source = self._sources.get(fd)
         if isinstance(source, _GivesWay):

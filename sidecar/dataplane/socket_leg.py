@@ -57,7 +57,7 @@ class SocketLeg(TcpLeg):
         else:
             reactor.register(sock, EVENTS, self)
         if connecting:
-            self._timer = reactor.loop.call_later(connecting, self._fail, f"no connection within {connecting:g} s")
+            self._timer = reactor.call_later(connecting, self._unanswered, connecting)
 
     # the lane's side
 
@@ -183,6 +183,9 @@ class SocketLeg(TcpLeg):
         self._budget.drop(self)
         self.unsent = 0
         self._held.clear()
+
+    def _unanswered(self, seconds: float) -> None:
+        self._fail(f"no connection within {seconds:g} s")
 
     def _fail(self, why: str) -> None:
         if self._connecting and self._unreached is not None:

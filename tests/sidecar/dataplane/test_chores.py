@@ -8,6 +8,7 @@ import gc
 import pytest
 
 from sidecar.dataplane.chores import Chores, at_once
+from tests.sidecar.dataplane.timers import Loop
 
 
 class Turns:
@@ -127,6 +128,109 @@ async def test_an_alarm_keeps_nothing_alive_when_it_is_over():
         assert Owner.alive == 0
     finally:
         gc.enable()
+
+
+def test_those_who_wait_for_the_same_time_have_one_timer_and_ring_when_they_are_due():
+    loop, turns, rung = Loop(), Turns(), []
+    for _ in range(50):
+        due = loop.now + 3.0
+        turns.chores.later(loop, 3.0, lambda due=due: rung.append((due, loop.now)))
+        loop.advance(0.25)
+        turns.chores.work(60.0)
+        assert len(loop.timers) == 1
+    while loop.timers:
+        loop.advance(0.0625)
+        turns.chores.work(60.0)
+    assert len(rung) == 50
+    assert [due for due, _ in rung] == sorted(due for due, _ in rung)
+    for due, now in rung:
+        assert due <= now < due + 0.25
+
+
+def test_who_waits_longer_or_shorter_rings_in_the_order_of_time():
+    loop, turns, rung = Loop(), Turns(), []
+    for name, delay in (("long", 5.0), ("short", 1.0), ("middle", 2.0), ("short too", 1.0)):
+        turns.chores.later(loop, delay, rung.append, name)
+    assert len(loop.timers) == 3
+    loop.advance(1.0)
+    turns.rest()
+    assert rung == ["short", "short too"]
+    turns.chores.later(loop, 1.0, rung.append, "one more")
+    loop.advance(5.0)
+    turns.rest()
+    assert rung[2:] == ["middle", "one more", "long"]
+    assert not loop.timers
+
+
+def test_nothing_is_kept_of_those_who_were_cancelled_and_in_the_end_no_timer():
+    loop, turns = Loop(), Turns()
+    alarms = [turns.chores.later(loop, 3.0, pytest.fail, "it was cancelled") for _ in range(1000)]
+    (line,) = turns.chores._lines.values()
+    for alarm in alarms:
+        alarm.cancel()
+        alarm.cancel()
+    assert not line._waiting
+    loop.advance(3.0)
+    assert not loop.timers
+    assert not turns.chores
+    assert not turns.chores._lines
+
+
+def test_the_others_ring_when_the_first_one_was_cancelled():
+    loop, turns, rung = Loop(), Turns(), []
+    first = turns.chores.later(loop, 3.0, pytest.fail, "it was cancelled")
+    loop.advance(1.0)
+    turns.chores.later(loop, 3.0, rung.append, 1)
+    first.cancel()
+    loop.advance(2.5)
+    turns.chores.work(60.0)
+    assert not rung
+    loop.advance(0.5)
+    turns.rest()
+    assert rung == [1]
+
+
+def test_thousands_that_are_due_at_once_are_told_a_few_at_a_time():
+    loop, turns, rung = Loop(), Turns(), []
+    alarms = [turns.chores.later(loop, 3.0, rung.append, number) for number in range(3000)]
+    loop.advance(3.0)
+    assert len(turns.chores._due) < 300
+    alarms[2000].cancel()
+    turns.chores.soon(lambda: rung.append("somebody else"))
+    turns.rest()
+    assert rung.pop(rung.index("somebody else", 0, 300)) == "somebody else", "others have their turn between them"
+    assert rung == [number for number in range(3000) if number != 2000]
+    assert not loop.timers
+
+
+def test_an_alarm_may_set_another_one_or_cancel_who_is_due_with_it():
+    loop, turns, rung = Loop(), Turns(), []
+
+    def ring():
+        rung.append(loop.now)
+        alarms[1].cancel()
+        turns.chores.later(loop, 3.0, rung.append, "again")
+
+    alarms = [turns.chores.later(loop, 3.0, ring), turns.chores.later(loop, 3.0, pytest.fail, "it was cancelled")]
+    loop.advance(3.0)
+    turns.rest()
+    loop.advance(2.9)
+    assert len(rung) == 1
+    loop.advance(0.1)
+    turns.rest()
+    assert rung == [103.0, "again"]
+
+
+def test_no_timer_is_left_of_what_is_forgotten():
+    loop, turns = Loop(), Turns()
+    for delay in (1.0, 2.0):
+        for _ in range(300):
+            turns.chores.later(loop, delay, pytest.fail, "it was forgotten")
+    loop.advance(1.0)
+    turns.chores.clear()
+    assert not loop.timers
+    loop.advance(10.0)
+    assert not turns.chores
 
 
 def test_nothing_is_done_of_what_is_forgotten():

@@ -50,13 +50,7 @@ def check(spec: Mapping[str, Any], settings: InjectionSettings, *, capture: bool
             )
         _check_user(where, container, pod_user)
         _check_ports(where, container, capture=capture)
-        for index, mount in enumerate(mappings(container, "volumeMounts", where)):
-            if mount.get("name") in names.VOLUMES:
-                raise InjectionRefused(
-                    f"{mount['name']} is the sidecar's alone",
-                    field=f"{where}.volumeMounts[{index}]",
-                    remedy="remove the mount",
-                )
+        _check_mounts(where, container)
         warnings += _powers(name, container, capture=capture)
     _check_volumes(spec, settings)
     for setting in ("hostPID", "shareProcessNamespace"):
@@ -68,15 +62,32 @@ def check(spec: Mapping[str, Any], settings: InjectionSettings, *, capture: bool
     return warnings
 
 
-def check_users(spec: Mapping[str, Any]) -> None:
-    """Refuse the sidecar's user for any container that is not ours.
+def check_debugging(spec: Mapping[str, Any]) -> None:
+    """Look at the containers that come into a running pod for debugging: neither the sidecar's user nor what it keeps
+    its key in is theirs. A name of ours excuses none of them: not every pod has all of our containers.
 
     :raises InjectionRefused: naming the container
     """
     pod_user = integer_or_none(mapping(spec, "securityContext", "spec").get("runAsUser"))
-    for where, container in containers_of(spec):
-        if container.get("name") not in names.CONTAINERS:
-            _check_user(where, container, pod_user)
+    for index, container in enumerate(mappings(spec, "ephemeralContainers", "spec")):
+        where = f"spec.ephemeralContainers[{index}]"
+        _check_user(where, container, pod_user)
+        _check_mounts(where, container)
+
+
+def has_ours(spec: Mapping[str, Any]) -> bool:
+    """Whether one of our containers is in a pod; what stands in its annotations can be changed while it runs."""
+    return any(container.get("name") in names.CONTAINERS for _, container in containers_of(spec))
+
+
+def _check_mounts(where: str, container: Mapping[str, Any]) -> None:
+    for index, mount in enumerate(mappings(container, "volumeMounts", where)):
+        if mount.get("name") in names.VOLUMES:
+            raise InjectionRefused(
+                f"{mount['name']} is the sidecar's alone",
+                field=f"{where}.volumeMounts[{index}]",
+                remedy="remove the mount",
+            )
 
 
 def _check_user(where: str, container: Mapping[str, Any], pod_user: int | None) -> None:

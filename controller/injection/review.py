@@ -18,7 +18,6 @@ from controller.injection.errors import InjectionRefused
 from controller.injection.injecting import Injected, Namespace, Outcome, PodSecurity, Refused, Skipped, inject
 from controller.injection.patch import diff
 from controller.injection.settings import InjectionSettings
-from controller.injection.undoing import is_injected
 from graph.text import printable
 
 API_VERSION: Final = "admission.k8s.io/v1"
@@ -102,12 +101,13 @@ def _respond(
 
 
 def _ephemeral(pod: Mapping[str, Any]) -> Outcome:
-    """Containers for debugging come later; they must not be the sidecar's user either."""
+    """Containers for debugging come later; they must not be the sidecar's user either, nor read what it keeps."""
     try:
-        if not is_injected(pod):
-            return Skipped("not-injected")
         spec = pod.get("spec")
-        conflicts.check_users(spec if isinstance(spec, dict) else {})
+        spec = spec if isinstance(spec, dict) else {}
+        if not conflicts.has_ours(spec):
+            return Skipped("not-injected")
+        conflicts.check_debugging(spec)
     except InjectionRefused as error:
         return Refused(error)
     return Skipped("debugging")

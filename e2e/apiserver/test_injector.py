@@ -258,6 +258,11 @@ def test_debugging_containers_are_not_the_sidecar_s_user(apiserver: ApiServer, s
 
     with pytest.raises(ApiError, match="user 1337"):
         debug("evil", securityContext={"runAsUser": 1337})
+    apiserver.kubectl("annotate", "pod", "debugged", "-n", shop, "hedgerow.dev/injected-")
+    with pytest.raises(ApiError, match="user 1337"):
+        debug("later", securityContext={"runAsUser": 1337})
+    with pytest.raises(ApiError, match="hedgerow-state is the sidecar's alone"):
+        debug("reader", volumeMounts=[{"name": "hedgerow-state", "mountPath": "/look"}])
     debug("good")
     assert names_of(stored(apiserver, shop, "debugged"), "ephemeralContainers") == ["good"]
 

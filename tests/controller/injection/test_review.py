@@ -94,8 +94,30 @@ def test_debugging_as_the_sidecar_is_refused() -> None:
     made["spec"]["ephemeralContainers"][0]["securityContext"] = user(1337)
     response, _ = answered(review(made, **asked))
     assert "spec.ephemeralContainers[0].securityContext.runAsUser" in response["status"]["message"]
-    del made["metadata"]["annotations"]
-    assert answered(review(made, **asked))[0]["allowed"], "not a pod of the mesh"
+    del made["metadata"]["annotations"]  # which whoever may change a pod can do while it runs
+    assert not answered(review(made, **asked))[0]["allowed"]
+    stranger = pod(ephemeralContainers=[{"name": "debug", "image": "sh", "securityContext": user(1337)}])
+    assert answered(review(stranger, **asked))[0]["allowed"], "not a pod of the mesh"
+
+
+@pytest.mark.parametrize("volume", ["hedgerow-state", "hedgerow-token", "hedgerow-trust"])
+@pytest.mark.parametrize("kept", [True, False], ids=["annotated", "annotations taken away"])
+def test_debugging_reads_nothing_that_the_sidecar_keeps(volume: str, kept: bool) -> None:
+    made = injected(pod()).pod
+    if not kept:
+        del made["metadata"]["annotations"]
+    mount = {"name": volume, "mountPath": "/look"}
+    made["spec"]["ephemeralContainers"] = [{"name": "debug", "image": "sh", "volumeMounts": [mount]}]
+    response, _ = answered(review(made, operation="UPDATE", subResource="ephemeralcontainers"))
+    assert not response["allowed"]
+    assert f"{volume} is the sidecar's alone" in response["status"]["message"]
+
+
+def test_a_name_of_ours_excuses_no_container_for_debugging() -> None:
+    made = injected(pod(), validation=False).pod
+    free = {"name": "hedgerow-validation", "image": "sh", "securityContext": user(1337)}
+    made["spec"]["ephemeralContainers"] = [free]
+    assert not answered(review(made, operation="UPDATE", subResource="ephemeralcontainers"))[0]["allowed"]
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,7 @@ def test_an_installation_is_followed_until_it_is_well(apiserver, installed, name
     answer = installed.check()
     assert without(answer) == {"controller", "injector", "webhook"}
     assert answer.findings["controller"]["text"].startswith("0 of 1 ready")
+    assert "describe pod hedgerow-controller-" in answer.findings["controller"]["hint"], "nothing has written a log yet"
     assert "no authority" in answer.findings["webhook"]["text"]
     assert answer.outcome("trust") == "warning"
     assert (answer.outcome("injected"), answer.outcome("sidecars")) == ("skipped", "skipped")
@@ -285,14 +286,59 @@ def test_pods_and_their_sidecars_are_judged(apiserver, installed, namespace):
     installed.say(namespace, "new", {"phase": "Running", "containerStatuses": [{**status, "state": waiting}]})
     answer = installed.check()
     assert without(answer) == {"sidecars"}
-    assert answer.findings["injected"]["text"] == f"1 of 2 pods have none: {namespace}/old"
+    assert answer.findings["injected"]["text"] == f"1 of 2 pods without a sidecar: {namespace}/old"
+    assert f"delete and make anew old in {namespace}" in answer.findings["injected"]["hint"], "nothing starts it again"
     assert "CrashLoopBackOff: back-off 40s" in answer.findings["sidecars"]["text"]
     assert "logs new -c hedgerow-sidecar" in answer.findings["sidecars"]["hint"]
     assert answer.outcome("versions") == "warning", "hedgerow-sidecar:1 is not what new pods get"
     ready = {**status, "ready": True, "state": {"running": {}}}
     installed.say(namespace, "new", {"containerStatuses": [ready]})
     answer = installed.check()
-    assert (answer.code, answer.findings["sidecars"]["text"]) == (0, "1 sidecars are ready")
+    assert (answer.code, answer.findings["sidecars"]["text"]) == (0, "1 sidecar ready")
+
+
+def test_a_hint_names_the_pod_that_is_in_trouble(apiserver, installed):
+    """kubectl shows a Deployment's log of any of its pods, of one that is well most often."""
+    installed.serve("hedgerow-injector", 2)
+    path = f"/api/v1/namespaces/{SYSTEM}/pods"
+    pods = apiserver.request("GET", f"{path}?labelSelector=app.kubernetes.io/name%3Dhedgerow-injector")["items"]
+    bad = sorted(pod["metadata"]["name"] for pod in pods)[-1]
+    broken = {"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    status = {"name": "injector", "ready": False, "restartCount": 3, "image": "", "imageID": ""}
+    waiting = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 40s"}}
+    installed.say(SYSTEM, bad, {"conditions": [broken], "containerStatuses": [{**status, "state": waiting}]})
+    until(lambda: installed.check().outcome("injector") == "warning", "the Deployment to have heard of it")
+    assert f"logs {bad} says why" in installed.check().findings["injector"]["hint"]
+    waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "not found"}}
+    installed.say(SYSTEM, bad, {"containerStatuses": [{**status, "state": waiting}]})
+    assert f"describe pod {bad} says why" in installed.check().findings["injector"]["hint"]
+    (controller,) = apiserver.request("GET", f"{path}?labelSelector=app.kubernetes.io/name%3Dhedgerow-controller")[
+        "items"
+    ]
+    message = "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims."
+    unbound = {"type": "PodScheduled", "status": "False", "message": message} | {
+        "lastTransitionTime": broken["lastTransitionTime"]
+    }
+    installed.say(SYSTEM, controller["metadata"]["name"], {"conditions": [unbound]})
+    assert "docs/check.md#storage" in installed.check().findings["controller"]["hint"]
+
+
+def test_pods_without_a_sidecar_are_started_again_by_their_kinds(apiserver, installed, namespace):
+    template = {"metadata": {"labels": {"app": "a"}}, "spec": {"containers": [{"name": "app", "image": "app:1"}]}}
+    for kind in ("Deployment", "StatefulSet"):
+        body = {
+            "apiVersion": "apps/v1",
+            "kind": kind,
+            "metadata": {"name": f"a-{kind.lower()}", "namespace": namespace},
+            "spec": {"selector": {"matchLabels": {"app": "a"}}, "template": template},
+        }
+        apiserver.request("POST", f"/apis/apps/v1/namespaces/{namespace}/{kind.lower()}s", body)
+    path = f"/api/v1/namespaces/{namespace}/pods"
+    until(lambda: len(apiserver.request("GET", path)["items"]) == 2, "a pod of each")
+    apiserver.kubectl("label", "namespace", namespace, f"{INJECTION}=enabled")
+    hint = installed.check().findings["injected"]["hint"]
+    assert f"kubectl -n {namespace} rollout restart deployment,statefulset" in hint
+    assert "make anew" not in hint
 
 
 def test_waiting_ends_with_what_it_waited_for(apiserver, installed):
@@ -332,6 +378,12 @@ def test_a_token_that_nobody_knows_is_refused_access(apiserver, namespace, tmp_p
     answer = hedgerow_check(path)
     assert answer.code == 4
     assert "forged" not in answer.text + answer.errors
+
+
+def test_a_kubeconfig_that_is_not_there_is_said_to_be_missing(tmp_path):
+    answer = hedgerow_check(tmp_path / "none")
+    assert answer.code == 2
+    assert answer.errors.startswith(f"error: --kubeconfig: {tmp_path}/none: No such file or directory")
 
 
 @pytest.mark.parametrize("content", ["", "{", "kind: Config\n", "clusters: 7\n"])

@@ -23,7 +23,7 @@ from controller.kube.kinds import (
     Resource,
 )
 from controller.kube.settings import NAMESPACE
-from hedgerow.checking.finding import Finding, failed, good, listed, skipped, warning
+from hedgerow.checking.finding import Finding, failed, good, listed, many, skipped, warning
 from hedgerow.checking.preflight import INJECTOR, other_meshes
 from hedgerow.checking.reading import (
     Document,
@@ -31,11 +31,14 @@ from hedgerow.checking.reading import (
     condition,
     containers,
     full_name,
+    is_ready,
     labels_of,
     leaving,
     name_of,
+    starter,
     statuses,
     trouble,
+    without_a_log,
 )
 
 CONTROLLER = "hedgerow-controller"
@@ -62,7 +65,8 @@ async def resources(client: Client) -> Finding:
             hint = f"kubectl describe crd {plural}.hedgerow.dev says why"
             return failed("resources", f"{plural}.hedgerow.dev is not established", hint)
     if missing:
-        return failed("resources", f"{listed(missing)} are not there", "helm upgrade with crds.install=true")
+        hint = f"helm upgrade --install hedgerow charts/hedgerow -n {NAMESPACE}, with crds.install=true"
+        return failed("resources", f"{listed(missing)} are not there", hint)
     return good("resources", f"{len(_OURS)} custom resources are served")
 
 
@@ -89,10 +93,27 @@ async def _deployment(client: Client, check: str, name: str) -> Finding:
     if wanted and ready >= wanted and updated >= wanted and seen:
         return good(check, f"{ready} of {wanted} ready")
     pods = await client.every(PODS, NAMESPACE, labels=f"app.kubernetes.io/name={name}")
-    why = next(filter(None, map(trouble, pods)), "")
-    text = f"{ready} of {wanted} ready{f'; {why}' if why else ''}" if wanted else "it is scaled to 0"
-    hint = f"kubectl -n {NAMESPACE} logs deployment/{name} says why" if wanted else f"scale it: deployment/{name}"
-    return (warning if ready and wanted else failed)(check, text, hint)
+    if not wanted:
+        return failed(check, "it is scaled to 0", f"scale it: deployment/{name}")
+    # of several pods kubectl shows the log of one that is well: the one in trouble has to be named
+    waiting = sorted(
+        (pod for pod in pods if not is_ready(pod) and not leaving(pod)),
+        key=lambda pod: (not trouble(pod), name_of(pod)),
+    )
+    why = trouble(waiting[0]) if waiting else ""
+    text = f"{ready} of {wanted} ready{f'; {why}' if why else ''}"
+    return (warning if ready else failed)(check, text, _where_it_says_why(name, waiting))
+
+
+def _where_it_says_why(name: str, waiting: list[Document]) -> str:
+    if not waiting:
+        return f"kubectl -n {NAMESPACE} describe deployment/{name} says why"
+    first = waiting[0]
+    if "PersistentVolumeClaim" in trouble(first):
+        return "give it a volume: controller.persistence.storageClass, or existingClaim (docs/check.md#storage)"
+    if without_a_log(first):
+        return f"kubectl -n {NAMESPACE} describe pod {name_of(first)} says why"
+    return f"kubectl -n {NAMESPACE} logs {name_of(first)} says why"
 
 
 async def webhook(client: Client) -> Finding:
@@ -166,7 +187,7 @@ async def trust(client: Client) -> Finding:
     if lacking:
         hint = f"the controller keeps it: kubectl -n {NAMESPACE} logs deployment/{CONTROLLER} says why it does not"
         return failed("trust", f"ConfigMap {TRUST_CONFIG_MAP} is missing or out of date in {listed(lacking)}", hint)
-    return good("trust", f"{len(spaces)} namespaces ask for sidecars and have the trust bundle")
+    return good("trust", f"{many(len(spaces), 'namespace')} with sidecars, each with the trust bundle")
 
 
 async def _pods(client: Client) -> list[Document]:
@@ -189,10 +210,21 @@ async def injected(client: Client) -> Finding:
         return skipped("injected", "no pod asks for a sidecar")
     bare = [pod for pod in pods if not any(each.get("name") == SIDECAR for each in containers(pod))]
     if not bare:
-        return good("injected", f"{len(pods)} pods have a sidecar")
-    space = str(bare[0].get("metadata", {}).get("namespace", ""))
-    hint = f"they are older than the label: kubectl -n {space} rollout restart deployment"
-    return warning("injected", f"{len(bare)} of {len(pods)} pods have none: {listed(map(full_name, bare))}", hint)
+        return good("injected", f"{many(len(pods), 'pod')} with a sidecar, none without")
+    hint = f"they are older than the label: {_started_again(bare)}"
+    text = f"{len(bare)} of {many(len(pods), 'pod')} without a sidecar: {listed(map(full_name, bare))}"
+    return warning("injected", text, hint)
+
+
+def _started_again(pods: list[Document]) -> str:
+    """What starts the pods of the first one's namespace again, StatefulSets and DaemonSets included."""
+    space = str(pods[0].get("metadata", {}).get("namespace", ""))
+    here = [pod for pod in pods if pod.get("metadata", {}).get("namespace", "") == space]
+    kinds = sorted({starter(pod) for pod in here} - {""})
+    by_hand = [name_of(pod) for pod in here if not starter(pod)]
+    steps = [f"kubectl -n {space} rollout restart {','.join(kinds)}"] if kinds else []
+    steps += [f"delete and make anew {listed(by_hand)} in {space}"] if by_hand else []
+    return "; ".join(steps)
 
 
 async def sidecars(client: Client) -> Finding:
@@ -207,11 +239,11 @@ async def sidecars(client: Client) -> Finding:
                 else:
                     waiting.append(pod)
     if not waiting:
-        return good("sidecars", f"{ready} sidecars are ready") if ready else skipped("sidecars", "there are none")
+        return good("sidecars", f"{many(ready, 'sidecar')} ready") if ready else skipped("sidecars", "there are none")
     first = waiting[0]
     space, why = str(first.get("metadata", {}).get("namespace", "")), trouble(first)
     hint = f"kubectl -n {space} logs {name_of(first)} -c {SIDECAR} says why"
-    text = f"{len(waiting)} sidecars are not ready: {listed(map(full_name, waiting))}{f'; {why}' if why else ''}"
+    text = f"{many(len(waiting), 'sidecar')} not ready: {listed(map(full_name, waiting))}{f'; {why}' if why else ''}"
     return failed("sidecars", text, hint)
 
 
@@ -232,9 +264,9 @@ async def versions(client: Client) -> Finding:
     other = [pod for pod, image in running if image != wanted]
     if not other:
         return good("versions", f"all run {wanted}") if running else skipped("versions", "there are no sidecars")
-    space = str(other[0].get("metadata", {}).get("namespace", ""))
-    hint = f"kubectl -n {space} rollout restart deployment, when it suits"
-    return warning("versions", f"{len(other)} of {len(running)} sidecars run another image than {wanted}", hint)
+    hint = f"when it suits: {_started_again(other)}"
+    text = f"{len(other)} of {many(len(running), 'sidecar')} with another image than {wanted}"
+    return warning("versions", text, hint)
 
 
 CHECKS: tuple[tuple[str, Callable[[Client], Awaitable[Finding]]], ...] = (

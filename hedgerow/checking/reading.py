@@ -49,6 +49,11 @@ def statuses(pod: Document) -> list[Document]:
     return [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
 
 
+def waits_for_a_node(pod: Document) -> bool:
+    """Whether no container of it was begun, because no node takes it: its log does not exist."""
+    return condition(pod, "PodScheduled").get("status") == "False"
+
+
 def trouble(pod: Document) -> str:
     """Why a pod does not run, in the kubelet's or the scheduler's words; empty when nobody says anything."""
     for status in statuses(pod):
@@ -58,7 +63,25 @@ def trouble(pod: Document) -> str:
         if reason and reason not in ("PodInitializing", "ContainerCreating"):
             told = str(waiting.get("message") or ended.get("message") or "")
             return f"{status.get('name')}: {reason}{f': {told}' if told else ''}"
-    unscheduled = condition(pod, "PodScheduled")
-    if unscheduled.get("status") == "False":
-        return str(unscheduled.get("message") or "it is not scheduled")
+    if waits_for_a_node(pod):
+        return str(condition(pod, "PodScheduled").get("message") or "it is not scheduled")
     return ""
+
+
+def is_ready(pod: Document) -> bool:
+    return condition(pod, "Ready").get("status") == "True"
+
+
+def without_a_log(pod: Document) -> bool:
+    """Whether what is wrong with it is in its events, and no container has said anything yet."""
+    waiting = [str((status.get("state", {}).get("waiting") or {}).get("reason") or "") for status in statuses(pod)]
+    if waits_for_a_node(pod) or not waiting:
+        return True
+    return any("Image" in reason or "ConfigError" in reason for reason in waiting)
+
+
+def starter(pod: Document) -> str:
+    """The kind that ``kubectl rollout restart`` knows its pods by; empty for those that it can not start again."""
+    kinds = {"ReplicaSet": "deployment", "StatefulSet": "statefulset", "DaemonSet": "daemonset"}
+    owners = pod.get("metadata", {}).get("ownerReferences") or ()
+    return next((kinds[each["kind"]] for each in owners if each.get("controller") and each.get("kind") in kinds), "")

@@ -66,18 +66,25 @@ def check(
 def _kubeconfig(named: Path | None) -> Path | None:
     """The file that says where the cluster is; None in a pod that was given no file."""
     if named is not None:
-        return named
+        return _there(named, "--kubeconfig")
     listed = [Path(part) for part in os.environ.get("KUBECONFIG", "").split(os.pathsep) if part]
     if len(listed) > 1:
         fail("KUBECONFIG names several files", "name one with --kubeconfig", 2)
     if listed:
-        return listed[0]
+        return _there(listed[0], "KUBECONFIG")
     usual = Path.home() / ".kube" / "config"
     if not usual.exists() and _POD_TOKEN.exists():
         return None
     if not usual.exists():
         fail("no kubeconfig was found", "name one with --kubeconfig or KUBECONFIG", 2)
     return usual
+
+
+def _there(file: Path, source: str) -> Path:
+    """What reads kubeconfigs takes a missing file for an empty one."""
+    if not file.exists():
+        fail(f"{source}: {file}: No such file or directory", "name a kubeconfig that is there", 2)
+    return file
 
 
 def _tell(finding: Finding) -> None:
@@ -95,4 +102,4 @@ def _sum_up(found: list[Finding]) -> None:
     if failures:
         say(f"\n{failures} of {len(found)} checks failed", "red")
     else:
-        say(f"\nall is well{f', with {warnings} warnings' if warnings else ''}", "green")
+        say(f"\nall is well{f', with {warnings} warning{"s" * (warnings > 1)}' if warnings else ''}", "green")

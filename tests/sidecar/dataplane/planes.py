@@ -15,6 +15,8 @@ from sidecar.dataplane import sockets
 from sidecar.dataplane.proxy import DataPlane
 from sidecar.dataplane.settings import DataPlaneSettings, ExplicitInbound, ExplicitOutbound
 from sidecar.dataplane.sockets import Address
+from sidecar.inspect.hub import Inspection
+from sidecar.inspect.settings import InspectSettings
 from tests.sidecar.dataplane.misbehaviour import HOST, PATIENCE
 from tests.sidecar.dataplane.stand_ins import TRUST_DOMAIN, FlowList, HeldDirectory, HeldPolicy, credentials
 
@@ -27,10 +29,15 @@ class Way(StrEnum):
     STREAM_PLAIN = "stream lane, plaintext"
     HTTP_TUNNEL = "http lane, by tunnel"
     HTTP_PLAIN = "http lane, plaintext"
+    INSPECT_TUNNEL = "inspect lane, by tunnel"
+    INSPECT_PLAIN = "inspect lane, plaintext"
 
 
 MESHED = tuple(Way)[1:]
 HTTP = (Way.HTTP_TUNNEL, Way.HTTP_PLAIN)
+INSPECTED = (Way.INSPECT_TUNNEL, Way.INSPECT_PLAIN)
+TUNNELS = (Way.STREAM_TUNNEL, Way.HTTP_TUNNEL, Way.INSPECT_TUNNEL)
+STREAM = (Way.STREAM_TUNNEL, Way.STREAM_PLAIN)
 
 
 class Planes:
@@ -48,18 +55,19 @@ class Planes:
         self.entrances = {**ports, **inside}
         self._ways = {port: way for way, port in inside.items()}
         known, outbound = [], []
-        for number, way in enumerate((Way.STREAM_TUNNEL, Way.HTTP_TUNNEL), start=1):
+        for number, way in enumerate(TUNNELS, start=1):
             address = f"192.0.2.{number}"
             endpoints = (Endpoint(HOST, inside[way], identity=identity),)
             known.append(Destination(address, 80, workload=cart, meshed=True, endpoints=endpoints))
             self.entrances[way] = self._listen()
             outbound.append(ExplicitOutbound(Address(HOST, self.entrances[way]), Address(address, 80)))
         inbound = [ExplicitInbound(Address(HOST, inside[way]), Address(HOST, ports[way])) for way in MESHED]
-        opaque = frozenset(inside[way] for way in MESHED if way not in HTTP)
+        opaque = frozenset(inside[way] for way in STREAM)
         own = {"explicit_inbound": tuple(inbound), "opaque_ports": opaque}
+        self._taps = Inspection(InspectSettings(ports=frozenset(inside[way] for way in INSPECTED)))
         self._planes = (
             self._plane(authority, "front", known, self.flows[0], {"explicit_outbound": tuple(outbound)}),
-            self._plane(authority, "cart", [], self.flows[1], own),
+            self._plane(authority, "cart", [], self.flows[1], own, self._taps),
         )
 
     def _listen(self) -> int:
@@ -77,11 +85,11 @@ class Planes:
         return lanes
 
     @staticmethod
-    def _plane(authority, name, known, flows, settings) -> DataPlane:
+    def _plane(authority, name, known, flows, settings, taps=None) -> DataPlane:
         snapshot = Snapshot(WorkloadRef("shop", name), TRUST_DOMAIN, 1, Mode.LEARN, Mode.LEARN)
         made = DataPlaneSettings(outbound_listen=(), inbound_listen=(), **settings)
         own = credentials(authority, "shop", name)
-        return DataPlane(made, HeldPolicy(snapshot), HeldDirectory(known), own, flows)
+        return DataPlane(made, HeldPolicy(snapshot), HeldDirectory(known), own, flows, taps=taps)
 
     async def __aenter__(self) -> Planes:
         inherited = sockets.Inherited(self._listeners)

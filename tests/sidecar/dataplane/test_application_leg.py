@@ -50,7 +50,7 @@ from tests.sidecar.dataplane.misbehaviour import (
     stalls,
     unread,
 )
-from tests.sidecar.dataplane.planes import HTTP, MESHED, Planes, Way
+from tests.sidecar.dataplane.planes import HTTP, INSPECTED, MESHED, STREAM, Planes, Way
 from tests.sidecar.dataplane.witnesses import (
     Client,
     Script,
@@ -94,6 +94,7 @@ KEPT = "the connection is the lane's: that the application ends an idle one is k
 #: The lane passes on what it has understood.
 HEADS = "half of a head, or of the framing of a chunk, is not passed on"
 RETRIED = "an idempotent request that met a connection's end is sent again on another one"
+UNTOLD = "the application of an inspected client is not told that this has ended its direction"
 WHOLE_ANSWER = "the answer was whole, so its client hears the end in good order, whatever becomes of the application"
 
 TABLE = [
@@ -122,17 +123,18 @@ TABLE = [
     Row("it closes between chunks", answers(CHUNKS, close), asks(GET), Seen(CHUNKS, "end")),
     Row("it resets between chunks", answers(CHUNKS, reset), asks(GET), Seen(CHUNKS, "reset")),
     Row("it closes in the framing of a chunk", answers(CHUNKS + b"1", close), asks(GET), Seen(CHUNKS + b"1", "end"),
-        HEADS, differs(CHUNKS, "end", *HTTP)),
+        HEADS, differs(CHUNKS, "end", *HTTP, *INSPECTED)),
     Row("it closes in the middle of a head", answers(HALF[:20], close), asks(GET), Seen(HALF[:20], "end"),
-        HEADS, differs(b"", "end", *HTTP)),
+        HEADS, differs(b"", "end", *HTTP, *INSPECTED)),
     Row("it resets in the middle of a head", answers(HALF[:20], reset), asks(GET), Seen(HALF[:20], "reset"),
-        HEADS, differs(b"", "reset", *HTTP)),
+        HEADS, differs(b"", "reset", *HTTP, *INSPECTED)),
     Row("it stalls in the middle of a head", stalls(HALF[:20]), asks(GET), Seen(HALF[:20], "open"),
-        HEADS, differs(b"", "open", *HTTP)),
+        HEADS, differs(b"", "open", *HTTP, *INSPECTED)),
     Row("it sends much and resets before anything is read", big_then_reset, reads_late, Seen(BIG, "reset")),
     Row("it half-closes and hears the client out", half_closes(UNTIL_END), goes_on_writing, Seen(UNTIL_END, "end")),
     Row("it half-closes in the middle of an answer", half_closes(HALF), asks_and_finishes, Seen(HALF, "end")),
-    Row("it answers a client that has half-closed", after_the_end, asks_and_finishes, Seen(LAST, "end")),
+    Row("it answers a client that has half-closed", after_the_end, asks_and_finishes, Seen(LAST, "end"),
+        UNTOLD, differs(b"", "open", *INSPECTED)),
     Row("it resets a client that has half-closed", answers(b"", reset), asks_and_finishes, Seen(b"", "reset")),
     Row("it answers a half-closed client by halves", answers(HALF, reset), asks_and_finishes, Seen(HALF, "reset")),
     Row("it never reads, and closes", never_reads(close), pushes, Seen(b"stuck", "reset")),
@@ -178,7 +180,7 @@ async def measure(authority, row: Row) -> dict[Way, Seen]:
             lanes = planes.lanes()
     opaque = {"", "tcp"}
     for way in MESHED:
-        looked_at = way in HTTP and row.client not in (listens, listens_and_finishes)
+        looked_at = way not in STREAM and row.client not in (listens, listens_and_finishes)
         assert lanes[way], way
         assert lanes[way] <= ({"http"} if looked_at else opaque), way
     return seen

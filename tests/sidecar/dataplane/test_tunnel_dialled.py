@@ -8,6 +8,7 @@ import socket
 import pytest
 
 from graph.policy import Reason
+from tests.sidecar.dataplane.stand_ins import renew
 from tests.sidecar.dataplane.test_frames import frame
 from tests.sidecar.dataplane.tunnelling import client, dialled
 from tests.sidecar.dataplane.world import ACK, DATA, FIN, GO_AWAY, PING, RST, SYN, UPDATE, WINDOW, ready
@@ -143,6 +144,26 @@ async def test_after_go_away_old_streams_go_on_and_new_ones_take_a_new_tunnel(wo
     old.writer.close()
     await world.until(lambda: len(world.plane.outbound_tunnels) == 1)
     another.close()
+
+
+async def test_after_a_renewal_the_old_tunnel_takes_streams_until_the_new_one_is_ready(world, authority):
+    await world.start(connect_timeout=60.0)
+    arrived = await world.accept()
+    _, first = await client(world)
+    old = await ready(arrived)
+    assert (await old.receive())[:3] == (UPDATE, SYN, 1)
+    renew(world.credentials, authority, 3600.0)
+    new = await asyncio.wait_for(arrived.get(), 60)
+    kind, flags, _, number, _ = await new.receive()
+    assert (kind, flags) == (PING, SYN)
+    _, second = await client(world)
+    assert (await old.receive())[:3] == (UPDATE, SYN, 3), "nobody waits for the new one"
+    new.send(frame(PING, ACK, 0, number))
+    await world.until(lambda: len(world.plane.outbound_tunnels) == 2)
+    _, third = await client(world)
+    assert (await new.receive())[:3] == (UPDATE, SYN, 1)
+    for writer in (first, second, third):
+        writer.close()
 
 
 async def test_a_tunnel_that_ends_as_soon_as_it_is_ready_is_not_used(world):

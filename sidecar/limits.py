@@ -52,6 +52,12 @@ def _size(low: int, *, off: bool = False) -> Check[int]:
     return check
 
 
+def _trace_flags(value: object) -> str:
+    """``00`` or ``01``, which YAML reads as numbers where they stand bare."""
+    bare = isinstance(value, int) and not isinstance(value, bool)
+    return word("00", "01")(f"{value:02}" if bare else value)
+
+
 #: What may be written for each limit.
 CHECKS: Final[Mapping[str, Check[int] | Check[float]]] = MappingProxyType(
     {
@@ -99,7 +105,7 @@ HTTP_CHECKS: Final[Mapping[str, Check[int] | Check[float] | Check[str]]] = Mappi
         "attached_idle": seconds(0, 3600),
         "operations": integer(1, 10_000),
         "cached": integer(16, 1_000_000),
-        "trace_flags": word("00", "01"),
+        "trace_flags": _trace_flags,
         "sweep": seconds(0.05, 60),
         "h2_block_bytes": integer(1024, 16 * _MIB),
         "h2_headers_bytes": integer(1024, 16 * _MIB),

@@ -14,7 +14,7 @@ import yaml
 
 from controller.injection.injecting import Injected, Namespace, inject
 from controller.injection.roots import VARIABLES
-from controller.injection.settings import PASSED, InjectionSettings, Resources
+from controller.injection.settings import PASSED, InjectionSettings, Resources, resources
 from controller.kube.inventory.said import said_of
 from e2e.harness.apiserver import ApiServer
 from e2e.harness.errors import CommandFailed
@@ -119,8 +119,11 @@ def assert_same(made: dict[str, Any], wanted: dict[str, Any]) -> None:
     assert by_name(made["volumes"]) == by_name(wanted["volumes"])
 
 
+PRICED = {"ports": [8080], "request": {"set": {"X-Price": "$5 <&>"}}}
+
+
 @pytest.mark.parametrize(
-    "settings", [{}, {"log_level": "debug", "drain_seconds": 30, "metrics": {"version": "$5 <&>"}}]
+    "settings", [{}, {"log_level": "debug", "drain_seconds": 30, "inspect": {"headers": [PRICED]}}]
 )
 @pytest.mark.parametrize("validation", [True, False])
 def test_it_makes_what_the_injector_makes(apiserver, chart, settings, validation):
@@ -129,6 +132,7 @@ def test_it_makes_what_the_injector_makes(apiserver, chart, settings, validation
             image="registry.example/sidecar:7",
             validation=validation,
             trust_domain="mesh.example",
+            token_audience='mesh.example/"blue"',
             resources=Resources({"cpu": "1"}, {"memory": "1Gi"}),
             sidecar=settings,
         )
@@ -139,6 +143,7 @@ def test_it_makes_what_the_injector_makes(apiserver, chart, settings, validation
         image={"repository": "registry.example/sidecar", "tag": "7"},
         validation=validation,
         trustDomain="mesh.example",
+        tokenAudience='mesh.example/"blue"',
         resources={"requests": {"cpu": "1", "memory": None}, "limits": {"memory": "1Gi"}},
         settings=settings,
     )["spec"]["template"]
@@ -147,7 +152,32 @@ def test_it_makes_what_the_injector_makes(apiserver, chart, settings, validation
     assert alike(made["spec"]["containers"][0])["env"] == [{"name": "OWN", "value": "1"}]
 
 
-@pytest.mark.parametrize("settings", [{}, {"inspect": {"ports": [8080], "egress": {"addons": []}}, "dns": {}}])
+QUANTITIES: list[dict[str, Any]] = [
+    {"requests": {"cpu": 1, "memory": 1073741824}, "limits": {"cpu": 1, "memory": 1073741824}},
+    {"requests": {"cpu": 0.25, "memory": "128Mi"}, "limits": {"cpu": 2.0, "memory": 10**12, "ephemeral-storage": 5}},
+    {"requests": {"cpu": "1500m", "memory": "0.5Gi"}, "limits": {"cpu": 1.5, "memory": "524288Ki"}},
+    {"requests": {"cpu": 0, "memory": "96Mi"}, "limits": {"memory": "1G"}},
+]
+
+
+@pytest.mark.parametrize("amounts", QUANTITIES, ids=json.dumps)
+def test_quantities_may_be_plain_numbers(apiserver, chart, amounts):
+    image = "hedgerow/sidecar:0.1.0"
+    wanted = injected(InjectionSettings(image, resources=resources(amounts), capture_resources=resources(amounts)))
+    made = rendered(apiserver, chart, resources=amounts, captureResources=amounts)
+    assert_same(made["spec"]["template"]["spec"], wanted["spec"])
+
+
+NONE = {"requests": {"cpu": None, "memory": None}, "limits": {"memory": None}}
+
+
+def test_what_is_left_empty_has_no_resources(apiserver, chart):
+    wanted = injected(InjectionSettings("hedgerow/sidecar:0.1.0", resources=Resources(), capture_resources=Resources()))
+    made = rendered(apiserver, chart, resources=NONE, captureResources=NONE)
+    assert_same(made["spec"]["template"]["spec"], wanted["spec"])
+
+
+@pytest.mark.parametrize("settings", [{}, {"inspect": {"ports": [8080], "egress": {"roots": "/own.pem"}}, "dns": {}}])
 @pytest.mark.parametrize("roots", ["", "company-roots/ca.crt"])
 @pytest.mark.parametrize("own", [[], ["SSL_CERT_FILE"], sorted(VARIABLES)])
 def test_hosts_outside_are_inspected_as_the_injector_has_it(apiserver, chart, settings, roots, own):
@@ -169,14 +199,25 @@ def test_hosts_outside_are_inspected_as_the_injector_has_it(apiserver, chart, se
     assert inject(template, Namespace("shop"), everywhere).reason == "disabled"
 
 
+PROBE: dict[str, Any] = {"container": "cart", "kind": "readyz", "http": {"port": 8080, "path": "/ok"}}
 REFUSED = [
     ({"surprise": 1}, "surprise"),
     ({"image": {"digest": "sha256:short"}}, "/image/digest"),
     ({"trustDomain": "Not A Domain"}, "/trustDomain"),
     ({"controllerHost": "controller:15012"}, "/controllerHost"),
-    ({"validation": "no"}, "/validation"),
+    ({"validation": "no"}, "'/validation': got string, want boolean"),
+    ({"validation": None}, "missing property 'validation'"),
+    ({"resources": None}, "missing property 'resources'"),
+    ({"image": {"tag": 1.1}}, "'/image/tag': got number, want string"),
+    ({"tokenAudience": "with space"}, "/tokenAudience"),
+    ({"tokenAudience": "https://kubernetes.default.svc"}, "write the controller's tokenAudience"),
     ({"startSeconds": 1}, "/startSeconds"),
     ({"resources": {"limits": {"memory": "much"}}}, "/resources/limits/memory"),
+    ({"resources": {"limits": {"memory": True}}}, "'/resources/limits/memory': got boolean, want number or string"),
+    ({"resources": {"limits": {"cpu": -1}}}, "'/resources/limits/cpu': minimum: got -1, want 0"),
+    ({"resources": {"requests": {"cpu": 0.0000001}}}, " is no quantity; write one such as 100m"),
+    ({"resources": {"requests": {"memory": "1Gi"}}}, "resources.requests.memory: 1Gi is more than the limit, 512Mi"),
+    ({"captureResources": {"limits": {"cpu": 0.009}}}, "captureResources.requests.cpu: 10m is more than the limit"),
     ({"captureResources": {"requests": {"gpu": "1"}}}, "gpu"),
     ({"settings": {"drain_second": 5}}, "drain_second"),
     ({"settings": {"capture": "explicit"}}, "capture"),
@@ -196,7 +237,16 @@ REFUSED = [
     ({"inspectEgress": ["api.example.com"], "ownVariables": ["PATH"]}, "/ownVariables/0"),
     ({"inspectEgress": ["api.example.com"], "settings": {"dns": {"proxy": False}}}, "answers of DNS"),
     ({"egressRoots": "company-roots/ca.crt"}, "there is no host"),
-    ({"settings": {"probes": ["x" * 120_000]}}, "120000"),
+    ({"settings": {"probes": [{**PROBE, "http": {"port": 1, "path": "/" + "x" * 120_000}}]}}, "120000"),
+    ({"settings": {"drain_seconds": "30"}}, "'/settings/drain_seconds': got string, want number"),
+    ({"settings": {"drain_seconds": 4000}}, "'/settings/drain_seconds': maximum: got 4,000, want 3,600"),
+    ({"settings": {"opaque_ports": ["3306"]}}, "'/settings/opaque_ports/0': got string, want integer"),
+    ({"settings": {"exit_with_application": "yes"}}, "'/settings/exit_with_application': got string, want boolean"),
+    ({"settings": {"metrics": {"version": 1.2}}}, "'/settings/metrics/version': got number, want string"),
+    ({"settings": {"limits": {"connection": 5}}}, "'/settings/limits': additional properties 'connection' not allowed"),
+    ({"settings": {"unsynced": "lern"}}, "'/settings/unsynced': value must be one of 'deny', 'learn'"),
+    ({"settings": {"dns": None}}, "'/settings/dns': got null, want object"),
+    ({"settings": {"probes": [{**PROBE, "http": {"port": "8080"}}]}}, "http/port': got string, want integer"),
 ]
 
 
@@ -223,8 +273,8 @@ def test_what_it_renders_is_what_was_reviewed(apiserver, chart):
 
 
 def test_the_sidecar_takes_the_settings_that_it_writes(apiserver, chart):
-    probe = {"container": "cart", "kind": "readyz", "http": {"port": 8080, "path": "/ok"}}
-    made = rendered(apiserver, chart, settings={"probes": [probe]})["spec"]["template"]
+    plain = {"access_log": False, "telemetry": True, "http": {"trace_flags": 0}, "limits": {"connections": 1_000_000}}
+    made = rendered(apiserver, chart, settings={"probes": [PROBE], **plain})["spec"]["template"]
     assert made["metadata"]["labels"]["hedgerow.dev/injection"] == "disabled"
     containers = by_name(made["spec"]["initContainers"])
     documents = {
@@ -235,6 +285,8 @@ def test_the_sidecar_takes_the_settings_that_it_writes(apiserver, chart):
         filled = document.replace("$(POD_NAME)", "cart-0").replace("$(POD_IPS)", "10.0.0.7")
         settings = Settings.parse(yaml.safe_load(filled))
         assert len(settings.probes) == (name == "hedgerow-sidecar")
+        assert (settings.access_log, settings.telemetry, settings.http.trace_flags) == ("off", True, "00")
+        assert settings.limits.get("connections", 1_000_000) == 1_000_000
         assert settings.addresses == frozenset({"10.0.0.7"}) or list(settings.addresses) == ["10.0.0.7"]
 
 

@@ -51,7 +51,7 @@ SSL_CERT_FILE: ca-bundle.pem
 {{- define "hedgerow-sidecar.initContainers" -}}
 {{- $values := index .Values "hedgerow-sidecar" -}}
 - name: hedgerow-capture
-  {{- include "hedgerow-sidecar.base" (dict "root" . "values" $values "resources" $values.captureResources "whole" false) | nindent 2 }}
+  {{- include "hedgerow-sidecar.base" (dict "root" . "values" $values "resources" "captureResources" "whole" false) | nindent 2 }}
   command: [python, -m, sidecar, capture, --config-env, HEDGEROW_SIDECAR]
   securityContext:
     {{- include "hedgerow-sidecar.security" 0 | nindent 4 }}
@@ -60,7 +60,7 @@ SSL_CERT_FILE: ca-bundle.pem
   volumeMounts: [{{ include "hedgerow-sidecar.noApiToken" . }}]
 {{- if $values.validation }}
 - name: hedgerow-validation
-  {{- include "hedgerow-sidecar.base" (dict "root" . "values" $values "resources" $values.captureResources "whole" false) | nindent 2 }}
+  {{- include "hedgerow-sidecar.base" (dict "root" . "values" $values "resources" "captureResources" "whole" false) | nindent 2 }}
   command: [python, -m, sidecar, capture, --check, --config-env, HEDGEROW_SIDECAR]
   securityContext:
     {{- include "hedgerow-sidecar.security" 65534 | nindent 4 }}
@@ -69,7 +69,7 @@ SSL_CERT_FILE: ca-bundle.pem
   volumeMounts: [{{ include "hedgerow-sidecar.noApiToken" . }}]
 {{- end }}
 - name: hedgerow-sidecar
-  {{- include "hedgerow-sidecar.base" (dict "root" . "values" $values "resources" $values.resources "whole" true) | nindent 2 }}
+  {{- include "hedgerow-sidecar.base" (dict "root" . "values" $values "resources" "resources" "whole" true) | nindent 2 }}
   command: [python, -m, sidecar, --config-env, HEDGEROW_SIDECAR]
   restartPolicy: Always
   ports: [{name: hedgerow-stats, containerPort: 15020, protocol: TCP}]
@@ -98,7 +98,7 @@ SSL_CERT_FILE: ca-bundle.pem
   projected:
     defaultMode: 0644
     sources:
-      - serviceAccountToken: {audience: hedgerow-controller, expirationSeconds: 600, path: token}
+      - serviceAccountToken: {audience: {{ include "hedgerow-sidecar.tokenAudience" $values | quote }}, expirationSeconds: 600, path: token}
 - name: hedgerow-trust
   configMap: {name: hedgerow-trust, defaultMode: 0644}
 - name: hedgerow-state
@@ -136,7 +136,7 @@ What the injector refuses is refused here.
 {{- $hosts = append $hosts (get $found .) -}}
 {{- end -}}
 {{- if $hosts -}}
-{{- $dns := .settings.dns | default dict -}}
+{{- $dns := get (.settings | default dict) "dns" | default dict -}}
 {{- if eq (get $dns "proxy" | toString) "false" -}}
 {{- fail "hedgerow-sidecar.inspectEgress: hosts are known by answers of DNS, which this sidecar does not see; remove settings.dns.proxy, or inspectEgress" -}}
 {{- end -}}
@@ -159,9 +159,51 @@ env:
   - {name: POD_IPS, valueFrom: {fieldRef: {apiVersion: v1, fieldPath: status.podIPs}}}
   - name: HEDGEROW_SIDECAR
     value: {{ include "hedgerow-sidecar.settings" . | quote }}
-resources: {{- toYaml .resources | nindent 2 }}
+resources: {{- include "hedgerow-sidecar.resources" . | nindent 2 }}
 terminationMessagePath: /dev/termination-log
 terminationMessagePolicy: FallbackToLogsOnError
+{{- end -}}
+
+{{/* As the injector writes them: plain numbers as text, without what is empty, and no request above its limit. */}}
+{{- define "hedgerow-sidecar.resources" -}}
+{{- $where := printf "hedgerow-sidecar.%s" .resources -}}
+{{- $made := dict -}}
+{{- range $kind, $amounts := get .values .resources -}}
+{{- $written := dict -}}
+{{- range $name, $amount := $amounts | default dict -}}
+{{- $text := kindIs "string" $amount | ternary $amount (toJson $amount) -}}
+{{- if not (regexMatch "^[0-9]{1,15}(\\.[0-9]{1,9})?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$" $text) -}}
+{{- fail (printf "%s.%s.%s: %s is no quantity; write one such as 100m, 1, 128Mi or 1Gi" $where $kind $name $text) -}}
+{{- end -}}
+{{- $_ := set $written $name $text -}}
+{{- end -}}
+{{- if $written -}}
+{{- $_ := set $made $kind $written -}}
+{{- end -}}
+{{- end -}}
+{{- $limits := get $made "limits" | default dict -}}
+{{- range $name, $request := get $made "requests" | default dict -}}
+{{- $limit := get $limits $name | default $request -}}
+{{- if gt (include "hedgerow-sidecar.amount" $request | float64) (include "hedgerow-sidecar.amount" $limit | float64) -}}
+{{- fail (printf "%s.requests.%s: %s is more than the limit, %s; raise the limit" $where $name $request $limit) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $made -}}
+{{- end -}}
+
+{{/* The number that a quantity stands for. */}}
+{{- define "hedgerow-sidecar.amount" -}}
+{{- $units := dict "m" "1e-3" "k" "1e3" "M" "1e6" "G" "1e9" "T" "1e12" "Ki" "1024" "Mi" "1048576" "Gi" "1073741824" "Ti" "1099511627776" -}}
+{{- mulf (regexFind "^[0-9.]+" .) (get $units (regexFind "[A-Za-z]*$" .) | default "1") -}}
+{{- end -}}
+
+{{/* An upgrade with --reuse-values knows no value that is new. */}}
+{{- define "hedgerow-sidecar.tokenAudience" -}}
+{{- $audience := .tokenAudience | default "hedgerow-controller" -}}
+{{- if regexMatch "^(?i)(https?://)?kubernetes(\\.default(\\.svc(\\..*)?)?)?(:[0-9]*)?/?$" $audience -}}
+{{- fail (printf "hedgerow-sidecar.tokenAudience: %q is the API server, and every pod has a token for it; write the controller's tokenAudience" $audience) -}}
+{{- end -}}
+{{- $audience -}}
 {{- end -}}
 
 {{- define "hedgerow-sidecar.image" -}}
@@ -175,7 +217,7 @@ terminationMessagePolicy: FallbackToLogsOnError
 
 {{/* sidecar.yaml as JSON: what the kubelet fills in stands as $(NAME), and a $ of anybody else's is doubled. */}}
 {{- define "hedgerow-sidecar.settings" -}}
-{{- $given := toRawJson .values.settings | replace "$" "$$" | fromJson -}}
+{{- $given := toRawJson (.values.settings | default dict) | replace "$" "$$" | fromJson -}}
 {{- with include "hedgerow-sidecar.inspected" .values -}}
 {{- $egress := dict "directory" "/var/run/secrets/hedgerow/roots" "hosts" (fromJsonArray .) -}}
 {{- if $.values.egressRoots -}}

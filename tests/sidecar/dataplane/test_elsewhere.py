@@ -10,6 +10,7 @@ from graph.model import Mode, WorkloadRef
 from graph.policy import Snapshot
 from sidecar.dataplane.elsewhere import EARLY, Early, replayed
 from sidecar.dataplane.guards import Budget
+from sidecar.http.frames import NO_SETTINGS
 from tests.sidecar.dataplane import applications as apps
 from tests.sidecar.dataplane.mesh import meshed
 from tests.sidecar.dataplane.stand_ins import TRUST_DOMAIN
@@ -217,7 +218,7 @@ async def test_nobody_is_waited_for_without_end(world):
 
 
 @pytest.mark.parametrize(
-    "said", [b"\x00opaque", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
+    "said", [b"\x00opaque", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + NO_SETTINGS]
 )
 async def test_a_peer_is_told_that_our_application_could_not_be_called(world, said):
     await world.start()

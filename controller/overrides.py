@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from controller.errors import Conflict, InvalidRequest, NotFound, UnknownWorkload
 from controller.inventory import Inventory
+from controller.inventory.service_ports import advice
 from controller.public_suffixes import shared_domain
 from controller.view import Override, OverrideState
 from graph.errors import InvalidValue
@@ -242,12 +243,12 @@ def audited(override: Override) -> dict[str, object]:
     }
 
 
-def note_of(override: Override) -> str:
+def note_of(override: Override, inventory: Inventory) -> str:
     """What a person should know who has made this override; may be empty."""
     for end, verb in ((override.source, "comes from"), (override.destination, "goes to")):
         if override.effect is Verdict.ALLOW and network_of(end) is not None and is_wide(end):
             return f"it does not hold for what {verb} workloads of the mesh in {end.name}: rules go by identity there"
-    return ""
+    return advice(inventory, override.destination, override.port, override.protocol)
 
 
 def owner_of(ref: WorkloadRef, inventory: Inventory) -> WorkloadRef | None:

@@ -146,6 +146,7 @@ class Judgement:
     :param shadowed: fields in which an older resource about the same speaks
     :param override_id: of the override that it is
     :param expires_at: seconds since the epoch; ``ended``: it has come
+    :param note: what its author should know, though it is accepted; may be empty
     """
 
     uid: str
@@ -159,6 +160,7 @@ class Judgement:
     override_id: str = ""
     expires_at: float | None = None
     ended: bool = False
+    note: str = ""
 
 
 def refused(declaration: Declaration, error: InvalidRequest | InvalidValue) -> Judgement:

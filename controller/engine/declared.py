@@ -207,6 +207,7 @@ def _judge_override(state: State, now: float, declaration: OverrideDeclaration, 
             override_id=made.id,
             expires_at=made.expires_at,
             ended=over,
+            note=overrides.note_of(made, state.inventory),
         ),
     )
     if held == made:

@@ -82,7 +82,8 @@ class Changing:
             OverrideRequest(effect, source, destination, port, protocol, owner, reason, expires_in, operations)
         )
         pushed = await self._arrived((source, destination), wait)
-        said = {"generation": self.engine.view.generation, "pushed": pushed, "note": note_of(made)}
+        note = note_of(made, self.engine.view.inventory)
+        said = {"generation": self.engine.view.generation, "pushed": pushed, "note": note}
         return answer(self._override(made) | said, 201)
 
     async def revoke_override(self, request: web.Request) -> web.Response:

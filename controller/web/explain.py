@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from controller.inventory.service_ports import advice, meant_ports
 from controller.learner import Gate, waiting_for
 from controller.view import View
 from controller.web.picture import peer
@@ -132,6 +133,8 @@ def _sentences(
         said.append(
             f"{key.destination.name} is an address of {owner}: rules go by identity there, so ask about {owner}."
         )
+    if meant := advice(view.inventory, key.destination, key.port, key.protocol):
+        said.append(f"{meant[:1].upper()}{meant[1:]}: ask about that.")
     if outbound is None and inbound is None:
         said.append("Neither end has a sidecar, so nothing here sees or stops this connection.")
     learned = view.edges.get(key)
@@ -215,12 +218,13 @@ def _advice(view: View, key: EdgeKey, outbound: Decision | None, inbound: Decisi
     to = key.destination.name if key.destination.is_external else str(key.destination)
     to = f"[{to}]" if ":" in to else to
     source = key.source.name if key.source.is_external else str(key.source)
+    port = next(iter(meant_ports(view.inventory, key.destination, key.port, key.protocol)), key.port)
     for ref, decision in ((key.source, outbound), (key.destination, inbound)):
         if decision is None or decision.allowed:
             continue
         match decision.reason:
             case Reason.NO_RULE:
-                advice.append(f"To open it: hedgerow allow {source} {to}:{key.port}{only} --for 1h --reason …")
+                advice.append(f"To open it: hedgerow allow {source} {to}:{port}{only} --for 1h --reason …")
             case Reason.DENY_OVERRIDE if decision.rule is not None:
                 advice.append(f"To end the override: hedgerow overrides revoke {decision.rule.id} --reason …")
             case Reason.QUARANTINE:

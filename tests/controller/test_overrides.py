@@ -131,14 +131,21 @@ def test_all_names_below_a_domain_may_be_called() -> None:
 def test_a_deny_may_be_as_wide_as_somebody_likes(end: str) -> None:
     made = make(effect=Verdict.DENY, destination=parse_end(f"-/{end}"))
     assert str(made.destination) == f"-/{end}"
-    assert overrides.note_of(made) == ""
+    assert overrides.note_of(made, inventory()) == ""
 
 
 def test_who_opens_a_network_is_told_for_whom_that_does_not_hold() -> None:
-    assert "rules go by identity" in overrides.note_of(make(destination=parse_end("-/10.0.0.0/8")))
-    assert "comes from" in overrides.note_of(make(source=parse_end("-/198.51.100.0/24"), destination=CART))
+    assert "rules go by identity" in overrides.note_of(make(destination=parse_end("-/10.0.0.0/8")), inventory())
+    assert "comes from" in overrides.note_of(make(source=parse_end("-/198.51.100.0/24"), destination=CART), inventory())
     for end in (CART, WorkloadRef.external("192.0.2.1"), HOST, parse_end("-/*.example.com")):
-        assert overrides.note_of(make(destination=end)) == ""
+        assert overrides.note_of(make(destination=end), inventory()) == ""
+
+
+def test_who_names_a_services_port_is_told_the_pods() -> None:
+    assert "reached at 8080" in overrides.note_of(make(port=80), inventory())
+    for port in (None, 8080, 81):
+        assert overrides.note_of(make(port=port), inventory()) == ""
+    assert overrides.note_of(make(port=80, protocol=Protocol.UDP), inventory()) == "", "of another protocol"
 
 
 def test_the_clusters_own_networks_are_opened_by_identity() -> None:

@@ -113,6 +113,18 @@ class TestLooking:
             found = (await run.get("/flows", limit=1))["flows"][0]
             assert (found["operation"], found["requests"], found["connections"]) == ("GET /cart/{id}", 7, 0)
 
+    async def test_who_writes_a_services_port_is_told_the_pods(self, tmp_path: Path) -> None:
+        async with running(tmp_path) as run:
+            asked = {"from": "shop/front", "to": "shop/cart", "port": 80}
+            await run.controller.engine.set_mode(CART, None, Mode.ENFORCE, None, "ann", "tested")
+            said = (await run.get("/why", **asked))["explanation"]
+            assert any("reached at 8080" in line for line in said)
+            assert any("hedgerow allow shop/front shop/cart:8080 --for" in line for line in said)
+            made = await run.post(
+                "/overrides", {"effect": "allow", **asked, **PERSON, "expires_in": 60, "wait": 0}, 201
+            )
+            assert "reached at 8080" in made["note"]
+
     async def test_why_and_drift_speak_of_operations(self, tmp_path: Path) -> None:
         async with running(tmp_path) as run:
             engine = run.controller.engine

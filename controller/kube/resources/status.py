@@ -54,6 +54,7 @@ def override_status(
     if judgement.accepted:
         status |= {"state": "Expired" if judgement.ended else "Active", "override": judgement.override_id}
         said = "it has come into force, and has ended" if judgement.ended else "it is in force"
+        said += f"; {judgement.note}" if judgement.note and not judgement.ended else ""
         conditions = [condition(present, ACCEPTED, True, "InForce", said, generation, now)]
         if judgement.ended:
             conditions[0]["reason"] = "Ended"

@@ -178,6 +178,8 @@ def test_a_condition_keeps_its_time_until_it_turns() -> None:
     assert says_already(first, override_status(first, declared, judgement(), NOW + 99))
     over = override_status(first, declared, judgement(ended=True), NOW + 3600)
     assert not says_already(first, over)
+    noted = override_status({}, declared, judgement(note="80 is a service's port"), NOW)
+    assert noted["conditions"][0]["message"] == "it is in force; 80 is a service's port"
     times = {each["type"]: each["lastTransitionTime"] for each in over["conditions"]}
     assert times == {"Accepted": BORN, "Expired": moment_written(NOW + 3600)}
 

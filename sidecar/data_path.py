@@ -81,7 +81,7 @@ def carrying(data_plane: DataPlane) -> dict[str, object]:
         },
         "buffered": data_plane.buffered,
         "connections": data_plane.live_connections,
-        "detection": {"timeouts": data_plane.detection.timeouts},
+        "detection": {"timeouts": data_plane.detection.timeouts, "hidden": data_plane.detection.hidden},
         "limits": {"shedding": data_plane.shedding, **dataclasses.asdict(data_plane.counters)},
         "unbound_claims": data_plane.unbound_claims,
         "egress_inspection": dict(data_plane.uninspected),

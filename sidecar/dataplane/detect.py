@@ -4,6 +4,7 @@ A guess may only choose how closely bytes are looked at, never whether they pass
 allow is refused whatever it was taken for. So an opaque protocol that looks like HTTP would be broken by a wrong guess
 and nothing opened; that is why a whole first line is wanted before bytes count as HTTP/1. A line that only a lenient
 server would take for a request counts too: the lane refuses it, where relayed it could carry forged headers past us.
+For the same reason a line that has not ended is opaque only for now (:mod:`sidecar.dataplane.first_line`).
 
 Sources: RFC 9112 section 3 (request line), RFC 9113 section 3.4 (preface), RFC 8446 section 5.1 (TLS records).
 """
@@ -15,18 +16,20 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from sidecar.dataplane.first_line import is_request
+
 #: The first bytes of every HTTP/2 connection with prior knowledge.
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 #: A request line that is longer is not waited for, bytes.
 LONGEST_LINE: Final = 8192
 
 #: What lenient servers skip in front of a request.
-_BLANK: Final = re.compile(rb"[\r\n\t ]{0,64}")
+_BLANK: Final = re.compile(rb"[\r\n\t ]*+")
 #: A first line that some server would take for a request of HTTP/1.
 _ALMOST: Final = re.compile(rb"[A-Za-z][!-~]{0,31}[\t ]+[^\r\n]*HTTP/[0-9]", re.IGNORECASE)
 #: How such a line can begin. Capitals alone, because others would keep many a protocol waiting for nothing.
 _BEGINS: Final = re.compile(rb"(?:[A-Z][A-Z_-]{0,23}(?:[\t ]+(?:[/*h][^\r]*\r?)?)?)?")
-_BEGUN: Final = re.compile(rb"[\r\n\t ]{0,64}[A-Z][A-Z_-]{0,23}[\t ]+[/*h]")
+_BEGUN: Final = re.compile(rb"[\r\n\t ]*+[A-Z][A-Z_-]{0,23}[\t ]+[/*h]")
 _HANDSHAKE: Final = 22
 
 
@@ -56,10 +59,10 @@ def detect(data: bytes) -> Kind:
     assert start is not None  # it matches nothing, too
     line, ended, _ = data[start.end() : start.end() + LONGEST_LINE].partition(b"\n")
     if ended:
-        return Kind.HTTP1 if _ALMOST.match(line) else Kind.OTHER
+        return Kind.HTTP1 if _ALMOST.match(line) or is_request(line) else Kind.OTHER
     if not _BEGINS.fullmatch(line):
         return Kind.OTHER
-    return Kind.MORE if len(data) < LONGEST_LINE else Kind.OTHER
+    return Kind.MORE if len(data) < LONGEST_LINE else unfinished(data)
 
 
 def unfinished(data: bytes) -> Kind:
@@ -108,11 +111,13 @@ class Detection:
     minute only.
 
     :ivar timeouts: connections whose client said nothing in time, in all
+    :ivar hidden: connections that were taken for opaque, and ended when their first line became a request
     :ivar greetings: how often the application spoke first, by port, and when it last did
     :ivar heard: ports on which a client has spoken HTTP
     """
 
     timeouts: int = 0
+    hidden: int = 0
     greetings: dict[int, tuple[int, float]] = field(default_factory=dict)
     heard: set[int] = field(default_factory=set)
 

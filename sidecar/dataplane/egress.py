@@ -28,6 +28,7 @@ from sidecar.dataplane import clienthello
 from sidecar.dataplane.clienthello import ClientHello, Reading
 from sidecar.dataplane.detect import Kind, detect, unfinished
 from sidecar.dataplane.fabric import Fabric
+from sidecar.dataplane.first_line import is_open
 from sidecar.dataplane.reactor import EDGE, GONE, IN, RDHUP
 from sidecar.dataplane.sockets import Address
 
@@ -61,7 +62,9 @@ def claim_of(data: bytes, address: str) -> str | Claim:
         case Kind.HTTP2:
             return Claim.NOTHING
         case _:  # no request line, but perhaps one to a server that reads more kindly than we do
-            return Claim.DOUBTFUL if b" HTTP/1." in data else Claim.NOTHING
+            if b" HTTP/1." in data:
+                return Claim.DOUBTFUL
+            return Claim.MORE if is_open(data) else Claim.NOTHING
     if isinstance(claim, str):
         try:
             literal = ipaddress.ip_address(claim.strip("[]"))

@@ -13,8 +13,9 @@ from collections.abc import Callable
 
 from sidecar.dataplane import sockets
 from sidecar.dataplane.chores import Alarm
-from sidecar.dataplane.detect import Kind, detect, unfinished
+from sidecar.dataplane.detect import LONGEST_LINE, Kind, detect, unfinished
 from sidecar.dataplane.fabric import Fabric
+from sidecar.dataplane.first_line import is_open
 from sidecar.dataplane.frames import WINDOW, WINDOW_LIMIT, FrameError
 from sidecar.dataplane.lanes import (
     LaneContext,
@@ -25,6 +26,7 @@ from sidecar.dataplane.lanes import (
     is_opaque,
     opaque_allowed,
 )
+from sidecar.dataplane.late_request import LateRequest
 from sidecar.dataplane.leg_relay import LegRelay
 from sidecar.dataplane.legs import NOBODY, Leg
 from sidecar.dataplane.live import Connection
@@ -221,11 +223,14 @@ class _Undecided:
             leg = successor = TunnelLeg(fabric.reactor, tunnel, self._id, NOBODY)
             context = self._context(leg)
             enter_lane(context, kind, leg)
-        elif opaque_allowed(fabric, connection, self._port, kind):
-            successor = carry_stream(fabric, tunnel, self._id, connection, self._application)
-        else:
+        elif not opaque_allowed(fabric, connection, self._port, kind):
             tunnel.refuse(self._id)
             successor = None
+        elif is_open(bytes(self._held)):
+            leg = successor = TunnelLeg(fabric.reactor, tunnel, self._id, NOBODY)
+            _read_on(self._context(leg), leg)
+        else:
+            successor = carry_stream(fabric, tunnel, self._id, connection, self._application)
         if successor is None:
             tunnel.detach(self._id)
             return
@@ -275,7 +280,13 @@ def serve_socket(
         leg = SocketLeg(fabric.reactor, sock, fabric.budget, NOBODY, registered=True)
         enter_lane(LaneContext(fabric, connection, port, application, _nothing), kind, leg)
         return
-    server = connect(fabric, application) if opaque_allowed(fabric, connection, port, kind) else None
+    allowed = opaque_allowed(fabric, connection, port, kind)
+    opaque = is_opaque(fabric, connection.record.source, port, silent=False)
+    if allowed and kind is Kind.OTHER and not opaque and _is_open(sock):
+        leg = SocketLeg(fabric.reactor, sock, fabric.budget, NOBODY, registered=True)
+        _read_on(LaneContext(fabric, connection, port, application, _nothing), leg)
+        return
+    server = connect(fabric, application) if allowed else None
     if server is None:
         sockets.reset(sock)
         fabric.reactor.close(sock)
@@ -284,6 +295,14 @@ def serve_socket(
     connecting = fabric.settings.connect_timeout
     Relay(fabric.reactor, sock, server, connection, connecting=connecting, registered=True)
     connection.announce()
+
+
+def _is_open(sock: socket.socket) -> bool:
+    """Whether what the client has said so far may still turn out to be a request."""
+    try:
+        return is_open(sock.recv(LONGEST_LINE, socket.MSG_PEEK))
+    except OSError:
+        return False  # it said nothing, or is gone
 
 
 # A client on any other leg --------------------------------------------------------------------------------------------
@@ -298,28 +317,36 @@ def serve_leg(fabric: Fabric, leg: Leg, connection: Connection, port: int, appli
         _Waiting(context, leg)
 
 
-def _relay(context: LaneContext, client: Leg, kind: Kind) -> None:
+def _relay(context: LaneContext, client: Leg, kind: Kind, held: bytes = b"") -> None:
+    """:param held: what the client has said, which is given to its lane then"""
     connection = context.connection
-    server = None
-    if opaque_allowed(context.fabric, connection, context.port, kind):
-        server = context.dial(NOBODY)
-    if server is None:
+    if not opaque_allowed(context.fabric, connection, context.port, kind):
         client.reset()
         connection.finish(failed=True)
-        return
-    LegRelay(connection, client, server)
-    connection.announce()
+    elif is_open(held):
+        _read_on(context, client)
+    else:
+        _relay_to(context, client, lambda server: LegRelay(connection, client, server))
 
 
-def _wait_for_either(context: LaneContext, client: Leg) -> None:
-    """Carry a client that has said nothing, and look at who speaks first."""
+def _read_on(context: LaneContext, client: Leg) -> None:
+    """Carry a client whose first line has not ended, and may be that of a request."""
+    _relay_to(context, client, lambda server: LateRequest(context, client, server))
+
+
+def _relay_to(context: LaneContext, client: Leg, make: Callable[[Leg], object]) -> None:
     server = context.dial(NOBODY)
     if server is None:
         client.reset()
         context.connection.finish(failed=True)
         return
-    ServerFirst(context, client, server)
+    make(server)
     context.connection.announce()
+
+
+def _wait_for_either(context: LaneContext, client: Leg) -> None:
+    """Carry a client that has said nothing, and look at who speaks first."""
+    _relay_to(context, client, lambda server: ServerFirst(context, client, server))
 
 
 class _Waiting:
@@ -381,7 +408,7 @@ class _Waiting:
         if is_http(kind):
             enter_lane(self._context, kind, client)
         else:
-            _relay(self._context, client, kind)
+            _relay(self._context, client, kind, bytes(self._held))
         if self._held:
             client.lane.received(client, memoryview(bytes(self._held)))
 

@@ -44,6 +44,8 @@ _FROM_STATS: Final = (
     ("hedgerow_limited_total", "What each limit refused, dropped or ended", "limits", "limit"),
     ("hedgerow_detection_timeouts_total", "Clients that said nothing while their protocol was looked for",
      "detection.timeouts", ""),
+    ("hedgerow_detection_hidden_total", "Connections that were ended because their first line became a request late",
+     "detection.hidden", ""),
     ("hedgerow_egress_unbound_total", "Connections that claimed a name which DNS has not bound to their address",
      "unbound_claims", ""),
     ("hedgerow_egress_uninspected_total", "Connections to inspected hosts that came to nothing or were not read",

@@ -47,7 +47,9 @@ def hello() -> bytes:
         (b" GET / HTTP/1.1\r\n", Kind.HTTP1),
         (b"GET\t/\tHTTP/1.1\n", Kind.HTTP1),
         (b"\r\n", Kind.MORE),
-        (b"GET /\r\n", Kind.OTHER),  # HTTP/0.9
+        (b"GET /\r\n", Kind.HTTP1),  # HTTP/0.9, behind which Python's server reads headers
+        (b"\r\n" * 1000 + b"GET / HTTP/1.1\r\n", Kind.HTTP1),
+        (b"A" * 40 + b" / HTTP/1.1\r\n", Kind.HTTP1),
         (b"PING\r\n", Kind.OTHER),
         (b"hello", Kind.OTHER),
         (b"get", Kind.OTHER),
@@ -56,7 +58,7 @@ def hello() -> bytes:
         (b"EHLO front\r\n", Kind.OTHER),
         (b"SSH-2.0-OpenSSH_9\r\n", Kind.OTHER),
         (b"\x00\x00\x00\x08\x04\xd2\x16\x2f", Kind.OTHER),  # PostgreSQL's SSLRequest
-        (b"GET /" + b"a" * LONGEST_LINE, Kind.OTHER),
+        (b"GET /" + b"a" * LONGEST_LINE, Kind.HTTP1),  # the lane knows how long is too long
     ],
 )
 def test_first_bytes(data: bytes, kind: Kind) -> None:

@@ -86,6 +86,8 @@ def get(host: str, target: str = "/", *more: str) -> bytes:
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Claim.NOTHING),
         (b"\x00\x00\x00\x08\x04\xd2\x16\x2f", Claim.NOTHING),
         (b"SSH-2.0-x\r\n", Claim.NOTHING),
+        (b"g", Claim.MORE),  # et / HTTP/1.1, to a server that takes that
+        (b"GET H", Claim.MORE),  # TTP://evil/ HTTP/1.1
         (get(API, "/", "X: " + "a" * MAX_HEAD), Claim.DOUBTFUL),
         (get(API, "/", "X: " + "a" * MAX_HEAD)[:-4], Claim.DOUBTFUL),
     ],

@@ -53,9 +53,12 @@ class TwoPods:
         self.flows = FlowList()
         self._version = 1
 
-    async def start(self, *operations: str, taps: Taps | None = None, http: HttpSettings | None = None) -> TwoPods:
-        """Start both, with a policy as :meth:`allow` makes it."""
-        settings = {"http": http} if http is not None else {}
+    async def start(
+        self, *operations: str, taps: Taps | None = None, http: HttpSettings | None = None, **settings: Any
+    ) -> TwoPods:
+        """Start both, with a policy as :meth:`allow` makes it, and shop/cart with these settings."""
+        if http is not None:
+            settings["http"] = http
         self.front_credentials = credentials(self._authority, "shop", "front")
         self.policy = HeldPolicy(self._snapshot(operations))
         door = ExplicitOutbound(Address(HOST, self.door), Address("192.0.2.1", 80))

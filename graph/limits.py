@@ -15,9 +15,11 @@ OTHER_ADDRESSES = WorkloadRef.external("0.0.0.0")
 class Limits:
     """What traffic may make the graph hold.
 
-    :param external: addresses and hosts outside the inventory that have a node of their own
+    :param external: addresses and hosts outside the inventory that have a node of their own; ``external_each`` those
+        of them that one workload may bring in, ``external_space`` the workloads of one namespace together: who tries
+        every address must not use up what the others need
     :param unknown: workloads that flows name and no inventory does
-    :param edges: edges in all
+    :param edges: edges in all; ``edges_each`` so many may a workload have when it brings in a further one by its word
     :param ports: edges from one node to another, ``external_ports`` where one of the two is outside the inventory: who
         tries every port must not use up what the others need
     :param removals: removals that :meth:`ServiceGraph.changes` can still tell of
@@ -25,8 +27,11 @@ class Limits:
     """
 
     external: int = 1_000
+    external_each: int = 250
+    external_space: int = 500
     unknown: int = 1_000
     edges: int = 200_000
+    edges_each: int = 10_000
     ports: int = 256
     external_ports: int = 16
     removals: int = 10_000

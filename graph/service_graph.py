@@ -12,7 +12,8 @@ A networkx multigraph holds it: nodes are workloads, parallel edges are keyed by
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import networkx as nx
@@ -21,7 +22,7 @@ from graph.accounts import EdgeAccounts, EdgeTotals
 from graph.flow import EdgeKey, Flow
 from graph.generations import Generations
 from graph.limits import OTHER_ADDRESSES, Limits, Shed
-from graph.model import Instance, Workload, WorkloadRef
+from graph.model import Direction, Instance, Workload, WorkloadRef
 from graph.nodes import Node
 from graph.views import EdgeVerdict, EdgeView, GraphChanges, GraphView, NodeView, OperationView
 from graph.windows import Windows
@@ -43,6 +44,9 @@ class ServiceGraph:
         self._owners: dict[tuple[str, str], WorkloadRef] = {}  # of instances, by namespace and name
         self._edges = 0  # networkx would count them anew
         self._externals = 0
+        self._edges_of: Counter[WorkloadRef] = Counter()
+        self._brought: dict[WorkloadRef, WorkloadRef] = {}  # nodes outside, and which workload was first to name each
+        self._outside_of: Counter[WorkloadRef | str] = Counter()  # how many a workload, and a namespace, has brought
         self._unknowns = 0
         self._operations = 0
         self._asked: set[EdgeKey] = set()  # whose operations changed since they were drained
@@ -165,7 +169,8 @@ class ServiceGraph:
 
     def _add_operation(self, flow: Flow, now: float) -> EdgeKey | None:
         """Count requests, after the connections that carried them; None when nobody reported those."""
-        key = replace(flow.edge, source=self._fold(flow.source), destination=self._fold(flow.destination))
+        source, destination = self._fold(flow.source, flow.destination), self._fold(flow.destination, flow.source)
+        key = replace(flow.edge, source=source, destination=destination)
         accounts = self._accounts(key) if not self._is_late(flow, now) else None
         if accounts is None:
             self.shed.operations += 1
@@ -292,22 +297,27 @@ class ServiceGraph:
         if self._is_late(flow, now):
             self.shed.late += 1
             return None
-        return self._place(flow.edge)
+        speaker = flow.source if flow.direction is Direction.OUTBOUND else flow.destination
+        return self._place(flow.edge, speaker)
 
     def _is_late(self, flow: Flow, now: float) -> bool:
         last = min(flow.last_seen, now)
         removed = (self._tombstones.get(ref) for ref in (flow.source, flow.destination))
         return any(removed_at is not None and last <= removed_at for removed_at in removed)
 
-    def _place(self, key: EdgeKey) -> EdgeKey | None:
-        source = self._fold(key.source)
-        destination = self._fold(key.destination, beside=source)
+    def _place(self, key: EdgeKey, speaker: WorkloadRef | None = None) -> EdgeKey | None:
+        """:param speaker: whose word it is; None when it was taken before"""
+        source = self._fold(key.source, key.destination)
+        destination = self._fold(key.destination, source)
         if source != key.source or destination != key.destination:
             self.shed.folded += 1
             key = replace(key, source=source, destination=destination)
         if self._accounts(key) is not None:
             return key
-        if self._edges >= self._limits.edges or self._tries_ports(source, destination):
+        full = self._edges >= self._limits.edges
+        if speaker is not None:
+            full = full or self._edges_of[speaker] >= self._limits.edges_each
+        if full or self._tries_ports(source, destination):
             self.shed.edges += 1
             return None
         unknown = sum(1 for ref in {source, destination} if not ref.is_external and ref not in self._graph)
@@ -323,12 +333,21 @@ class ServiceGraph:
         ports: int = self._graph.number_of_edges(source, destination)
         return ports >= limit
 
-    def _fold(self, ref: WorkloadRef, *, beside: WorkloadRef | None = None) -> WorkloadRef:
+    def _fold(self, ref: WorkloadRef, beside: WorkloadRef) -> WorkloadRef:
         """:param beside: the other end, which may be about to take a place itself"""
         if not self._is_new_address(ref):
             return ref
-        taken = self._externals + (beside is not None and beside != ref and self._is_new_address(beside))
-        return OTHER_ADDRESSES if taken >= self._limits.external else ref
+        limits = self._limits
+        taken = self._externals + (beside != ref and self._is_new_address(beside))
+        if taken >= limits.external or (
+            not beside.is_external
+            and (
+                self._outside_of[beside] >= limits.external_each
+                or self._outside_of[beside.namespace] >= limits.external_space
+            )
+        ):
+            return OTHER_ADDRESSES
+        return ref
 
     def _is_new_address(self, ref: WorkloadRef) -> bool:
         return ref.is_external and ref != OTHER_ADDRESSES and ref not in self._graph
@@ -343,6 +362,10 @@ class ServiceGraph:
     def _drop_node(self, node: Node, generation: int) -> None:
         self._graph.remove_node(node.ref)
         self._externals -= node.ref.is_external and node.ref != OTHER_ADDRESSES
+        by = self._brought.pop(node.ref, None)
+        if by is not None:
+            _less(self._outside_of, by)
+            _less(self._outside_of, by.namespace)
         self._unknowns -= node.workload is None and not node.ref.is_external
         self._generations.remove(node.ref, generation)
 
@@ -360,11 +383,16 @@ class ServiceGraph:
         return unused
 
     def _add_edge(self, key: EdgeKey, generation: int) -> EdgeAccounts:
-        for ref in (key.source, key.destination):
+        for ref, beside in ((key.source, key.destination), (key.destination, key.source)):
+            self._edges_of[ref] += 1
             if ref not in self._graph:
                 node = self._add_node(ref)
                 self._unknowns += not ref.is_external
                 self._touch_node(node, generation)
+                if ref.is_external and ref != OTHER_ADDRESSES and not beside.is_external:
+                    self._brought[ref] = beside
+                    self._outside_of[beside] += 1
+                    self._outside_of[beside.namespace] += 1
         accounts = EdgeAccounts(key)
         self._graph.add_edge(key.source, key.destination, key=(key.port, key.protocol), accounts=accounts)
         self._edges += 1
@@ -377,9 +405,18 @@ class ServiceGraph:
             self._asked.add(key)
         self._graph.remove_edge(key.source, key.destination, key=(key.port, key.protocol))
         self._edges -= 1
+        for ref in (key.source, key.destination):
+            _less(self._edges_of, ref)
         self.windows.forget(key)
         self._generations.remove(key, generation)
 
     def _touch_node(self, node: Node, generation: int) -> None:
         node.view = None
         self._generations.touch(node.ref, generation)
+
+
+def _less[T: Hashable](counter: Counter[T], one: T) -> None:
+    """One less of it; what there is none of is not remembered."""
+    counter[one] -= 1
+    if not counter[one]:
+        del counter[one]

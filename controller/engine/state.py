@@ -109,7 +109,14 @@ class State:
         #: workloads whose policy has to be compiled; ``urgent`` ones before anybody gets an answer
         self.stale: set[WorkloadRef] = set()
         self.urgent: set[WorkloadRef] = set()
-        limits = Limits(external=settings.max_external, edges=settings.max_edges, operations=settings.max_operations)
+        limits = Limits(
+            external=settings.max_external,
+            external_each=max(1, settings.max_external // 4),
+            external_space=max(1, settings.max_external // 2),
+            edges=settings.max_edges,
+            edges_each=max(1, settings.max_edges // 20),
+            operations=settings.max_operations,
+        )
         self.graph = ServiceGraph(limits)
         self.graph_changes: list[GraphChanges] = []
         self._graph_seen = 0

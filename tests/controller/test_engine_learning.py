@@ -136,7 +136,7 @@ async def test_what_was_refused_is_shown_and_never_learned(tmp_path: Path, clock
 
 
 async def test_strangers_can_not_make_the_controller_remember_without_end(tmp_path: Path, clock: Clock) -> None:
-    settings = replace(SETTINGS, max_external=10)
+    settings = replace(SETTINGS, max_external=40)  # a quarter of it for one workload
     async with running(tmp_path, clock, settings) as engine:
         strangers = [flow(WorkloadRef.external(f"192.0.2.{n}"), CART, verified=False) for n in range(1, 100)]
         await engine.ingest(instance("cart-0"), "boot", 1, 0, strangers)

@@ -216,6 +216,42 @@ def test_one_who_tries_every_port_leaves_room_for_the_others() -> None:
     assert len(graph.edges()) == 5 + 2 + 2 + 2, "others have their own"
 
 
+def test_one_who_tries_every_address_leaves_room_for_the_others() -> None:
+    graph = ServiceGraph(Limits(external=8, external_each=3, external_space=5))
+    refused = replace(OUT, verdict=Verdict.DENY)  # to be refused is enough to be counted
+    graph.ingest([replace(refused, destination=outside(n)) for n in range(80)], NOW)
+    graph.ingest([replace(refused, source=CART, destination=outside(n)) for n in range(100, 180)], NOW)
+    known = {node.ref for node in graph.nodes() if node.ref.is_external} - {OTHER_ADDRESSES}
+    assert known == {outside(0), outside(1), outside(2), outside(100), outside(101)}, (
+        "three each, five of one namespace"
+    )
+    other = WorkloadRef("bank", "ledger")
+    graph.ingest([replace(OUT, source=other, destination=outside(n)) for n in (0, 200, 201)], NOW)
+    assert {edge.key.destination for edge in graph.edges() if edge.key.source == other} == {
+        outside(0),
+        outside(200),
+        outside(201),
+    }, "another namespace has its own, and knows what is known"
+    graph.remove_edge(replace(KEY, destination=outside(1)))
+    graph.ingest([replace(OUT, destination=outside(210))], NOW)
+    assert graph.node(outside(210)) is not None, "what goes makes room again"
+
+
+def test_one_who_speaks_of_everybody_leaves_room_for_the_others() -> None:
+    graph = ServiceGraph(Limits(edges_each=10))
+    peers = [WorkloadRef("bank", f"w{n}") for n in range(30)]
+    graph.ingest([replace(OUT, destination=peer) for peer in peers], NOW)
+    assert len(graph.edges()) == 10
+    graph.ingest([replace(OUT, direction=Direction.INBOUND, destination=peer) for peer in peers], NOW)
+    assert len(graph.edges()) == 30, "those who were called have a word of their own"
+    graph.ingest([replace(OUT, source=DB)], NOW)
+    assert len(graph.edges()) == 31
+    for peer in peers:
+        graph.remove_edge(replace(KEY, destination=peer))
+    graph.ingest([replace(OUT, destination=peer) for peer in peers], NOW)
+    assert len(graph.edges()) == 11, "what goes makes room again"
+
+
 def test_reporters_and_identities_are_bounded_to_the_latest() -> None:
     graph = ServiceGraph()
     graph.ingest(

@@ -2,9 +2,9 @@
 
 What :mod:`sidecar.dataplane.detect` calls opaque was judged by what had come. A client may send a request line letter
 by letter, with pauses, or have it begin as no client of anybody's does; the server waits, and takes the whole of it for
-a request, with headers in it that only we may set. So a first line that has not ended is read on, in pieces of any size,
-until it ends: with the name of a version (RFC 9112 section 2.3), or in the form of HTTP/0.9, behind which some servers
-(Python's ``http.server``) read headers too.
+a request, with headers in it that only we may set. So a first line that has not ended is read on, in pieces of any
+size, until it ends: with the name of a version (RFC 9112 section 2.3), or in the form of HTTP/0.9, behind which some
+servers (Python's ``http.server``) read headers too.
 
 Whitespace is what the most lenient reader takes for it, a lone CR among it.
 """

@@ -155,7 +155,9 @@ class Exchange:
         if verdicts.epoch != site.epoch:
             verdicts = self._verdicts = site.verdicts(self._record.source, self._port)
         if verdicts.by_operation:
-            self._decision = verdicts.of("" if head.unclear else head.operation)
+            self._decision = decision = verdicts.of("" if head.unclear else head.operation)
+            if head.ignored and decision.allowed:
+                self._decision = head.hides(verdicts.of) or decision
         else:
             self._decision = self._record.decision
         self._name = site.name(self._port, head.operation)

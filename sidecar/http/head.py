@@ -15,11 +15,13 @@ Names with ``_`` for ``-`` are the same as the real ones to many frameworks, so 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 import httptools
 
+from graph.policy import Decision
 from sidecar.http.errors import Malformed
 from sidecar.http.operation import UNCLEAR, UPGRADE, WEBSOCKET, operation_of
 
@@ -117,6 +119,8 @@ class RequestHead:
     :param traced: it has a valid ``traceparent``
     :param request_id: its ``x-request-id``; empty: none, or none that is usable
     :param bound: it speaks of who the *connection* is (NTLM, Negotiate), which then belongs to this client alone
+    :param ignored: of a request that asks to go on in another protocol: its operation for a server that knows none,
+        and serves it as if it had not asked; else empty
     """
 
     raw: bytes
@@ -136,6 +140,16 @@ class RequestHead:
     bound: bool
     host: str
     user_agent: str
+    ignored: str = ""
+
+    def hides(self, judged: Callable[[str], Decision]) -> Decision | None:
+        """The decision that keeps it from going on in another protocol although that is allowed: what it is for a
+        server that ignores the wish must not be denied by a rule, and be allowed where it can change anything."""
+        if not self.ignored:
+            return None
+        decision = judged(self.ignored)
+        denied = not decision.allowed and (decision.rule is not None or self.method != "GET")
+        return decision if denied else None
 
 
 def suspicious(data: bytes | bytearray, start: int = 0) -> bool:
@@ -170,7 +184,7 @@ def read_request(data: bytes, limit: int = 65_536) -> RequestHead | None:
     trace: bytes | None = None
     request_id: bytes | None = None
     strip_ours = strip_trace = strip_id = http2_settings = False
-    unclear = ""
+    unclear = ignored = ""
     for name, value in _KNOWN.findall(raw):
         name = name.lower()
         if name == b"host":
@@ -278,6 +292,7 @@ def read_request(data: bytes, limit: int = 65_536) -> RequestHead | None:
     else:
         name_of_method = method
         if upgrade:
+            ignored = operation_of(method, target)
             name_of_method = WEBSOCKET if upgrade_to.strip(b" \t") == b"websocket" else UPGRADE
         operation = operation_of(name_of_method, target)
         if operation.endswith(UNCLEAR):
@@ -300,6 +315,7 @@ def read_request(data: bytes, limit: int = 65_536) -> RequestHead | None:
         bound,
         host.decode("ascii"),
         agent.decode("latin-1"),
+        ignored,
     )
 
 

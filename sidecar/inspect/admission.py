@@ -93,7 +93,7 @@ class Admission:
         if self._outbound and not self._is_for(request):
             exchange.decision = refusal(Reason.NO_RULE)
             return OTHER_HOST
-        decision = exchange.decision = self._ask(exchange.operation)
+        decision = exchange.decision = self._ask_all(exchange.operation, head)
         self._hub_protocol(exchange)
         if not decision.allowed:
             return Refusal.of(decision)
@@ -105,6 +105,11 @@ class Admission:
 
     def _ask(self, operation: str) -> Decision:
         return self._hub.judge(self._peer, self._port, operation, outbound=self._outbound)
+
+    def _ask_all(self, operation: str, head: RequestHead | None) -> Decision:
+        """The decision on a request, whatever its server may take it for."""
+        decision = self._ask(operation)
+        return ((head.hides(self._ask) if head is not None else None) or decision) if decision.allowed else decision
 
     def _is_for(self, request: http.Request) -> bool:
         """Whether a request to what is outside the mesh is for the host that its connection was judged by. Behind one

@@ -120,7 +120,7 @@ class Judge(Admission):
             return UNREADABLE
         if self._outbound and not self._is_for(request):
             return OTHER_HOST
-        decision = exchange.decision = self._ask(exchange.operation)
+        decision = exchange.decision = self._ask_all(exchange.operation, head)
         if not decision.allowed:
             return Refusal.of(decision)
         if self._by_operation and (overridden(request) or not is_clear(request, exchange.operation)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from graph.model import Verdict
 from tests.sidecar.http.fakes import Bench, allow
 from tests.sidecar.http.requests import OK, forwarded, pooled, request, serve, statuses
 
@@ -19,6 +20,43 @@ def test_an_upgrade_is_allowed_by_its_own_operation_only():
     client.feed(UPGRADE)
     assert statuses(client.take()) == [403]
     assert bench.apps == []
+
+
+def test_an_upgrade_does_not_hide_an_operation_that_is_denied():
+    """Found by a review: whoever adds ``Upgrade: x`` was judged by UPGRADE /admin, and an application that knows no x
+    serves GET /admin."""
+    for named in (b"x", b"websocket"):
+        bench = Bench(allow("GET /admin", rule="static/deny", effect=Verdict.DENY), allow())
+        client = bench.client()
+        client.feed(request(b"/admin", b"Connection: Upgrade", b"Upgrade: " + named))
+        assert statuses(client.take()) == [403]
+        assert bench.apps == []
+        client.feed(request(b"/chat", b"Connection: Upgrade", b"Upgrade: " + named))
+        assert b"GET /chat " in bench.app.take()
+
+
+@pytest.mark.parametrize("named", [b"websocket", b"x"])
+def test_an_upgrade_allows_no_method_that_changes_things(named):
+    operations = ("WEBSOCKET /chat", "UPGRADE /chat")
+    upgrade = request(b"/chat", b"Connection: Upgrade", b"Upgrade: " + named, b"Content-Length: 0", method=b"DELETE")
+    bench = Bench(allow(*operations))
+    client = bench.client()
+    client.feed(upgrade)
+    assert statuses(client.take()) == [403]
+    assert bench.apps == []
+    bench = Bench(allow(*operations, "DELETE /chat"))
+    client = bench.client()
+    client.feed(upgrade)
+    assert b"DELETE /chat " in bench.app.take()
+
+
+def test_an_upgrade_that_waits_is_ended_by_a_new_deny_of_what_it_hides():
+    bench = Bench(allow())
+    client = bench.client()
+    client.feed(UPGRADE)
+    assert bench.app.take()
+    bench.policy.change(allow("GET /chat", rule="static/deny", effect=Verdict.DENY), allow())
+    assert client.was_reset
 
 
 def test_after_an_upgrade_bytes_pass_until_the_policy_says_no():

@@ -210,6 +210,19 @@ async def test_a_websocket_is_an_operation_of_its_own(world):
     assert c.client.read().startswith(b"HTTP/1.1 403 ")
 
 
+async def test_a_websocket_does_not_hide_an_operation_that_is_denied(world):
+    """Found by a review: an application that ignores the upgrade serves the request."""
+    w = world(rule("GET /chat", effect=Verdict.DENY, name="deny"), rule())
+    c = w.connect()
+    c.client.give(head("GET /chat", WEBSOCKET))
+    assert c.client.read().startswith(b"HTTP/1.1 403 ")
+    w = world(rule("WEBSOCKET /chat"))
+    c = w.connect()
+    c.client.give(head("DELETE /chat", WEBSOCKET))
+    assert c.client.read().startswith(b"HTTP/1.1 403 ")
+    assert c.server is None
+
+
 async def test_a_policy_that_denies_an_open_websocket_ends_it(world):
     w = world(rule("WEBSOCKET /chat"))
     c = w.connect()

@@ -204,11 +204,17 @@ def _check_domain(ref: WorkloadRef, inventory: Inventory, field: str) -> None:
         )
 
 
-def check_room(held: Mapping[str, Override], now: float, most: int) -> None:
+def check_room(held: Mapping[str, Override], now: float, most: int, whose: str = "") -> None:
     """:raises Conflict: when so many are in force that there can be no further one"""
     active = sum(1 for each in held.values() if each.state(now) is OverrideState.ACTIVE)
     if active >= most:
-        raise Conflict(f"there are {active} active overrides", remedy="revoke those that are no longer needed")
+        raise Conflict(f"there are {active} active overrides{whose}", remedy="revoke those that are no longer needed")
+
+
+def share_of_namespace(most: int) -> int:
+    """How many of all that may be in force one namespace's resources may make: who may write in one of them must not
+    keep the others from closing a hole."""
+    return max(1, most // 10)
 
 
 def revocable(held: Mapping[str, Override], override_id: str, now: float) -> Override:

@@ -8,6 +8,8 @@ transaction, so that no rule is missing for a moment.
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -180,18 +182,19 @@ def _end(state: State, now: float, override: Override, by: Acting) -> None:
 
 def _judge_overrides(state: State, now: float, keys: Iterable[str], acting: Mapping[str, Acting]) -> None:
     found = [state.declarations[key] for key in keys]
+    room = _Room(state, now)
     for declaration in sorted(found, key=lambda each: each.source.age):
         if isinstance(declaration, OverrideDeclaration):
-            _judge_override(state, now, declaration, acting.get(declaration.key))
+            _judge_override(state, now, declaration, acting.get(declaration.key), room)
 
 
-def _judge_override(state: State, now: float, declaration: OverrideDeclaration, by: Acting | None) -> None:
+def _judge_override(state: State, now: float, declaration: OverrideDeclaration, by: Acting | None, room: _Room) -> None:
     held = state.overrides.get(declaration.id)
     try:
         made = override_of(declaration, state.inventory, longest=state.settings.override_max)
         over = made.expires_at is not None and made.expires_at <= now
         if not over and (held is None or held.ended):
-            _check_room(state, now)
+            room.take(declaration.source.namespace)
     except InvalidRequest as error:
         _refuse(state, now, declaration, error, held)
         return
@@ -265,27 +268,61 @@ def _put_judgement(state: State, declaration: Declaration, judgement: Judgement)
         state.judgements.put(declaration.key, judgement)
 
 
-def _active(state: State, now: float) -> int:
-    return sum(1 for each in state.overrides.values() if each.state(now) is OverrideState.ACTIVE)
+class _Room:
+    """How many overrides hold, of each namespace, and how many more can. Counted when it is first asked: that takes
+    time, and is seldom needed."""
+
+    def __init__(self, state: State, now: float) -> None:
+        self._state = state
+        self._now = now
+        self._held: Counter[str] | None = None
+        self._most = state.settings.max_overrides
+        self._share = overrides.share_of_namespace(self._most)
+
+    def _counted(self) -> Counter[str]:
+        if self._held is None:
+            active = (each for each in self._state.overrides.values() if each.state(self._now) is OverrideState.ACTIVE)
+            self._held = Counter(_namespace_of(key_of(each.id)) for each in active)
+        return self._held
+
+    def left(self, namespace: str) -> int:
+        """How many more a namespace can have."""
+        held = self._counted()
+        return min(self._most - held.total(), self._share - held[namespace])
+
+    def take(self, namespace: str) -> None:
+        """Take a place for one of a namespace.
+
+        :raises InvalidRequest: when there is none
+        """
+        if self.left(namespace) <= 0:
+            whole = self._counted().total() >= self._most
+            many = f"{self._most} active overrides" if whole else f"{self._share} active overrides of {namespace}"
+            raise InvalidRequest(
+                f"there are {many}",
+                remedy="delete those that are no longer needed; this one then comes into force",
+                code=TOO_MANY,
+            )
+        self._counted()[namespace] += 1
 
 
-def _check_room(state: State, now: float) -> None:
-    if len(state.overrides) < state.settings.max_overrides:
-        return  # counting them one by one costs, and is not needed yet
-    if _active(state, now) >= state.settings.max_overrides:
-        raise InvalidRequest(
-            f"there are {state.settings.max_overrides} active overrides",
-            remedy="delete those that are no longer needed; this one then comes into force",
-            code=TOO_MANY,
-        )
+def _namespace_of(key: str) -> str:
+    return key.split("/")[1]
 
 
 def _fill_room(state: State, now: float, acting: Mapping[str, Acting]) -> None:
     """Let those come into force for which there was no room, the oldest first."""
-    free = state.settings.max_overrides - _active(state, now) if state.no_room else 0
-    if free > 0:
-        oldest = sorted(state.no_room, key=lambda key: state.declarations[key].source.age)
-        _judge_overrides(state, now, oldest[:free], acting)
+    if not state.no_room:
+        return
+    room = _Room(state, now)
+    left = {namespace: room.left(namespace) for namespace in {_namespace_of(key) for key in state.no_room}}
+    waiting = [key for key in state.no_room if left[_namespace_of(key)] > 0]
+    found = []
+    for key in sorted(waiting, key=lambda key: state.declarations[key].source.age):
+        with contextlib.suppress(InvalidRequest):
+            room.take(_namespace_of(key))
+            found.append(key)
+    _judge_overrides(state, now, found, acting)
 
 
 def _judge_modes(

@@ -151,7 +151,7 @@ async def test_what_can_not_be_is_refused_until_it_can(tmp_path: Path) -> None:
 
 
 async def test_there_is_room_for_so_many_and_the_oldest_come_first(tmp_path: Path) -> None:
-    async with running(tmp_path, Clock(), replace(SETTINGS, max_overrides=2)) as engine:
+    async with running(tmp_path, Clock(), replace(SETTINGS, max_overrides=20)) as engine:
         several = [override(f"o{n}", at=source(f"o{n}", age=10.0 - n), port=1000 + n) for n in range(4)]
         await engine.declare(several)
         assert {each.port for each in engine.view.overrides.values()} == {1000, 1001}
@@ -159,6 +159,25 @@ async def test_there_is_room_for_so_many_and_the_oldest_come_first(tmp_path: Pat
         await engine.declare(several[1:])
         ports = {engine.view.overrides[each].port for each in active(engine)}
         assert ports == {1001, 1002}
+
+
+async def test_one_namespace_leaves_room_for_the_others(tmp_path: Path) -> None:
+    async with running(tmp_path, Clock(), replace(SETTINGS, max_overrides=20)) as engine:
+        several = [override(f"o{n}", at=source(f"o{n}", age=100.0 - n), port=1000 + n) for n in range(40)]
+        closing = override(
+            "deny", at=source("deny", "data"), destination=REDIS, effect=Verdict.DENY, port=6379
+        )  # younger than all of them
+        await engine.declare([*several, closing])
+        assert engine.view.judgements[closing.key].accepted, "a hole is closed, whatever others have made before"
+        assert len(active(engine)) == 2 + 1
+        assert "of shop" in engine.view.judgements["AccessOverride/shop/o5"].problem
+        # the next in line come when some go, of whichever namespace
+        also = [override(f"r{n}", at=source(f"r{n}", "data"), destination=REDIS, port=n) for n in (1, 2)]
+        await engine.declare([*several[1:], closing, *also])
+        ports = {engine.view.overrides[each].port for each in active(engine)}
+        assert ports == {1001, 1002, 6379, 1}
+        await engine.declare([*several[1:], *also])
+        assert {engine.view.overrides[each].port for each in active(engine)} == {1001, 1002, 1, 2}
 
 
 async def test_what_people_set_in_the_store_ends_when_resources_are_the_truth(tmp_path: Path) -> None:

@@ -83,6 +83,8 @@ class ResourceAuthor:
         made = overrides.make(view.inventory, asked, now=now, longest=self._settings.override_max)
         home = namespace_of(asked)
         overrides.check_room(view.overrides, now, self._settings.max_overrides)
+        ours = {name: each for name, each in view.overrides.items() if key_of(name).split("/")[1] == home}
+        overrides.check_room(ours, now, overrides.share_of_namespace(self._settings.max_overrides), f" of {home}")
         body = override_document(home, made, now)
         key = f"{Kind.OVERRIDE}/{home}/{body['metadata']['name']}"
         with self._sync.acting(key, Acting(made.owner, made.reason)):

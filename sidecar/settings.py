@@ -57,6 +57,7 @@ from sidecar.observation import (
     read_telemetry,
 )
 
+EXCLUSIONS = ("exclude_cidrs", "exclude_inbound_ports", "exclude_outbound_ports")
 #: A settings file is a page of text; more than this is a mistake.
 MAX_FILE_BYTES = 256 * 1024
 #: Processes of one sidecar.
@@ -321,6 +322,8 @@ class Settings:
             raise ConfigError("explicit: set with capture: redirect; remove it, or write capture: explicit")
         if self.capture is Capture.EXPLICIT and self.udp is Udp.DROP:
             raise ConfigError("udp: drop needs capture: redirect; without capture nothing can be dropped, write allow")
+        if self.capture is Capture.EXPLICIT:
+            self._check_nothing_for_capture()
         if self.join_token_file is not None and self.service_account_token_file is not None:
             raise ConfigError("join_token_file: set beside service_account_token_file; remove one of them")
         if self.exit_with_application and (self.capture is Capture.EXPLICIT or self.mark is not None):
@@ -331,6 +334,12 @@ class Settings:
         if TUNNEL in self.mtls_alpn or len(self.mtls_alpn) > MAX_ALPN:
             raise ConfigError(f"mtls_alpn: write at most {MAX_ALPN} protocols, and not {TUNNEL}, our own")
         refuse_taken(self.listeners(), _refusal)
+
+    def _check_nothing_for_capture(self) -> None:
+        listeners = {"inbound_listen": INBOUND_LISTEN, "outbound_listen": OUTBOUND_LISTEN}
+        for name, without in (dict.fromkeys(EXCLUSIONS, ()) | listeners).items():
+            if getattr(self, name) != without:
+                raise ConfigError(f"{name}: with capture: explicit nothing is captured that it could be for; remove it")
 
     @property
     def dns_proxy(self) -> bool:

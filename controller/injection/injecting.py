@@ -26,6 +26,13 @@ from controller.injection.undoing import Record, Undone, empties_of, is_injected
 HOLD_SECONDS = 5
 #: ``terminationGracePeriodSeconds`` where a pod says nothing.
 GRACE_SECONDS = 30
+#: Settings of a sidecar that are for capture alone, and what a sidecar without has in their place.
+_OF_CAPTURE: Mapping[str, Any] = {
+    "exclude_cidrs": [],
+    "exclude_inbound_ports": [],
+    "exclude_outbound_ports": [],
+    "exit_with_application": False,
+}
 
 
 class PodSecurity(StrEnum):
@@ -176,8 +183,16 @@ class _Injection:
                     remedy=f"remove it, or set {names.PREFIX}capture: explicit",
                 )
             return {"capture": "redirect"}
-        if "udp" in self._wishes.sidecar or self._settings.sidecar.get("udp") == "drop":
+        general, wished = self._settings.sidecar, self._wishes.sidecar
+        if "udp" in wished or general.get("udp") == "drop":
             self._warnings.append("udp: nothing can be dropped without capture")
+        for name in _OF_CAPTURE:
+            if wished.get(name):
+                raise InjectionRefused(
+                    "nothing of this pod is captured that could be excluded",
+                    field=f"metadata.annotations[{names.PREFIX}{name.replace('_', '-')}]",
+                    remedy=f"remove it, or set {names.PREFIX}capture: redirect",
+                )
         self._check_listeners()
         explicit = {
             "inbound": [
@@ -189,7 +204,9 @@ class _Injection:
                 for listen, destination in self._wishes.outbound
             ],
         }
-        return {"capture": "explicit", "explicit": explicit, "udp": "allow"}
+        # what all pods are told may be for those with capture; a sidecar without would not start with it
+        without = {name: standard for name, standard in _OF_CAPTURE.items() if name in general}
+        return {"capture": "explicit", "explicit": explicit, "udp": "allow", **without}
 
     def _check_listeners(self) -> None:
         taken = set(names.EXPLICIT_PORTS)

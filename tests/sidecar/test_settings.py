@@ -54,7 +54,6 @@ def test_everything_can_be_set():
     }
     document = LEAST | {
         "join_token_file": "/run/token",
-        "capture": "explicit",
         "uid": 1000,
         "mark": 7,
         "unsynced": "learn",
@@ -62,7 +61,6 @@ def test_everything_can_be_set():
         "inbound_listen": "[::]:25006",
         "ready_listen": "127.0.0.1:25021",
         "exclude_cidrs": ["169.254.0.0/16", "fd00::/8"],
-        "explicit": explicit,
         "report_interval": 0.25,
         "drain_seconds": 30,
         "mtls_ports": [443, 8443],
@@ -70,7 +68,7 @@ def test_everything_can_be_set():
         "log_level": "debug",
     }
     settings = Settings.parse(document)
-    assert settings.explicit == Explicit(
+    assert Settings.parse(LEAST | {"capture": "explicit", "explicit": explicit}).explicit == Explicit(
         (OutboundListener(Address("127.0.0.1", 9001), Address("10.96.0.1", 80)),),
         (InboundListener(Address("10.0.0.7", 80), Address("127.0.0.1", 8080)),),
     )
@@ -294,6 +292,13 @@ def test_dns_can_be_set():
     )
 
 
+#: Nothing is captured.
+WITHOUT = {
+    "capture": "explicit",
+    "explicit": {"inbound": [{"listen": "10.0.0.7:80", "application": "127.0.0.1:80"}]},
+}
+
+
 def test_what_is_not_captured_can_be_set():
     document = {"exclude_outbound_ports": [25, 3306], "exclude_inbound_ports": [9100], "udp": "drop"}
     settings = Settings.parse(LEAST | document)
@@ -329,6 +334,14 @@ def test_what_is_not_captured_can_be_set():
             },
             "udp: drop needs capture: redirect",
         ),
+        (
+            WITHOUT | {"exclude_cidrs": ["10.0.0.0/8"]},
+            "^exclude_cidrs: with capture: explicit nothing is captured .*; remove it",
+        ),
+        (WITHOUT | {"exclude_inbound_ports": [80]}, "^exclude_inbound_ports: with capture: explicit nothing"),
+        (WITHOUT | {"exclude_outbound_ports": [80]}, "^exclude_outbound_ports: with capture: explicit nothing"),
+        (WITHOUT | {"inbound_listen": "0.0.0.0:80"}, "^inbound_listen: with capture: explicit nothing"),
+        (WITHOUT | {"outbound_listen": "127.0.0.1:80"}, "^outbound_listen: with capture: explicit nothing"),
     ],
 )
 def test_mistakes_about_dns_and_what_is_not_captured_are_named(document, says):

@@ -134,6 +134,23 @@ def test_explicit_mode_has_no_init_container_and_no_root() -> None:
     assert (str(outbound.listen), str(outbound.destination)) == ("127.0.0.1:15101", "10.96.0.7:80")
 
 
+def test_what_every_sidecar_is_told_of_capture_is_not_told_to_one_without() -> None:
+    general = {"exclude_cidrs": ["10.0.0.0/8"], "exclude_outbound_ports": [25], "exit_with_application": True}
+    made = injected(pod(annotations=EXPLICIT), sidecar={**general, "udp": "drop"})
+    read = accepted(made.pod)
+    assert (read.exclude_cidrs, read.exclude_outbound_ports, read.exit_with_application) == ((), (), False)
+    assert accepted(injected(pod(), sidecar=general).pod).exclude_cidrs == ("10.0.0.0/8",)
+
+
+@pytest.mark.parametrize("name", ["exclude-cidrs", "exclude-inbound-ports", "exclude-outbound-ports"])
+def test_a_pod_without_capture_is_refused_what_would_be_without_effect(name: str) -> None:
+    value = "10.0.0.0/8" if name == "exclude-cidrs" else "25"
+    said = refused(pod(annotations={**EXPLICIT, name: value}), allow_annotations=[name])
+    assert said.startswith(f"metadata.annotations[hedgerow.dev/{name}]: nothing of this pod is captured")
+    assert "remove it, or set hedgerow.dev/capture: redirect" in said
+    assert injected(pod(annotations={name: value}), allow_annotations=[name])
+
+
 def test_a_native_sidecar_in_explicit_mode_is_to_be_had_for_jobs() -> None:
     made = injected(pod(annotations={**EXPLICIT, "native-sidecar": "true"}, restartPolicy="OnFailure"))
     assert named(made.pod, "initContainers") == ["hedgerow-sidecar"]

@@ -27,7 +27,10 @@ Query = Mapping[str, str | int | float | None]
 
 #: What goes into a header as it is (RFC 6750, section 2.1).
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,4096}")
-_NAME_A_TOKEN = "name the controller's STATE_DIR/operator.token with --token-file or HEDGEROW_TOKEN_FILE"  # noqa: S105  # advice
+_NAME_A_TOKEN = (  # noqa: S105  # advice
+    "name the controller's STATE_DIR/operator.token with --token-file or HEDGEROW_TOKEN_FILE; "
+    "docs/kubernetes.md says how to get the one of a cluster"
+)
 
 
 class ClientError(Exception):
@@ -232,7 +235,9 @@ class Client:
         except (aiohttp.ClientConnectionError, TimeoutError) as error:
             raise Unreachable(
                 f"no controller answers at {server}: {_reason(error)}",
-                "start one (hedgerow controller, or hedgerow demo), or name it with --server or HEDGEROW_SERVER",
+                "start one (hedgerow controller, or hedgerow demo), forward a port to the one in a cluster (kubectl -n "
+                "hedgerow-system port-forward deployment/hedgerow-controller 8080), or name it with --server or "
+                "HEDGEROW_SERVER",
             ) from error
         except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
             raise BadAddress(f"{server!r} is not an address", "write --server as http://127.0.0.1:8080") from None

@@ -58,11 +58,6 @@ def skipped(check: str, text: str) -> Finding:
     return Finding(check, Outcome.SKIPPED, text)
 
 
-def many(number: int, noun: str) -> str:
-    """``1 pod``, ``2 pods``."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 def listed(names: Iterable[str], most: int = 5) -> str:
     """``a, b, c and 4 more``."""
     every = sorted(names)

@@ -23,7 +23,7 @@ from controller.kube.kinds import (
     Resource,
 )
 from controller.kube.settings import NAMESPACE
-from hedgerow.checking.finding import Finding, failed, good, listed, many, skipped, warning
+from hedgerow.checking.finding import Finding, failed, good, listed, skipped, warning
 from hedgerow.checking.preflight import INJECTOR, other_meshes
 from hedgerow.checking.reading import (
     Document,
@@ -40,6 +40,7 @@ from hedgerow.checking.reading import (
     trouble,
     without_a_log,
 )
+from hedgerow.words import many
 
 CONTROLLER = "hedgerow-controller"
 _CRDS = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", False)

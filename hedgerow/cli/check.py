@@ -11,6 +11,7 @@ import typer
 
 from hedgerow.cli.context import Format, fail
 from hedgerow.cli.output import Output, say, show, styled
+from hedgerow.words import many
 
 if TYPE_CHECKING:
     from hedgerow.checking.finding import Finding
@@ -102,4 +103,4 @@ def _sum_up(found: list[Finding]) -> None:
     if failures:
         say(f"\n{failures} of {len(found)} checks failed", "red")
     else:
-        say(f"\nall is well{f', with {warnings} warning{"s" * (warnings > 1)}' if warnings else ''}", "green")
+        say(f"\nall is well{f', with {many(warnings, "warning")}' if warnings else ''}", "green")

@@ -119,7 +119,10 @@ def target(text: str, *, every_port: bool = False, wide: bool = False) -> tuple[
     known = end if wide else workload
     if every_port and colon and number == "all":
         return known(host, "to"), None
-    if not colon or not number.isascii() or not number.isdigit() or len(number) > 5 or not 1 <= int(number) <= 65535:
+    digits = colon and number.isascii() and number.isdigit()
+    if digits and not (len(number) <= 5 and 1 <= int(number) <= 65535):
+        fail(f"to: {number[:40]} is not a port", "use one from 1 to 65535", 2)
+    if not digits:
         every = ", or shop/cart:all for every port" if every_port else ""
         fail(f"to: {text!r} names no port", f"write it as namespace/name:port, such as shop/cart:8080{every}", 2)
     return known(host, "to"), int(number)

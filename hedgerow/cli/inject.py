@@ -132,6 +132,8 @@ def _work(filename: str, change: Callable[[str], Done]) -> None:
     sys.stdout.flush()
     sys.stdout.buffer.write(done.text.encode())
     sys.stdout.buffer.flush()
+    if not done.seen:
+        print(f"{'standard input' if filename == '-' else filename}: no pods in it, nothing to change", file=sys.stderr)
     for one in done.seen:
         print(f"{one.object}: {one.what}", file=sys.stderr)
         for warning in one.warnings:

@@ -28,6 +28,7 @@ from hedgerow.cli.output import (
     to_yaml,
 )
 from hedgerow.client import Client, Unreachable
+from hedgerow.words import many
 
 #: Problems with the cluster that the table shows.
 _PROBLEMS = 10
@@ -108,7 +109,7 @@ def _status(answer: dict[str, Any]) -> None:
 def _cluster(cluster: dict[str, Any]) -> None:
     held = {watch["resource"]: watch["objects"] for watch in cluster["watches"]}
     waiting = [part["name"] for part in cluster["parts"] if not part["synced"]]
-    shown = ", ".join(f"{held[kind]} {kind}" for kind in ("pods", "services", "nodes") if kind in held)
+    shown = ", ".join(many(held[f"{kind}s"], kind) for kind in ("pod", "service", "node") if f"{kind}s" in held)
     count = sum(cluster["troubles"].values())
     say(
         f"cluster: {shown}; " + (f"waiting for {', '.join(waiting)}" if waiting else f"problems: {count or 'none'}"),

@@ -18,6 +18,7 @@ from hedgerow.cli.context import Format, Owner, Server, TokenFile
 from hedgerow.cli.output import VERDICTS, Output, end, printable, say, size, to_yaml
 from hedgerow.client import Client
 from hedgerow.flow_file import FlowFile
+from hedgerow.words import many
 
 
 def tap(
@@ -103,13 +104,16 @@ def _flow_file(path: Path | None) -> Iterator[FlowFile | None]:
 def _tell(event: str, found: dict[str, Any]) -> None:
     """What is no request goes to standard error, so that a pipe gets requests alone."""
     if event == "started":
-        text = f"watching {found['workload']} on {len(found['sidecars'])} sidecars for {found['seconds']:g} s"
+        sidecars = many(len(found["sidecars"]), "sidecar")
+        text = f"watching {found['workload']} on {sidecars} for {found['seconds']:g} s"
     elif event == "problem":
         text = f"{found['instance']} does not take part: {found['error']}"
     elif event == "shed":
         text = f"{found['total']} left out so far: they come faster than they are shown"
     elif event == "ended":
         text = f"{found['shown']} shown, {found['shed']} left out"
+        if not found["shown"]:
+            text += "; requests are HTTP or gRPC: what is no such, or goes to an opaque port, is in `hedgerow flows`"
     else:
         return
     typer.echo(f"({printable(text)})", err=True)

@@ -43,6 +43,12 @@ def test_there_and_back_through_a_pipe() -> None:
     assert hedgerow("uninject", "-f", "-", stdin=made) == (0, APP, "Deployment/cart: uninjected\n")
 
 
+@pytest.mark.parametrize("verb", ["inject", "uninject"])
+def test_a_file_without_pods_passes_and_is_told(verb: str) -> None:
+    for text in ("kind: Service\napiVersion: v1\n", "", "root:x:0:0\n"):
+        assert hedgerow(verb, "-f", "-", stdin=text) == (0, text, "standard input: no pods in it, nothing to change\n")
+
+
 def test_the_settings_of_the_webhook_hold_for_files(tmp_path: Path) -> None:
     file, config = tmp_path / "app.yaml", tmp_path / "injector.yaml"
     file.write_text(APP)

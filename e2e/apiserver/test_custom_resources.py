@@ -43,6 +43,26 @@ async def test_a_resource_becomes_a_rule_and_its_deletion_ends_it(
         assert (ended.state(time.time()), ended.revoked_by) == (OverrideState.REVOKED, "kubernetes")
 
 
+async def test_a_finalizer_holds_no_override_that_was_deleted(
+    server: ApiServer, namespace: str, tmp_path: Path
+) -> None:
+    async with running(server, namespace, tmp_path, known=inventory(namespace)) as mesh:
+        held = access_override(namespace)
+        held["metadata"]["finalizers"] = ["example.com/never"]
+        await asyncio.to_thread(put, server, held)
+        await mesh.told("AccessOverride", "one", "Active")
+        (override,) = mesh.active()
+        try:
+            await asyncio.to_thread(server.kubectl, "delete", "hao", "one", "-n", namespace, "--wait=false")
+            await eventually(lambda: override.id not in mesh.engine.view.rules)
+            assert mesh.found("AccessOverride", "one")["metadata"]["deletionTimestamp"]
+            assert not mesh.active()
+        finally:
+            free = '{"metadata": {"finalizers": null}}'
+            patch = ("patch", "hao", "one", "-n", namespace, "--type=merge", "-p", free)
+            await asyncio.to_thread(server.kubectl, *patch)
+
+
 async def test_an_end_that_no_status_can_say_is_refused_and_holds_nobody_up(
     server: ApiServer, namespace: str, tmp_path: Path
 ) -> None:

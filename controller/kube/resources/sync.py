@@ -157,9 +157,11 @@ class ResourceSync:
         taken.set()
 
     def _documents(self) -> Iterator[tuple[str, Kind, Document]]:
+        """Every resource that nobody has deleted: one with a finalizer stays, and who may write one may write those."""
         for kind, held in self._held.items():
             for (namespace, name), document in held.ledger.items.items():
-                yield f"{kind}/{namespace}/{name}", kind, document
+                if "deletionTimestamp" not in document["metadata"]:
+                    yield f"{kind}/{namespace}/{name}", kind, document
 
     async def _tell(self) -> None:
         """Write the statuses that are not what they should be."""
@@ -170,7 +172,7 @@ class ResourceSync:
         for key, kind, document in self._documents():
             judgement = self.judgement(key)
             meta = document["metadata"]
-            if judgement is None or judgement.uid != meta["uid"] or "deletionTimestamp" in meta:
+            if judgement is None or judgement.uid != meta["uid"]:
                 continue
             told = self._told.get(key)
             if told is not None and told[0] is document and told[1] == judgement:

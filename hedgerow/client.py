@@ -27,8 +27,8 @@ Query = Mapping[str, str | int | float | None]
 
 #: What goes into a header as it is (RFC 6750, section 2.1).
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,4096}")
-_NAME_A_TOKEN = (  # noqa: S105  # advice
-    "name the controller's STATE_DIR/operator.token with --token-file or HEDGEROW_TOKEN_FILE; "
+_NAME_A_TOKEN = (
+    "name the controller's STATE_DIR/operator.token with --token-file or HEDGEROW_TOKEN_FILE; "  # noqa: S105  # advice
     "docs/kubernetes.md says how to get the one of a cluster"
 )
 

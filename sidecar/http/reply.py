@@ -92,6 +92,9 @@ class Replies(Exchange):
             self._pass(data)
         elif reply != GONE:  # nobody asked
             self._drop_app()
+            if reply == ANSWERED:  # the rest of the request has nobody to go to
+                self._report_open()
+                self._end_client()
 
     def _heads(self, data: bytes) -> None:
         """Interim responses, and the head of the final one."""

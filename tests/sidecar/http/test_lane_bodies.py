@@ -206,6 +206,29 @@ def test_a_second_response_is_nobodys():
     assert client.take() == b""
 
 
+@pytest.mark.parametrize(
+    ("body", "rest"),
+    [
+        (request(b"/", b"Content-Length: 10", method=b"POST") + b"01234", b"56789"),
+        (request(b"/", b"Transfer-Encoding: chunked", method=b"POST") + b"5\r\nabc", b"de\r\n0\r\n\r\n"),
+    ],
+)
+def test_what_comes_behind_an_early_response_ends_both(body, rest):
+    """Found by a review: an application that answered before the body's end, and then refused the body as a request,
+    left the client's next byte without a receiver; that was an exception, and the end of all of a tunnel's streams."""
+    bench = Bench()
+    client = bench.client()
+    client.feed(body)
+    bench.app.feed(OK)
+    bench.app.feed(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+    client.feed(rest)
+    client.finish()
+    assert client.take() == OK
+    assert client.did_end
+    assert client.record.closed
+    assert [one.status for one in bench.flows.requests] == [200]
+
+
 @pytest.mark.parametrize("status", [b"204 No Content", b"304 Not Modified"])
 def test_some_responses_have_no_body_whatever_they_say(status):
     bench = Bench()

@@ -35,9 +35,10 @@ def _nothing() -> None:
     """A client that is not behind a tunnel can be told nothing but a reset."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class LaneContext:
-    """One allowed connection, as a lane is told of it.
+    """One allowed connection, as a lane is told of it. Not frozen only because that makes it three times as dear,
+    for every connection; nobody changes it.
 
     :param port: the one that policy speaks of
     :param application: where our application listens

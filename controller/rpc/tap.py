@@ -35,8 +35,9 @@ log = logging.getLogger("hedgerow.tap")
 
 #: Taps at once, in the whole controller.
 MOST: Final = 16
-#: Events that wait for one person.
+#: Events that wait for one person, and what they may take: a sidecar that was broken into makes each as large as may be.
 _WAITING: Final = 1000
+_WAITING_BYTES: Final = 8 * 1024 * 1024
 #: Commands that wait for one sidecar.
 _COMMANDS: Final = 64
 #: Seconds for a sidecar's hello.
@@ -66,6 +67,7 @@ class Viewing:
         self.shed = 0
         self.closed = False
         self._events: deque[tuple[str, Shown] | Left] = deque()
+        self._bytes = 0
         self._arrived = asyncio.Event()
 
     def close(self) -> None:
@@ -75,9 +77,11 @@ class Viewing:
 
     def offer(self, event: tuple[str, Shown] | Left) -> None:
         """An event came; never blocks."""
-        if len(self._events) >= _WAITING:
+        size = _size(event)
+        if len(self._events) >= _WAITING or (self._events and self._bytes + size > _WAITING_BYTES):
             self.shed += 1
             return
+        self._bytes += size
         self._events.append(event)
         self._arrived.set()
 
@@ -90,7 +94,23 @@ class Viewing:
                     await self._arrived.wait()
             except TimeoutError:
                 return None
-        return self._events.popleft() if self._events else None
+        if not self._events:
+            return None
+        event = self._events.popleft()
+        self._bytes -= _size(event)
+        return event
+
+
+def _size(event: tuple[str, Shown] | Left) -> int:
+    """About how much it takes."""
+    if isinstance(event, Left):
+        return 0
+    both = (event[1].request, event[1].response)
+    return sum(
+        len(each.body) + sum(len(name) + len(value) for name, value in (*each.fields, *each.trailers))
+        for each in both
+        if each is not None
+    )
 
 
 class _Sidecar:

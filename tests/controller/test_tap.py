@@ -15,8 +15,9 @@ from typing import Any
 import grpc
 import pytest
 
-from graph.model import Verdict
-from graph.tap import Message, Shown
+from controller.rpc.tap import Viewing
+from graph.model import Verdict, WorkloadRef
+from graph.tap import MAX_BODY, MAX_FIELDS, Message, Shown, TapSpec
 from graph.wire import hedgerow_pb2 as pb
 from graph.wire import hedgerow_pb2_grpc as rpc
 from graph.wire.taps import shown_to_message
@@ -281,6 +282,45 @@ async def test_an_event_of_a_tap_that_it_was_not_asked_for_is_nobodys(run: Runni
     await eventually(lambda: watching.all("request"))
     assert len(watching.all("request")) == 1
     await watching.stop()
+
+
+async def test_what_waits_for_a_slow_person_takes_a_bounded_room() -> None:
+    """A sidecar that was broken into makes each event as large as the bounds of one allow."""
+    body, value = b"b" * MAX_BODY, b"v" * (MAX_FIELDS - 1)
+    full = Message(fields=((b"n", value),), trailers=((b"n", value),), size=MAX_BODY, body=body)
+    event = Shown(
+        tap="t",
+        at=0.0,
+        source="shop/front",
+        source_address="10.0.0.1",
+        destination="shop/cart",
+        port=8080,
+        operation="GET /",
+        protocol="http/1.1",
+        method="GET",
+        path="/",
+        host="cart",
+        status=200,
+        grpc_status=-1,
+        verdict=Verdict.ALLOW,
+        pending=Verdict.ALLOW,
+        reason="",
+        rule_id="",
+        seconds=0.1,
+        request=full,
+        response=full,
+    )
+    viewing = Viewing(TapSpec("t", 60.0), WorkloadRef("shop", "cart"), 60.0)
+    for _ in range(1000):
+        viewing.offer(("cart-0", event))
+    each = 2 * (MAX_BODY + 2 * MAX_FIELDS)
+    fitting = 8 * 1024 * 1024 // each
+    assert viewing.shed == 1000 - fitting
+    waiting = [await viewing.next(0) for _ in range(fitting)]
+    assert all(got == ("cart-0", event) for got in waiting)
+    assert await viewing.next(0) is None
+    viewing.offer(("cart-0", event))
+    assert await viewing.next(0) == ("cart-0", event), "who has read has room again"
 
 
 async def test_nobody_without_a_certificate(run: Running) -> None:

@@ -124,7 +124,6 @@ class Settings:
         """
         path = _path(base)
         fields = Fields(document, refusal(ConfigError), noun="setting")
-        given = frozenset(document) if isinstance(document, Mapping) else frozenset()
         settings = cls(
             state_dir=fields.take("state_dir", path),
             inventory=fields.take("inventory", optional(path), None),
@@ -144,12 +143,8 @@ class Settings:
         )
         fields.finish()
         settings._check_whole()
-        if settings.kubernetes is not None and "inventory_interval" in given:
-            raise ConfigError(
-                "set beside kubernetes, where no file is looked at",
-                field="inventory_interval",
-                remedy="remove it; kubernetes.coalesce says how soon what changed on the cluster is taken",
-            )
+        if isinstance(document, Mapping):
+            settings._check_effect(document)
         return settings
 
     def _check_whole(self) -> None:
@@ -173,6 +168,24 @@ class Settings:
                 remedy="listen on 127.0.0.1, or set web_tls to {certificate: FILE, key: FILE}",
             )
         refuse_taken(self._addresses(), refusal(ConfigError))
+
+    def _check_effect(self, document: Mapping[Any, Any]) -> None:
+        """Refuse what is said, even if it is what holds anyhow, and would change nothing if it were changed."""
+        if self.kubernetes is None:
+            return
+        if "inventory_interval" in document:
+            raise ConfigError(
+                "set beside kubernetes, where no file is looked at",
+                field="inventory_interval",
+                remedy="remove it; kubernetes.coalesce says how soon what changed on the cluster is taken",
+            )
+        section = document["kubernetes"]
+        if isinstance(self.web_listen, InheritedSocket) and section and section.get("reclaim"):
+            raise ConfigError(
+                f"set beside web_listen: {self.web_listen}, a socket that would be lost by beginning anew",
+                field="kubernetes.reclaim",
+                remedy="write 0 or remove it, or listen on an address",
+            )
 
     def _addresses(self) -> list[tuple[str, Address]]:
         listeners = [("grpc_listen", self.grpc_listen), ("issuer_listen", self.issuer_listen)]

@@ -217,6 +217,24 @@ REFUSED = [
     ({"networkPolicies": {"apiServer": {"ports": []}}}, "/networkPolicies/apiServer/ports"),
     ({"networkPolicies": {"apiServer": {"networks": ["10.0.0.1"]}}}, "/networkPolicies/apiServer/networks/0"),
     ({"crds": {"install": "no"}}, "/crds/install"),
+    ({"sidecar": {"resources": {"limits": {"cpu": True}}}}, "got boolean, want number or string"),
+    (
+        {"controller": {"persistence": {"existingClaim": "mine", "enabled": False}}},
+        "controller.persistence.existingClaim: without effect beside persistence.enabled: false",
+    ),
+    (
+        {"controller": {"persistence": {"existingClaim": "mine", "storageClass": "fast"}}},
+        "controller.persistence.storageClass: a claim that exists has its own",
+    ),
+    (
+        {"injector": {"certManager": {"issuerRef": {"name": "internal"}}}},
+        "injector.certManager.issuerRef.name: asked by nobody beside certManager.enabled: false",
+    ),
+    ({"crds": {"install": False, "keep": True}}, "crds.keep: beside crds.install: false"),
+    (
+        {"networkPolicies": {"enabled": False, "apiServer": {"networks": ["10.96.0.1/32"]}}},
+        "networkPolicies.apiServer.networks: nothing is narrowed",
+    ),
     ({"monitoring": {"podMonitor": {"interval": "often"}}}, "/monitoring/podMonitor/interval"),
 ]
 

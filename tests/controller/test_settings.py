@@ -108,6 +108,17 @@ def test_on_a_cluster_what_is_said_of_the_inventory_file_is_refused(interval: fl
     assert (caught.value.field, caught.value.remedy) == ("inventory", "remove one of the two")
 
 
+def test_memory_is_not_promised_back_to_whom_beginning_anew_would_cost_the_page() -> None:
+    said = {"state_dir": "s", "web_listen": "fd:3"}
+    with pytest.raises(ConfigError) as caught:
+        Settings.parse({**said, "kubernetes": {"reclaim": 1 << 20}}, Path("/etc"))
+    assert (caught.value.field, caught.value.remedy) == (
+        "kubernetes.reclaim", "write 0 or remove it, or listen on an address",
+    )  # fmt: skip
+    for kubernetes in (None, {}, {"reclaim": 0}):
+        assert Settings.parse({**said, "kubernetes": kubernetes}, Path("/etc")).web_listen == InheritedSocket(3)
+
+
 def test_on_a_cluster_the_page_has_the_names_that_it_was_given() -> None:
     settings = Settings.parse({"state_dir": "s", "kubernetes": {}, "web_hosts": ["Mesh.Example"]}, Path("/etc"))
     served = hosts_of(settings)

@@ -3,6 +3,27 @@
 {{- if ne .Release.Namespace "hedgerow-system" -}}
 {{- fail (printf "namespace: Hedgerow lives in hedgerow-system, because its identity names it, and not in %s; install with -n hedgerow-system --create-namespace" .Release.Namespace) -}}
 {{- end -}}
+{{- include "hedgerow.effect" . -}}
+{{- end -}}
+
+{{/* What is said here would change nothing beside something else that is said. */}}
+{{- define "hedgerow.effect" -}}
+{{- $state := .Values.controller.persistence -}}
+{{- if and $state.existingClaim (not $state.enabled) -}}
+{{- fail "controller.persistence.existingClaim: without effect beside persistence.enabled: false; set it to true, or remove the claim" -}}
+{{- end -}}
+{{- if and $state.existingClaim $state.storageClass -}}
+{{- fail "controller.persistence.storageClass: a claim that exists has its own; remove it, or existingClaim" -}}
+{{- end -}}
+{{- if and .Values.injector.certManager.issuerRef.name (not .Values.injector.certManager.enabled) -}}
+{{- fail "injector.certManager.issuerRef.name: asked by nobody beside certManager.enabled: false; set it to true, and injector.certificate to external, or remove the name" -}}
+{{- end -}}
+{{- if and .Values.crds.keep (not .Values.crds.install) -}}
+{{- fail "crds.keep: beside crds.install: false there are none of this release's to keep; remove it" -}}
+{{- end -}}
+{{- if and (.Values.networkPolicies.apiServer | default dict).networks (not .Values.networkPolicies.enabled) -}}
+{{- fail "networkPolicies.apiServer.networks: nothing is narrowed beside networkPolicies.enabled: false; set it to true, or remove the networks" -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "hedgerow.labels" -}}

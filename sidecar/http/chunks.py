@@ -20,7 +20,7 @@ _EXTENDED: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t\x20-\x7e]*)?")
 _TRAILERS: Final = re.compile(LINES + rb"\r\n")
 _FORBIDDEN: Final = re.compile(
     rb"(?i:(?:\A|\n)(?:content[-_]length|transfer[-_]encoding|host|connection|upgrade|trailer|te|expect|authorization"
-    rb"|cookie|traceparent|x[-_]request[-_]id|x[-_]forwarded[-_][^:]*|x[-_]hedgerow[-_][^:]*):)"
+    rb"|cookie|traceparent|x[-_]request[-_]id|x[^0-9A-Za-z:\r\n](?:forwarded|hedgerow)[^0-9A-Za-z:\r\n][^:]*):)"
 )
 #: Bytes of a size line that has extensions.
 _LONGEST_LINE: Final = 4096

@@ -9,7 +9,9 @@ together, targets with an authority, and a ``Host`` that is missing, doubled or 
 What is no question of framing (``..``, ``%2f``, ``//``, ``;`` in the path, headers that name another method or path)
 is noted as :attr:`RequestHead.unclear`; the lane refuses it where rules by operation hold.
 
-Names with ``_`` for ``-`` are the same as the real ones to many frameworks, so they are treated as them.
+Names with ``_`` for ``-`` are the same as the real ones to many frameworks, so they are treated as them; of our own,
+and of those that name another method or path, also names with anything else between their words (``X.Hedgerow.Y``):
+PHP takes a dot for ``_``, and lighttpd whatever is neither letter nor digit.
 """
 
 from __future__ import annotations
@@ -34,17 +36,32 @@ NAME: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 #: Any number of header lines.
 LINES: Final = rb"(?:" + NAME + rb":[\t\x20-\x7e\x80-\xff]*+\r\n)*+"
 _HEAD: Final = re.compile(rb"([A-Z][A-Z0-9_-]{0,31}) ([\x21-\x7e\x80-\xff]++) HTTP/1\.([01])\r\n" + LINES + rb"\r\n")
+#: What stands between the words of a name, for the most lenient reader.
+_SEP: Final = rb"[^0-9A-Za-z:\r\n]"
+#: Headers that only we may set.
+_OUR_NAMES: Final = _SEP.join((b"x", b"forwarded", b"client", b"cert|x", b"hedgerow", rb"[^:\r\n]*"))
+#: Headers that some frameworks take for the request's method or path.
+_OVERRIDES: Final = b"|".join(
+    _SEP.join(words.split())
+    for words in (
+        b"x http method",
+        b"x http method override",
+        b"x method override",
+        b"x original url",
+        b"x rewrite url",
+    )
+)
 #: The headers that mean something here.
 _KNOWN: Final = re.compile(
     rb"(?i:\n(?=[chtuxea])(content[-_]length|transfer[-_]encoding|host|connection|upgrade|http2[-_]settings|expect"
-    rb"|x[-_]forwarded[-_]client[-_]cert|x[-_]hedgerow[-_][^:]*|traceparent|x[-_]request[-_]id|authorization"
-    rb"|user-agent|x[-_](?:http[-_]method(?:[-_]override)?|method[-_]override|original[-_]url|rewrite[-_]url)"
-    rb")):[ \t]*([^\r]*)"
+    rb"|"
+    + _OUR_NAMES
+    + rb"|traceparent|x[-_]request[-_]id|authorization|user-agent|"
+    + _OVERRIDES
+    + rb")):[ \t]*([^\r]*)"
 )
 
 
-#: Headers that only we may set.
-_OUR_NAMES: Final = rb"x[-_]forwarded[-_]client[-_]cert|x[-_]hedgerow[-_][^:]*"
 _OUR_NAME: Final = re.compile(_OUR_NAMES, re.IGNORECASE)
 
 
@@ -53,9 +70,7 @@ def is_ours(name: bytes) -> bool:
     return _OUR_NAME.fullmatch(name) is not None
 
 
-_OVERRIDE: Final = re.compile(
-    rb"x[-_](?:http[-_]method(?:[-_]override)?|method[-_]override|original[-_]url|rewrite[-_]url)", re.IGNORECASE
-)
+_OVERRIDE: Final = re.compile(_OVERRIDES, re.IGNORECASE)
 
 
 def is_override(name: bytes) -> bool:
@@ -219,7 +234,7 @@ def read_request(data: bytes, limit: int = 65_536) -> RequestHead | None:
             expect = True
         elif name == b"http2-settings":
             http2_settings = True
-        elif name.startswith((b"x-forwarded", b"x_forwarded", b"x-hedgerow", b"x_hedgerow")):
+        elif is_ours(name):
             strip_ours = True
         elif name.replace(b"_", b"-") == b"x-request-id":
             strip_id, request_id = True, value

@@ -287,4 +287,4 @@ def _unfit(trailers: http.Headers) -> bool:
         forms.check_fields(trailers.fields, http2=False)
     except BadHead:
         return True
-    return any(name.lower() in NOT_IN_TRAILERS for name, _ in trailers.fields)
+    return any(name.lower() in NOT_IN_TRAILERS for name, _ in trailers.fields) or bool(forms.ours(trailers))

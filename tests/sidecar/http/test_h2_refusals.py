@@ -171,7 +171,8 @@ def test_every_head_has_its_own_time():
 
 
 OURS = [
-    "x-forwarded-client-cert", "x_forwarded_client_cert", "x-forwarded-client_cert", "x-hedgerow-reason", "x_hedgerow-a"
+    "x-forwarded-client-cert", "x_forwarded_client_cert", "x-forwarded-client_cert", "x-hedgerow-reason",
+    "x_hedgerow-a", "x.forwarded.client.cert",
 ]  # fmt: skip
 
 

@@ -208,6 +208,7 @@ def test_who_keeps_the_connection(lines, version, keep, reuse):
 FORGED = [
     b"X-Forwarded-Client-Cert: By=a;URI=b", b"x-forwarded-client-cert:", b"X_FORWARDED_CLIENT_CERT: a",
     b"x-forwarded_client-cert: a", b"X-Hedgerow-Reason: a", b"x_hedgerow_anything: a",
+    b"X.Forwarded.Client.Cert: a", b"x!forwarded~client'cert: a", b"X.Hedgerow-Reason: a",
 ]  # fmt: skip
 
 

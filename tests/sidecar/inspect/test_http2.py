@@ -211,7 +211,10 @@ async def test_draining_sends_goaway(world):
     assert len(pair.client.all(h2.events.ConnectionTerminated)) == 1
 
 
-@pytest.mark.parametrize("name", ["x-forwarded-client-cert", "x_forwarded_client-cert", "x-hedgerow-a", "x_hedgerow_b"])
+@pytest.mark.parametrize(
+    "name",
+    ["x-forwarded-client-cert", "x_forwarded_client-cert", "x.forwarded.client.cert", "x-hedgerow-a", "x_hedgerow_b"],
+)
 async def test_a_client_can_not_say_who_it_is(world, name):
     w = world(rule())
     pair = Pair(w.connect(Kind.HTTP2))

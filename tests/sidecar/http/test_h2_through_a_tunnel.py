@@ -11,6 +11,7 @@ import h2.connection
 import h2.events
 import pytest
 
+from sidecar.http.frames import PREFACE
 from sidecar.http.settings import HttpSettings
 from sidecar.inspect.hub import Inspection
 from sidecar.inspect.settings import InspectSettings, Limits
@@ -24,10 +25,12 @@ class Application:
 
     def __init__(self):
         self.heads = []
+        self.calls = 0
         self.hold = asyncio.Event()
         self.hold.set()
 
     async def __call__(self, reader, writer):
+        self.calls += 1
         end = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="utf-8"))
         end.initiate_connection()
         with contextlib.suppress(ConnectionError):
@@ -140,6 +143,34 @@ async def test_half_a_head_ends_the_connection_in_every_lane(two_pods, plain, op
         client.writer.close()
     await two_pods.until(lambda: two_pods.cart.live_connections == 0)
     assert len(application.heads) == 1
+
+
+@pytest.mark.parametrize("plain", [False, True])
+async def test_a_client_that_waits_for_settings_gets_them_and_half_a_beginning_calls_nobody(two_pods, plain):
+    application = Application()
+    await two_pods.serve(application)
+    await two_pods.start(http=HttpSettings(head_timeout=0.3, sweep=0.05))
+    if plain:
+        two_pods.allow_everybody()
+    connect = two_pods.connect_plainly if plain else two_pods.connect
+    settings = b"\0\0\0\4\0\0\0\0\0"
+    async with asyncio.timeout(60):
+        for half in (PREFACE, PREFACE + settings[:-1], PREFACE + settings + b"\0\0\3\1\5\0\0\0\1\x82\x86"):
+            reader, writer = await connect()
+            writer.write(half)
+            assert b"head-timeout" in await reader.read()
+            writer.close()
+        await two_pods.until(lambda: two_pods.cart.live_connections == 0)
+        assert application.calls == 0
+        client = Client(*await connect())
+        while not any(isinstance(event, h2.events.RemoteSettingsChanged) for event in await client.frame()):
+            pass
+        assert not application.heads
+        assert await client.until(client.ask()) == b"answer"
+        assert application.calls == 1
+        client.writer.close()
+    await two_pods.until(lambda: two_pods.cart.live_connections == 0)
+    assert not any(record.failed for record in two_pods.flows.closed_records)
 
 
 @pytest.mark.parametrize("operations", [(), ("GET /",)])

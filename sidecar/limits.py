@@ -81,6 +81,7 @@ CHECKS: Final[Mapping[str, Check[int] | Check[float]]] = MappingProxyType(
         "half_closed_idle": _or_off(seconds(1, _WEEK)),
         "slow_reader": _or_off(seconds(1, _WEEK)),
         "tunnel_idle": seconds(1, 86_400),
+        "warm_endpoints": integer(0, 256),
         "backoff": seconds(0.001, 60),
         "backoff_max": seconds(0.001, 3600),
         "patience": seconds(0, 60),

@@ -45,7 +45,7 @@ class Target:
     """A destination as applications name it, and whether it has ever answered. Implements
     :class:`sidecar.dataplane.elsewhere.Elsewhere` for connections that are tried for the first time."""
 
-    __slots__ = ("_begin_again", "_destination", "_patience", "_peers", "address", "answers")
+    __slots__ = ("_begin_again", "_destination", "_patience", "_peers", "address", "answers", "warmed")
 
     def __init__(
         self, begin_again: Callable[[Target, socket.socket, bytes, float], None], address: Address, patience: float
@@ -54,6 +54,8 @@ class Target:
         self._patience = patience
         self.address = address
         self.answers = False
+        #: The directory's last answer of which endpoints were dialled ahead (:mod:`sidecar.dataplane.warmth`).
+        self.warmed: Destination | None = None
         self._destination: Destination | None = None  # of which the peers are known
         self._peers: dict[int, tuple[Endpoint, Peer, Peer]] = {}  # by the endpoint's identity as an object
 

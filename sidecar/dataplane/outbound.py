@@ -31,6 +31,7 @@ from sidecar.dataplane.live import UNDECIDED, Connection
 from sidecar.dataplane.pool import Pool
 from sidecar.dataplane.sockets import Address
 from sidecar.dataplane.tunnel import Tunnel
+from sidecar.dataplane.warmth import keep_warm
 
 _INFO, _WARNING = logging.INFO, logging.WARNING
 
@@ -103,12 +104,25 @@ class Outbound:
                 tunnel = self._pool.ready(endpoints[0])
                 if tunnel is not None:
                     self._carry_now(sock, known, destination, endpoints[0], tunnel)
+                    if destination is not known.warmed:
+                        self._keep_warm(known, destination)
                     return
-        self._attempt(Attempt(fabric, self._pool, self.egress, sock, known, destination, endpoints))
+        self._attempt(Attempt(fabric, self._pool, self.egress, sock, known, destination, endpoints), known)
 
-    def _attempt(self, attempt: Attempt) -> None:
+    def _attempt(self, attempt: Attempt, target: Target) -> None:
         self._waiting.add(attempt)
-        attempt.start(self._waiting.discard)
+        attempt.start(partial(self._attempted, target))
+
+    def _attempted(self, target: Target, attempt: Attempt) -> None:
+        """A connection has had to wait; the next ones to the same destination need not."""
+        self._waiting.discard(attempt)
+        destination = self._fabric.directory.cached(target.address.host, target.address.port)
+        if destination is not None:
+            self._keep_warm(target, destination)
+
+    def _keep_warm(self, target: Target, destination: Destination) -> None:
+        target.warmed = destination
+        keep_warm(self._fabric, self._pool, target.address, destination)
 
     def _target(self, address: Address) -> Target:
         targets = self._targets
@@ -130,7 +144,7 @@ class Outbound:
         destination = fabric.directory.cached(target.address.host, target.address.port)
         attempt = Attempt(fabric, self._pool, self.egress, sock, target, destination, None)
         attempt.again(early, until)
-        self._attempt(attempt)
+        self._attempt(attempt, target)
 
     def _captured(self, sock: socket.socket, family: int, here: int) -> Address | None:
         """Where a captured connection was to go; None when it must not be carried there."""

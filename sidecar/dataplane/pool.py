@@ -1,4 +1,4 @@
-"""The tunnels that we dialled: opened on demand, shared, kept warm, replaced before their certificates end.
+"""The tunnels that we dialled: on demand or ahead of it, shared, kept warm, replaced before their certificates end.
 
 Rules:
 
@@ -75,6 +75,15 @@ class Pool:
                 return tunnel
         raise DialFailed(f"tunnels to {endpoint.identity} end as soon as they begin, or are full")
 
+    def warm(self, endpoint: Endpoint) -> None:
+        """Have a tunnel dialled, unless there is one that takes a stream, or will be. A failure is counted."""
+        if self._stopped or not endpoint.identity:
+            return
+        slot = self._slots.get(endpoint.key)
+        if slot is None:
+            slot = self._slots[endpoint.key] = _Slot(self, self._fabric, endpoint)
+        slot.warm()
+
     def forget(self, endpoint: Endpoint) -> None:
         """The endpoint has neither tunnel nor dial."""
         self._slots.pop(endpoint.key, None)
@@ -128,6 +137,11 @@ class _Slot:
                 if current is None or not current.cancelling():
                     raise DialFailed("the data path stops") from None
             raise
+
+    def warm(self) -> None:
+        """Have a tunnel that takes a stream, without anybody who waits for it."""
+        if self._dialling is None and self.ready() is None:
+            self._begin_dial()
 
     def prove(self) -> None:
         """Have a handshake made now, if there is what it would keep alive and none was made since the last renewal."""

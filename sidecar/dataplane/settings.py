@@ -73,6 +73,8 @@ class DataPlaneSettings:
     :param slow_reader: seconds that a receiver may take nothing of what is held for it before its connection is reset;
         half as much more may pass. As long as Envoy waits for a stream to be flushed. 0: no limit
     :param tunnel_idle: seconds without a stream before a tunnel is let go
+    :param warm_endpoints: endpoints of a destination in use to which a tunnel is dialled before a connection goes
+        there. 0: none
     :param backoff: seconds before an endpoint that failed is dialled again; doubles up to ``backoff_max``
     :param patience: seconds that a connection waits for a destination that has answered before and has nobody now,
         until everybody has heard who is there, or an application was started again. 0: none
@@ -114,6 +116,7 @@ class DataPlaneSettings:
     half_closed_idle: float = 3600.0
     slow_reader: float = 300.0
     tunnel_idle: float = 300.0
+    warm_endpoints: int = 4
     backoff: float = 0.05
     backoff_max: float = 1.0
     patience: float = 3.0

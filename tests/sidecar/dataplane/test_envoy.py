@@ -178,6 +178,7 @@ async def test_an_envoy_calls_a_server_that_speaks_first(world, others):
     await world.start(enforce(FROM_FRONT), apps.greet)
     reader, writer = await apps.connect(HERE, HOST, others.port("to-istio"))
     assert await reader.readline() == b"220 ready\r\n"
+    assert world.plane.detection.timeouts == 1
     writer.write(b"HELO\r\n")
     assert await reader.readline() == b"250 HELO\r\n"
     await apps.close(writer)

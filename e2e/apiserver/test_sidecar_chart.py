@@ -237,6 +237,7 @@ REFUSED = [
     ({"inspectEgress": ["api.example.com"], "ownVariables": ["PATH"]}, "/ownVariables/0"),
     ({"inspectEgress": ["api.example.com"], "settings": {"dns": {"proxy": False}}}, "answers of DNS"),
     ({"egressRoots": "company-roots/ca.crt"}, "there is no host"),
+    ({"ownVariables": ["SSL_CERT_FILE"]}, "ownVariables: no variable is set where no host outside is inspected"),
     ({"settings": {"probes": [{**PROBE, "http": {"port": 1, "path": "/" + "x" * 120_000}}]}}, "120000"),
     ({"settings": {"drain_seconds": "30"}}, "'/settings/drain_seconds': got string, want number"),
     ({"settings": {"drain_seconds": 4000}}, "'/settings/drain_seconds': maximum: got 4,000, want 3,600"),

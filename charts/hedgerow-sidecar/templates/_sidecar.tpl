@@ -146,6 +146,8 @@ What the injector refuses is refused here.
 {{- toRawJson $hosts -}}
 {{- else if .egressRoots -}}
 {{- fail "hedgerow-sidecar.egressRoots: there is no host whose certificate it is for; set inspectEgress too, or remove it" -}}
+{{- else if .ownVariables -}}
+{{- fail "hedgerow-sidecar.ownVariables: no variable is set where no host outside is inspected; set inspectEgress too, or remove it" -}}
 {{- end -}}
 {{- end -}}
 

@@ -1,6 +1,7 @@
 """One line for every event, on standard error: ``2026-01-31T12:00:00.123Z WARNING sidecar.channel controller is away``.
 
-A message can hold what a peer wrote; control characters are escaped, so that nobody forges a line.
+A message can hold what a peer wrote; control characters are escaped, so that nobody forges a line. Libraries that
+write into their debug lines what passes through them (headers, credentials among them) never get to write those.
 """
 
 from __future__ import annotations
@@ -37,6 +38,17 @@ def configure(level: str) -> None:
     handler.setFormatter(LineFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+    _keep_secrets()
+
+
+#: Whose debug lines hold headers and bodies.
+_TELLTALES = ("hpack", "h2", "hyperframe", "mitmproxy")
+
+
+def _keep_secrets() -> None:
+    for name in _TELLTALES:
+        logger = logging.getLogger(name)
+        logger.setLevel(max(logger.level, logging.INFO))
 
 
 #: What a level may be called.
@@ -57,7 +69,7 @@ def levels() -> dict[str, str]:
 def set_level(level: str, name: str = "") -> None:
     """Change what is logged from now on.
 
-    :param level: one of :data:`LEVELS`
+    :param level: one of :data:`LEVELS`; of a library that would log what passes, ``info`` at least
     :param name: of a logger that exists, such as ``sidecar.dataplane``; empty: of all that have no level of their own
     :raises KeyError: when there is no such logger; none is made, or a loop of requests could make any number of them
     """
@@ -66,4 +78,7 @@ def set_level(level: str, name: str = "") -> None:
         if name not in logger.manager.loggerDict:
             raise KeyError(name)
         logger = logging.getLogger(name)
+    if logger.name.partition(".")[0] in _TELLTALES and level == "debug":
+        level = "info"
     logger.setLevel(level.upper())
+    _keep_secrets()

@@ -48,6 +48,18 @@ def named():
     root.setLevel(before)
 
 
+@pytest.mark.parametrize("name", ["", "root", "hpack", "hpack.hpack"])
+def test_what_passes_is_not_logged_at_any_level(named, caplog, name):
+    """Found by a review: hpack's debug lines are the headers that it packs and unpacks, Authorization among them."""
+    import hpack
+
+    set_level("debug", name)
+    packed = hpack.Encoder().encode([("authorization", "Bearer of-tidings")])
+    assert hpack.Decoder().decode(packed)
+    assert not [line for line in caplog.messages if "tidings" in line]
+    assert levels()["hpack"] == "info"
+
+
 def test_a_level_is_set_for_one_logger_or_for_all(named):
     set_level("debug", named.name)
     assert named.level == logging.DEBUG

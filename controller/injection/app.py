@@ -27,6 +27,7 @@ from controller.injection.program_settings import InjectorSettings
 from controller.injection.review import BadReview, answer
 from controller.injection.serving_certificate import ServingCertificate
 from controller.injection.webhook_configuration import PATHS
+from controller.seats import Seats
 from graph.fields import Address
 
 log = logging.getLogger("hedgerow.injector")
@@ -49,6 +50,7 @@ class Injector:
         self._stopping = asyncio.Event()
         self._at_once = asyncio.Event()
         self._buffered = 0
+        self._seats: dict[str, Seats[web.RequestHandler]] = {}  # by the setting of the listener
         self.certificate = ServingCertificate(settings.certificate, settings.key, clock)
         self.meters = Meters()
         #: Where it listens, once it does.
@@ -114,8 +116,10 @@ class Injector:
         server = runner.server
         assert server is not None, "set up before"
 
+        seats = self._seats[name] = Seats(self._settings.connections, lambda: server.connections)
+
         def connect() -> asyncio.Protocol:
-            return server() if len(server.connections) < self._settings.connections else _Closed()
+            return server() if seats.make_room() else _Closed()
 
         loop = asyncio.get_running_loop()
         try:
@@ -171,7 +175,8 @@ class Injector:
                 refused = await self._read(request, body)
             if refused is not None:
                 return refused
-            answered = answer(bytes(body), enforces, self._settings.injection)
+            with self._seats["listen"].answering(request.protocol):
+                answered = answer(bytes(body), enforces, self._settings.injection)
         except TimeoutError:
             return self._reject("slow", HTTPStatus.REQUEST_TIMEOUT, "the review did not arrive in time")
         except BadReview as error:

@@ -6,6 +6,8 @@ cluster when that has been read once; ``GET /metrics`` is :mod:`controller.monit
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import sys
 import time
@@ -13,13 +15,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from controller.cluster_state import ClusterState
 from controller.monitoring.metrics import CONTENT_TYPE, ProcessState, page
 from controller.rpc.server import port_error
+from controller.seats import Seats
 from controller.view import View
 from graph.fields import Address
 
+#: Kubelets and scrapers have a few; every pod of the cluster can reach the port.
+MAX_CONNECTIONS = 256
 #: What a probe or a scraper asks fits into this, in bytes.
 _MAX_LINE = 2048
 _SHUTDOWN_SECONDS = 1.0
@@ -33,6 +39,20 @@ def process_state(began: float) -> ProcessState:
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     files = len(os.listdir("/proc/self/fd"))
     return ProcessState(time.process_time(), resident, files, began, sys.getallocatedblocks())
+
+
+class _NotOfStrangers(logging.Filter):
+    """Leaves out requests that are no HTTP: whoever reaches the port could otherwise fill the log with tracebacks."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+def _requests_log() -> logging.Logger:
+    found = logging.getLogger("hedgerow.monitoring.requests")
+    if not found.filters:
+        found.addFilter(_NotOfStrangers())
+    return found
 
 
 class MonitoringServer:
@@ -66,11 +86,13 @@ class MonitoringServer:
         self._runner = web.AppRunner(
             app,
             access_log=None,
+            logger=_requests_log(),
             shutdown_timeout=_SHUTDOWN_SECONDS,
             keepalive_timeout=75.0,
             max_line_size=_MAX_LINE,
             max_field_size=_MAX_LINE,
         )
+        self._server: asyncio.Server | None = None
         self.address: Address | None = None
 
     async def start(self) -> Address:
@@ -80,17 +102,28 @@ class MonitoringServer:
         :raises controller.rpc.server.PortError: naming the setting and the remedy
         """
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._listen.host, self._listen.port, backlog=64)
+        handlers = self._runner.server
+        assert handlers is not None, "set up before"
+        seats = Seats(MAX_CONNECTIONS, lambda: handlers.connections)
+
+        def connect() -> asyncio.Protocol:
+            seats.make_room()
+            return handlers()
+
         try:
-            await site.start()
+            self._server = await asyncio.get_running_loop().create_server(
+                connect, self._listen.host, self._listen.port, backlog=64
+            )
         except OSError as error:
             await self._runner.cleanup()
             raise port_error("monitoring_listen", self._listen, error) from None
-        host, port = self._runner.addresses[0][:2]
+        host, port = self._server.sockets[0].getsockname()[:2]
         self.address = Address(host, port)
         return self.address
 
     async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
         await self._runner.cleanup()
 
     async def _live(self, _: web.Request) -> web.Response:

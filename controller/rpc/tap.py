@@ -35,7 +35,8 @@ log = logging.getLogger("hedgerow.tap")
 
 #: Taps at once, in the whole controller.
 MOST: Final = 16
-#: Events that wait for one person, and what they may take: a sidecar that was broken into makes each as large as may be.
+#: Events that wait for one person, and what they may take: a sidecar that was broken into makes each as large as it can
+#: be.
 _WAITING: Final = 1000
 _WAITING_BYTES: Final = 8 * 1024 * 1024
 #: Commands that wait for one sidecar.

@@ -174,18 +174,26 @@ async def test_what_many_send_at_once_is_bounded(tmp_path: Path) -> None:
         assert (await post(session, injector, b"x" * (1 << 19), tls))[0] == 400
 
 
-async def test_connections_are_bounded(tmp_path: Path) -> None:
+async def test_who_takes_every_connection_and_says_nothing_makes_room(tmp_path: Path) -> None:
     certificate, key = self_signed()
     write(tmp_path, certificate, key)
-    async with running(settings(tmp_path, connections=2)) as injector:
+    async with running(settings(tmp_path, connections=3)) as injector, aiohttp.ClientSession() as session:
         assert injector.address is not None
         tls = trusting(certificate)
-        kept = [await asyncio.open_connection("127.0.0.1", injector.address.port, ssl=tls) for _ in range(2)]
-        reader, writer = await asyncio.open_connection("127.0.0.1", injector.address.port, ssl=tls)
-        async with asyncio.timeout(20):
-            assert await reader.read() == b""
-        for _, one in [*kept, (reader, writer)]:
-            one.close()
+        assert (await post(session, injector, review(pod()), tls))[0] == 200
+        port = injector.address.port
+        silent = [await asyncio.open_connection("127.0.0.1", port, ssl=tls) for _ in range(20)]
+        async with aiohttp.ClientSession() as server:  # an API server that comes now
+            assert (await post(server, injector, review(pod()), tls))[0] == 200
+        assert (await post(session, injector, review(pod()), tls))[0] == 200
+        async with asyncio.timeout(60):
+            for reader, _ in silent[:-3]:
+                with contextlib.suppress(ConnectionError):
+                    assert await reader.read() == b"", "those that were there first are ended first"
+        for _, writer in silent:
+            writer.close()
+            with contextlib.suppress(ConnectionError, TimeoutError, ssl.SSLError):
+                await writer.wait_closed()
 
 
 async def test_a_new_certificate_is_served_without_dropping_anybody(tmp_path: Path) -> None:

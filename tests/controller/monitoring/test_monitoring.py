@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from controller.cluster_state import ClusterState, PartState, WatchState
 from controller.monitoring.metrics import ProcessState, page
-from controller.monitoring.server import MonitoringServer
+from controller.monitoring.server import MAX_CONNECTIONS, MonitoringServer
 from controller.rpc.server import PortError
 from controller.settings import Address, Settings
 from controller.view import View
@@ -152,3 +155,24 @@ def test_the_setting_refuses_a_port_of_another_listener(tmp_path):
     assert found.monitoring_listen == Address("0.0.0.0", 15014)
     with pytest.raises(Exception, match="monitoring_listen"):
         Settings.parse({**base, "monitoring_listen": "0.0.0.0:15012"}, tmp_path)
+
+
+async def test_who_takes_every_connection_keeps_no_probe_out_and_fills_no_log(tmp_path, caplog):
+    async with running(tmp_path, monitoring_listen=LOOPBACK) as controller:
+        server = controller.controller.monitoring_server
+        assert server is not None
+        held = [await asyncio.open_connection(server.address.host, server.address.port) for _ in range(300)]
+        async with asyncio.timeout(60):
+            for reader, _ in held[: 300 - MAX_CONNECTIONS]:
+                with contextlib.suppress(ConnectionError):
+                    assert await reader.read() == b"", "those that were there first are ended first"
+        assert (await get(f"http://{server.address}/healthz/live"))[0] == 200
+        for reader, writer in held[-20:]:
+            writer.write(b"GET / HTTP/1.1\r\nno field at all\r\n\r\n")
+            async with asyncio.timeout(60):
+                assert b" 400 " in await reader.read()
+        assert "Traceback" not in caplog.text
+        for _, writer in held:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()

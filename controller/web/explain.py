@@ -134,7 +134,7 @@ def _sentences(
             f"{key.destination.name} is an address of {owner}: rules go by identity there, so ask about {owner}."
         )
     if meant := advice(view.inventory, key.destination, key.port, key.protocol):
-        said.append(f"{meant[:1].upper()}{meant[1:]}: ask about that.")
+        said.append(f"{meant}.")
     if outbound is None and inbound is None:
         said.append("Neither end has a sidecar, so nothing here sees or stops this connection.")
     learned = view.edges.get(key)

@@ -217,8 +217,13 @@ async def test_modes_that_people_set_become_resources_of_ours(
         # what somebody else keeps there is not edited; a quarantine is heard beside it
         theirs = segmentation_mode(namespace, "theirs", workload="redis", ingress="enforce", egress="enforce")
         theirs["metadata"]["labels"] = {"kustomize.toolkit.fluxcd.io/name": "shop"}
-        await asyncio.to_thread(put, server, theirs)
-        await mesh.told("SegmentationMode", "theirs", "Active")
+        unmanaged = segmentation_mode(namespace, "by-hand", workload="front", ingress="enforce", egress="enforce")
+        for each in (theirs, unmanaged):
+            await asyncio.to_thread(put, server, each)
+            await mesh.told("SegmentationMode", each["metadata"]["name"], "Active")
+        with pytest.raises(Conflict, match=r"by-hand says otherwise") as refused:
+            await mesh.author.set_mode(mesh.mode(mesh.ref("front"), Mode.LEARN))
+        assert f"kubectl -n {namespace} edit segmentationmode by-hand" in refused.value.remedy
         with pytest.raises(Conflict, match=r"theirs says otherwise.*Flux"):
             await mesh.author.set_mode(mesh.mode(mesh.ref("redis"), Mode.LEARN))
         await mesh.author.set_mode(mesh.mode(mesh.ref("redis"), Mode.QUARANTINE))

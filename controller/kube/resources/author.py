@@ -192,10 +192,11 @@ class ResourceAuthor:
         if against:
             first = against[0].source
             document = self._sync.document(against[0].key)
+            where = _from_where(document) or f" (kubectl -n {first.namespace} edit segmentationmode {first.name})"
             raise Conflict(
                 f"the SegmentationMode {first.namespace}/{first.name} says otherwise, and is heard before ours",
                 field="mode",
-                remedy=f"change it where it comes from{_from_where(document)}, or delete it; quarantine always wins",
+                remedy=f"change it where it comes from{where}, or delete it; quarantine always wins",
             )
 
     def _effect(self, asked: ModeRequest) -> ModesSet:

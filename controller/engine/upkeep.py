@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
+from controller.declarations import key_of
 from controller.engine import declared
 from controller.engine.ingest import destination_meshed
 from controller.engine.state import State
 from controller.engine.timers import Due
 from controller.learner import EdgeState, step
+from controller.overrides import share_of_namespace
+from controller.view import Override
 from graph.flow import EdgeKey
 
 
@@ -81,13 +85,22 @@ def _report_refusals(state: State, now: float, key: str) -> None:
     state.log(now, "controller", "flows.refuse", f"sidecar:{key}", refused=sum(held.values()), reasons=held)
 
 
+def _ended_at(override: Override) -> float:
+    return override.revoked_at or override.expires_at or 0.0
+
+
 def _clear_away(state: State, now: float) -> None:
     settings = state.settings
     present = declared.present(state)
-    for override in list(state.overrides.values()):
-        if override.id in present:  # its resource is still there, and shows that it ended
-            continue
-        if override.ended and now - (override.revoked_at or override.expires_at or now) > settings.override_kept:
+    # those whose resources are still there show that they ended
+    gone = [override for override in state.overrides.values() if override.ended and override.id not in present]
+    kept: Counter[str] = Counter()
+    for override in sorted(gone, key=_ended_at, reverse=True):
+        # who makes and deletes resources without end must not have all of them remembered
+        namespace = key_of(override.id).split("/")[1] if state.declared else ""
+        most = share_of_namespace(settings.max_overrides) if state.declared else settings.max_overrides
+        kept[namespace] += 1
+        if kept[namespace] > most or now - (_ended_at(override) or now) > settings.override_kept:
             state.remove_override(override.id)
     for token in list(state.tokens.values()):
         if now - max(token.expires_at, token.used_at or 0.0) > settings.token_kept:

@@ -5,17 +5,20 @@ It is written with a field manager of its own, so that it and the rest of the st
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from controller.declarations import ModeDeclaration, NetworkPolicyMode
 from controller.kube.client import Client, Document
-from controller.kube.errors import Conflicting, NoSuchObject
+from controller.kube.errors import Conflicting, NoSuchObject, Refused
 from controller.kube.network_policy_plan import Plan
 from controller.kube.resources.kinds import SEGMENTATION_MODES
 from controller.kube.resources.status import condition
 from controller.kube.resources.sync import ResourceSync
+
+log = logging.getLogger("hedgerow.kube.network-policies")
 
 MANAGER = "hedgerow-network-policies"
 CONDITION = "NetworkPolicies"
@@ -113,3 +116,6 @@ class StatusWriter:
             )
         except (NoSuchObject, Conflicting):
             return  # it is gone, or another one by now
+        except Refused as error:
+            # an admission rule of one namespace is no reason to leave the others without their policies
+            log.error("the status of SegmentationMode %s/%s: %s", meta["namespace"], meta["name"], error)

@@ -180,6 +180,23 @@ async def test_one_namespace_leaves_room_for_the_others(tmp_path: Path) -> None:
         assert {engine.view.overrides[each].port for each in active(engine)} == {1001, 1002, 1, 2}
 
 
+async def test_who_makes_and_deletes_without_end_has_the_last_of_them_remembered(tmp_path: Path) -> None:
+    clock = Clock()
+    async with running(tmp_path, clock, replace(SETTINGS, max_overrides=20)) as engine:
+        other = override("other", at=source("other", "data"), destination=REDIS)
+        await engine.declare([other])
+        await engine.declare([])
+        for n in range(30):
+            clock.now += 1
+            await engine.declare([override("same", at=source("same", uid=f"{n:08}-uid"), port=1000 + n)])
+        await engine.declare([])
+        assert len(engine.view.overrides) == 31
+        clock.now += SETTINGS.housekeeping + 1
+        await engine.tick()
+        kept = {each.port for each in engine.view.overrides.values()}
+        assert kept == {8080, 1028, 1029}, "what others ended is still shown"
+
+
 async def test_what_people_set_in_the_store_ends_when_resources_are_the_truth(tmp_path: Path) -> None:
     async with running(tmp_path, Clock()) as engine:
         made = await engine.create_override(override().asked)

@@ -126,6 +126,11 @@ class _Behind:
         self._reactor.pump_now(self._stream)
 
 
+def _owner(source: Source | None) -> Source | None:
+    """Who is told in the end."""
+    return source.source if isinstance(source, _GivesWay) else source
+
+
 class Reactor:
     """Runs sources on one asyncio loop.
 
@@ -344,10 +349,12 @@ class Reactor:
             self._schedule()
 
     def _take_up(self, end: float) -> None:
-        """Go on with a batch, in an iteration of the loop in which a descriptor may be somebody else's."""
+        """Go on with a batch, in an iteration of the loop in which a descriptor may be somebody else's, and an owner may
+        have begun to give way, or have done with that."""
         left, self._left = self._left, []
-        for number, (source, fd, mask) in enumerate(left, 1):
-            if source is not None and self._sources.get(fd) is source:
+        for number, (before, fd, mask) in enumerate(left, 1):
+            source = self._sources.get(fd)
+            if source is not None and _owner(source) is _owner(before):
                 try:
                     source.on_event(mask)
                 except Exception:

@@ -310,6 +310,31 @@ async def test_who_begins_to_give_way_again_before_that_goes_on_with_it(reactor)
     two.close()
 
 
+@pytest.mark.parametrize("change", ["give_way", "give_way_no_more"])
+async def test_who_changes_that_while_it_waits_in_a_batch_that_was_cut_is_told_all_the_same(reactor, change):
+    """It is readable once, and would never be told again."""
+    seen = []
+
+    one = Giving(reactor, "one", seen)
+    slow = Slow(reactor, "slow", 0.01, seen, IN | EDGE)  # longer than a turn: what is behind it comes later
+    two = Slow(reactor, "two", 0.0, seen, IN | EDGE)
+    if change == "give_way_no_more":
+        reactor.give_way(two.mine)
+
+    def first():
+        lefts.append(len(reactor._left))
+        getattr(reactor, change)(two.mine)
+
+    lefts, one.first = [], first
+    for source in (one, slow, two):
+        source.other.send(b"x")
+    await until(lambda: len(seen) == 3)
+    assert sorted(name for name, _ in seen) == ["one", "slow", "two"]
+    assert lefts[0] >= 1, "there was such a batch"
+    for source in (one, slow, two):
+        source.close()
+
+
 async def test_one_may_give_way_no_more_while_it_has_its_turn_or_be_gone_then(reactor):
     seen = []
     one = Giving(reactor, "one", seen)

@@ -349,8 +349,8 @@ class Reactor:
             self._schedule()
 
     def _take_up(self, end: float) -> None:
-        """Go on with a batch, in an iteration of the loop in which a descriptor may be somebody else's. Its owner may have
-        begun to give way, or do so no more."""
+        """Go on with a batch, in an iteration of the loop in which a descriptor may be somebody else's. Its owner
+        may have begun to give way, or do so no more."""
         left, self._left = self._left, []
         for number, (before, fd, mask) in enumerate(left, 1):
             source = self._sources.get(fd)

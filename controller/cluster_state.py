@@ -59,6 +59,7 @@ class ClusterState:
     :param inventories: how many were put together; ``seconds`` that the last one took
     :param troubles: how many problems there are, by :data:`PROBLEM_KINDS`
     :param problems: in words; a hundred at most
+    :param protected: namespaces that NetworkPolicies of ours leave alone
     """
 
     parts: tuple[PartState, ...] = ()
@@ -67,6 +68,7 @@ class ClusterState:
     seconds: float = 0.0
     troubles: Mapping[str, int] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    protected: tuple[str, ...] = ()
 
     @property
     def waiting(self) -> tuple[str, ...]:

@@ -138,6 +138,7 @@ class Cluster:
             figures.seconds,
             figures.troubles,
             figures.problems,
+            self.network_policies.protected,
         )
 
 

@@ -87,6 +87,7 @@ class NetworkPolicyKeeper:
         self._engine = engine
         self._resources = resources
         self._protected = PROTECTED | {own}
+        self.protected = tuple(sorted(self._protected))
         self._clock = clock
         self._ready = ready
         self._arrived = asyncio.Event()

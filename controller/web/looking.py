@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -220,7 +220,11 @@ class Looking:
         view, now = self.engine.view, self.clock()
         # off the event loop: every policy of the mesh is compiled and proved
         compiled = await asyncio.to_thread(compile_policy, policy_input(view), now)
-        policies, proof = list(compiled.network_policies), _proof(compiled.proof)
+        cluster = self.cluster()
+        left_alone = cluster.protected if cluster is not None else ()  # one for all may be applied as it is
+        every: Sequence[Mapping[str, Any]] = compiled.network_policies
+        policies = [each for each in every if each["metadata"]["namespace"] not in left_alone]
+        proof = _proof(compiled.proof)
         if form == "json":
             return answer({"policies": policies, "proof": proof})
         notes = "".join(f"# {limit['workload']}: {limit['detail']}\n" for limit in proof["inexpressible"])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from controller.kube.client import Client
-from controller.kube.kinds import PODS
+from controller.kube.kinds import DEPLOYMENTS, PODS
 from e2e.apiserver.custom_resources import install_crds
 from e2e.apiserver.measured import Measured, controller
 from e2e.apiserver.simulated import Kubelet, deploy, deployment, pod_spec, settings
@@ -40,6 +40,8 @@ async def test_a_pod_that_is_nobodys_and_an_api_server_that_is_away(
         await kubelet.heartbeat()
         await deploy(client, namespace, deployment("cart", 2))
         await kubelet.run_all(namespace, "app=cart", 2)
+        await deploy(client, "kube-system", deployment("metrics-server", 1))
+        await kubelet.run_all("kube-system", "app=metrics-server", 1)
         # the garbage collector removes pods of an owner that is not there, unless somebody keeps them
         orphan = {**ORPHAN, "metadata": {**ORPHAN["metadata"], "finalizers": ["example.com/kept"]}, "spec": pod_spec()}
         await client.create(PODS, orphan, namespace)
@@ -55,6 +57,11 @@ async def test_a_pod_that_is_nobodys_and_an_api_server_that_is_away(
             said = await asyncio.to_thread(measured.command, "status")
             assert name in " ".join(said.split())
             assert f"{watch_of(status, 'pods')['objects']} pods" in said
+            policies = measured.get("/policy/export?format=json")["policies"]
+            assert "kube-system/metrics-server" in {each["workload"] for each in status["workloads"]}
+            spaces = {each["metadata"]["namespace"] for each in policies}
+            assert namespace in spaces
+            assert "kube-system" not in spaces, "whoever applies what is exported must not close the cluster's own"
             found = measured.metrics()
             assert found['hedgerow_controller_cluster_problems{about="pod"}'] == status["cluster"]["troubles"]["pod"]
             assert found['hedgerow_controller_cluster_objects{resource="deployments.apps"}'] >= 1
@@ -62,6 +69,7 @@ async def test_a_pod_that_is_nobodys_and_an_api_server_that_is_away(
             await measured.until(lambda: watch_of(measured.get("/status"), "pods")["watching"] is not None)
             assert watch_of(measured.get("/status"), "pods")["watches"] > watch_of(status, "pods")["watches"]
         await client.patch(PODS, "orphan", {"metadata": {"finalizers": None}}, namespace)
+        await client.delete(DEPLOYMENTS, "metrics-server", "kube-system")
 
 
 def away_and_back(apiserver: ApiServer, measured: Measured) -> None:

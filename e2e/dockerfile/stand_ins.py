@@ -33,7 +33,7 @@ _PATH = "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: Debian's packages that the Dockerfile installs, or that its Python image has not.
 _PACKAGES = re.compile(r"(?:lib)?(?:python3|iptables|nftables|nftnl|xtables|ip[46]tc|mnl|nfnetlink|netfilter).*")
 #: Bump it when what is made below changes.
-_RECIPE = "1"
+_RECIPE = "2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +100,7 @@ def _download(wheels: Path, say: Callable[[str], None]) -> None:
 
 def _make_python(root: Path, wheels: Path) -> None:
     local = root / "usr" / "local"
+    _lend_rights(root)
     library = local / "lib" / debian.PYTHON
     shutil.rmtree(library)
     shutil.copytree(root / "usr" / "lib" / debian.PYTHON, library, symlinks=True)
@@ -123,6 +124,14 @@ def _make_python(root: Path, wheels: Path) -> None:
         "#!/usr/local/bin/python\nimport sys\n\nfrom pip._internal.cli.main import main\n\nsys.exit(main())\n"
     )
     command.chmod(0o755)
+
+
+def _lend_rights(root: Path) -> None:
+    """Have programs run as their owner that do so in Debian, and in our archives no more."""
+    for name in ("chfn", "chsh", "gpasswd", "mount", "newgrp", "passwd", "su", "umount"):
+        path = root / "usr" / "bin" / name
+        if path.is_file():
+            path.chmod(0o4755)
 
 
 def _make_node(root: Path, wheels: Path) -> None:

@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from sidecar.capture_settings import Capture, Udp
 from sidecar.errors import ConfigError, SidecarError
-from sidecar.settings import MAX_WORKERS, Address, Capture, Settings, Udp
+from sidecar.settings import MAX_WORKERS, Address, Settings
 
 if TYPE_CHECKING:
     from sidecar.capture_rules import CaptureRules

@@ -23,6 +23,7 @@ from graph.model import Mode
 from graph.version import VERSION
 from sidecar import heap
 from sidecar.authority import PolicyAuthority
+from sidecar.capture_settings import Capture
 from sidecar.certificate_agent import CertificateAgent
 from sidecar.channel import ControllerLink
 from sidecar.credentials import CredentialStore
@@ -45,7 +46,7 @@ from sidecar.observer import Inside, Observer
 from sidecar.path_settings import data_plane_settings, socket_address
 from sidecar.policy_client import Followers, PolicyClient
 from sidecar.readiness import ReadinessServer
-from sidecar.settings import Capture, Settings
+from sidecar.settings import Settings
 from sidecar.state import StateDirectory
 from sidecar.takeover import Offer, Takeover, take_over
 from sidecar.telemetry import TelemetryClient

@@ -16,8 +16,9 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
+from sidecar.capture_settings import Capture
 from sidecar.life import Life
-from sidecar.settings import Capture, Settings
+from sidecar.settings import Settings
 
 log = logging.getLogger(__name__)
 

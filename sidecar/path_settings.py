@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from sidecar.capture_settings import Capture
 from sidecar.dataplane.settings import DataPlaneSettings, ExplicitInbound, ExplicitOutbound
 from sidecar.dataplane.sockets import Address as SocketAddress
-from sidecar.settings import Address, Capture, Settings
+from sidecar.settings import Address, Settings
 
 #: Istio's ports, which are ours whether we listen there or not.
 SIDECAR_PORTS: Final = frozenset({15000, 15001, 15006, 15020, 15021, 15053})

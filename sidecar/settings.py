@@ -7,7 +7,6 @@ it and what to write instead.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -20,10 +19,8 @@ from graph.fields import (
     Fields,
     Unfit,
     choice,
-    destination_address,
     flag,
     integer,
-    ip_address,
     ip_network,
     items,
     listen_address,
@@ -34,8 +31,20 @@ from graph.fields import (
     seconds,
     text,
     trust_domain_name,
-    unfit,
     word,
+)
+from sidecar.capture_settings import (
+    ADMIN_LISTEN,
+    INBOUND_LISTEN,
+    OUTBOUND_LISTEN,
+    READY_LISTEN,
+    STATS_LISTEN,
+    Capture,
+    Explicit,
+    Udp,
+    read_addresses,
+    read_explicit,
+    read_loopback,
 )
 from sidecar.dataplane.detect import OPAQUE_PORTS
 from sidecar.dataplane.settings import ALPN as TUNNEL
@@ -71,61 +80,11 @@ _INSTANCE = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _REFERENCE = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_]{0,62})\)")
 
 
-class Capture(StrEnum):
-    """How connections reach the sidecar."""
-
-    REDIRECT = "redirect"
-    """By nft or iptables in the pod's network namespace; the original destination comes from the kernel."""
-    EXPLICIT = "explicit"
-    """On declared local ports; the original destination comes from this file."""
-
-
 class Unsynced(StrEnum):
     """What holds before any snapshot was received."""
 
     DENY = "deny"
     LEARN = "learn"
-
-
-class Udp(StrEnum):
-    """What becomes of protocols that no sidecar can carry: everything but TCP, and DNS to our proxy."""
-
-    ALLOW = "allow"
-    """They pass, whatever the policy says."""
-    DROP = "drop"
-    """They are dropped in both directions, ICMP excepted."""
-
-
-#: Istio's ports, so that people's firewalls and habits fit.
-OUTBOUND_LISTEN = Address("127.0.0.1", 15001)
-INBOUND_LISTEN = Address("0.0.0.0", 15006)
-READY_LISTEN = Address("0.0.0.0", 15021)
-ADMIN_LISTEN = Address("127.0.0.1", 15000)
-STATS_LISTEN = Address("0.0.0.0", 15020)
-
-
-@dataclass(frozen=True, slots=True)
-class OutboundListener:
-    """Explicit mode: what connects to ``listen`` is meant for ``destination``."""
-
-    listen: Address
-    destination: Address
-
-
-@dataclass(frozen=True, slots=True)
-class InboundListener:
-    """Explicit mode: what connects to ``listen`` is meant for our ``application``."""
-
-    listen: Address
-    application: Address
-
-
-@dataclass(frozen=True, slots=True)
-class Explicit:
-    """The declared ports of explicit mode."""
-
-    outbound: tuple[OutboundListener, ...] = ()
-    inbound: tuple[InboundListener, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +144,7 @@ class Settings:
     exclude_inbound_ports: tuple[int, ...] = ()
     udp: Udp = Udp.ALLOW
     dns: Dns = field(default_factory=Dns)
-    explicit: Explicit = Explicit()
+    explicit: Explicit = field(default_factory=Explicit)
     telemetry: bool = True
     report_interval: float = 1.0
     hold_seconds: float = 0.0
@@ -264,7 +223,7 @@ class Settings:
             trust_domain=fields.take("trust_domain", trust_domain_name),
             trust_bundle=fields.take("trust_bundle", _path),
             state_dir=fields.take("state_dir", _path),
-            addresses=fields.take("addresses", _addresses),
+            addresses=fields.take("addresses", read_addresses),
             join_token_file=fields.take("join_token_file", optional(_path), None),
             service_account_token_file=fields.take("service_account_token_file", optional(_path), None),
             capture=capture,
@@ -279,7 +238,7 @@ class Settings:
             exclude_inbound_ports=fields.take("exclude_inbound_ports", items(integer(1, 65535)), ()),
             udp=fields.take("udp", choice(*Udp), Udp.ALLOW),
             dns=fields.take("dns", read_dns, Dns()),
-            explicit=fields.take("explicit", _explicit, Explicit()),
+            explicit=fields.take("explicit", read_explicit, Explicit()),
             telemetry=fields.take("telemetry", read_telemetry, True),
             report_interval=fields.take("report_interval", seconds(0.05, 300), 1.0),
             hold_seconds=fields.take("hold_seconds", seconds(0, 3600), 0.0),
@@ -293,7 +252,7 @@ class Settings:
             inspect=fields.take("inspect", read_inspect, INSPECT_DEFAULTS),
             limits=fields.take("limits", read_limits, {}),
             log_level=fields.take("log_level", word("debug", "info", "warning", "error"), "info"),
-            admin_listen=fields.take("admin_listen", optional(_loopback), ADMIN_LISTEN if redirect else None),
+            admin_listen=fields.take("admin_listen", optional(read_loopback), ADMIN_LISTEN if redirect else None),
             stats_listen=fields.take("stats_listen", optional(listen_address), STATS_LISTEN if redirect else None),
             access_log=fields.take("access_log", read_access_log, "off"),
             metrics=fields.take("metrics", read_metrics, MetricSettings()),
@@ -366,41 +325,5 @@ def _refusal(name: str, problem: str, remedy: str) -> ConfigError:
     return ConfigError(f"{name}: {problem}; {remedy}" if name else f"{problem}; {remedy}")
 
 
-def _loopback(value: object) -> Address:
-    address = listen_address(value)
-    if not ipaddress.ip_address(address.host).is_loopback:
-        raise Unfit(f"{address} is not of this pod alone", "write a loopback address such as 127.0.0.1:15000")
-    return address
-
-
-def _addresses(value: object) -> tuple[str, ...]:
-    """A list, or the same as text with commas, as Kubernetes' downward API gives ``status.podIPs``."""
-    return items(ip_address, at_least=1)(value.split(",") if isinstance(value, str) else value)
-
-
 def _path(value: object) -> Path:
     return Path(text(4096)(value))
-
-
-def _outbound(value: object) -> OutboundListener:
-    fields = Fields(value, unfit, noun="setting")
-    listener = OutboundListener(fields.take("listen", listen_address), fields.take("destination", destination_address))
-    fields.finish()
-    return listener
-
-
-def _inbound(value: object) -> InboundListener:
-    fields = Fields(value, unfit, noun="setting")
-    listener = InboundListener(fields.take("listen", listen_address), fields.take("application", destination_address))
-    fields.finish()
-    return listener
-
-
-def _explicit(value: object) -> Explicit:
-    fields = Fields(value, unfit, noun="setting")
-    explicit = Explicit(
-        outbound=fields.take("outbound", items(_outbound), ()),
-        inbound=fields.take("inbound", items(_inbound), ()),
-    )
-    fields.finish()
-    return explicit

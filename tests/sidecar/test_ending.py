@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from sidecar import ending
+from sidecar.capture_settings import Capture
 from sidecar.life import Life
-from sidecar.settings import Capture
 from tests.sidecar.test_main import SETTINGS
 
 LONG = 3600.0

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from sidecar.app import data_plane_settings
+from sidecar.capture_settings import Explicit
 from sidecar.dataplane.settings import DataPlaneSettings
 from sidecar.dns.settings import Dns
 from sidecar.errors import ConfigError
@@ -15,7 +16,7 @@ from sidecar.http.settings import HttpSettings
 from sidecar.inspect.settings import InspectSettings
 from sidecar.limits import CHECKS, HTTP_CHECKS
 from sidecar.observation import MetricSettings
-from sidecar.settings import Address, Explicit, Settings
+from sidecar.settings import Address, Settings
 from tests.settings_page import DOCS, table_rows
 
 NEEDED = {

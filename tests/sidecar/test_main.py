@@ -9,17 +9,10 @@ import pytest
 
 from sidecar.__main__ import capture_rules, main
 from sidecar.app import data_plane_settings
+from sidecar.capture_settings import Capture, Explicit, InboundListener, OutboundListener, Udp
 from sidecar.dns.settings import Dns
 from sidecar.errors import ConfigError
-from sidecar.settings import (
-    Address,
-    Capture,
-    Explicit,
-    InboundListener,
-    OutboundListener,
-    Settings,
-    Udp,
-)
+from sidecar.settings import Address, Settings
 
 SETTINGS = Settings(
     instance="cart-1",

@@ -7,18 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.capture_settings import Capture, Explicit, InboundListener, OutboundListener, Udp
 from sidecar.dns.settings import Dns
 from sidecar.errors import ConfigError
-from sidecar.settings import (
-    Address,
-    Capture,
-    Explicit,
-    InboundListener,
-    OutboundListener,
-    Settings,
-    Udp,
-    Unsynced,
-)
+from sidecar.settings import Address, Settings, Unsynced
 
 LEAST = {
     "instance": "cart-1",

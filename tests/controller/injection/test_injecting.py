@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from controller.injection import names
-from sidecar.settings import Capture
+from sidecar.capture_settings import Capture
 from tests.controller.injection.pods import (
     EXPLICIT,
     RESTRICTED,

@@ -15,11 +15,12 @@ import pytest
 from graph.directory import Destination
 from graph.model import Rule, Selector, Verdict, WorkloadRef
 from graph.tap import Message, Shown, TapSpec
+from sidecar.capture_settings import Capture, Explicit, OutboundListener
 from sidecar.errors import CannotListen, SidecarError, SnapshotRejected, Unresolved
 from sidecar.inspect.settings import InspectSettings
 from sidecar.inspect.taps import Ended
 from sidecar.metrics.istio import IstioMetrics
-from sidecar.settings import Address, Capture, Explicit, OutboundListener
+from sidecar.settings import Address
 from sidecar.workers import crew
 from sidecar.workers.figures import Figures
 from sidecar.workers.frames import Broken, Frame, Kind

@@ -16,17 +16,19 @@ from typing import Final
 
 #: What lenient servers skip in front of a request.
 BLANK: Final = b"\r\n\t "
-_END: Final = re.compile(rb"[\r\n]")
 _SPACE: Final = b"\t\v\f\r "
 _SPACES: Final = re.compile(rb"[\t\v\f\r ]+")
 #: A method begins with a letter of a token (RFC 9110 section 5.6.2); what has a control byte so early is no text.
 _TEXT: Final = re.compile(rb"(?!.{0,7}[\x00-\x08\x0e-\x1f\x7f])[!#$%&'*+.^_`|~0-9A-Za-z-]", re.DOTALL)
 _VERSION: Final = re.compile(rb"[\t\v\f\r ]HTTP/[0-9][0-9._]{0,20}\Z", re.IGNORECASE)
-_OLD: Final = re.compile(rb"GET[\t\v\f\r ]+/")
+#: The same with an end of its line, which a lone CR may be, behind it.
+_VERSION_ENDED: Final = re.compile(rb"[\t\v\f\r ]HTTP/[0-9][0-9._]{0,20}[\t\v\f ]*+[\r\n]", re.IGNORECASE)
+_OLD: Final = re.compile(rb"GET[\t\v\f\r ]++/")
+_ENDED: Final = re.compile(rb"[\r\n]")
 #: Bytes kept of the end of a line: those of its version, and more than any has.
 _KEPT: Final = 40
-#: Bytes kept of its beginning.
-_HEAD: Final = 16
+#: Bytes kept of its beginning, with one blank in place of many: one more than those of ``GET /``.
+_HEAD: Final = 6
 
 
 def is_request(line: bytes) -> bool:
@@ -35,13 +37,15 @@ def is_request(line: bytes) -> bool:
 
 
 class FirstLine:
-    """Reads one client's first line. Holds a few bytes of it."""
+    """Reads one client's first line. Holds a few bytes of it, and takes time for what comes and not for what came: a
+    client may send nothing but line ends."""
 
-    __slots__ = ("_begun", "_head", "_tail")
+    __slots__ = ("_begun", "_head", "_old", "_tail")
 
     def __init__(self) -> None:
         self._begun = False
         self._head = b""
+        self._old = False  # it begins as a request of HTTP/0.9
         self._tail = b""
 
     def take(self, data: bytes) -> bool | None:
@@ -57,27 +61,32 @@ class FirstLine:
             if _TEXT.match(data) is None:
                 return False
             self._begun = True
-        at = 0
-        while True:
-            end = _END.search(data, at)
-            self._add(data[at : end.start()] if end is not None else data[at:])
-            if end is None:
-                return None
-            if _VERSION.search(self._tail.rstrip(_SPACE)) is not None or _OLD.match(self._head) is not None:
-                return True
-            if data[end.start()] == 0x0A:
-                return False
-            self._add(b" ")  # a lone CR may end the line or part its words; what follows CR in CRLF changes nothing
-            at = end.end()
-
-    def _add(self, piece: bytes) -> None:
-        if not piece:
-            return
-        if len(self._head) < _HEAD:
-            self._head = _SPACES.sub(b" ", self._head + piece)[:_HEAD]
-        words = self._tail + piece
+        end = data.find(b"\n")
+        if end >= 0:
+            data = data[: end + 1]
+        words = self._tail + data
+        if self._is_old(data) or _VERSION_ENDED.search(words) is not None:
+            return True
+        if end >= 0:
+            return False
         kept = words.rstrip(_SPACE)
+        # as much as may turn out to be a version; a CR behind one would have ended the line
         self._tail = kept[-_KEPT:] + b" " if len(kept) < len(words) else kept[-_KEPT:]
+        return None
+
+    def _is_old(self, data: bytes) -> bool:
+        """Whether the line has the form of HTTP/0.9, and ends, be it at a lone CR."""
+        if self._old:
+            return _ENDED.search(data) is not None
+        if len(self._head) == _HEAD:
+            return False
+        data = self._head + data
+        begun = _OLD.match(data)
+        if begun is not None:
+            self._old = True
+            return _ENDED.search(data, begun.end()) is not None
+        self._head = _SPACES.sub(b" ", data, count=_HEAD)[:_HEAD]
+        return False
 
 
 def is_open(data: bytes) -> bool:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from types import FrameType
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.dataplane.detect import Kind, detect
-from sidecar.dataplane.first_line import FirstLine, is_open
+from sidecar.dataplane.first_line import _SPACE, FirstLine, is_open, is_request
 
 REQUESTS = [
     b"get / HTTP/1.1\r\n",
@@ -72,6 +76,71 @@ def test_what_is_called_opaque_before_its_line_has_ended_is_read_on(data: bytes,
 @pytest.mark.parametrize("data", [b"", b"PING\r\n", b"\x00\x01", b"\xff"])
 def test_what_is_over_or_no_text_is_not_read_on(data: bytes) -> None:
     assert not is_open(data)
+
+
+WORDS = [
+    *(
+        b"G",
+        b"GET",
+        b"GET /",
+        b"GET\r",
+        b"/",
+        b" ",
+        b"\t",
+        b"\r",
+        b"\v",
+        b"\r\r",
+        b"\n",
+        b"\r\n",
+        b"x",
+        b" " * 45,
+        b"y" * 50,
+    ),
+    *(b"HTTP/1.1", b" HTTP/1.", b"HTT", b"P/2.0", b"1", b"0", b" http/1.0\r"),
+]
+
+
+def slowly(data: bytes) -> bool | None:
+    """What :class:`FirstLine` promises, of all that came at once: every end of a line is looked at."""
+    data = data.lstrip(b"\r\n\t ")
+    for at, byte in enumerate(data):
+        if byte in b"\r\n" and is_request(data[:at].rstrip(_SPACE)):
+            return True
+        if byte == 0x0A:
+            return False
+    return None
+
+
+@given(st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(b"".join), min_size=1, max_size=6))
+def test_every_end_in_every_piece_is_looked_at(pieces: list[bytes]) -> None:
+    line, said = FirstLine(), b"G"
+    answer = line.take(said)
+    for piece in pieces:
+        if answer is None:
+            answer = line.take(piece)
+            said += piece
+    assert answer == slowly(said)
+
+
+@pytest.mark.parametrize("line", [b"\r", b"\rx", b" x", b" HTTP/1", b"GET\r", b"\t\v", b" HTTP/1.1\t"])
+def test_time_is_taken_for_what_comes_and_not_for_what_came(line: bytes) -> None:
+    """One read of a client that sends nothing else: not one step of Python for each byte of it."""
+    steps = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> Callable[..., object]:
+        nonlocal steps
+        steps += 1
+        return count
+
+    reader = FirstLine()
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        for _ in range(3):
+            assert reader.take(b"x" + line * (65_536 // len(line))) is None
+    finally:
+        sys.settrace(before)
+    assert steps < 150
 
 
 def test_little_is_kept_of_a_line_without_end() -> None:

@@ -36,7 +36,7 @@ def check(
     Exit codes: 0 nothing failed, 1 something did, 2 written wrong, 3 no API server answered, 4 access was refused.
     """
     try:
-        import asyncio
+        from hedgerow.cli.interruptible import run
 
         running = importlib.import_module("hedgerow.checking.running")
         errors = importlib.import_module("controller.kube.errors")
@@ -47,7 +47,7 @@ def check(
         fail(f"{error.name} is not installed", "pip install 'hedgerow[controller]'", 2)
     tell = _tell if output is Output.TABLE else lambda finding: None
     try:
-        found = asyncio.run(running.run(_kubeconfig(kubeconfig), cluster, pre=pre, wait=wait, tell=tell))
+        found = run(running.run(_kubeconfig(kubeconfig), cluster, pre=pre, wait=wait, tell=tell))
     except ConfigError as error:
         fail(f"{error.field}: {error.problem}" if error.field else error.problem, error.remedy, 2)
     except errors.Unauthorized as error:

@@ -57,14 +57,14 @@ def fail(message: str, remedy: str = "", code: int = 1) -> NoReturn:
 
 def call[T](server: str, token_file: Path | None, work: Callable[[Client], Awaitable[T]]) -> T:
     """Run ``work`` with a client of the controller; its failures end the command with a clear word."""
-    import asyncio
+    from hedgerow.cli.interruptible import run
 
-    async def run() -> T:
+    async def asked() -> T:
         async with Client(Access.find(server, token_file)) as client:
             return await work(client)
 
     try:
-        return asyncio.run(run())
+        return run(asked())
     except BadAddress as error:
         fail(error.message, error.remedy, 2)
     except Unreachable as error:

@@ -97,11 +97,13 @@ class Admission:
         self._hub_protocol(exchange)
         if not decision.allowed:
             return Refusal.of(decision)
-        if self._by_operation:
-            clean = head.unclear == "" if head is not None else is_clear(request, exchange.operation)
-            if not clean:
-                return UNCLEAR_REQUEST
-        return None
+        return UNCLEAR_REQUEST if self._is_doubtful(request, head, exchange) else None
+
+    def _is_doubtful(self, request: http.Request, head: RequestHead | None, exchange: Exchange) -> bool:
+        """Whether rules by operation hold, and somebody could see another operation in it."""
+        if not self._by_operation:
+            return False
+        return head.unclear != "" if head is not None else not is_clear(request, exchange.operation)
 
     def _ask(self, operation: str) -> Decision:
         return self._hub.judge(self._peer, self._port, operation, outbound=self._outbound)
@@ -169,9 +171,13 @@ class Admission:
             exchange = stream.exchange
             if exchange is None or exchange.done:
                 continue
-            decision = self._ask(exchange.operation)
+            request = stream.flow.request
+            head = self._head_of(request)  # HTTP/1 has one request at a time, and its head is the last that was read
+            decision = self._ask_all(exchange.operation, head)
             if not decision.allowed:
                 exchange.decision = decision
+                denied.append(stream)
+            elif self._is_doubtful(request, head, exchange):
                 denied.append(stream)
         if self._upgraded is not None and self._upgraded.exchange is not None and not denied:
             operation = self._upgraded.exchange.operation

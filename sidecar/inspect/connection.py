@@ -331,6 +331,8 @@ class InspectedConnection:
             if self._client_ended and not client.unsent:
                 self._finish("")
             return
+        if self._client_told and not self.http2 and server is not None and self._http1.said_all:
+            server.end()  # it may wait for this before it answers
         client.pause() if self._full() else client.resume()
         if server is not None:
             server.pause() if self._enough() else server.resume()

@@ -264,6 +264,17 @@ class StrictServer(Http1Half, Http1Server):
         yield ReceiveHttp(RequestHeaders(self.stream_id, request, size == 0))
         if self.state == self.read_body:
             yield from self.read_body(event)
+            if self.client_done and self.state == self.read_body:  # a pipelined one, whose rest will never come
+                yield from self.read_body(events.ConnectionClosed(self.conn))
+
+    @property
+    def said_all(self) -> bool:
+        """Whether the application has everything that the client will ever have said: it ended its half behind the
+        request that is being answered, and what it said behind that is not a whole head."""
+        if not self.client_done or self.state != self.wait:
+            return False
+        # behind a wish for another protocol it is the beginning of that protocol
+        return not self.held or not (self.head.upgrade or self.buf._data.find(b"\r\n\r\n", 1) >= 0)
 
     def mark_done(self, *, request: bool = False, response: bool = False) -> CommandGenerator[None]:
         yield from super().mark_done(request=request, response=response)

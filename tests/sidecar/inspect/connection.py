@@ -208,6 +208,14 @@ class World:
         self.authority.close()
 
 
+class Context(SimpleNamespace):
+    """What the data path knows of a connection; ``source`` is whose it is."""
+
+    @property
+    def by_operation(self) -> bool:
+        return self.fabric.authority.by_operation(self.source, PORT)
+
+
 class Inspected:
     """One connection: ``client`` and ``server`` are what the client and the application see."""
 
@@ -232,15 +240,14 @@ class Inspected:
             self.server = Memory(lane) if reachable else None
             return self.server
 
-        authority = world.authority
-        self.context: Any = SimpleNamespace(
+        self.context: Any = Context(
             fabric=world.fabric,
             connection=self.connection,
             port=PORT,
             application=Address("127.0.0.1", PORT),
             accept=lambda: None,
             dial=dial,
-            by_operation=authority.by_operation(world.source, PORT),
+            source=world.source,
         )
         self.lane = (by or InspectLane)(self.context, self.client, kind)
         self.client.lane = self.lane

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import h2.events
 import pytest
 
 from graph.model import Verdict
-from tests.sidecar.inspect.connection import rule
+from tests.sidecar.inspect.connection import Kind, rule
+from tests.sidecar.inspect.http2_ends import Pair
 from tests.sidecar.inspect.messages import OK, head
 
 
@@ -33,12 +35,69 @@ async def test_a_client_that_ended_its_half_still_gets_its_answer(world):
     assert c.record.closed
 
 
+async def test_the_application_is_told_that_the_client_ended_its_half(world):
+    """It may wait for that before it answers."""
+    w = world(rule())
+    c = w.connect()
+    c.client.give(head())
+    c.application.give(OK)
+    assert c.client.read() == OK
+    c.client.give(head("POST /a", b"Content-Length: 5\r\n") + b"hell")
+    c.client.give(b"o")
+    assert not c.application.write_ended
+    c.client.finish()
+    assert c.application.write_ended
+    assert not c.client.write_ended
+    c.application.give(OK)
+    assert c.client.read() == OK
+    assert c.client.write_ended
+    assert c.record.closed
+
+
+async def test_the_application_is_told_of_the_end_behind_the_last_pipelined_request(world):
+    w = world(rule())
+    c = w.connect()
+    c.client.give(head("GET /a") + head("GET /b"))
+    c.client.finish()
+    assert not c.application.write_ended
+    c.application.give(OK)
+    assert c.application.write_ended
+    assert c.application.read().count(b"GET /") == 2
+    c.application.give(OK)
+    assert c.client.read() == OK + OK
+    assert c.client.write_ended
+    assert c.record.closed
+
+
+async def test_a_pipelined_body_that_will_never_be_whole_is_not_waited_for(world):
+    w = world(rule())
+    c = w.connect()
+    c.client.give(head("GET /a") + head("POST /b", b"Content-Length: 9\r\n") + b"half")
+    c.client.finish()
+    c.application.give(OK)
+    assert c.client.read().startswith(OK)
+    assert c.client.write_ended
+    assert c.application.write_ended
+
+
+async def test_what_is_said_early_behind_an_upgrade_comes_before_the_end(world):
+    w = world(rule("WEBSOCKET /chat"))
+    c = w.connect()
+    c.client.give(head("GET /chat", WEBSOCKET) + b"\x81\x82early")
+    c.client.finish()
+    assert not c.application.write_ended
+    c.application.give(SWITCHED)
+    assert c.application.read().endswith(b"\x81\x82early")
+    assert c.application.write_ended
+
+
 @pytest.mark.parametrize("behind", [b"\r\n", b"\r\n\r\n", b"GET /b HTTP/1.1\r\nHo"])
 async def test_half_a_request_of_a_client_that_ended_its_half_is_not_waited_for(world, behind):
     w = world(rule())
     c = w.connect()
     c.client.give(head() + behind)
     c.client.finish()
+    assert c.application.write_ended
     c.application.give(OK)
     assert c.client.read() == OK
     assert c.client.write_ended
@@ -150,6 +209,25 @@ async def test_a_policy_that_denies_what_runs_ends_it(world):
     assert w.flows.requests[0].decision.verdict is Verdict.DENY
 
 
+@pytest.mark.parametrize("kind", [Kind.HTTP1, Kind.HTTP2])
+async def test_a_policy_by_operation_ends_what_is_no_clear_operation(world, kind):
+    w = world(rule())
+    c = w.connect(kind)
+    pair = Pair(c) if kind is Kind.HTTP2 else None
+    if pair is not None:
+        stream = pair.request("/a%2fb")
+        assert pair.application.all(h2.events.RequestReceived)
+    else:
+        c.client.give(head("GET /a%2fb"))
+        assert c.application.read()
+    w.policy(rule(), rule("GET /admin", effect=Verdict.DENY, name="deny"))
+    if pair is not None:
+        pair.turn()
+        assert pair.client.all(h2.events.StreamReset, stream)
+    else:
+        assert c.client.was_reset
+
+
 async def test_a_new_policy_counts_for_the_next_request(world):
     w = world(rule("GET /a"))
     c = w.connect()
@@ -221,6 +299,26 @@ async def test_a_websocket_does_not_hide_an_operation_that_is_denied(world):
     c.client.give(head("DELETE /chat", WEBSOCKET))
     assert c.client.read().startswith(b"HTTP/1.1 403 ")
     assert c.server is None
+
+
+async def test_an_upgrade_that_waits_is_ended_by_a_new_deny_of_what_it_hides(world):
+    w = world(rule())
+    c = w.connect()
+    c.client.give(head("GET /chat", WEBSOCKET))
+    assert c.application.read()
+    w.policy(rule("GET /chat", effect=Verdict.DENY, name="deny"), rule())
+    assert c.client.was_reset
+    assert c.application.was_reset
+    assert w.flows.requests[0].decision.rule_id == "static/deny"
+
+
+async def test_an_upgrade_that_was_answered_is_judged_as_what_it_became(world):
+    w = world(rule())
+    c = w.connect()
+    c.client.give(head("GET /chat", WEBSOCKET))
+    c.application.give(SWITCHED)
+    w.policy(rule("GET /chat", effect=Verdict.DENY, name="deny"), rule())
+    assert not c.client.was_reset
 
 
 async def test_a_policy_that_denies_an_open_websocket_ends_it(world):

@@ -153,6 +153,18 @@ class Windows[K: Hashable]:
                     total += bucket[key]
         return total
 
+    def denied(self, since: float) -> dict[K, int]:
+        """How many connections of which key were refused in all windows that end after ``since``."""
+        found: dict[K, int] = {}
+        for level, buckets in zip(self._levels, self._buckets, strict=True):
+            for start, bucket in buckets.items():
+                if start + level.width <= since:
+                    continue
+                for key, counts in bucket.items():
+                    if counts.denied:
+                        found[key] = found.get(key, 0) + counts.denied
+        return found
+
     def rates(self, key: K, now: float, over: int = 60) -> Rates:
         """Mean rates over the last ``over`` seconds of finished windows of the finest width."""
         width = self._levels[0].width

@@ -124,6 +124,13 @@ class Engine:
         )
         return tuple(islice(found, limit))
 
+    def refused(self, since: float) -> Mapping[EdgeKey, int]:
+        """How many connections of which edge were refused from ``since`` on, to the width of a window.
+
+        It may be a group of reports ahead of :attr:`view`: those that are being written down.
+        """
+        return self._worker.refused(since)
+
     async def audit(self, limit: int = 100) -> AuditPage:
         """The newest audit entries from the store, after the whole chain has been checked again."""
         store, head = self._worker.store, self.view.audit_head

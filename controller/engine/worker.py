@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from controller.engine.subscriptions import SnapshotWatch, Subscription
 from controller.errors import ConfigError, ControllerError, NotReady, StoreError
 from controller.store import Store
 from controller.view import Change, View
-from graph.flow import Flow
+from graph.flow import EdgeKey, Flow
 from graph.model import WorkloadRef
 
 #: Wait no longer than this for the next message, so that a wall clock that was set is noticed (seconds).
@@ -131,6 +131,9 @@ class Worker:
         watches.discard(watch)
         if not watches:
             self._watches.pop(watch.workload, None)
+
+    def refused(self, since: float) -> Mapping[EdgeKey, int]:
+        return self._state.graph.windows.denied(since) if self._state is not None else {}
 
     # --- the task
 

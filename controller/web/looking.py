@@ -38,6 +38,9 @@ from graph.fields import choice, namespace_name, word
 from graph.flow import EdgeKey
 from graph.model import Protocol, Rule, Verdict, WorkloadRef
 
+#: Seconds over which the status says how much was refused.
+_LATELY = 3600
+
 
 @dataclass(frozen=True)
 class Looking:
@@ -96,10 +99,19 @@ class Looking:
                 "workloads": [self._workload(view, ref, now) for ref in sorted(view.inventory.workloads)],
                 "edges": {str(state): states[str(state)] for state in EdgeState},
                 "overrides": active,
+                "refused": self._refused(now),
                 "audit_head": view.audit_head.hash if view.audit_head is not None else "",
                 "cluster": cluster_document(self.cluster()),
             }
         )
+
+    def _refused(self, now: float) -> Any:
+        found = self.engine.refused(now - _LATELY)
+        return {
+            "seconds": _LATELY,
+            "connections": sum(found.values()),
+            "pairs": len({(key.source, key.destination) for key in found}),
+        }
 
     def _workload(self, view: View, ref: WorkloadRef, now: float) -> Any:
         workload, mode = view.inventory.workloads[ref], view.modes.get(ref)

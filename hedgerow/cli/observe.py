@@ -54,6 +54,8 @@ def _status(answer: dict[str, Any]) -> None:
     up = ago(answer["started_at"]).removesuffix(" ago")
     say(f"controller {answer['version']}, trust domain {answer['trust_domain']}, up {up}")
     say(f"edges: {states}; overrides in force: {answer['overrides']}")
+    if answer.get("refused"):
+        _refused(answer["refused"])
     if answer.get("cluster"):
         _cluster(answer["cluster"])
     say("")
@@ -104,6 +106,15 @@ def _status(answer: dict[str, Any]) -> None:
         ],
         "All of them hold what was sent to them." if answer["sidecars"] else "None has connected yet.",
     )
+
+
+def _refused(lately: dict[str, Any]) -> None:
+    when = f"refused in the last {duration(lately['seconds'])}"
+    if not lately["connections"]:
+        say(f"{when}: no connections")
+        return
+    what = f"{many(lately['connections'], 'connection')} of {many(lately['pairs'], 'pair')} of workloads"
+    prose(f"{when}: {what}; see `hedgerow drift`, or `hedgerow flows --verdict deny`", style="yellow")
 
 
 def _cluster(cluster: dict[str, Any]) -> None:

@@ -51,6 +51,20 @@ class TestLooking:
             assert workloads["data/legacy"]["ready_to_enforce"] is False
             assert workloads["data/redis"]["waiting_for"]
 
+    async def test_the_status_says_what_was_refused_lately(self, tmp_path: Path) -> None:
+        async with running(tmp_path) as run:
+            engine = run.controller.engine
+            await teach(engine)
+            assert (await run.get("/status"))["refused"] == {"seconds": 3600, "connections": 0, "pairs": 0}
+            now = engine.view.at
+            refused = [
+                flow(FRONT, REDIS, port, verdict=Verdict.DENY, reason="no-rule", connections=2, first_seen=at,
+                     last_seen=at)
+                for port, at in ((6379, now), (6380, now - 1800), (6381, now - 7000))
+            ]  # fmt: skip
+            await engine.ingest(instance("redis-0"), "boot-r", 1, 0, refused)
+            assert (await run.get("/status"))["refused"] == {"seconds": 3600, "connections": 4, "pairs": 1}
+
     async def test_the_graph_in_every_format_and_by_namespace(self, tmp_path: Path) -> None:
         async with running(tmp_path) as run:
             await teach(run.controller.engine)

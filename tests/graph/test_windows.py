@@ -75,6 +75,20 @@ def test_reports_from_the_future_count_as_now_and_a_clock_that_steps_back_change
     assert held.series("a") == before
 
 
+def test_what_was_refused_lately_is_found_in_every_width() -> None:
+    held = windows()
+    refused = Counts(connections=7, denied=2)
+    held.add("early", T0, refused, T0)
+    held.add("a", T0 + 3000, refused, T0 + 3000)
+    held.add("quiet", T0 + 3000, Counts(connections=7), T0 + 3000)
+    held.add("a", T0 + 7199, refused, T0 + 7199)
+    assert {window.width for window in held.series("a")} == {10, 60}
+    assert held.denied(T0 + 7200 - 3600) == {"a": 2}
+    assert held.denied(T0 + 60) == {"a": 4}
+    assert held.denied(T0) == {"early": 2, "a": 4}
+    assert held.denied(T0 + 7200) == {}
+
+
 def test_rates_are_over_finished_windows() -> None:
     held = windows()
     for second in range(60):

@@ -16,7 +16,17 @@ from tests.hedgerow.zygote import Zygote
 
 LOOKING: dict[str, tuple[str, tuple[str, ...]]] = {
     # the line: (the API's path for the same, what the table must say)
-    "status": ("/status", ("trust domain hedgerow.test", "shop/cart", "no sidecar", "needs approval", "3 known")),
+    "status": (
+        "/status",
+        (
+            "trust domain hedgerow.test",
+            "shop/cart",
+            "no sidecar",
+            "needs approval",
+            "3 known",
+            "refused in the last 1h: 2 connections of 1 pair of workloads; see `hedgerow drift`",
+        ),
+    ),
     "graph": ("/graph", ("shop/front → shop/cart:8080", "192.0.2.7 → shop/front:8080", "deny", "100 %", "proposed")),
     "graph --namespace data": ("/graph?namespace=data", ("shop/cart → data/redis:6379",)),
     "flows": ("/flows?limit=50", ("shop/front → data/redis:6379", "no-rule", "would-deny", "redis-0", "learning")),

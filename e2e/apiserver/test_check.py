@@ -150,13 +150,44 @@ def test_two_meshes_in_one_namespace_are_refused(apiserver, namespace):
 def test_without_an_installation_everything_says_what_to_do(apiserver):
     answer = found(apiserver.kubeconfig)
     assert answer.code == 1
-    assert without(answer) == {"resources", "controller", "injector", "webhook"}
-    assert "helm install" in answer.findings["controller"]["hint"]
+    assert without(answer) == {"installation"}
+    assert "helm install hedgerow" in answer.findings["installation"]["hint"]
+    assert answer.findings["old-sidecars"]["text"] == "no pod has a sidecar of an earlier installation"
     text = hedgerow_check(apiserver.kubeconfig, output="table")
     assert text.code == 1
-    assert "FAIL controller: there is no Deployment hedgerow-system/hedgerow-controller" in text.text
-    assert "more: docs/check.md#controller" in text.text
-    assert "4 of 9 checks failed" in text.text
+    assert text.text.startswith("FAIL installation: Hedgerow is not installed on this cluster\n")
+    assert "more: docs/check.md#installation" in text.text
+    assert "1 of 3 checks failed" in text.text
+
+
+def test_sidecars_that_an_installation_left_behind_are_found_and_how_to_end_them_is_said(apiserver, namespace):
+    template = {
+        "metadata": {"labels": {"app": "a"}},
+        "spec": {"containers": [{"name": each, "image": f"{each}:1"} for each in ("app", "hedgerow-sidecar")]},
+    }
+    body = {
+        "apiVersion": "apps/v1",
+        "kind": "StatefulSet",
+        "metadata": {"name": "kept", "namespace": namespace},
+        "spec": {"selector": {"matchLabels": {"app": "a"}}, "template": template},
+    }
+    apiserver.request("POST", f"/apis/apps/v1/namespaces/{namespace}/statefulsets", body)
+    Installed.pod_in(apiserver, namespace, "by-hand", "app", "hedgerow-sidecar")
+    Installed.pod_in(apiserver, namespace, "without", "app")
+    Installed.pod_in(apiserver, namespace, "over", "app", "hedgerow-sidecar")
+    over = {"status": {"phase": "Succeeded"}}
+    path = f"/api/v1/namespaces/{namespace}/pods"
+    apiserver.request("PATCH", f"{path}/over/status", over, content_type="application/merge-patch+json")
+    until(lambda: len(apiserver.request("GET", path)["items"]) == 4, "the pod of the StatefulSet")
+    for answer in (found(apiserver.kubeconfig, pre=True), found(apiserver.kubeconfig)):
+        said = answer.findings["old-sidecars"]
+        assert said["outcome"] == "warning"
+        assert said["text"].startswith(
+            f"2 pods with a sidecar of an earlier installation: {namespace}/by-hand, {namespace}/kept-0; "
+        )
+        assert f"kubectl -n {namespace} rollout restart statefulset" in said["hint"]
+        assert f"delete and make anew by-hand in {namespace}" in said["hint"]
+        assert said["documentation"] == "docs/check.md#old-sidecars"
 
 
 class Installed:
@@ -219,13 +250,17 @@ class Installed:
         }))  # fmt: skip
 
     def pod(self, namespace: str, name: str, *containers: str, **spec: Any) -> None:
+        self.pod_in(self.api, namespace, name, *containers, **spec)
+
+    @staticmethod
+    def pod_in(apiserver: ApiServer, namespace: str, name: str, *containers: str, **spec: Any) -> None:
         body = {
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {"name": name, "namespace": namespace},
             "spec": {"containers": [{"name": each, "image": f"{each}:1"} for each in containers], **spec},
         }
-        self.api.request("POST", f"/api/v1/namespaces/{namespace}/pods", body)
+        apiserver.request("POST", f"/api/v1/namespaces/{namespace}/pods", body)
 
     def say(self, namespace: str, name: str, status: dict[str, Any]) -> None:
         self.merge(f"/api/v1/namespaces/{namespace}/pods/{name}/status", {"status": status})
@@ -236,6 +271,12 @@ def installed(apiserver: ApiServer) -> Iterator[Installed]:
     there = Installed(apiserver)
     yield there
     there.remove()
+
+
+def test_sidecars_of_an_installation_that_is_there_are_not_of_an_earlier_one(apiserver, installed, namespace):
+    installed.pod(namespace, "new", "app", "hedgerow-sidecar")
+    assert found(apiserver.kubeconfig, pre=True).outcome("old-sidecars") == "skipped"
+    assert "old-sidecars" not in installed.check().findings
 
 
 def test_an_installation_is_followed_until_it_is_well(apiserver, installed, namespace):
@@ -398,5 +439,5 @@ def test_a_kubeconfig_that_is_none_is_named(tmp_path, content):
 
 def test_every_check_has_its_place_in_the_documentation():
     anchors = set(re.findall(r"^### (\S+)$", (ROOT / "docs" / "check.md").read_text(), re.MULTILINE))
-    names = {name for name, _ in (*preflight.CHECKS, *health.CHECKS)}
+    names = {name for name, _ in (*preflight.CHECKS, *health.CHECKS, *health.WITHOUT_INSTALLATION)}
     assert names == anchors

@@ -24,25 +24,25 @@ from controller.kube.kinds import (
 )
 from controller.kube.settings import NAMESPACE
 from hedgerow.checking.finding import Finding, failed, good, listed, skipped, warning
-from hedgerow.checking.preflight import INJECTOR, other_meshes
+from hedgerow.checking.preflight import CONTROLLER, INJECTOR, INSTALL, old_sidecars, other_meshes
 from hedgerow.checking.reading import (
     Document,
     annotations_of,
     condition,
     containers,
+    ended,
     full_name,
     is_ready,
     labels_of,
     leaving,
     name_of,
-    starter,
+    started_again,
     statuses,
     trouble,
     without_a_log,
 )
 from hedgerow.words import many
 
-CONTROLLER = "hedgerow-controller"
 _CRDS = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", False)
 _OURS = ("accessoverrides", "learnedpolicies", "segmentationmodes")
 _SERVED = "v1alpha1"
@@ -85,8 +85,7 @@ async def _deployment(client: Client, check: str, name: str) -> Finding:
     try:
         found = await client.get(DEPLOYMENTS, name, NAMESPACE)
     except NoSuchObject:
-        hint = f"helm install hedgerow charts/hedgerow -n {NAMESPACE} --create-namespace"
-        return failed(check, f"there is no Deployment {NAMESPACE}/{name}", hint)
+        return failed(check, f"there is no Deployment {NAMESPACE}/{name}", INSTALL)
     wanted = int(found.get("spec", {}).get("replicas", 1))
     status = found.get("status", {})
     ready, updated = int(status.get("readyReplicas") or 0), int(status.get("updatedReplicas") or 0)
@@ -197,9 +196,8 @@ async def _pods(client: Client) -> list[Document]:
     for space in await _labelled(client):
         for pod in await client.every(PODS, name_of(space)):
             said = {**annotations_of(pod), **labels_of(pod)}.get(INJECTION, "enabled")
-            over = pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
             on_host = pod.get("spec", {}).get("hostNetwork") is True
-            if said != "disabled" and not (over or on_host or leaving(pod)):
+            if said != "disabled" and not (ended(pod) or on_host or leaving(pod)):
                 found.append(pod)
     return found
 
@@ -212,20 +210,9 @@ async def injected(client: Client) -> Finding:
     bare = [pod for pod in pods if not any(each.get("name") == SIDECAR for each in containers(pod))]
     if not bare:
         return good("injected", f"{many(len(pods), 'pod')} with a sidecar, none without")
-    hint = f"they are older than the label: {_started_again(bare)}"
+    hint = f"they are older than the label: {started_again(bare)}"
     text = f"{len(bare)} of {many(len(pods), 'pod')} without a sidecar: {listed(map(full_name, bare))}"
     return warning("injected", text, hint)
-
-
-def _started_again(pods: list[Document]) -> str:
-    """What starts the pods of the first one's namespace again, StatefulSets and DaemonSets included."""
-    space = str(pods[0].get("metadata", {}).get("namespace", ""))
-    here = [pod for pod in pods if pod.get("metadata", {}).get("namespace", "") == space]
-    kinds = sorted({starter(pod) for pod in here} - {""})
-    by_hand = [name_of(pod) for pod in here if not starter(pod)]
-    steps = [f"kubectl -n {space} rollout restart {','.join(kinds)}"] if kinds else []
-    steps += [f"delete and make anew {listed(by_hand)} in {space}"] if by_hand else []
-    return "; ".join(steps)
 
 
 async def sidecars(client: Client) -> Finding:
@@ -265,9 +252,15 @@ async def versions(client: Client) -> Finding:
     other = [pod for pod, image in running if image != wanted]
     if not other:
         return good("versions", f"all run {wanted}") if running else skipped("versions", "there are no sidecars")
-    hint = f"when it suits: {_started_again(other)}"
+    hint = f"when it suits: {started_again(other)}"
     text = f"{len(other)} of {many(len(running), 'sidecar')} with another image than {wanted}"
     return warning("versions", text, hint)
+
+
+async def installation(client: Client) -> Finding:
+    """There is none: nothing else needs to be said."""
+    hint = f"{INSTALL}, after `hedgerow check --pre`; where it is on another cluster, name that with --context"
+    return failed("installation", "Hedgerow is not installed on this cluster", hint)
 
 
 CHECKS: tuple[tuple[str, Callable[[Client], Awaitable[Finding]]], ...] = (
@@ -279,5 +272,11 @@ CHECKS: tuple[tuple[str, Callable[[Client], Awaitable[Finding]]], ...] = (
     ("injected", injected),
     ("sidecars", sidecars),
     ("versions", versions),
+    ("other-meshes", other_meshes),
+)
+#: Where nothing was ever installed, or nothing is any more.
+WITHOUT_INSTALLATION: tuple[tuple[str, Callable[[Client], Awaitable[Finding]]], ...] = (
+    ("installation", installation),
+    ("old-sidecars", old_sidecars),
     ("other-meshes", other_meshes),
 )

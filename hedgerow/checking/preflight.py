@@ -5,16 +5,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from controller.injection.names import INJECTION
+from controller.injection.names import INJECTION, SIDECAR
 from controller.injection.settings import NATIVE_SINCE
 from controller.kube.client import Client
-from controller.kube.errors import NoSuchObject
-from controller.kube.kinds import MUTATING_WEBHOOKS, NAMESPACES, Resource
+from controller.kube.errors import Forbidden, NoSuchObject
+from controller.kube.kinds import DEPLOYMENTS, MUTATING_WEBHOOKS, NAMESPACES, PODS, Resource
 from controller.kube.settings import NAMESPACE
-from hedgerow.checking.finding import Finding, failed, good, listed, warning
-from hedgerow.checking.reading import annotations_of, labels_of, leaving, name_of
+from hedgerow.checking.finding import Finding, failed, good, listed, skipped, warning
+from hedgerow.checking.reading import (
+    Document,
+    annotations_of,
+    containers,
+    ended,
+    full_name,
+    labels_of,
+    leaving,
+    name_of,
+    started_again,
+)
+from hedgerow.words import many
 
+CONTROLLER = "hedgerow-controller"
 INJECTOR = "hedgerow-injector"
+INSTALL = f"helm install hedgerow charts/hedgerow -n {NAMESPACE} --create-namespace"
 
 _REVIEWS = Resource("authorization.k8s.io", "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview", False)
 _STORAGE_CLASSES = Resource("storage.k8s.io", "v1", "storageclasses", "StorageClass", False)
@@ -110,6 +123,44 @@ async def leftovers(client: Client) -> Finding:
     )
 
 
+async def is_installed(client: Client) -> bool:
+    """Whether anything that serves is there. Custom resources alone serve nothing: they may be kept without it."""
+    for resource, name, space in (
+        (DEPLOYMENTS, CONTROLLER, NAMESPACE),
+        (DEPLOYMENTS, INJECTOR, NAMESPACE),
+        (MUTATING_WEBHOOKS, INJECTOR, ""),
+    ):
+        try:
+            await client.get(resource, name, space)
+        except NoSuchObject:
+            continue
+        return True
+    return False
+
+
+async def old_sidecars(client: Client) -> Finding:
+    """No pod kept the sidecar of an installation that is gone: nobody renews its certificate or its policy."""
+    left: list[Document] = []
+    try:
+        if await is_installed(client):
+            return skipped("old-sidecars", "there is an installation, which looks after its sidecars")
+        async for page in client.pages(PODS):
+            left += [pod for pod in page.items if not (ended(pod) or leaving(pod)) and _has_sidecar(pod)]
+    except Forbidden as error:
+        return skipped("old-sidecars", str(error))
+    if not left:
+        return good("old-sidecars", "no pod has a sidecar of an earlier installation")
+    text = (
+        f"{many(len(left), 'pod')} with a sidecar of an earlier installation: {listed(map(full_name, left))}; "
+        "when its certificate ends, it refuses connections"
+    )
+    return warning("old-sidecars", text, f"start them again, which takes it out: {started_again(left)}")
+
+
+def _has_sidecar(pod: Document) -> bool:
+    return any(each.get("name") == SIDECAR for each in containers(pod))
+
+
 async def storage(client: Client) -> Finding:
     """A volume for the controller's state can be had."""
     classes = await client.every(_STORAGE_CLASSES)
@@ -146,6 +197,7 @@ CHECKS: tuple[tuple[str, Callable[[Client], Awaitable[Finding]]], ...] = (
     ("rights", rights),
     ("namespace", namespace),
     ("leftovers", leftovers),
+    ("old-sidecars", old_sidecars),
     ("storage", storage),
     ("other-meshes", other_meshes),
 )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from hedgerow.checking.finding import listed
+from hedgerow.words import many
+
 type Document = dict[str, Any]
 
 
@@ -85,3 +88,28 @@ def starter(pod: Document) -> str:
     kinds = {"ReplicaSet": "deployment", "StatefulSet": "statefulset", "DaemonSet": "daemonset"}
     owners = pod.get("metadata", {}).get("ownerReferences") or ()
     return next((kinds[each["kind"]] for each in owners if each.get("controller") and each.get("kind") in kinds), "")
+
+
+def ended(pod: Document) -> bool:
+    """Whether all that it ran is over, as in a Job's."""
+    return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+
+
+def started_again(pods: list[Document], most: int = 3) -> str:
+    """What starts the pods again, StatefulSets and DaemonSets included.
+
+    :param most: namespaces for which it is said
+    """
+    spaces = sorted({str(pod.get("metadata", {}).get("namespace", "")) for pod in pods})
+    steps = [step for space in spaces[:most] for step in _started_again(space, pods)]
+    if len(spaces) > most:
+        steps.append(f"and so in {many(len(spaces) - most, 'other namespace')}")
+    return "; ".join(steps)
+
+
+def _started_again(space: str, pods: list[Document]) -> list[str]:
+    here = [pod for pod in pods if pod.get("metadata", {}).get("namespace", "") == space]
+    kinds = sorted({starter(pod) for pod in here} - {""})
+    by_hand = [name_of(pod) for pod in here if not starter(pod)]
+    steps = [f"kubectl -n {space} rollout restart {','.join(kinds)}"] if kinds else []
+    return steps + ([f"delete and make anew {listed(by_hand)} in {space}"] if by_hand else [])

@@ -18,9 +18,14 @@ type Check = tuple[str, Callable[[Client], Awaitable[Finding]]]
 INTERVAL = 2.0
 
 
-def checks(*, pre: bool) -> Sequence[Check]:
+async def checks(client: Client, *, pre: bool) -> Sequence[Check]:
     """Those for a cluster that Hedgerow is on, or, with ``pre``, is to come to."""
-    return preflight.CHECKS if pre else health.CHECKS
+    if pre:
+        return preflight.CHECKS
+    try:
+        return health.CHECKS if await preflight.is_installed(client) else health.WITHOUT_INSTALLATION
+    except Forbidden:  # each of them says what may not be read
+        return health.CHECKS
 
 
 async def one(check: Check, client: Client) -> Finding:
@@ -53,7 +58,7 @@ async def run(
             last = loop.time() >= end
             found: list[Finding] = []
             try:
-                for check in checks(pre=pre):
+                for check in await checks(client, pre=pre):
                     found.append(await one(check, client))
                     if last:
                         tell(found[-1])

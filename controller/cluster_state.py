@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 #: What a problem is about: a pod that is nobody's, a name that two owners have, a workload that can have no SPIFFE ID,
-#: an annotation that can not be read.
-PROBLEM_KINDS = ("pod", "name", "identity", "said")
+#: an annotation that can not be read, a namespace whose NetworkPolicies are not as they should be.
+POLICIES = "network-policies"
+PROBLEM_KINDS = ("pod", "name", "identity", "said", POLICIES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class ClusterState:
 
     :param inventories: how many were put together; ``seconds`` that the last one took
     :param troubles: how many problems there are, by :data:`PROBLEM_KINDS`
-    :param problems: in words; a hundred at most
+    :param problems: in words; a hundred at most, of each namespace as many
     :param protected: namespaces that NetworkPolicies of ours leave alone
     """
 

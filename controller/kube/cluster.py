@@ -131,13 +131,14 @@ class Cluster:
         """How all of it fares now."""
         now = time.monotonic()
         figures = self.inventory.figures()
+        policies = self.network_policies.problems
         return ClusterState(
             tuple(_part_state(each, now) for each in self.supervision.parts),
             tuple(_watch_state(each, now) for each in self.inventory.reflectors),
             figures.inventories,
             figures.seconds,
-            figures.troubles,
-            figures.problems,
+            {**figures.troubles, **policies.kinds()},
+            self.inventory.noted.shown(policies),
             self.network_policies.protected,
         )
 

@@ -12,6 +12,8 @@ changed, holds what they should have against what is there, and brings about the
    while, because a watch that lost sight of a workload must not open it.
 
 What somebody edits or deletes is put back, and audited; who does so again and again is named, and let be for a while.
+
+A namespace that refuses, or keeps us waiting, does so for itself alone: see :mod:`controller.kube.turns`.
 """
 
 from __future__ import annotations
@@ -23,12 +25,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from controller.cluster_state import POLICIES
 from controller.compiler import CompileError, compile_policy
 from controller.declarations import NetworkPolicyMode
 from controller.engine import Engine
 from controller.fences import Fence, digest_of
 from controller.kube.client import Client, Document
 from controller.kube.errors import KubernetesError
+from controller.kube.inventory.problems import Problems
 from controller.kube.kinds import NETWORK_POLICIES
 from controller.kube.network_policy_applying import Applier, Failed, Known, workload_of
 from controller.kube.network_policy_plan import (
@@ -46,6 +50,7 @@ from controller.kube.network_policy_status import Outcome, StatusWriter
 from controller.kube.reflector import Changed, Ledger, Reflector
 from controller.kube.resources.kinds import is_ours
 from controller.kube.resources.sync import ResourceSync
+from controller.kube.turns import Turns
 from controller.mesh_policy import policy_input
 from controller.together import until_one_ends
 from controller.view import Change, View
@@ -95,7 +100,11 @@ class NetworkPolicyKeeper:
         self._held = Reflector(client, NETWORK_POLICIES, Ledger(trimmed), self._changed)
         self._status = StatusWriter(client, resources, clock)
         self._known: dict[str, Known] = {}
+        self._turns = Turns(self.name, self._turn, self._arrived.set)
+        self._compiling = asyncio.Lock()  # it takes all of a processor: one namespace after the other
         self._synced = False
+        #: of namespaces whose policies are not as they should be, for people
+        self.problems = Problems()
 
     @property
     def synced(self) -> bool:
@@ -105,7 +114,11 @@ class NetworkPolicyKeeper:
         """Keep them until cancelled, or until the API server fails us."""
         for each in self._known.values():
             each.stale = True
-        await until_one_ends(self._held.run(), self._watch_engine(), self._rounds())
+        self._turns.begin_again()
+        try:
+            await until_one_ends(self._held.run(), self._watch_engine(), self._rounds())
+        finally:
+            await self._turns.end()
 
     def _changed(self, _: list[Changed[Document]]) -> None:
         self._arrived.set()
@@ -143,21 +156,36 @@ class NetworkPolicyKeeper:
 
     async def _round(self) -> None:
         view = self._engine.view
-        inside = {namespace for namespace, mode in view.network_policies.items() if mode is NetworkPolicyMode.APPLY}
         ours = {key[0] for key, held in self._held.ledger.items.items() if is_ours(held) and made_by_us(held)}
-        problems: list[KubernetesError] = []
-        for namespace in sorted(inside | ours | set(view.network_policies)):
-            mode = view.network_policies.get(namespace, NetworkPolicyMode.REPORT)
-            try:
-                outcome = await self._namespace(view, namespace, mode)
-            except KubernetesError as error:
-                if error.passing:
-                    raise
-                problems.append(error)
-                outcome = Outcome(mode, False, "Failed", str(error))
-            await self._status.tell(namespace, outcome)
-        for gone in set(self._known) - set(view.network_policies) - ours:
+        concerned = ours | set(view.network_policies)
+        await self._turns.round(sorted(concerned))
+        for gone in set(self._known) - concerned:
             del self._known[gone]
+        for about in [about for about in self.problems if about.partition("/")[2] not in concerned]:
+            self.problems.note(about, "")
+
+    async def _turn(self, namespace: str) -> None:
+        """Do one namespace's part of a round, and say what became of it where people look."""
+        view = self._engine.view
+        mode = view.network_policies.get(namespace, NetworkPolicyMode.REPORT)
+        failure: KubernetesError | None = None
+        try:
+            outcome = await self._namespace(view, namespace, mode)
+        except KubernetesError as error:
+            failure = error
+            outcome = Outcome(mode, False, "Failed", f"{error}; what was applied before stays, and it is tried again")
+        untold = ""
+        try:
+            await self._status.tell(namespace, outcome)
+        except KubernetesError as error:  # the policies are not kept up for that: the next round tells it
+            untold = f"its SegmentationMode can not be told: {error}"
+        wrong = "" if outcome.holds or outcome.reason == "Protected" else outcome.message
+        said = "; ".join(each for each in (wrong, untold) if each)
+        self.problems.note(f"{POLICIES}/{namespace}", f"namespace {namespace}: NetworkPolicies: {said}" if said else "")
+        if untold:
+            log.warning("namespace %s: %s", namespace, untold)
+        if failure is not None:
+            raise failure
 
     # --- one namespace
 
@@ -222,7 +250,8 @@ class NetworkPolicyKeeper:
             known.stale = False
             known.wanted = None
             known.compiled_at = self._clock()
-            known.wanted = await asyncio.to_thread(_compiled, view, namespace, self._clock())
+            async with self._compiling:
+                known.wanted = await asyncio.to_thread(_compiled, view, namespace, self._clock())
         return known.wanted
 
     def _live(self, namespace: str) -> dict[str, Document]:

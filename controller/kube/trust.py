@@ -25,7 +25,7 @@ from random import Random
 from controller.injection.names import INJECTION, TRUST_CONFIG_MAP, TRUST_KEY
 from controller.injection.webhook_configuration import NAME as WEBHOOK
 from controller.kube.client import FIELD_MANAGER, Client, Document
-from controller.kube.errors import Conflicting, NoSuchObject, Refused
+from controller.kube.errors import Conflicting, NoSuchObject, Refused, Unreachable
 from controller.kube.kinds import CONFIG_MAPS, MUTATING_WEBHOOKS, NAMESPACES
 from controller.kube.reflector import Changed, Ledger, Reflector, Selection
 from controller.kube.retry import Retry
@@ -229,8 +229,11 @@ class TrustDistributor:
             )
         except NoSuchObject:
             return  # the namespace has gone; the watch will say so
-        except (Refused, Conflicting) as error:
-            # such as a namespace that is ending; not a reason to leave the others without
+        except (Refused, Conflicting, Unreachable) as error:
+            if isinstance(error, Unreachable) and not error.status:
+                raise  # nobody answered at all
+            # such as a namespace that is ending, or whose admission webhook is broken; not a reason to leave the
+            # others without
             log.warning("ConfigMap %s/%s can not be kept: %s", namespace, TRUST_CONFIG_MAP, error)
             return
         log.info("ConfigMap %s/%s holds the trust bundle%s", namespace, TRUST_CONFIG_MAP, " again" if held else "")
@@ -248,7 +251,9 @@ class TrustDistributor:
             await self._client.delete(CONFIG_MAPS, TRUST_CONFIG_MAP, namespace, uid=held.uid)
         except (NoSuchObject, Conflicting):
             return
-        except Refused as error:
+        except (Refused, Unreachable) as error:
+            if isinstance(error, Unreachable) and not error.status:
+                raise
             log.warning("ConfigMap %s/%s can not be deleted: %s", namespace, TRUST_CONFIG_MAP, error)
             return
         log.info("ConfigMap %s/%s is deleted: the namespace is not meshed any more", namespace, TRUST_CONFIG_MAP)

@@ -33,9 +33,12 @@ TRUST_DOMAIN = "hedgerow.test"
 WORKLOADS = ("front", "cart", "redis")
 
 
-def inventory(namespace: str, workloads: tuple[str, ...] = WORKLOADS) -> Inventory:
-    """Meshed workloads of one namespace, and of ``web``."""
-    named = [(namespace, name) for name in workloads] + [("web", "front")]
+def inventory(namespace: str, workloads: tuple[str, ...] = WORKLOADS, also: str = "") -> Inventory:
+    """Meshed workloads of one namespace, and of ``web``.
+
+    :param also: another namespace with the same ones
+    """
+    named = [(each, name) for each in (namespace, also) if each for name in workloads] + [("web", "front")]
     lines = ["apiVersion: hedgerow.dev/v1alpha1", "kind: Inventory", "workloads:"]
     lines += [f"- {{namespace: {space}, name: {name}, labels: {{app: {name}}}}}" for space, name in named]
     lines += ["instances:"]

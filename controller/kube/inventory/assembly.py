@@ -244,6 +244,11 @@ class Assembly:
     # --- for people
 
     @property
+    def noted(self) -> Problems:
+        """What could not be attributed, and why."""
+        return self._problems
+
+    @property
     def problems(self) -> tuple[str, ...]:
         """What could not be attributed, and why; some of it, when it is much."""
         return self._problems.shown()

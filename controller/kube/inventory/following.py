@@ -23,6 +23,7 @@ from controller.kube import kinds
 from controller.kube.client import Client
 from controller.kube.inventory import objects
 from controller.kube.inventory.assembly import Assembly
+from controller.kube.inventory.problems import Problems
 from controller.kube.reflector import Changed, Counts, Ledger, Reflector, Selection
 from controller.kube.settings import KubernetesSettings
 from controller.memory import HighWater, give_back, pack
@@ -70,7 +71,7 @@ class Figures:
     :param objects: held, by resource; ``counts`` what happened to them
     :param inventories: how many were made; ``seconds`` that the last one took to make and to be taken
     :param troubles: how many problems there are, by kind
-    :param problems: what could not be attributed, or not be followed; a hundred at most
+    :param problems: what could not be attributed, or not be followed; a hundred at most, of each namespace as many
     """
 
     objects: Mapping[str, int]
@@ -201,6 +202,11 @@ class Following:
 
     def _objects(self) -> dict[str, int]:
         return {str(each.resource): len(each.ledger.items) for each in self.reflectors}
+
+    @property
+    def noted(self) -> Problems:
+        """All of what could not be attributed, or not be followed."""
+        return self._assembly.noted
 
     def figures(self) -> Figures:
         return Figures(

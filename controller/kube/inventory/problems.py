@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain, islice, zip_longest
 
 from graph.text import printable
 
@@ -14,7 +15,7 @@ MAX_LENGTH = 1_000
 
 
 class Problems:
-    """At most one of each thing. A thing's name begins with its kind and a slash."""
+    """At most one of each thing. A thing's name is its kind, its namespace and what it is there, with slashes."""
 
     def __init__(self) -> None:
         self._of: dict[str, str] = {}
@@ -30,10 +31,21 @@ class Problems:
     def __len__(self) -> int:
         return len(self._of)
 
+    def __iter__(self) -> Iterator[str]:
+        """What there are problems of."""
+        return iter(self._of)
+
     def kinds(self) -> Mapping[str, int]:
         """How many there are, by what they are about."""
         return Counter(about.partition("/")[0] for about in self._of)
 
-    def shown(self) -> tuple[str, ...]:
-        """Some of them, when they are many."""
-        return tuple(self._of[about] for about in sorted(self._of)[:MAX_PROBLEMS])
+    def shown(self, *others: Problems) -> tuple[str, ...]:
+        """Some of them, and of others', when they are many: of each namespace as many, so that none hides the rest."""
+        every: dict[str, str] = {}
+        for each in (self, *others):
+            every |= each._of
+        spaces: dict[str, list[str]] = {}
+        for about in sorted(every):
+            spaces.setdefault(about.split("/")[1], []).append(about)
+        in_turn = (about for about in chain.from_iterable(zip_longest(*spaces.values())) if about is not None)
+        return tuple(every[about] for about in sorted(islice(in_turn, MAX_PROBLEMS)))

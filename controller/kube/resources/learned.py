@@ -20,6 +20,7 @@ from controller.kube.errors import Conflicting, NoSuchObject, Refused
 from controller.kube.reflector import Changed, Ledger, Reflector
 from controller.kube.resources.kinds import LEARNED_POLICIES, OURS, is_ours
 from controller.kube.resources.reading import moment_written
+from controller.kube.turns import Turns
 from controller.learner import EdgeState, LearnedEdge
 from controller.together import until_one_ends
 from controller.view import Change, View
@@ -48,6 +49,8 @@ class LearnedPolicyWriter:
         self._pause = pause
         self._arrived = asyncio.Event()
         self._stale: set[WorkloadRef] = set()
+        self._pending: dict[str, set[WorkloadRef]] = {}  # to be looked at, by namespace
+        self._turns = Turns(self.name, self._turn, self._arrived.set)
         self._all = True
         self._held = Reflector(client, LEARNED_POLICIES, Ledger(_shortened), self._changed)
         self._synced = False
@@ -59,7 +62,11 @@ class LearnedPolicyWriter:
     async def run(self) -> None:
         """Write them until cancelled, or until the API server fails us."""
         self._all = True
-        await until_one_ends(self._held.run(), self._watch_engine(), self._rounds())
+        self._turns.begin_again()
+        try:
+            await until_one_ends(self._held.run(), self._watch_engine(), self._rounds())
+        finally:
+            await self._turns.end()
 
     def _changed(self, changes: list[Changed[Document]]) -> None:
         self._stale |= {WorkloadRef(*each.key) for each in changes}
@@ -98,9 +105,24 @@ class LearnedPolicyWriter:
         held = self._held.ledger.items
         if whole:
             stale = set(view.inventory.workloads) | {WorkloadRef(*key) for key in held}
+        for ref in stale:
+            self._pending.setdefault(ref.namespace, set()).add(ref)
+        await self._turns.round(sorted(self._pending))
+
+    async def _turn(self, namespace: str) -> None:
+        """Write what is different in one namespace."""
+        refs = self._pending.pop(namespace, set())
+        try:
+            await self._follow(refs)
+        except BaseException:
+            self._pending.setdefault(namespace, set()).update(refs)
+            raise
+
+    async def _follow(self, refs: set[WorkloadRef]) -> None:
+        view, held = self._engine.view, self._held.ledger.items
         waiting: list[tuple[WorkloadRef, dict[str, Any]]] = []
         gone: list[Document] = []
-        for ref in sorted(stale):
+        for ref in sorted(refs):
             document = held.get((ref.namespace, ref.name))
             if document is not None and not is_ours(document):
                 continue  # somebody wrote it by hand; it means nothing

@@ -4,7 +4,8 @@ The order of things:
 
 1. Nothing is given to the engine before both kinds were listed as a whole: until then what it stored is in force.
 2. Every change gives it all resources again, so that nothing depends on the order in which watches speak.
-3. A status is written after the engine has stored what it says.
+3. A status is written after the engine has stored what it says; one namespace that does not take it keeps nobody else's
+   resources from being followed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from controller.declarations import Declaration, Judgement, Kind
 from controller.engine import Engine
 from controller.engine.declared import Acting
 from controller.errors import InvalidRequest
+from controller.kube.batches import batches, together
 from controller.kube.client import Client, Document
 from controller.kube.errors import Conflicting, NoSuchObject, Refused
 from controller.kube.kinds import Resource
@@ -25,11 +27,12 @@ from controller.kube.reflector import Changed, Ledger, Reflector
 from controller.kube.resources.kinds import ACCESS_OVERRIDES, SEGMENTATION_MODES, is_ours
 from controller.kube.resources.reading import mode_declaration, override_declaration
 from controller.kube.resources.status import says_already, status_of
+from controller.kube.turns import Turns
 from controller.together import until_one_ends
 
 log = logging.getLogger("hedgerow.kube.resources")
 
-#: The most statuses that are written at one time.
+#: The most statuses of one namespace that are written at one time.
 WRITERS = 8
 #: Seconds for which changes gather before the engine is given everything.
 COALESCE = 0.02
@@ -66,6 +69,8 @@ class ResourceSync:
         self._read: dict[str, tuple[str, Declaration | Judgement]] = {}
         self._acting: dict[str, Acting] = {}
         self._told: dict[str, tuple[Document, Judgement]] = {}
+        self._untold: dict[str, list[tuple[Resource, Document, Document]]] = {}  # statuses to write, by namespace
+        self._turns = Turns("statuses", self._turn, self._arrived.set)
         self._taken = asyncio.Event()
         self._synced = False
 
@@ -108,7 +113,11 @@ class ResourceSync:
 
     async def run(self) -> None:
         """Follow the resources until cancelled, or until the API server fails us."""
-        await until_one_ends(*(held.run() for held in self._held.values()), self._follow(), self._housekeep())
+        self._turns.begin_again()
+        try:
+            await until_one_ends(*(held.run() for held in self._held.values()), self._follow(), self._housekeep())
+        finally:
+            await self._turns.end()
 
     def _changed(self, _: list[Changed[Document]]) -> None:
         self._arrived.set()
@@ -168,7 +177,7 @@ class ResourceSync:
         now = self._clock()
         for key in [key for key in self._told if key not in self._read]:
             del self._told[key]
-        waiting: list[tuple[Resource, Document, Document]] = []
+        self._untold = {}
         for key, kind, document in self._documents():
             judgement = self.judgement(key)
             meta = document["metadata"]
@@ -181,15 +190,16 @@ class ResourceSync:
             declaration = None if isinstance(read, Judgement) else read
             status = status_of(document, declaration, judgement, now, override=kind is Kind.OVERRIDE)
             if not says_already(document.get("status"), status):
-                waiting.append((_RESOURCES[kind], document, status))
+                self._untold.setdefault(meta["namespace"], []).append((_RESOURCES[kind], document, status))
             else:
                 self._told[key] = (document, judgement)
-        room = asyncio.Semaphore(WRITERS)
-        for failed in await asyncio.gather(*(self._write(room, *each) for each in waiting), return_exceptions=True):
-            if isinstance(failed, BaseException):
-                raise failed
+        await self._turns.round(sorted(self._untold))
 
-    async def _write(self, room: asyncio.Semaphore, resource: Resource, document: Document, status: Document) -> None:
+    async def _turn(self, namespace: str) -> None:
+        for batch in batches(self._untold.get(namespace, ()), WRITERS):
+            await together(self._write(*each) for each in batch)
+
+    async def _write(self, resource: Resource, document: Document, status: Document) -> None:
         meta = document["metadata"]
         body = {
             "apiVersion": resource.api_version,
@@ -197,15 +207,12 @@ class ResourceSync:
             "metadata": {"name": meta["name"], "namespace": meta["namespace"], "uid": meta["uid"]},
             "status": status,
         }
-        async with room:
-            try:
-                await self._client.apply(
-                    resource, meta["name"], body, meta["namespace"], subresource="status", force=True
-                )
-            except (NoSuchObject, Conflicting):
-                return  # it is gone, or another one by now: the watch tells
-            except Refused as error:
-                log.error("the status of %s %s/%s: %s", resource.kind, meta["namespace"], meta["name"], error)
+        try:
+            await self._client.apply(resource, meta["name"], body, meta["namespace"], subresource="status", force=True)
+        except (NoSuchObject, Conflicting):
+            return  # it is gone, or another one by now: the watch tells
+        except Refused as error:
+            log.error("the status of %s %s/%s: %s", resource.kind, meta["namespace"], meta["name"], error)
 
     async def _housekeep(self) -> None:
         """Delete overrides that we made, once they have ended long ago. Those of others are theirs."""

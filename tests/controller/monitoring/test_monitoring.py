@@ -139,7 +139,7 @@ def test_parts_of_a_cluster_are_shown():
     problems = {
         name.partition("about=")[2]: value for name, value in found.items() if name.startswith(f"{prefix}_prob")
     }
-    assert problems == {"pod}": 3, "name}": 1, "identity}": 0, "said}": 0}
+    assert problems == {"pod}": 3, "name}": 1, "identity}": 0, "said}": 0, "network-policies}": 0}
     assert (found[f"{prefix}_inventories_total"], found[f"{prefix}_inventory_seconds"]) == (12, 0.5)
     assert "cart" not in text, "it names nobody"
     assert found['hedgerow_controller_build_info{version=1.0"\n\\}'] == 1

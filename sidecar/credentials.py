@@ -158,6 +158,10 @@ class CredentialStore:
     def verify_connection(self, session: ssl.SSLObject) -> SpiffeId:
         return verify_connection(session, self._svid.bundle, self._clock())
 
+    def verify_certificates(self, certificates: Sequence[bytes], at: float) -> SpiffeId:
+        leaf, *intermediates = certificates
+        return verify_peer(leaf, intermediates, self._svid.bundle, at)
+
     def subscribe(self, renewed: Callable[[], None]) -> None:
         self._subscribers.append(renewed)
 

@@ -110,6 +110,14 @@ class Credentials(Protocol):
         :raises certs.errors.CertError: when it proves no identity of our trust domain
         """
 
+    def verify_certificates(self, certificates: Sequence[bytes], at: float) -> SpiffeId:
+        """Whom a handshake proves that was made before, against the trust bundle in force now.
+
+        :param certificates: what the peer sent, in DER, its own first
+        :param at: seconds since the epoch, when they have to be valid
+        :raises certs.errors.CertError: when they prove no identity of our trust domain
+        """
+
     def subscribe(self, renewed: Callable[[], None]) -> None:
         """Have ``renewed`` called after a new certificate or trust bundle came into force."""
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 from random import Random
 from time import monotonic
 from typing import Protocol
+from weakref import WeakSet
 
 from certs.spiffe import SpiffeId
 from graph.model import Peer, WorkloadRef
@@ -23,6 +24,7 @@ from sidecar.dataplane.guards import Guards
 from sidecar.dataplane.live import Connections
 from sidecar.dataplane.reactor import IN, Reactor
 from sidecar.dataplane.settings import DataPlaneSettings
+from sidecar.dataplane.standing import Proved
 
 _log = logging.getLogger(__name__)
 
@@ -103,6 +105,8 @@ class Fabric:
     guards: Guards
     names: Names
     shared: Shared = field(default_factory=Shared)
+    #: Connections with proxies of other meshes, as long as anybody has them.
+    foreign: WeakSet[Proved] = field(default_factory=WeakSet)
     ourselves: Ourselves = field(init=False)
 
     def __post_init__(self) -> None:

@@ -57,11 +57,15 @@ class Proof:
     """A completed handshake, seen from one of its ends.
 
     :param place: of the peer: the address and port that we dialled, or the address that it came from
+    :param certificates: all that the peer showed, in DER, its own first; empty where they were too large to be kept
+    :param at: when
     """
 
     ours: Shown
     peer: Shown
     place: str
+    certificates: tuple[bytes, ...] = ()
+    at: float = 0.0
 
     @property
     def end(self) -> float:
@@ -81,15 +85,16 @@ class Proof:
 class Lease:
     """How long one tunnel may live.
 
-    :param proof: the handshake that it began with
+    :param proof: the handshake that it began with; ``latest`` the one that it goes by now
     """
 
     proof: Proof
     end: float
+    latest: Proof
 
     @classmethod
     def of(cls, proof: Proof) -> Lease:
-        return cls(proof, proof.end)
+        return cls(proof, proof.end, proof)
 
     def extended(self, fresh: Proof, now: float) -> Lease:
         """The lease after a later handshake; itself when that does not extend it."""
@@ -98,7 +103,7 @@ class Lease:
         pair = self.proof.pair
         if pair is None or fresh.pair != pair:
             return self
-        return replace(self, end=fresh.end)
+        return replace(self, end=fresh.end, latest=fresh)
 
 
 def prove_after(end: float, now: float, random: Random) -> float:

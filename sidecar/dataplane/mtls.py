@@ -107,6 +107,7 @@ def serve_proxy(
         return
     complain = _complaints(fabric, f"{identity} at {source}, a client of port {port}")
     leg = TlsLeg(fabric.reactor, sock, channel, Lease.of(proof), fabric.budget, NOBODY, complain)
+    fabric.foreign.add(leg)
     serve_leg(fabric, leg, connection, port, application)
 
 
@@ -142,6 +143,7 @@ def carry(
     complain = _complaints(fabric, f"{shown} at {Address(endpoint.address, endpoint.port)}")
     reactor, budget = fabric.reactor, fabric.budget
     server = TlsLeg(reactor, sock, channel, Lease.of(proof), budget, NOBODY, complain, reached=False)
+    fabric.foreign.add(server)
     LegRelay(connection, SocketLeg(reactor, client, budget, NOBODY), server)
     connection.announce()
 

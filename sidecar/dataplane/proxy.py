@@ -28,6 +28,7 @@ from sidecar.dataplane.pool import Pool
 from sidecar.dataplane.reactor import Reactor
 from sidecar.dataplane.settings import DataPlaneSettings
 from sidecar.dataplane.sockets import Address, Inherited
+from sidecar.dataplane.standing import Proved, Standing
 from sidecar.dataplane.tunnel import Tunnel
 
 _log = logging.getLogger("sidecar.dataplane")
@@ -83,6 +84,9 @@ class DataPlane:
         self._pool = Pool(self._fabric)
         self._outbound = Outbound(self._fabric, self._pool)
         self._inbound = Inbound(self._fabric, proved)
+        meanwhile = settings.handshake_timeout + settings.connect_timeout
+        complaints = self._fabric.complaints
+        self._standing = Standing(reactor, credentials, complaints, self._whose_peers_are_proved, meanwhile)
         self._started = False
         self._takers = self._takers_of(settings)
         self._opened: list[tuple[Address, socket.socket, _Taker]] = []
@@ -166,6 +170,9 @@ class DataPlane:
         """A peer has made a tunnel's handshake with another process of this sidecar: it proves the same to us."""
         self._inbound.proved_elsewhere(proof)
 
+    def _whose_peers_are_proved(self) -> list[Proved]:
+        return [*self.outbound_tunnels, *self.inbound_tunnels, *self._fabric.foreign]
+
     def _takers_of(self, settings: DataPlaneSettings) -> list[tuple[Address, _Taker]]:
         """Who takes connections from which address, in the order in which they are listened on."""
         inbound, outbound = self._inbound.listen, self._outbound.listen
@@ -190,6 +197,7 @@ class DataPlane:
         self._fabric.reactor.start(loop)
         fabric = self._fabric
         self._guards.start(loop, fabric.connections.end_idle, fabric.reactor.chores.soon)
+        self._standing.begin()
         self._started = True
         for _, sock, take in self._opened:
             take(sock)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import socket
 import ssl
+import time
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from certs.certificate import read_certificate
+from certs.contexts import peer_certificates
 from certs.errors import CertError
 from certs.spiffe import SpiffeId
 from certs.svid import instance_of
@@ -24,6 +26,8 @@ from sidecar.errors import SidecarError
 
 #: What is agreed on for a tunnel, and for nothing else.
 _TUNNEL: Final = (ALPN,)
+#: Bytes of certificates that are kept of a handshake. Ours are a tenth of that, a foreign mesh's seldom half.
+KEPT: Final = 12_288
 
 
 class PeerRefused(SidecarError):
@@ -97,13 +101,16 @@ def identify(
         spiffe_id = credentials.verify_connection(session)
         not_after = read_certificate(leaf, "the peer's certificate").not_valid_after_utc.timestamp()
         peer = Shown(spiffe_id, instance_of(leaf), not_after, hashlib.sha256(leaf).hexdigest())
+        certificates = peer_certificates(session)
     except CertError as error:
         raise PeerRefused(str(error)) from error
     if not spiffe_id.namespace:
         raise PeerRefused(f"{spiffe_id} is no workload's identity")
     if expected and str(spiffe_id) != expected and not (account_will_do and _is_account_of(spiffe_id, expected)):
         raise PeerRefused(f"the peer is {spiffe_id}, expected {expected}")
-    return Proof(channel.ours, peer, place)
+    if sum(map(len, certificates)) > KEPT:
+        certificates = ()
+    return Proof(channel.ours, peer, place, certificates, time.time())
 
 
 def _is_account_of(shown: SpiffeId, expected: str) -> bool:

@@ -49,7 +49,7 @@ class TlsLeg(TcpLeg):
     :param complain: is told, beside the lane, of an end that people should know of
     """
 
-    __slots__ = ("_channel", "_complain", "_dirty", "_partial", "_primed", "_silent")
+    __slots__ = ("__weakref__", "_channel", "_complain", "_dirty", "_partial", "_primed", "_silent", "lease")
 
     def __init__(
         self,
@@ -65,6 +65,8 @@ class TlsLeg(TcpLeg):
     ) -> None:
         super().__init__(reactor, sock, budget, lane, LEAST)
         self._channel = channel
+        #: What its peer has proved.
+        self.lease = lease
         self._complain = complain
         #: A server of TLS 1.3 judges our certificate after our handshake is complete: it has taken us when it speaks.
         self.reached = reached

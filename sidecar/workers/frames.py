@@ -75,6 +75,8 @@ class Kind(IntEnum):
     """blob: ``TapCommand``"""
     INSPECT = 18
     """hosts; blobs: private key in PEM, signing certificate, its root. What stands in for them; none: nothing does"""
+    WARM = 19
+    """keys: addresses and ports of destinations to dial before they are wanted, those used last first"""
     # a worker says
     READY = 64
     """It could carry connections, were there any"""
@@ -117,13 +119,14 @@ TO_WORKER: Final[Mapping[Kind, int]] = {
     Kind.CHANGED: 16 * _MIB,
     Kind.FORGET: _KIB,
     Kind.TAKEN: _KIB,
-    Kind.PROVED: 16 * _KIB,
+    Kind.PROVED: 64 * _KIB,
     Kind.DRAIN: _KIB,
     Kind.STOP: _KIB,
     Kind.LOG: _KIB,
     Kind.SHOW: _KIB,
     Kind.TAP: _MIB,
     Kind.INSPECT: 64 * _KIB,
+    Kind.WARM: 512 * _KIB,
 }
 #: What a worker may say. It reads what peers write, so it is not believed more than it has to be.
 FROM_WORKER: Final[Mapping[Kind, int]] = {
@@ -136,7 +139,7 @@ FROM_WORKER: Final[Mapping[Kind, int]] = {
     Kind.NAME: _KIB,
     Kind.FLOWS: 8 * _MIB,
     Kind.REPORT: 4 * _MIB,
-    Kind.PROOF: 16 * _KIB,
+    Kind.PROOF: 64 * _KIB,
     Kind.DRAINED: _KIB,
     Kind.SHOWN: 4 * _MIB,
     Kind.SHOWING: _MIB,
@@ -260,6 +263,24 @@ def place(frame: Frame) -> tuple[str, int]:
     :raises Broken: when they are none
     """
     return words(frame, "address", 64), number(frame, "port", 65_535)
+
+
+def places(frame: Frame) -> list[tuple[str, int]]:
+    """``keys``: addresses and ports.
+
+    :raises Broken: when they are none
+    """
+    keys = frame.head.get("keys")
+    if not isinstance(keys, list):
+        raise Broken(f"{frame.kind.name}: keys are no list")
+    found = []
+    for key in keys:
+        match key:
+            case [str(address), int(port)]:
+                found.append((address, port))
+            case _:
+                raise Broken(f"{frame.kind.name}: no address")
+    return found
 
 
 def one_blob(frame: Frame) -> bytes:

@@ -14,6 +14,7 @@ from certs.contexts import Contexts, client_context, server_context, verify_conn
 from certs.keys import make_csr, new_key
 from certs.spiffe import SpiffeId
 from certs.svid import instance_of
+from certs.verify import verify_peer
 from graph.directory import Destination
 from graph.model import Connection, Direction, InspectedHost, Peer, Snapshot, WorkloadRef
 from graph.policy import Decision, admit, decide
@@ -134,6 +135,9 @@ class HeldCredentials:
 
     def verify_connection(self, session: ssl.SSLObject) -> SpiffeId:
         return verify_connection(session, self._bundle, time.time())
+
+    def verify_certificates(self, certificates: Sequence[bytes], at: float) -> SpiffeId:
+        return verify_peer(certificates[0], certificates[1:], self._bundle, at)
 
     def subscribe(self, renewed: Callable[[], None]) -> None:
         self._renewed.append(renewed)

@@ -136,7 +136,15 @@ class Sidecar:
         authority = PolicyAuthority(
             credentials.identity, settings.unsynced, settings.addresses, clock, call_later, inspecting
         )
-        directory = DirectoryClient(authority.workload, settings.instance, settings.addresses, state, time.monotonic)
+        directory = DirectoryClient(
+            authority.workload,
+            settings.instance,
+            settings.addresses,
+            state,
+            time.monotonic,
+            settings.directory,
+            data_plane_settings(settings).resolve_timeout,
+        )
 
         def may_ask() -> bool:
             """Whether DNS may be asked: not in quarantine, because questions can carry data out."""
@@ -174,7 +182,7 @@ class Sidecar:
     ) -> _Carried:
         """Make what carries connections in this process."""
         settings, observer = self._settings, self.observer
-        tracker = FlowTracker(settings.instance)
+        tracker = FlowTracker(settings.instance, settings.report_flows)
         if settings.telemetry:
             observer.also_tell(tracker)
         taps = Taps(asyncio.get_running_loop())
@@ -207,9 +215,9 @@ class Sidecar:
         from sidecar.workers.supervisor import Workers
 
         settings, observer = self._settings, self.observer
-        questions = Questions(directory, names, frozenset(settings.addresses))
+        questions = Questions(directory, names, frozenset(settings.addresses), settings.directory.waiting)
         directory.subscribe(questions.changed)
-        harvests = Harvests()
+        harvests = Harvests(settings.report_flows * settings.workers)
         figures = Figures(observer.metrics, observer.access_log_mode)
         taps = RelayedTaps(asyncio.get_running_loop())
         workers = Workers(settings, credentials, questions, harvests, figures, taps, self._random)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import socket
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from sidecar.dataplane.proxy import DataPlane
@@ -26,6 +27,12 @@ class DataPath(Protocol):
 
     async def start(self) -> None:
         """Take connections."""
+
+    def warm(self, used: Callable[[], Sequence[Address]]) -> None:
+        """Have tunnels dialled before they are wanted, when this begins to carry connections or a part of it does.
+
+        :param used: the destinations in use at that moment, as applications name them, those used last first
+        """
 
     async def drain(self, deadline: float, *, replaced: bool) -> None:
         """As :meth:`sidecar.dataplane.proxy.DataPlane.drain`."""
@@ -56,6 +63,9 @@ class InProcess:
 
     async def start(self) -> None:
         await self._data_plane.start()
+
+    def warm(self, used: Callable[[], Sequence[Address]]) -> None:
+        self._data_plane.warm_ahead(used())
 
     async def drain(self, deadline: float, *, replaced: bool) -> None:
         self._inspection.drain()

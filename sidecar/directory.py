@@ -21,38 +21,32 @@ import itertools
 import logging
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError as ProtobufDecodeError
 
-from graph.directory import Destination, Endpoint
+from graph.directory import Destination, Endpoint, Transport
 from graph.errors import DecodeError, InvalidValue
 from graph.model import Protocol, WorkloadRef
 from graph.wire import hedgerow_pb2 as pb
 from graph.wire import hedgerow_pb2_grpc as rpc
 from graph.wire.codec import destination_from_message, destination_to_message
 from sidecar.channel import Session, converse
+from sidecar.dataplane.sockets import Address
+from sidecar.directory_settings import DEFAULTS, DirectorySettings
 from sidecar.errors import StateError, Unresolved
-from sidecar.state import DIRECTORY, StateDirectory
+from sidecar.state import DIRECTORY, MAX_STATE_BYTES, StateDirectory
 
 log = logging.getLogger(__name__)
 
-MAX_ENTRIES = 4096
-#: Questions that wait for the controller at once; more are refused.
-MAX_WAITING = 512
-#: Questions that the controller is asked in a second, beyond a burst of as many as may wait. What was asked before is
-#: asked again after a reconnect without a limit: it is bounded, and connections may depend on it.
-ASKED_PER_SECOND = 100.0
-#: Seconds without use after which an address is let go.
-IDLE = 600.0
-#: Seconds that the controller has for an answer.
-RESOLVE_TIMEOUT = 3.0
 #: Seconds between two looks for idle entries.
 UPKEEP_INTERVAL = 5.0
 #: Seconds between two writes of the answers, at least. What is not written yet is unknown after a restart while the
 #: controller is away, and so refused.
 PERSIST_PAUSE = 0.25
+#: Bytes of the state's file beside the answers.
+_SPARE = 1024
 
 type Key = tuple[str, int]
 
@@ -70,6 +64,7 @@ class DirectoryClient:
     """Implements :class:`sidecar.dataplane.contracts.Directory`.
 
     :param clock: seconds, only differences count
+    :param resolve_timeout: seconds that the controller has for an answer
     """
 
     def __init__(
@@ -79,11 +74,8 @@ class DirectoryClient:
         addresses: tuple[str, ...],
         state: StateDirectory,
         clock: Callable[[], float],
-        resolve_timeout: float = RESOLVE_TIMEOUT,
-        max_entries: int = MAX_ENTRIES,
-        idle: float = IDLE,
-        max_waiting: int = MAX_WAITING,
-        asked_per_second: float = ASKED_PER_SECOND,
+        settings: DirectorySettings = DEFAULTS,
+        resolve_timeout: float = 5.0,
     ) -> None:
         self._workload = workload
         self._instance = instance
@@ -91,11 +83,11 @@ class DirectoryClient:
         self._state = state
         self._clock = clock
         self._timeout = resolve_timeout
-        self._max_entries = max_entries
-        self._idle = idle
-        self._max_waiting = max_waiting
-        self._asked_per_second = asked_per_second
-        self._tokens = float(max_waiting)
+        self._max_entries = settings.addresses
+        self._idle = settings.idle
+        self._max_waiting = settings.waiting
+        self._asked_per_second = settings.per_second
+        self._tokens = float(settings.waiting)
         self._counted_at = clock()
         self._entries: OrderedDict[Key, _Entry] = OrderedDict()  # the lately used last
         self._waiting: set[Key] = set()  # without an answer
@@ -150,6 +142,15 @@ class DirectoryClient:
     def subscribe(self, told: Callable[[str, int, Destination | None], None]) -> None:
         """Have ``told`` called with every address, port and answer that is new, and None when it is watched no more."""
         self._told.append(told)
+
+    def in_use(self, most: int) -> list[Address]:
+        """The destinations with tunnels that are in use, or, while the controller has not been reached yet, were in the
+        last run: at most so many, those used last first."""
+        answers = [entry.destination for entry in reversed(self._entries.values())]
+        if self._never_connected:
+            answers += [stored for key, stored in reversed(self._stored.items()) if key not in self._entries]
+        found = (Address(one.address, one.port) for one in answers if one is not None and _by_tunnel(one))
+        return list(itertools.islice(found, most))
 
     # The stream ------------------------------------------------------------------------------------------------------
 
@@ -299,10 +300,10 @@ class DirectoryClient:
     async def persist(self) -> None:
         """Write the answers held now."""
         self._changed.clear()
-        held = [entry.destination for entry in self._entries.values()]
-        known = [destination for destination in held if destination is not None]
+        known = []
         if self._never_connected:  # what the last run knew and this one did not use yet
             known += [stored for key, stored in self._stored.items() if key not in self._entries]
+        known += [entry.destination for entry in self._entries.values() if entry.destination is not None]
         data = _encode(known)
         try:
             await asyncio.to_thread(self._state.write_checked, DIRECTORY, data)
@@ -320,20 +321,30 @@ class DirectoryClient:
         self._stored = {(destination.address, destination.port): destination for destination in destinations}
 
 
+def _by_tunnel(destination: Destination) -> bool:
+    """Whether connections to it, or some of them, go by tunnels of ours."""
+    return any(endpoint.identity and endpoint.transport is not Transport.MTLS for endpoint in destination.endpoints)
+
+
 def _request(key: Key, remove: bool = False) -> pb.WatchRequest:
     target = pb.ResolveRequest(address=key[0], port=key[1], protocol=Protocol.TCP.value)
     return pb.WatchRequest(target=target, remove=remove)
 
 
-def _encode(destinations: Iterable[Destination]) -> bytes:
+def _encode(destinations: Sequence[Destination]) -> bytes:
+    """:param destinations: those used last are last; of more than a file may hold, the first are left out"""
     parts: list[bytes] = []
-    for destination in destinations:
+    room = MAX_STATE_BYTES - _SPARE
+    for destination in reversed(destinations):
         try:
             message = destination_to_message(destination).SerializeToString()
         except InvalidValue:
             continue
-        parts += (struct.pack(">I", len(message)), message)
-    return b"".join(parts)
+        room -= 4 + len(message)
+        if room < 0:
+            break
+        parts += (message, struct.pack(">I", len(message)))
+    return b"".join(reversed(parts))
 
 
 def _decode(data: bytes) -> list[Destination]:

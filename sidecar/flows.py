@@ -20,8 +20,6 @@ from graph.model import Direction, Protocol, Verdict, WorkloadRef
 from graph.policy import Decision
 from sidecar.dataplane.contracts import Record, Request
 
-MAX_FLOWS = 4096
-
 
 @dataclass(frozen=True, slots=True)
 class FlowKey:
@@ -154,7 +152,7 @@ class FlowTracker:
     :param max_flows: how many flows are kept between two harvests
     """
 
-    def __init__(self, reporter: str, max_flows: int = MAX_FLOWS) -> None:
+    def __init__(self, reporter: str, max_flows: int = 4096) -> None:
         self._reporter = reporter
         self._max_flows = max_flows
         self._sums: dict[FlowKey, _Sum] = {}

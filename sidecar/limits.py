@@ -1,9 +1,21 @@
 """The sections ``limits:`` and ``http:`` of ``sidecar.yaml``: the numbers that bound the data path, and how far each
 may be moved.
 
-The governing rule: there is no bound in the data path that a person can not see and set. Names, defaults and what each
-protects against are those of :class:`~sidecar.dataplane.settings.DataPlaneSettings` and
-:class:`~sidecar.http.settings.HttpSettings`; ``docs/sidecar-settings.md`` tells people of all of them.
+The governing rule: a bound at which an application's connection is refused, ended, or carried otherwise can be seen
+and set. Names, defaults and what each protects against are those of
+:class:`~sidecar.dataplane.settings.DataPlaneSettings` and :class:`~sidecar.http.settings.HttpSettings`;
+:mod:`sidecar.inspect.settings`, :mod:`sidecar.dns.settings` and :mod:`sidecar.directory_settings` hold those of their
+parts. ``docs/sidecar-settings.md`` tells people of all of them.
+
+Fixed is only what no traffic in good order comes to, or what costs time alone and nobody a connection, and that page
+tells of it too, under "What is fixed":
+
+1. what both ends of a tunnel, or all processes of a sidecar, have to agree about: windows, frames, their queues;
+2. how much a first look at bytes reads before it has to have decided;
+3. how often something is tried, and what is remembered to save work: what does not fit is found again;
+4. how the loop's time is cut up, so that everybody has a turn;
+5. what our own pages, logs, reports and taps hold for those who do not read: it is left out and counted, and traffic
+   does not wait for it.
 """
 
 from __future__ import annotations
@@ -82,6 +94,9 @@ CHECKS: Final[Mapping[str, Check[int] | Check[float]]] = MappingProxyType(
         "slow_reader": _or_off(seconds(1, _WEEK)),
         "tunnel_idle": seconds(1, 86_400),
         "warm_endpoints": integer(0, 256),
+        "warm_destinations": integer(0, 4096),
+        "draining_tunnels": integer(1, 1024),
+        "early_bytes": integer(0, _MIB),
         "backoff": seconds(0.001, 60),
         "backoff_max": seconds(0.001, 3600),
         "patience": seconds(0, 60),
@@ -113,6 +128,8 @@ HTTP_CHECKS: Final[Mapping[str, Check[int] | Check[float] | Check[str]]] = Mappi
         "h2_table_bytes": integer(4096, _MIB),
         "h2_streams": integer(1, 65_536),
         "h2_continuations": integer(1, 1024),
+        # a preface and one frame of the longest that a client may send unasked have room in it
+        "h2_early_bytes": integer(20_480, 16 * _MIB),
     }
 )
 

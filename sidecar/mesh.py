@@ -29,6 +29,7 @@ from sidecar.flows import FlowSource
 from sidecar.inspect.tap_client import TapClient
 from sidecar.inspection_agent import InspectionAgent
 from sidecar.life import Life
+from sidecar.path_settings import data_plane_settings
 from sidecar.policy_client import PolicyClient
 from sidecar.settings import Settings
 from sidecar.telemetry import TelemetryClient
@@ -115,6 +116,8 @@ class Mesh:
             self._begin("names", parts.dns.upkeep)
         await parts.path.start()
         self._listening = True
+        most = data_plane_settings(parts.settings).warm_destinations
+        parts.path.warm(lambda: parts.directory.in_use(most))
         log.info("listening for %s", parts.credentials.identity)
         self._begin("certificates", lambda: parts.agent.run(parts.credentials))
         self._begin("policy", lambda: parts.link.keep("policy", parts.policy.session))

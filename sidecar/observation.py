@@ -79,11 +79,15 @@ class MergedMetrics:
     """The application's own metrics, which are shown behind ours.
 
     :param address: where the application listens; empty: the pod's first address
+    :param max_bytes: of the application's page; a longer one is left out
+    :param timeout: seconds for it, at most; a scraper that waits for less is believed
     """
 
     port: int
     path: str = "/metrics"
     address: str = ""
+    max_bytes: int = 4 << 20
+    timeout: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +135,8 @@ def read_merge(value: object) -> MergedMetrics:
         port=fields.take("port", _PORT),
         path=fields.take("path", _target, "/metrics"),
         address=fields.take("address", optional(ip_address), None) or "",
+        max_bytes=fields.take("max_bytes", integer(1024, 256 << 20), 4 << 20),
+        timeout=fields.take("timeout", seconds(0.1, 60), 5.0),
     )
     fields.finish()
     return made

@@ -48,6 +48,8 @@ from sidecar.capture_settings import (
 )
 from sidecar.dataplane.detect import OPAQUE_PORTS
 from sidecar.dataplane.settings import ALPN as TUNNEL
+from sidecar.directory_settings import DEFAULTS as DIRECTORY_DEFAULTS
+from sidecar.directory_settings import DirectorySettings, read_directory
 from sidecar.dns.settings import Dns, read_dns
 from sidecar.errors import ConfigError
 from sidecar.http.settings import DEFAULTS as HTTP_DEFAULTS
@@ -108,8 +110,10 @@ class Settings:
     :param exclude_inbound_ports: TCP ports of the application that are reached past its sidecar
     :param udp: what becomes of protocols that are not captured
     :param dns: how the application's questions to DNS are handled
+    :param directory: how much of the directory is kept, and how often it is asked
     :param telemetry: whether connections and requests are counted, for reports to the controller and for metrics
     :param report_interval: seconds between two reports of flows
+    :param report_flows: flows that are told apart between two reports; connections of more are shed and counted
     :param hold_seconds: after SIGTERM, how long everything goes on as before, except that we are no longer ready
     :param drain_seconds: how long open connections may go on after that
     :param exit_with_application: after SIGTERM, stay for the application's new connections until it has ended
@@ -144,9 +148,11 @@ class Settings:
     exclude_inbound_ports: tuple[int, ...] = ()
     udp: Udp = Udp.ALLOW
     dns: Dns = field(default_factory=Dns)
+    directory: DirectorySettings = DIRECTORY_DEFAULTS
     explicit: Explicit = field(default_factory=Explicit)
     telemetry: bool = True
     report_interval: float = 1.0
+    report_flows: int = 4096
     hold_seconds: float = 0.0
     drain_seconds: float = 5.0
     exit_with_application: bool = False
@@ -238,9 +244,11 @@ class Settings:
             exclude_inbound_ports=fields.take("exclude_inbound_ports", items(integer(1, 65535)), ()),
             udp=fields.take("udp", choice(*Udp), Udp.ALLOW),
             dns=fields.take("dns", read_dns, Dns()),
+            directory=fields.take("directory", read_directory, DIRECTORY_DEFAULTS),
             explicit=fields.take("explicit", read_explicit, Explicit()),
             telemetry=fields.take("telemetry", read_telemetry, True),
             report_interval=fields.take("report_interval", seconds(0.05, 300), 1.0),
+            report_flows=fields.take("report_flows", integer(16, 65_536), 4096),
             hold_seconds=fields.take("hold_seconds", seconds(0, 3600), 0.0),
             drain_seconds=fields.take("drain_seconds", seconds(0, 3600), 5.0),
             exit_with_application=fields.take("exit_with_application", flag, False),

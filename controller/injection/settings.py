@@ -68,6 +68,7 @@ MADE: Final = frozenset(
 PASSED: Final = frozenset(
     {
         "access_log",
+        "directory",
         "dns",
         "drain_seconds",
         "exclude_cidrs",
@@ -83,6 +84,7 @@ PASSED: Final = frozenset(
         "mtls_alpn",
         "mtls_ports",
         "opaque_ports",
+        "report_flows",
         "report_interval",
         "telemetry",
         "udp",

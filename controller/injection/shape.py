@@ -40,7 +40,16 @@ _READ_ONLY_FILE: Final = 0o644
 #: Bytes of one environment variable; Linux takes 128 KiB (``MAX_ARG_STRLEN``).
 MAX_DOCUMENT: Final = 120_000
 #: Parts of the settings that matter to the sidecar alone, and not to what prepares for it.
-_FOR_THE_SIDECAR: Final = ("probes", "merge_metrics", "metrics", "inspect", "http", "limits")
+_FOR_THE_SIDECAR: Final = (
+    "probes",
+    "merge_metrics",
+    "metrics",
+    "inspect",
+    "http",
+    "limits",
+    "directory",
+    "report_flows",
+)
 
 
 @dataclass(frozen=True, slots=True)

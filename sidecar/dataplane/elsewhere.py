@@ -15,12 +15,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Protocol
 
 from sidecar.dataplane.guards import Budget
-
-#: What a client may have said before its connection has reached anybody, for it to be tried elsewhere, bytes.
-EARLY: Final = 16_384
 
 
 class Elsewhere(Protocol):
@@ -50,7 +47,7 @@ class Early:
     def add(self, said: memoryview) -> bool:
         """Keep more; False, and nothing is kept any more, when it is too much."""
         size = len(said)
-        if len(self._said) + size > EARLY or self._budget.left < size:
+        if len(self._said) + size > self._budget.early or self._budget.left < size:
             self.drop()
             return False
         self._budget.left -= size

@@ -79,13 +79,15 @@ class Budget:
     """Bytes held for receivers that do not read, over all connections, and by whom.
 
     :param limit: bytes, together
+    :param early: bytes that one client may have said for its connection to be tried elsewhere
     :ivar soon: ends those who hold too long
     """
 
-    __slots__ = ("_holders", "counters", "left", "soon")
+    __slots__ = ("_holders", "counters", "early", "left", "soon")
 
-    def __init__(self, limit: int, counters: Counters | None = None) -> None:
+    def __init__(self, limit: int, counters: Counters | None = None, early: int = 0) -> None:
         self.left = limit
+        self.early = early
         self.counters = counters if counters is not None else Counters()
         self._holders: dict[Holder, _Held] = {}
         self.soon: Soon = at_once
@@ -181,7 +183,7 @@ class Guards:
         self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
         self._end_idle: Callable[[int], int] = _none
         self.counters = Counters()
-        self.budget = Budget(settings.buffered_bytes, self.counters)
+        self.budget = Budget(settings.buffered_bytes, self.counters, settings.early_bytes)
         #: We take nothing new from others and want to be rid of what runs.
         self.draining = False
         #: There is not enough memory for anything new.

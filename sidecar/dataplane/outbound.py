@@ -13,9 +13,11 @@ What can not be carried at once is an attempt (:mod:`sidecar.dataplane.attempt`)
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import partial
 from time import time
 
@@ -31,8 +33,9 @@ from sidecar.dataplane.live import UNDECIDED, Connection
 from sidecar.dataplane.pool import Pool
 from sidecar.dataplane.sockets import Address
 from sidecar.dataplane.tunnel import Tunnel
-from sidecar.dataplane.warmth import keep_warm
+from sidecar.dataplane.warmth import keep_warm, warm_ahead
 
+_log = logging.getLogger(__name__)
 _INFO, _WARNING = logging.INFO, logging.WARNING
 
 #: Destinations of which it is known that they have answered.
@@ -42,7 +45,7 @@ _KNOWN = 4096
 class Outbound:
     """Takes the application's connections from its listeners."""
 
-    __slots__ = ("_acceptors", "_fabric", "_pool", "_targets", "_waiting", "egress")
+    __slots__ = ("_acceptors", "_ahead", "_fabric", "_pool", "_targets", "_waiting", "egress")
 
     def __init__(self, fabric: Fabric, pool: Pool) -> None:
         self._fabric = fabric
@@ -50,6 +53,7 @@ class Outbound:
         self.egress = Egress(fabric)
         self._acceptors: list[Acceptor] = []
         self._waiting: set[Attempt] = set()
+        self._ahead: asyncio.Task[None] | None = None
         self._targets: OrderedDict[Address, Target] = OrderedDict()  # those used last are last
 
     def listen(self, listener: socket.socket, declared: Address | None = None) -> Acceptor:
@@ -69,14 +73,32 @@ class Outbound:
         """Connections that are still on their way."""
         return len(self._waiting)
 
+    def warm_ahead(self, places: Sequence[Address]) -> None:
+        """Dial what will be used, before it is (:mod:`sidecar.dataplane.warmth`).
+
+        :param places: destinations as applications name them, those used last first
+        """
+        self._not_ahead()
+        self._ahead = asyncio.ensure_future(warm_ahead(self._fabric, self._pool, places, self._warmed))
+        self._ahead.add_done_callback(_dialled_ahead)
+
+    def _not_ahead(self) -> None:
+        if self._ahead is not None:
+            self._ahead.cancel()
+
+    def _warmed(self, place: Address, destination: Destination) -> None:
+        self._target(place).warmed = destination
+
     def drain(self) -> None:
         """Listen no more; what is on its way goes on."""
+        self._not_ahead()
         for acceptor in self._acceptors:
             acceptor.finish()
         self._acceptors.clear()
 
     def stop(self) -> None:
         """Listen no more and give up what is still on its way."""
+        self._not_ahead()
         for acceptor in self._acceptors:
             acceptor.close()
         self._acceptors.clear()
@@ -186,3 +208,8 @@ class Outbound:
             sockets.refuse(sock)
         else:
             carry(fabric, sock, connection, endpoint, proved, tunnel, target)
+
+
+def _dialled_ahead(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (fault := task.exception()) is not None:
+        _log.error("a fault of ours while tunnels were dialled ahead; please report it", exc_info=fault)

@@ -31,8 +31,6 @@ _log = logging.getLogger(__name__)
 
 #: Dials that one stream waits for when the tunnels they give are gone or full at once.
 _DIALS = 3
-#: Tunnels to one endpoint that drain at once. Connections that never end do not add a tunnel with every renewal.
-_DRAINING = 4
 #: Seconds between two handshakes that the peer asks for by leaving.
 _ASKED_APART = 1.0
 
@@ -262,7 +260,7 @@ class _Slot:
             if not tunnel.streams:
                 tunnel.close("it was replaced")
         draining = [tunnel for tunnel in self.tunnels if tunnel.leaving and tunnel.streams]
-        if len(draining) <= _DRAINING:
+        if len(draining) <= self._fabric.settings.draining_tunnels:
             return
         # Enough drain already. The pair is proved, so the emptiest of those that this proof extended goes on.
         proved = [tunnel for tunnel in draining if tunnel.lease.end >= newest.lease.end]

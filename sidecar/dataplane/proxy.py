@@ -10,7 +10,7 @@ import contextlib
 import logging
 import random
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from sidecar.dataplane import sockets
@@ -88,6 +88,7 @@ class DataPlane:
         complaints = self._fabric.complaints
         self._standing = Standing(reactor, credentials, complaints, self._whose_peers_are_proved, meanwhile)
         self._started = False
+        self._ahead: Sequence[Address] = ()
         self._takers = self._takers_of(settings)
         self._opened: list[tuple[Address, socket.socket, _Taker]] = []
 
@@ -166,6 +167,16 @@ class DataPlane:
         """
         return dict(self._takers)[address](sock).close
 
+    def warm_ahead(self, places: Sequence[Address]) -> None:
+        """Dial tunnels that will be wanted, now or as soon as we carry; nobody waits for them.
+
+        :param places: destinations as applications name them, those used last first
+        """
+        if self._started:
+            self._outbound.warm_ahead(places)
+        else:
+            self._ahead = places
+
     def proved_elsewhere(self, proof: Proof) -> None:
         """A peer has made a tunnel's handshake with another process of this sidecar: it proves the same to us."""
         self._inbound.proved_elsewhere(proof)
@@ -201,6 +212,8 @@ class DataPlane:
         self._started = True
         for _, sock, take in self._opened:
             take(sock)
+        if self._ahead:
+            self._outbound.warm_ahead(self._ahead)
 
     def _close_listeners(self) -> None:
         opened, self._opened = self._opened, []

@@ -75,6 +75,12 @@ class DataPlaneSettings:
     :param tunnel_idle: seconds without a stream before a tunnel is let go
     :param warm_endpoints: endpoints of a destination in use to which a tunnel is dialled before a connection goes
         there. 0: none
+    :param warm_destinations: destinations, of those that were in use when the process before us ended, to whose
+        endpoints tunnels are dialled after a start, before a connection goes there. 0: none
+    :param draining_tunnels: tunnels to one endpoint that drain at once, with connections of before a renewal. Of more,
+        one goes on in the place of a new one, so that connections without an end do not add a tunnel at each renewal
+    :param early_bytes: what a client may have said before its connection has reached anybody, for it to be tried
+        elsewhere; 0: only a client that has said nothing is
     :param backoff: seconds before an endpoint that failed is dialled again; doubles up to ``backoff_max``
     :param patience: seconds that a connection waits for a destination that has answered before and has nobody now,
         until everybody has heard who is there, or an application was started again. 0: none
@@ -117,6 +123,9 @@ class DataPlaneSettings:
     slow_reader: float = 300.0
     tunnel_idle: float = 300.0
     warm_endpoints: int = 4
+    warm_destinations: int = 64
+    draining_tunnels: int = 4
+    early_bytes: int = 16_384
     backoff: float = 0.05
     backoff_max: float = 1.0
     patience: float = 3.0

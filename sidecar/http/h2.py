@@ -48,9 +48,6 @@ _METHOD: Final = re.compile(r"[A-Z][A-Z0-9_-]{0,31}")
 _NO_METHOD: Final = "UNCLEAR"
 #: When somebody is asked to go who is not asked yet.
 _NOT_YET: Final = float("inf")
-#: Bytes that may come before the first head and beside its block: the preface, a first frame of the longest that a
-#: client may send unasked (RFC 9113 section 4.2), and small ones.
-_BEFORE_A_HEAD: Final = 32_768
 #: Characters of what is only reported.
 _LONGEST_TEXT: Final = 256
 
@@ -127,7 +124,7 @@ class H2Lane(LegRelay):
         if self._uncalled is not None:
             if self._last or not reader.half:
                 self._call_application(self._uncalled)
-            elif self._uncalled.held > self._site.settings.h2_block_bytes + _BEFORE_A_HEAD:
+            elif self._uncalled.held > self._site.settings.h2_block_bytes + self._site.settings.h2_early_bytes:
                 self._refuse("h2-before-a-head", ENHANCE_YOUR_CALM)
 
     def _call_application(self, uncalled: Uncalled) -> None:

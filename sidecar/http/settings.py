@@ -35,6 +35,9 @@ class HttpSettings:
     :param h2_table_bytes: of the table that HPACK keeps for one direction
     :param h2_streams: streams of one connection that are followed at once; with more it is not observed any more
     :param h2_continuations: frames that one header block may come in
+    :param h2_early_bytes: that a client may send before its first head and beside that head's block, which are kept
+        until the application is called: the preface, a first frame of the longest that a client may send unasked
+        (RFC 9113 section 4.2), and small ones
     """
 
     head_bytes: int = 65_536
@@ -55,6 +58,7 @@ class HttpSettings:
     h2_table_bytes: int = 65_536
     h2_streams: int = 1024
     h2_continuations: int = 16
+    h2_early_bytes: int = 32_768
 
 
 DEFAULTS = HttpSettings()

@@ -22,8 +22,11 @@ import h2.config
 import h2.connection
 import h2.errors
 import h2.events
+import h2.exceptions
+import h2.stream
 import hpack
-from hyperframe.frame import Frame, RstStreamFrame
+from h2.stream import StreamClosedBy
+from hyperframe.frame import DataFrame, Frame, HeadersFrame, RstStreamFrame
 from mitmproxy import http
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
@@ -32,7 +35,7 @@ from mitmproxy.proxy.layers.http import SendHttp
 from mitmproxy.proxy.layers.http._base import HttpConnection, HttpEvent, ReceiveHttp
 from mitmproxy.proxy.layers.http._events import RequestData, RequestHeaders, RequestProtocolError, ResponseHeaders
 from mitmproxy.proxy.layers.http._http2 import Http2Client, Http2Connection, Http2Server, StreamState
-from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
+from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection, SendH2Data
 
 from sidecar.inspect import fields
 from sidecar.inspect.frame_guard import FRAME_BYTES
@@ -43,6 +46,8 @@ from sidecar.inspect.settings import Limits
 _TABLE_BYTES: Final = 4096
 #: A connection's window before anything was granted (RFC 9113 section 6.9.2).
 _FIRST_WINDOW: Final = 65_535
+#: States of streams on which we may go on to send.
+_WRITABLE: Final = (h2.stream.StreamState.OPEN, h2.stream.StreamState.HALF_CLOSED_REMOTE)
 
 fields.install()
 
@@ -139,6 +144,67 @@ class BoundedH2(BufferedH2Connection):
         held = self.stream_buffers.get(stream_id)
         return sum(len(one.data) for one in held) if held else 0
 
+    def send_data(self, stream_id: int, data: bytes, end_stream: bool = False, pad_length: None = None) -> None:
+        fits = len(data) <= self.max_outbound_frame_size  # else it comes again, in pieces
+        if fits and not self.stream_buffers.get(stream_id) and self.local_flow_control_window(stream_id) < 0:
+            # the receiver took back what it had given (RFC 9113 section 6.9.2); not even an end may be sent by h2
+            self.stream_buffers[stream_id].append(SendH2Data(data, end_stream))
+        else:
+            super().send_data(stream_id, data, end_stream, pad_length)
+
+    def stream_window_updated(self, stream_id: int) -> bool:
+        """Send what was held of a stream: as far as there is room, in frames as large as they may be by now."""
+        stream = self.streams.get(stream_id)
+        if stream is None or stream.state_machine.state not in _WRITABLE:
+            self.forget(stream_id)
+            return False
+        held, sent = self.stream_buffers.get(stream_id), False
+        while held:
+            room = min(self.local_flow_control_window(stream_id), self.max_outbound_frame_size)
+            if room <= 0:
+                return sent
+            chunk = held.popleft()
+            rest = chunk.data[room:]
+            if rest:
+                held.appendleft(SendH2Data(rest, chunk.end_stream))
+            end = chunk.end_stream and not rest
+            h2.connection.H2Connection.send_data(self, stream_id, chunk.data[:room], end_stream=end)
+            sent = True
+        self.stream_buffers.pop(stream_id, None)
+        trailers = self.stream_trailers.pop(stream_id, None)
+        if trailers is not None:
+            self.send_headers(stream_id, trailers, end_stream=True)
+        return sent
+
+    def reset_stream(self, stream_id: int, error_code: int = 0) -> None:
+        self.forget(stream_id)
+        super().reset_stream(stream_id, error_code)
+
+    def forget(self, stream_id: int) -> None:
+        """What is held of a stream is for nobody any more."""
+        self.stream_buffers.pop(stream_id, None)
+        self.stream_trailers.pop(stream_id, None)
+
+    # h2 answers what was on its way to a stream that we reset with one more reset each, and takes an interim response
+    # for the end of everything; RFC 9113 section 5.4.2: it is to be ignored
+
+    def _late(self, stream_id: int) -> bool:
+        return self._stream_closed_by(stream_id) is StreamClosedBy.SEND_RST_STREAM
+
+    def _receive_headers_frame(self, frame: HeadersFrame) -> tuple[list[Frame], list[h2.events.Event]]:
+        if self._late(frame.stream_id):
+            h2.connection._decode_headers(self.decoder, frame.data)  # both ends' tables stay the same
+            return [], []
+        return super()._receive_headers_frame(frame)
+
+    def _handle_data_on_closed_stream(
+        self, events: list[h2.events.Event], exc: h2.exceptions.StreamClosedError, frame: DataFrame
+    ) -> tuple[list[Frame], list[h2.events.Event]]:
+        frames, events = super()._handle_data_on_closed_stream(events, exc, frame)
+        if self._late(frame.stream_id):
+            frames = [one for one in frames if not isinstance(one, RstStreamFrame)]
+        return frames, events
+
     def _prepare_for_sending(self, frames: list[Frame]) -> None:
         for frame in frames:
             if type(frame) is RstStreamFrame:
@@ -199,6 +265,8 @@ class BoundedHalf(Http2Connection):
             if self.other is None:
                 yield from self.grant()
             return False
+        if isinstance(event, h2.events.StreamReset):
+            self.h2_conn.forget(event.stream_id)
         return (yield from super().handle_h2_event(event))
 
     def grant(self) -> CommandGenerator[None]:

@@ -180,6 +180,7 @@ class Stream(HttpStream):
         yield SendHttp(ResponseEndOfMessage(self.stream_id), self._client)
         if self.flow.request.is_http2 and not ended:
             yield SendHttp(Enough(self.stream_id), self._client)
+            yield DropStream(self.stream_id)  # nothing comes of a stream that was reset
 
     def state_discard(self, event: RequestData | RequestTrailers | RequestEndOfMessage) -> Commands:
         """Throw the body of a refused request away."""

@@ -27,10 +27,6 @@ from sidecar.observation import MergedMetrics
 
 log = logging.getLogger(__name__)
 
-#: Bytes of the application's page.
-MAX_MERGED: Final = 4 << 20
-#: Seconds for it, at most; a scraper that waits for less is believed.
-MERGE_TIMEOUT: Final = 5.0
 #: Seconds of work between two turns of others.
 _AT_ONCE: Final = 0.001
 #: Of the loop's time, how much pages may take.
@@ -114,10 +110,11 @@ class MetricsPage:
             ("User-Agent", "hedgerow"),
         ]
         try:
-            async with asyncio.timeout(_patience(request)):
-                fetched = await fetch(address, merged.port, merged.path, headers, limit=MAX_MERGED)
+            async with asyncio.timeout(_patience(request, merged.timeout)):
+                fetched = await fetch(address, merged.port, merged.path, headers, limit=merged.max_bytes)
             if fetched.status != HTTPStatus.OK or not fetched.whole:
-                raise FetchFailed(f"status {fetched.status}" if fetched.whole else f"more than {MAX_MERGED} bytes")
+                too_long = f"more than {merged.max_bytes} bytes, which is merge_metrics.max_bytes"
+                raise FetchFailed(f"status {fetched.status}" if fetched.whole else too_long)
             if "openmetrics" in fetched.fields.get("content-type", "").lower():
                 raise FetchFailed("it is OpenMetrics, and plain text was asked for")
         except (FetchFailed, TimeoutError) as error:
@@ -135,13 +132,13 @@ class MetricsPage:
         self.merges[(result,)] = self.merges.get((result,), 0) + 1
 
 
-def _patience(request: Request) -> float:
+def _patience(request: Request, most: float) -> float:
     """Seconds for the application: less than the scraper has (its own header), so that ours arrive in any case."""
     try:
-        wanted = float(request.fields.get("x-prometheus-scrape-timeout-seconds", MERGE_TIMEOUT)) * 0.8
+        wanted = float(request.fields.get("x-prometheus-scrape-timeout-seconds", most)) * 0.8
     except ValueError:
-        return MERGE_TIMEOUT
-    return wanted if 0 < wanted < MERGE_TIMEOUT else MERGE_TIMEOUT
+        return most
+    return wanted if 0 < wanted < most else most
 
 
 def _own_lines(body: bytes) -> Iterator[bytes]:

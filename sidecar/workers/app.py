@@ -32,7 +32,7 @@ from sidecar.workers.frames import TO_WORKER, Broken, Frame, Kind, words
 from sidecar.workers.link import Link
 from sidecar.workers.memory import SharedGauge
 from sidecar.workers.messages import proof_head, read_svid
-from sidecar.workers.remote import RemoteDirectory, RemoteNames
+from sidecar.workers.remote import SPARE_SECONDS, RemoteDirectory, RemoteNames
 from sidecar.workers.reports import Reports
 from sidecar.workers.settings import WorkerSettings
 
@@ -137,8 +137,11 @@ def _make(settings: WorkerSettings, credentials: CredentialStore, link: Link) ->
     hosts, addresses = settings.inspect.egress.hosts, settings.addresses
     authority = PolicyAuthority(credentials.identity, settings.unsynced, addresses, time.time, loop.call_later, hosts)
     names = RemoteNames(link.send)
-    directory = RemoteDirectory(link.send, names)
-    tracker = FlowTracker(settings.instance)
+    known = settings.directory
+    directory = RemoteDirectory(
+        link.send, names, settings.data_plane.resolve_timeout + SPARE_SECONDS, known.addresses, known.waiting
+    )
+    tracker = FlowTracker(settings.instance, settings.report_flows)
     istio = IstioMetrics(limit=settings.series)
     sinks = Fanout(tracker, istio) if settings.telemetry else Fanout()
 

@@ -34,7 +34,7 @@ from sidecar.inspect.hub import Inspection
 from sidecar.inspect.taps import Ended, Taps, TooManyTapsError
 from sidecar.metrics.istio import IstioMetrics
 from sidecar.snapshots import read_snapshot
-from sidecar.workers.frames import Broken, Frame, Kind, number, one_blob, words
+from sidecar.workers.frames import Broken, Frame, Kind, number, one_blob, places, words
 from sidecar.workers.link import Link
 from sidecar.workers.messages import read_proof, read_signer, read_svid
 from sidecar.workers.remote import RemoteDirectory
@@ -99,6 +99,7 @@ class Carrier:
             Kind.SHOW: self._show,
             Kind.TAP: self._tap,
             Kind.INSPECT: self._inspect,
+            Kind.WARM: lambda frame: data_plane.warm_ahead([Address(*key) for key in places(frame)]),
         }
 
     def obey(self, frame: Frame) -> None:

@@ -16,8 +16,6 @@ from graph.flow import Flow
 from sidecar.flows import FlowKey, connections_in, merge
 from sidecar.workers.frames import Broken
 
-MAX_FLOWS = 16_384
-
 
 @dataclass(slots=True)
 class _Told:
@@ -34,7 +32,7 @@ class Harvests:
     :param max_flows: how many flows are kept between two reports
     """
 
-    def __init__(self, max_flows: int = MAX_FLOWS) -> None:
+    def __init__(self, max_flows: int = 16_384) -> None:
         self._max_flows = max_flows
         self._flows: dict[FlowKey, Flow] = {}
         self._shed = 0

@@ -21,9 +21,10 @@ from graph.directory import Destination
 from graph.errors import InvalidValue
 from graph.wire.codec import destination_to_message
 from sidecar.dataplane.contracts import Directory, Names
+from sidecar.directory_settings import DEFAULTS
 from sidecar.errors import Unresolved
-from sidecar.workers.frames import Broken, Frame, Kind, place, words
-from sidecar.workers.remote import MAX_WAITING, Send
+from sidecar.workers.frames import Broken, Frame, Kind, place, places, words
+from sidecar.workers.remote import Send
 
 #: Names that one worker's connections use, which are told apart.
 _MOST_NAMES: Final = 65_536
@@ -53,9 +54,13 @@ class Questions:
 
     :param own: our own addresses, which the directory answers without watching anything
     :param names: None when the application's questions to DNS do not go through us
+    :param waiting: questions of one worker that wait at once
     """
 
-    def __init__(self, directory: Directory, names: Names | None, own: frozenset[str]) -> None:
+    def __init__(
+        self, directory: Directory, names: Names | None, own: frozenset[str], waiting: int = DEFAULTS.waiting
+    ) -> None:
+        self._most_waiting = waiting
         self._directory = directory
         self._names = names
         self._own = own
@@ -87,7 +92,7 @@ class Questions:
         """
         address, port = place(frame)
         tasks = self._open[worker].tasks
-        if len(tasks) > MAX_WAITING:
+        if len(tasks) > self._most_waiting:
             raise Broken("RESOLVE: too much is asked at once")
         task = asyncio.ensure_future(self._answer(worker, address, port))
         tasks.add(task)
@@ -98,15 +103,8 @@ class Questions:
 
         :raises Broken: when it is none
         """
-        keys = frame.head.get("keys")
-        if not isinstance(keys, list):
-            raise Broken("USED: keys are no list")
-        for key in keys:
-            match key:
-                case [str(address), int(port)]:
-                    self._directory.cached(address, port)
-                case _:
-                    raise Broken("USED: no address")
+        for address, port in places(frame):
+            self._directory.cached(address, port)
 
     def named(self, worker: Asker, frame: Frame) -> None:
         """NAME: a connection to a name begins or ends.

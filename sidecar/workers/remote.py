@@ -23,15 +23,14 @@ from graph.directory import Destination
 from graph.errors import DecodeError
 from graph.wire import hedgerow_pb2 as pb
 from graph.wire.codec import destination_from_message
+from sidecar.directory_settings import DEFAULTS
 from sidecar.errors import Unresolved
 from sidecar.workers.frames import Broken, Frame, Kind, one_blob, place, words
 
-#: Addresses that are remembered.
-MAX_KNOWN: Final = 4096
-#: Questions that wait for an answer at once.
-MAX_WAITING: Final = 512
-#: Seconds for an answer; the supervisor itself gives up earlier and says so.
-TIMEOUT: Final = 10.0
+#: Addresses whose names are remembered; they are told anew with every answer.
+MAX_NAMED: Final = 4096
+#: Seconds more than the supervisor has, which then says itself that it has no answer.
+SPARE_SECONDS: Final = 1.0
 #: Addresses in one frame.
 _AT_ONCE: Final = 4096
 
@@ -65,17 +64,31 @@ class RemoteNames:
         self._names.pop(address, None)
         if names:
             self._names[address] = names
-            if len(self._names) > MAX_KNOWN:
+            if len(self._names) > MAX_NAMED:
                 self._names.popitem(last=False)
 
 
 class RemoteDirectory:
-    """Implements :class:`sidecar.dataplane.contracts.Directory`."""
+    """Implements :class:`sidecar.dataplane.contracts.Directory`.
 
-    def __init__(self, send: Send, names: RemoteNames, timeout: float = TIMEOUT) -> None:
+    :param timeout: seconds for an answer
+    :param max_known: addresses that are remembered
+    :param max_waiting: questions that wait for an answer at once
+    """
+
+    def __init__(
+        self,
+        send: Send,
+        names: RemoteNames,
+        timeout: float = 10.0,
+        max_known: int = DEFAULTS.addresses,
+        max_waiting: int = DEFAULTS.waiting,
+    ) -> None:
         self._send = send
         self._names = names
         self._timeout = timeout
+        self._max_known = max_known
+        self._max_waiting = max_waiting
         self._known: OrderedDict[Key, Destination] = OrderedDict()  # the lately used last
         self._used: dict[Key, None] = {}
         self._waiting: dict[Key, asyncio.Future[Destination]] = {}
@@ -96,8 +109,8 @@ class RemoteDirectory:
         key = (address, port)
         answer = self._waiting.get(key)
         if answer is None:
-            if len(self._waiting) >= MAX_WAITING:
-                raise Unresolved(f"{address}:{port}: {MAX_WAITING} addresses wait for an answer already")
+            if len(self._waiting) >= self._max_waiting:
+                raise Unresolved(f"{address}:{port}: {self._max_waiting} addresses wait for an answer already")
             answer = self._waiting[key] = asyncio.get_running_loop().create_future()
             answer.add_done_callback(_heard)
             self._send(Kind.RESOLVE, {"address": address, "port": port})
@@ -156,7 +169,7 @@ class RemoteDirectory:
     def _keep(self, key: Key, destination: Destination) -> None:
         self._known[key] = destination
         self._known.move_to_end(key)
-        if len(self._known) > MAX_KNOWN:
+        if len(self._known) > self._max_known:
             self._known.popitem(last=False)
 
 

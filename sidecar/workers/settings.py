@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from sidecar.dataplane.settings import DataPlaneSettings
+from sidecar.directory_settings import DirectorySettings
 from sidecar.inspect.settings import InspectSettings
 from sidecar.path_settings import data_plane_settings
 from sidecar.settings import Settings, Unsynced
@@ -33,8 +34,10 @@ class WorkerSettings:
     data_plane: DataPlaneSettings
     memory_limit: int
     inspect: InspectSettings
+    directory: DirectorySettings
     telemetry: bool
     report_interval: float
+    report_flows: int
     series: int
     names: bool
 
@@ -54,8 +57,10 @@ def worker_settings(settings: Settings, index: int) -> WorkerSettings:
         data_plane=dataclasses.replace(whole, **parts),
         memory_limit=whole.memory_limit,
         inspect=settings.inspect,
+        directory=settings.directory,
         telemetry=settings.telemetry,
         report_interval=settings.report_interval,
+        report_flows=settings.report_flows,
         series=settings.metrics.series,
         names=settings.dns_proxy,
     )

@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Final
 
@@ -77,6 +77,7 @@ class Workers:
         self._ports = Ports(worker_settings(settings, 0).data_plane, settings.workers)
         self._crew = Crew(settings.workers, self._ports, self, random)
         self._signed: bytes | None = None
+        self._used: Callable[[], Sequence[Address]] | None = None
         self._prepared: tuple[int, bytes, list[WorkerProcess]] | None = None
         self._number = 0
         self._drained: set[WorkerProcess] = set()
@@ -111,6 +112,15 @@ class Workers:
         await self._crew.serve()
         pids = ", ".join(str(one.pid) for one in self._crew.live())
         log.info("%d workers listen: processes %s", self._crew.count, pids)
+
+    def warm(self, used: Callable[[], Sequence[Address]]) -> None:
+        self._used = used
+        for worker in self._crew.live():
+            self._warm(worker)
+
+    def _warm(self, worker: WorkerProcess) -> None:
+        if self._used is not None:
+            worker.send(Kind.WARM, {"keys": [list(place) for place in self._used()]})
 
     async def drain(self, deadline: float, *, replaced: bool) -> None:
         self._crew.draining = True
@@ -235,6 +245,7 @@ class Workers:
             worker.send(Kind.HOLD, {"number": self._number}, (self._signed,))
         if self._certificates is not None and self._certificates.signer is not None:
             worker.send(Kind.INSPECT, *signer_parts(self._certificates.signer))
+        self._warm(worker)
         for logger, level in self._logged.items():
             worker.send(Kind.LOG, {"level": level, "logger": logger})
         worker.send(Kind.LOG, {"mode": self._figures.mode})

@@ -9,15 +9,16 @@ import pytest
 from graph.directory import Destination
 from graph.wire import hedgerow_pb2 as pb
 from sidecar.directory import DirectoryClient
+from sidecar.directory_settings import DirectorySettings
 from sidecar.errors import Unresolved
 from sidecar.state import DIRECTORY
 from tests.sidecar.destinations import MOVED, PAYMENT, Clock
 from tests.sidecar.fake_controller import ADDRESS, INSTANCE, WORKLOAD, running, until
 
 
-def client_of(joined, **changes):
-    settings = {"resolve_timeout": 0.2, "clock": Clock()} | changes
-    return DirectoryClient(WORKLOAD, INSTANCE, (ADDRESS,), joined.state, **settings)
+def client_of(joined, clock=None, resolve_timeout=0.2, **settings):
+    bounds = DirectorySettings(**settings)
+    return DirectoryClient(WORKLOAD, INSTANCE, (ADDRESS,), joined.state, clock or Clock(), bounds, resolve_timeout)
 
 
 def keeping(joined, client):
@@ -138,7 +139,7 @@ async def test_what_is_not_used_is_let_go_and_the_controller_is_told(controller,
 
 async def test_the_number_of_addresses_is_bounded_by_letting_the_least_used_go(controller, joined):
     clock = Clock()
-    client = client_of(joined, resolve_timeout=10, clock=clock, max_entries=3)
+    client = client_of(joined, resolve_timeout=10, clock=clock, addresses=3)
     async with keeping(joined, client):
         for number in range(1, 6):
             clock.now = number
@@ -149,7 +150,7 @@ async def test_the_number_of_addresses_is_bounded_by_letting_the_least_used_go(c
 
 async def test_too_many_open_questions_are_refused(controller, joined):
     controller.silent_directory = True
-    client = client_of(joined, resolve_timeout=10, max_entries=2)
+    client = client_of(joined, resolve_timeout=10, addresses=2)
     async with running(client.resolve("192.0.2.1", 80), client.resolve("192.0.2.2", 80)):
         await until(lambda: client.entries == 2)
         with pytest.raises(Unresolved, match="2 addresses wait"):
@@ -159,7 +160,7 @@ async def test_too_many_open_questions_are_refused(controller, joined):
 async def test_what_waits_is_not_pushed_out_by_what_comes(controller, joined):
     controller.silent_directory = True
     clock = Clock()
-    client = client_of(joined, resolve_timeout=10, clock=clock, max_entries=3, max_waiting=2)
+    client = client_of(joined, resolve_timeout=10, clock=clock, addresses=3, waiting=2)
     async with keeping(joined, client):
         waiting = asyncio.ensure_future(client.resolve("192.0.2.1", 80))
         await until(lambda: controller.asked)
@@ -176,7 +177,7 @@ async def test_what_waits_is_not_pushed_out_by_what_comes(controller, joined):
 
 async def test_a_scan_is_held_to_what_may_wait(controller, joined):
     controller.silent_directory = True
-    client = client_of(joined, resolve_timeout=10, max_waiting=5)
+    client = client_of(joined, resolve_timeout=10, waiting=5)
     async with keeping(joined, client):
         await until(lambda: client.connected)
         scan = [asyncio.ensure_future(client.resolve("192.0.2.1", port)) for port in range(1, 201)]
@@ -191,7 +192,7 @@ async def test_a_scan_is_held_to_what_may_wait(controller, joined):
 async def test_the_controller_is_asked_no_faster_than_it_may(controller, joined):
     """The clock stands: after the burst nothing is asked until it goes on."""
     clock = Clock()
-    client = client_of(joined, resolve_timeout=10, clock=clock, max_waiting=5, asked_per_second=100.0)
+    client = client_of(joined, resolve_timeout=10, clock=clock, waiting=5, per_second=100.0)
     async with keeping(joined, client):
         await until(lambda: client.connected)
         for port in range(1, 6):
@@ -207,7 +208,7 @@ async def test_the_controller_is_asked_no_faster_than_it_may(controller, joined)
 
 
 async def test_what_was_asked_before_is_asked_again_without_waiting(controller, joined):
-    client = client_of(joined, resolve_timeout=10, max_waiting=2, asked_per_second=0.001, max_entries=100)
+    client = client_of(joined, resolve_timeout=10, waiting=2, per_second=0.001, addresses=100)
     async with keeping(joined, client):
         await until(lambda: client.connected)
         for port in (1, 2):

@@ -7,17 +7,24 @@ import re
 
 import pytest
 
+from sidecar import access_log, authority, state
+from sidecar.admin import server
 from sidecar.app import data_plane_settings
 from sidecar.capture_settings import Explicit
+from sidecar.dataplane import attempt, chores, egress, outbound, pool, reactor, server_first, stream, tunnel, warmth
 from sidecar.dataplane.settings import DataPlaneSettings
+from sidecar.directory_settings import DirectorySettings
 from sidecar.dns.settings import Dns
 from sidecar.errors import ConfigError
 from sidecar.http.settings import HttpSettings
+from sidecar.inspect import taps
 from sidecar.inspect.settings import InspectSettings
 from sidecar.limits import CHECKS, HTTP_CHECKS
 from sidecar.observation import MetricSettings
-from sidecar.settings import Address, Settings
-from tests.settings_page import DOCS, table_rows
+from sidecar.outbox import Outbox
+from sidecar.settings import MAX_WORKERS, Address, Settings
+from sidecar.workers import link
+from tests.settings_page import DOCS, section, table_rows
 
 NEEDED = {
     "instance": "cart-1",
@@ -107,11 +114,46 @@ def rows() -> dict[str, str]:
 #: Sections of which every setting stands on the page.
 SECTIONS = {
     "dns": Dns,
+    "directory": DirectorySettings,
     "metrics": MetricSettings,
     "explicit": Explicit,
     "http": HttpSettings,
     "inspect": InspectSettings,
 }
+
+
+#: What can not be set, by its name on the page, as numbers of the code.
+FIXED = {
+    "window of a stream in a tunnel": (stream.MAX_WINDOW,),
+    "what OpenSSL has to say to a tunnel's peer that does not read": (tunnel._UNASKED,),
+    "tunnel ended in good order, until its peer closes it": (tunnel._LINGER, tunnel._LINGER_BYTES),
+    "head of a request that is read for its host name, on a connection to a host outside": (egress.MAX_HEAD,),
+    "first bytes of a connection whose server is awaited": (server_first._KEPT,),
+    "endpoints tried for one connection in one go": (attempt._ATTEMPTS,),
+    "dials that one connection waits for, when the tunnels end at once": (pool._DIALS,),
+    "destinations known to have answered": (outbound._KNOWN,),
+    "endpoints of one destination whose peers are remembered": (attempt._PEERS,),
+    "decisions of each kind that are remembered": (authority.MAX_DECISIONS,),
+    "ports whose rules are kept apart": (authority.MAX_INDEXED_PORTS,),
+    "work for one who is ready before others are": (chores.SLICE, reactor._LONGEST_TURN),
+    "destinations that are dialled after a start at once": (warmth.AT_ONCE,),
+    "clients of one page of ours at once": (server.MAX_CONNECTIONS,),
+    "lines of the access log that nobody takes": (access_log.MAX_WAITING,),
+    "reports that the controller has not taken": (Outbox()._max_flows,),
+    "events of a tap that nobody takes": (taps._WAITING, taps._WAITING_BYTES),
+    "what one process of the sidecar has to say to another": (link.MAX_WAITING,),
+    "a file of the state directory": (state.MAX_STATE_BYTES,),
+    "processes": (MAX_WORKERS,),
+}
+UNITS = {"": 1, "s": 1, "ms": 1e-3, "KiB": 1 << 10, "MiB": 1 << 20}
+
+
+def test_the_page_tells_what_is_fixed():
+    page = section((DOCS / "sidecar-settings.md").read_text(), "### What is fixed")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if "|" in line]
+    written = {name: re.findall(r"([\d.]+)(?: (ms|s|KiB|MiB)\b)?", value) for name, value, _ in rows[2:]}
+    numbers = {name: tuple(float(number) * UNITS[unit] for number, unit in found) for name, found in written.items()}
+    assert numbers == {name: tuple(map(float, values)) for name, values in FIXED.items()}
 
 
 #: Sections inside of those.

@@ -228,7 +228,7 @@ terminationMessagePolicy: FallbackToLogsOnError
 {{- $given = mergeOverwrite $given (dict "inspect" (dict "egress" $egress)) -}}
 {{- end -}}
 {{- if not .whole -}}
-{{- $given = omit $given "probes" "merge_metrics" "metrics" "inspect" "http" "limits" -}}
+{{- $given = omit $given "probes" "merge_metrics" "metrics" "inspect" "http" "limits" "directory" "report_flows" -}}
 {{- end -}}
 {{- $made := dict
   "addresses" "$(POD_IPS)"

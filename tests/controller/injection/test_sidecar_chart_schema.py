@@ -35,6 +35,8 @@ LEAST: dict[str, Any] = {
 #: What else has to be said so that any value within the bounds of a setting is taken.
 BESIDE: dict[str, dict[str, Any]] = {
     "merge_metrics.qqqqqqqq": {"port": 8080},
+    "merge_metrics.max_bytes": {"port": 8080},
+    "merge_metrics.timeout": {"port": 8080},
     "limits.backoff": {"backoff_max": 3600},
     "limits.backoff_max": {"backoff": 0.001},
     "limits.memory_high": {"memory_low": 0.1},

@@ -8,8 +8,9 @@ import pytest
 
 from graph.model import Mode, WorkloadRef
 from graph.policy import Snapshot
-from sidecar.dataplane.elsewhere import EARLY, Early, replayed
+from sidecar.dataplane.elsewhere import Early, replayed
 from sidecar.dataplane.guards import Budget
+from sidecar.dataplane.settings import DataPlaneSettings
 from sidecar.http.frames import NO_SETTINGS
 from tests.sidecar.dataplane import applications as apps
 from tests.sidecar.dataplane.mesh import meshed
@@ -17,6 +18,7 @@ from tests.sidecar.dataplane.stand_ins import TRUST_DOMAIN
 from tests.sidecar.dataplane.world import ACK, DATA, FIN, RST, SYN, UPDATE, frame, ready
 
 UNREACHED = (DATA, RST)
+EARLY = DataPlaneSettings().early_bytes
 
 
 async def call(world, said=b"hello"):
@@ -179,6 +181,19 @@ async def test_a_client_that_has_said_much_is_not_begun_again(world):
     await apps.until(lambda: world.plane.buffered == 0)
 
 
+@pytest.mark.parametrize("most", [4, 5])
+async def test_how_much_that_is_can_be_set(world, most):
+    await world.start(early_bytes=most)
+    raw = await answering(world)
+    reader, _ = await call(world, b"hello")
+    await begun(raw, 3)
+    raw.send(frame(*UNREACHED, 3, 0))
+    if most < len(b"hello"):
+        await was_reset(reader)
+    else:
+        await begun(raw, 5)
+
+
 async def test_what_a_client_has_said_counts_as_held_while_it_waits_for_another_try(world):
     await world.start()
     raw = await answering(world)
@@ -243,14 +258,14 @@ def test_what_is_kept_is_bounded_and_given_back():
         def reached(self) -> None: ...
         def begin_again(self, sock, early) -> None: ...
 
-    budget = Budget(100)
+    budget = Budget(100, early=1000)
     early = Early(Nowhere(), budget)
     assert early.add(memoryview(bytes(60)))
     assert budget.left == 40
     assert not early.add(memoryview(bytes(41)))
     assert budget.left == 100
     assert early.drop() == b""
-    plenty = Early(Nowhere(), Budget(10 * EARLY))
+    plenty = Early(Nowhere(), Budget(10 * EARLY, early=EARLY))
     assert plenty.add(memoryview(bytes(EARLY)))
     assert not plenty.add(memoryview(b"1"))
 

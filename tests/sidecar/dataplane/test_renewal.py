@@ -14,7 +14,6 @@ import pytest
 
 from graph.directory import Destination, Endpoint
 from graph.model import Mode, Snapshot, WorkloadRef
-from sidecar.dataplane import pool
 from sidecar.dataplane.proxy import DataPlane
 from sidecar.dataplane.settings import DataPlaneSettings, ExplicitInbound, ExplicitOutbound
 from sidecar.dataplane.sockets import Address
@@ -216,15 +215,17 @@ async def test_without_the_renewal_of_one_end_connections_are_cut_when_its_certi
     await pair.connect()
 
 
-async def test_connections_that_never_end_do_not_add_a_tunnel_with_every_renewal(pair):
+@pytest.mark.parametrize("draining", [DataPlaneSettings().draining_tunnels, 2])
+async def test_connections_that_never_end_do_not_add_a_tunnel_with_every_renewal(authority, stack, draining):
+    pair = await Pair(authority, stack).start(draining_tunnels=draining)
     renew(pair.cart, pair.authority, 3600.0)
     connections = []
-    for _ in range(3 * pool._DRAINING):
+    for _ in range(3 * draining):
         connections.append(await pair.connect())
         renew(pair.front, pair.authority, 3600.0)
         await apps.until(lambda: taken_over(pair.outbound._pool))
     # one that was only needed as a proof is let go in its own time, and the other end hears of it later
-    await apps.until(lambda: len(pair.outbound.outbound_tunnels) <= pool._DRAINING + 1)
+    await apps.until(lambda: len(pair.outbound.outbound_tunnels) <= draining + 1)
     await apps.until(lambda: len(pair.outbound.outbound_tunnels) == len(pair.inbound.inbound_tunnels))
     for connection in connections:
         await connection.exchange()

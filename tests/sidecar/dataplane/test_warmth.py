@@ -14,7 +14,7 @@ from graph.model import Mode, Origin, PortRange, Rule, Selector, Snapshot, Workl
 from sidecar.dataplane.proxy import DataPlane
 from sidecar.dataplane.settings import DataPlaneSettings, ExplicitInbound, ExplicitOutbound
 from sidecar.dataplane.sockets import Address
-from sidecar.dataplane.warmth import keep_warm
+from sidecar.dataplane.warmth import keep_warm, warm_ahead
 from tests.ports import free_port
 from tests.sidecar.dataplane.applications import until
 from tests.sidecar.dataplane.stand_ins import TRUST_DOMAIN, FlowList, HeldDirectory, HeldPolicy, credentials
@@ -168,3 +168,90 @@ async def test_it_can_be_switched_off(shop):
     await shop.start(4, warm_endpoints=0)
     await shop.call()
     assert len(shop.dialled) == 1
+
+
+class Known(list):
+    """What was dialled ahead, with what the directory said of it."""
+
+    def __call__(self, place, destination):
+        self.append((place, destination))
+
+
+async def ahead(shop, *places):
+    """Dial ahead, to the end."""
+    known = Known()
+    async with asyncio.timeout(60):
+        await warm_ahead(shop.front._fabric, shop.front._pool, places, known)
+    return [place for place, _ in known]
+
+
+async def test_after_a_start_destinations_are_dialled_before_any_connection(shop):
+    await shop.start(3)
+    shop.front.warm_ahead([SERVICE])
+    await shop.ready(3)
+    for acceptor in shop.back._inbound._acceptors:
+        acceptor.close()  # who has to make a handshake now is refused
+    for _ in range(10):
+        await shop.call()
+
+
+async def test_a_destination_with_one_endpoint_is_dialled_too(shop):
+    await shop.start(1)
+    assert await ahead(shop, SERVICE) == [SERVICE]
+    assert len(shop.front.outbound_tunnels) == 1
+
+
+async def test_of_a_large_one_only_some_endpoints_are_dialled_ahead(shop):
+    await shop.start(8, warm_endpoints=3)
+    await ahead(shop, SERVICE)
+    assert len(shop.dialled) == 3
+
+
+async def test_nobody_is_dialled_ahead_whom_the_policy_does_not_allow(shop):
+    await shop.start(3)
+    forbidden = replace(shop.endpoints[1], identity=identity(CANARY), workload=CANARY)
+    shop.answer(forbidden, shop.endpoints[2])
+    await ahead(shop, SERVICE)
+    assert shop.dialled == {shop.endpoints[2].port}
+
+
+async def test_nobody_is_dialled_ahead_before_there_is_a_policy(shop):
+    await shop.start(1)
+    policy = shop.front._fabric.authority
+    allowed, subscribed = policy._snapshot, len(policy._changed)
+    policy.apply(replace(allowed, version=0))
+    dialling = asyncio.ensure_future(ahead(shop, SERVICE))
+    await until(lambda: len(policy._changed) > subscribed)
+    assert not shop.dialled
+    policy.apply(allowed)
+    assert await dialling == [SERVICE]
+    assert len(shop.front.outbound_tunnels) == 1
+
+
+async def test_what_the_directory_does_not_know_yet_is_asked_for_again(shop):
+    await shop.start(1)
+    answer = shop.directory.known.pop(SERVICE)
+    other = Address("192.0.2.2", 80)
+    shop.directory.known[other] = replace(answer, address=other.host)
+    dialling = asyncio.ensure_future(ahead(shop, SERVICE, other))
+    await shop.ready(1)
+    shop.directory.known[SERVICE] = answer
+    assert await dialling == [other, SERVICE]
+
+
+async def test_who_fails_keeps_nobody_else_from_being_dialled_ahead(shop):
+    await shop.start(2)
+    shop.answer(replace(shop.endpoints[0], port=free_port()), shop.endpoints[1])
+    await ahead(shop, SERVICE)
+    assert shop.dialled == {shop.endpoints[1].port}
+
+
+@pytest.mark.parametrize("why", ["off", "draining", "memory"])
+async def test_there_may_be_something_more_urgent(shop, why):
+    await shop.start(2, warm_endpoints=0 if why == "off" else 4)
+    if why == "draining":
+        shop.front._guards.draining = True
+    if why == "memory":
+        shop.front._guards.shedding = True
+    assert not await ahead(shop, SERVICE)
+    assert not shop.dialled

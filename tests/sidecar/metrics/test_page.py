@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from sidecar.admin.server import Request
 from sidecar.metrics.exposition import OPENMETRICS, TEXT
-from sidecar.metrics.page import MAX_MERGED, MetricsPage
+from sidecar.metrics.page import MetricsPage
 from sidecar.metrics.registry import Registry
 from sidecar.observation import MergedMetrics
 from tests.sidecar.fake_controller import until
@@ -129,9 +129,13 @@ app_requests_total{path="/"} 7
 """
 
 
+#: What the application's page may have: bytes, and seconds.
+LONGEST, PATIENCE = 2 << 20, 30.0
+
+
 async def merged(registry, data, path="/m", **fields):
     async with application(lambda head: data) as (port, heads):
-        page = MetricsPage(registry, MergedMetrics(port, path), "127.0.0.1")
+        page = MetricsPage(registry, MergedMetrics(port, path, max_bytes=LONGEST, timeout=PATIENCE), "127.0.0.1")
         given = await page.answer(scrape("application/openmetrics-text;version=1.0.0", **fields))
         assert given.kind == TEXT
         return b"".join(given.body).decode(), heads, page.merges
@@ -174,7 +178,7 @@ app_istio_total 3
     [
         answer("404 Not Found", APPLICATION),
         answer("200 OK", APPLICATION, "Content-Type: application/openmetrics-text; version=1.0.0"),
-        answer("200 OK", b"app_x 1\n" * (MAX_MERGED // 8 + 1)),
+        answer("200 OK", b"app_x 1\n" * (LONGEST // 8 + 1)),
         b"nonsense\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\napp_half 1\n",
     ],

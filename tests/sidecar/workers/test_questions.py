@@ -11,11 +11,12 @@ import pytest
 
 from graph.directory import Destination
 from sidecar.directory import DirectoryClient
+from sidecar.directory_settings import DEFAULTS
 from sidecar.dns.names import LearnedNames, NameTable
 from sidecar.errors import Unresolved
 from sidecar.workers.frames import FROM_WORKER, TO_WORKER, Broken, Frame, Kind, Reader, encode
 from sidecar.workers.questions import Questions
-from sidecar.workers.remote import MAX_KNOWN, MAX_WAITING, RemoteDirectory, RemoteNames
+from sidecar.workers.remote import MAX_NAMED, RemoteDirectory, RemoteNames
 from tests.sidecar.destinations import MOVED, PAYMENT, Clock
 from tests.sidecar.fake_controller import ADDRESS, INSTANCE, WORKLOAD, running, until
 
@@ -212,7 +213,8 @@ async def test_a_dead_worker_is_told_nothing_more(controller, setting):
 async def test_a_worker_waits_for_no_more_than_it_may(controller, setting):
     controller.silent_directory = True
     worker = setting.worker()
-    asking = [asyncio.ensure_future(worker.directory.resolve("10.77.1.1", port + 1)) for port in range(MAX_WAITING)]
+    ports = range(1, 1 + DEFAULTS.waiting)
+    asking = [asyncio.ensure_future(worker.directory.resolve("10.77.1.1", port)) for port in ports]
     await asyncio.sleep(0)
     with pytest.raises(Unresolved, match="wait for an answer already"):
         await worker.directory.resolve("10.77.1.2", 1)
@@ -225,7 +227,7 @@ async def test_a_worker_waits_for_no_more_than_it_may(controller, setting):
 async def test_a_worker_that_asks_beyond_that_is_broken(setting):
     worker = setting.worker()
     question = Frame(Kind.RESOLVE, {"address": "10.77.1.1", "port": 1})
-    for _ in range(MAX_WAITING + 1):
+    for _ in range(DEFAULTS.waiting + 1):
         setting.questions.ask(worker, question)
     with pytest.raises(Broken, match="too much is asked at once"):
         setting.questions.ask(worker, question)
@@ -234,11 +236,11 @@ async def test_a_worker_that_asks_beyond_that_is_broken(setting):
 async def test_what_is_remembered_is_bounded(joined):
     worker = Setting(joined).worker()
     known = worker.directory
-    for number in range(MAX_KNOWN + 10):
+    for number in range(MAX_NAMED + 10):
         address = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
         known._keep((address, 80), Destination(address, 80))
         worker.names.told(address, (HOST,))
-    assert known.entries == MAX_KNOWN
+    assert known.entries == MAX_NAMED == DEFAULTS.addresses
     assert known.cached("10.0.0.9", 80) is None
     assert known.cached("10.0.0.10", 80) is not None
     assert worker.names.bound("10.0.0.9") == ()

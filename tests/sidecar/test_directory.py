@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
-from graph.directory import Destination
+from graph.directory import Destination, Endpoint
+from graph.model import Transport
 from graph.wire import hedgerow_pb2 as pb
-from sidecar.directory import DirectoryClient
+from sidecar.directory import _SPARE, DirectoryClient, _encode
 from sidecar.directory_settings import DirectorySettings
 from sidecar.errors import Unresolved
 from sidecar.state import DIRECTORY
@@ -295,6 +297,54 @@ async def test_a_run_that_never_reached_the_controller_keeps_what_the_last_one_k
     again = client_of(joined)
     again.restore()
     assert again._stored == {("10.77.0.9", 443): PAYMENT}
+
+
+def service(number, **changes):
+    endpoint = Endpoint(f"10.88.0.{number}", 443, identity=PAYMENT.endpoints[0].identity)
+    return Destination(
+        f"10.77.0.{number}", 443, workload=PAYMENT.workload, meshed=True, endpoints=(replace(endpoint, **changes),)
+    )
+
+
+async def test_what_is_in_use_is_what_has_tunnels_and_was_used_last(controller, joined):
+    other_mesh, outside = service(3, transport=Transport.MTLS), Destination("192.0.2.7", 25)
+    for one in (service(1), service(2), other_mesh):
+        controller.answer(one)
+    client = client_of(joined, resolve_timeout=10)
+    async with keeping(joined, client):
+        for one in (service(1), service(2), other_mesh, outside):
+            await client.resolve(one.address, one.port)
+        assert client.in_use(9) == [("10.77.0.2", 443), ("10.77.0.1", 443)]
+        client.cached("10.77.0.1", 443)
+        assert client.in_use(9) == [("10.77.0.1", 443), ("10.77.0.2", 443)]
+        assert client.in_use(1) == [("10.77.0.1", 443)]
+        assert client.in_use(0) == []
+        await client.persist()
+    again = client_of(joined)
+    assert again.in_use(9) == []
+    again.restore()
+    assert again.in_use(9) == [("10.77.0.1", 443), ("10.77.0.2", 443)]
+    await again.persist()
+    again.restore()
+    assert again.in_use(9) == [("10.77.0.1", 443), ("10.77.0.2", 443)]
+    async with keeping(joined, again):
+        await again.resolve("10.77.0.2", 443)
+        assert again.in_use(9) == [("10.77.0.2", 443)], "the controller was reached: the last run is over"
+
+
+async def test_of_more_than_a_file_may_hold_what_was_used_last_is_kept(controller, joined, monkeypatch):
+    for number in range(1, 10):
+        controller.answer(service(number))
+    client = client_of(joined, resolve_timeout=10)
+    async with keeping(joined, client):
+        for number in range(1, 10):
+            await client.resolve(f"10.77.0.{number}", 443)
+        one = len(_encode([service(1)]))
+        monkeypatch.setattr("sidecar.directory.MAX_STATE_BYTES", _SPARE + 3 * one + one // 2)
+        await client.persist()
+    again = client_of(joined)
+    again.restore()
+    assert again.in_use(9) == [("10.77.0.9", 443), ("10.77.0.8", 443), ("10.77.0.7", 443)]
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0\0", b"\0\0\0\x05ab", b"\0\0\0\x02\xff\xff", b"\0\0\0\x02\x10\x01"])

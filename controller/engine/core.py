@@ -112,15 +112,22 @@ class Engine:
         return self._worker.watch(workload)
 
     def flows(
-        self, limit: int = 100, workload: WorkloadRef | None = None, verdict: Verdict | None = None, since: float = 0.0
+        self,
+        limit: int = 100,
+        workload: WorkloadRef | None = None,
+        verdict: Verdict | None = None,
+        since: float = 0.0,
+        namespace: str = "",
     ) -> tuple[Flow, ...]:
-        """Flows that were counted lately, newest first. ``since`` compares with ``last_seen``."""
+        """Flows that were counted lately, newest first. ``since`` compares with ``last_seen``, ``namespace`` with both
+        ends' unless it is empty."""
         found = (
             flow
             for flow in reversed(self._worker.flows)
             if (workload is None or workload in (flow.source, flow.destination))
             and (verdict is None or flow.verdict is verdict)
             and flow.last_seen >= since
+            and (not namespace or namespace in (flow.source.namespace, flow.destination.namespace))
         )
         return tuple(islice(found, limit))
 
@@ -138,13 +145,19 @@ class Engine:
         verified = await asyncio.to_thread(store.audit_verified, head)
         return AuditPage(entries, verified.intact, verified.problem)
 
-    async def record(self, actor: str, action: str, subject: str, detail: Mapping[str, object]) -> None:
+    async def record(
+        self, actor: str, action: str, subject: str, detail: Mapping[str, object], *, namespace: str = ""
+    ) -> None:
         """Write an audit entry about something that happened elsewhere in the controller, such as a signature.
 
         :param detail: JSON types only
+        :param namespace: whose doing it is: then it is one of that namespace's share of the log
         """
         entry = dict(detail)
-        await self._worker.ask(lambda state, now: state.log(now, actor, action, subject, **entry))
+        if namespace:
+            await self._worker.ask(lambda state, now: state.log_of(namespace, now, actor, action, subject, **entry))
+        else:
+            await self._worker.ask(lambda state, now: state.log(now, actor, action, subject, **entry))
 
     # --- changing: inventory and policy
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from controller import overrides
 from controller.declarations import (
@@ -131,7 +132,7 @@ def _adopt(state: State, now: float) -> None:
         state.writes.modes[ref] = None
     for override in list(state.overrides.values()):
         if not override.ended:
-            _end(state, now, override, Acting(CLUSTER, "no AccessOverride declares it"))
+            _end(state, now, override, Acting(CLUSTER, "no AccessOverride declares it"), state.log)
 
 
 def _keys(modes: Modes) -> set[str]:
@@ -164,20 +165,30 @@ def _remove(state: State, now: float, key: str, by: Acting | None) -> None:
     state.put_document(DECLARATION, key, None)
     state.judgements.drop(key)
     state.no_room.discard(key)
+    log = logger(state, declaration.source.namespace, by)
     by = by or Acting(CLUSTER, f"the {key.partition('/')[0]} was deleted")
     if isinstance(declaration, ModeDeclaration):
-        state.log(now, by.owner, "mode.unset", declaration.target, resource=key, reason=by.reason)
+        log(now, by.owner, "mode.unset", declaration.target, resource=key, reason=by.reason)
         return
     override = state.overrides.get(declaration.id)
     if override is not None and override.state(now) is OverrideState.ACTIVE:
-        _end(state, now, override, by)
+        _end(state, now, override, by, log)
 
 
-def _end(state: State, now: float, override: Override, by: Acting) -> None:
+def logger(state: State, namespace: str, by: Acting | None = None) -> Callable[..., None]:
+    """What writes an audit entry about a resource of a namespace: who acts through us is always told of, and others as
+    far as the namespace's share of the log goes.
+
+    :param by: who acts through us
+    """
+    return partial(state.log_of, namespace) if by is None and state.declared else state.log
+
+
+def _end(state: State, now: float, override: Override, by: Acting, log: Callable[..., None]) -> None:
     state.put_override(replace(override, revoked_at=now, revoked_by=by.owner, revoke_reason=by.reason, ended=True))
     state.drop_rule(override.id)
     state.hurry((override.source, override.destination))
-    state.log(now, by.owner, "override.revoke", override.id, reason=by.reason)
+    log(now, by.owner, "override.revoke", override.id, reason=by.reason)
 
 
 def _judge_overrides(state: State, now: float, keys: Iterable[str], acting: Mapping[str, Acting]) -> None:
@@ -223,7 +234,7 @@ def _judge_override(state: State, now: float, declaration: OverrideDeclaration, 
         state.schedule_override(made)
     state.hurry((made.source, made.destination))
     action = "override.create" if held is None else "override.change"
-    state.log(
+    logger(state, declaration.source.namespace, by)(
         now,
         by.owner if by is not None else CLUSTER,
         action,
@@ -248,7 +259,7 @@ def _refuse(
         state.drop_rule(held.id)
         state.remove_override(held.id)
         state.hurry((held.source, held.destination))
-    state.log(
+    logger(state, declaration.source.namespace)(
         now,
         "controller",
         "override.refuse" if held is None else "override.withdraw",
@@ -357,7 +368,7 @@ def _judge_modes(
         if state.judgements.get(each.key) != judgement or each.key in changed:
             _put_judgement(state, each, judgement)
             by = acting.get(each.key)
-            state.log(
+            logger(state, each.source.namespace, by)(
                 now,
                 by.owner if by is not None else CLUSTER,
                 "mode.set" if wrong is None else "mode.refuse",

@@ -23,7 +23,8 @@ def applied(
     newest = after.newest
     if after is not before and newest is not None:
         _put(state, namespace, after)
-        state.log(
+        state.log_of(
+            namespace,
             now,
             "controller",
             "network-policies.apply",

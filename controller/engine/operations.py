@@ -64,9 +64,11 @@ def set_inventory(state: State, now: float, inventory: Inventory, actor: str, *,
     for ref in changed:
         for gone in set(before.instances_of(ref)) - set(inventory.instances_of(ref)):
             forget_gone(state, gone)
-    if followed and not redefined and before.networks == inventory.networks:
+    over = _over_their_share(state, now, before, redefined) if followed else frozenset()
+    if followed and before.networks == inventory.networks and all(ref.namespace in over for ref in redefined):
         return
-    refs, known = {str(ref) for ref in before.workloads}, {str(ref) for ref in inventory.workloads}
+    told = {ref for ref in changed if ref.namespace not in over}
+    refs, known = before.workloads.keys() & told, inventory.workloads.keys() & told
     state.log(
         now,
         actor,
@@ -76,10 +78,26 @@ def set_inventory(state: State, now: float, inventory: Inventory, actor: str, *,
         workloads=len(inventory.workloads),
         instances=len(inventory.instances),
         services=len(inventory.services),
-        added=sorted(known - refs)[:_SHOWN],
-        removed=sorted(refs - known)[:_SHOWN],
-        changed=[str(ref) for ref in sorted(changed) if str(ref) in refs & known][:_SHOWN],
+        added=sorted(map(str, known - refs))[:_SHOWN],
+        removed=sorted(map(str, refs - known))[:_SHOWN],
+        changed=sorted(map(str, refs & known))[:_SHOWN],
     )
+
+
+def _over_their_share(state: State, now: float, before: Inventory, redefined: set[WorkloadRef]) -> frozenset[str]:
+    """The namespaces whose workloads have come, gone or changed so often that the audit log tells of it later."""
+    over = set()
+    for namespace in sorted({ref.namespace for ref in redefined}):
+        if state.shares.take(namespace, now):
+            continue
+        over.add(namespace)
+        for ref in sorted(ref for ref in redefined if ref.namespace == namespace):
+            there = ref in state.inventory.workloads
+            action = (
+                "workload.remove" if not there else "workload.change" if ref in before.workloads else "workload.add"
+            )
+            state.gather(namespace, now, "kubernetes", action, str(ref))
+    return frozenset(over)
 
 
 def _changed_workloads(before: Inventory, after: Inventory) -> set[WorkloadRef]:

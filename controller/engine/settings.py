@@ -26,6 +26,8 @@ class EngineSettings:
     :param token_kept: how long a join token that ended is remembered, to tell that it ended
     :param refusal_pause: how often at most one sidecar's refused flows make an audit entry
     :param inventory_pause: an inventory that follows a cluster is stored no more often than this
+    :param audit_share: entries of the audit log that one namespace's resources and workloads may cause in a row, and
+        one more every ``audit_pause`` seconds; what goes beyond is told in one entry as often
     :param housekeeping: how often what is no longer needed is cleared away
     :param max_edges: the most edges remembered, and ``max_external`` the most addresses and hosts outside the
         inventory; what goes beyond is counted and teaches nothing
@@ -45,6 +47,8 @@ class EngineSettings:
     token_kept: float = 7 * 86400.0
     refusal_pause: float = 60.0
     inventory_pause: float = 30.0
+    audit_share: int = 1_000
+    audit_pause: float = 600.0
     housekeeping: float = 600.0
     oldest_flow: float = 86400.0
     max_edges: int = 200_000
@@ -53,9 +57,17 @@ class EngineSettings:
     recent_flows: int = 5_000
 
     def __post_init__(self) -> None:
-        for name in ("group", "compile_at_once", "mailbox", "max_overrides", "max_edges", "recent_flows"):
+        for name in (
+            "group",
+            "compile_at_once",
+            "mailbox",
+            "max_overrides",
+            "max_edges",
+            "recent_flows",
+            "audit_share",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{getattr(self, name)} is below 1", field=f"engine.{name}", remedy="use 1 or more")
-        for name in ("override_max", "housekeeping", "oldest_flow"):
+        for name in ("override_max", "housekeeping", "oldest_flow", "audit_pause"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{getattr(self, name)} s", field=f"engine.{name}", remedy="use more than 0 seconds")

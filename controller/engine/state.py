@@ -27,6 +27,7 @@ from controller.declarations import (
     check_mode,
     declaration_of,
 )
+from controller.engine.gathering import Gathered, Shares
 from controller.engine.policy import PolicyIndex, digest_of, same_policy
 from controller.engine.settings import EngineSettings
 from controller.engine.timers import Due, Timers
@@ -49,6 +50,7 @@ _log = logging.getLogger(__name__)
 #: Kinds of documents in the store, and the one that says that a cluster's resources are the truth.
 DECLARATION = "declaration"
 FENCE = "fence"
+GATHERED = "gathered"
 TRUTH = ("truth", "kubernetes")
 
 
@@ -100,6 +102,8 @@ class State:
         for (instance, boot_id), position in stored.positions.items():
             self.positions.setdefault(instance, {})[boot_id] = position
         self.audit_head: AuditEntry | None = stored.audit_head
+        self.shares = Shares(settings.audit_share, settings.audit_pause)
+        self.gathered: dict[str, Gathered] = {}  # by namespace; see :mod:`controller.engine.gathering`
         self.flows: list[Flow] = []  # counted since the last view
         self.timers = Timers()
         #: flows that a sidecar reported and may not, by reason, that are not in the audit log yet; and until when not
@@ -133,6 +137,8 @@ class State:
                     self.declarations[key] = declaration_of(document)
                 elif kind == FENCE:
                     self.fences.put(key, Fence.from_dict(document))
+                elif kind == GATHERED:
+                    self.gathered[key] = Gathered.from_dict(document)
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise StoreError(
                     f"the document {kind}/{key:.120} is damaged: {error}", remedy="restore the database from a backup"
@@ -173,6 +179,9 @@ class State:
                 self.schedule_override(override)
         if self.declared:
             self.follow_namespaces()
+        for namespace in self.gathered:
+            self.shares.exhaust(namespace, now)
+            self.timers.at(now + self.settings.audit_pause, Due.GATHERED, namespace)
         self.timers.at(now + self.settings.housekeeping, Due.HOUSEKEEPING, "")
         self.stale = {ref for ref, workload in self.inventory.workloads.items() if workload.has_sidecar}
         self._compile(now, len(self.stale))
@@ -192,6 +201,27 @@ class State:
         self.changed()
         self.audit_head = audit.append(self.audit_head, now, actor, action, subject, detail)
         self.writes.audit.append(self.audit_head)
+
+    def log_of(self, namespace: str, now: float, actor: str, action: str, subject: str, /, **detail: object) -> None:
+        """Write an audit entry about what somebody in a namespace caused: one of its share, or gathered with others."""
+        if self.shares.take(namespace, now):
+            self.log(now, actor, action, subject, **detail)
+        else:
+            self.gather(namespace, now, actor, action, subject, **detail)
+
+    def gather(self, namespace: str, now: float, actor: str, action: str, subject: str, /, **detail: object) -> None:
+        """Let a change be told with others of its namespace, in a while."""
+        held = self.gathered.get(namespace) or Gathered(now, now)
+        self.gathered[namespace] = held.also(now, actor, action, subject, detail)
+        self.put_document(GATHERED, namespace, self.gathered[namespace].to_dict())
+        self.timers.at(now + self.settings.audit_pause, Due.GATHERED, namespace)
+
+    def tell_gathered(self, now: float, namespace: str) -> None:
+        """Write the entry about what was gathered of a namespace."""
+        held = self.gathered.pop(namespace, None)
+        if held is not None:
+            self.put_document(GATHERED, namespace, None)
+            self.log(now, "controller", "changes.gathered", f"ns/{namespace}", **held.to_dict())
 
     def store_inventory(self, now: float) -> None:
         """Let the inventory be written."""

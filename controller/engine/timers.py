@@ -17,6 +17,7 @@ class Due(StrEnum):
     EDGE = "edge"
     REFUSALS = "refusals"
     INVENTORY = "inventory"
+    GATHERED = "gathered"
     HOUSEKEEPING = "housekeeping"
 
 

@@ -27,6 +27,8 @@ def advance(state: State, now: float) -> None:
             _end_override(state, now, subject)
         elif kind is Due.REFUSALS:
             _report_refusals(state, now, subject)
+        elif kind is Due.GATHERED:
+            state.tell_gathered(now, subject)
         elif kind is Due.INVENTORY:
             state.store_inventory(now)
         elif kind is Due.HOUSEKEEPING:
@@ -48,7 +50,8 @@ def _end_override(state: State, now: float, override_id: str) -> None:
     state.put_override(replace(override, ended=True))
     state.drop_rule(override_id)
     state.hurry((override.source, override.destination))
-    state.log(now, "controller", "override.expire", override_id, expires_at=override.expires_at)
+    log = declared.logger(state, key_of(override_id).split("/")[1])
+    log(now, "controller", "override.expire", override_id, expires_at=override.expires_at)
     declared.ended(state, now, override_id)
 
 
@@ -91,6 +94,7 @@ def _ended_at(override: Override) -> float:
 
 def _clear_away(state: State, now: float) -> None:
     settings = state.settings
+    state.shares.forget(now)
     present = declared.present(state)
     # those whose resources are still there show that they ended
     gone = [override for override in state.overrides.values() if override.ended and override.id not in present]

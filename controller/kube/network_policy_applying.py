@@ -118,7 +118,7 @@ class Applier:
             known.repairs.setdefault(name, deque(maxlen=REPAIRS)).append(now)
         editors = sorted({editor_of(live[name]) for name in edited})
         detail: dict[str, Any] = {"deleted": lost, "edited": edited, "by": editors}
-        await self._engine.record("controller", "network-policies.repair", namespace, detail)
+        await self._engine.record("controller", "network-policies.repair", namespace, detail, namespace=namespace)
         log.warning("%s: NetworkPolicies were changed by others and are put back: %s", namespace, detail)
 
     def _check_fights(self, known: Known, plan: Plan, live: Mapping[str, Document]) -> None:
@@ -225,7 +225,8 @@ class Applier:
             await together(self._delete(held) for held in batch)
             await asyncio.sleep(BATCH_PAUSE)
         names = sorted(held["metadata"]["name"] for held in ours)
-        await self._engine.record("controller", "network-policies.remove", namespace, {"deleted": names[:100]})
+        deleted = {"deleted": names[:100]}
+        await self._engine.record("controller", "network-policies.remove", namespace, deleted, namespace=namespace)
         return len(ours)
 
     async def _await_gone(self, namespace: str) -> None:

@@ -21,6 +21,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from controller.errors import ConfigError
+from controller.handshakes import Handshakes
 from controller.injection.injecting import PodSecurity
 from controller.injection.meters import Meters
 from controller.injection.program_settings import InjectorSettings
@@ -52,6 +53,8 @@ class Injector:
         self._buffered = 0
         self._seats: dict[str, Seats[web.RequestHandler]] = {}  # by the setting of the listener
         self.certificate = ServingCertificate(settings.certificate, settings.key, clock)
+        #: Of those who come with reviews, once it listens.
+        self.handshakes: Handshakes | None = None
         self.meters = Meters()
         #: Where it listens, once it does.
         self.address: Address | None = None
@@ -94,6 +97,8 @@ class Injector:
             await asyncio.gather(following, return_exceptions=True)
             for server in reversed(servers):
                 server.close()
+            if self.handshakes is not None:
+                await self.handshakes.end()
             await reviews.cleanup()
             await health.cleanup()
 
@@ -116,21 +121,21 @@ class Injector:
         server = runner.server
         assert server is not None, "set up before"
 
-        seats = self._seats[name] = Seats(self._settings.connections, lambda: server.connections)
+        most = self._settings.connections
+        seats = self._seats[name] = Seats(most, lambda: server.connections)
 
-        def connect() -> asyncio.Protocol:
-            return server() if seats.make_room() else _Closed()
+        def connect() -> asyncio.Protocol | None:
+            return server() if seats.make_room() else None
 
+        def arrive() -> asyncio.Protocol:
+            return connect() or _Closed()
+
+        if tls:
+            self.handshakes = Handshakes(most, HANDSHAKE_SECONDS, self.certificate.context, connect)
+            arrive = self.handshakes.arrive
         loop = asyncio.get_running_loop()
         try:
-            return await loop.create_server(
-                connect,
-                where.host,
-                where.port,
-                ssl=self.certificate.context if tls else None,
-                ssl_handshake_timeout=HANDSHAKE_SECONDS if tls else None,
-                backlog=1024,
-            )
+            return await loop.create_server(arrive, where.host, where.port, backlog=1024)
         except OSError as error:
             raise ConfigError(
                 f"{where} can not be listened on: {error.strerror}", field=name, remedy="set another address or port"
@@ -223,6 +228,7 @@ class Injector:
                 "hedgerow_injector_certificate_failures": float(self.certificate.failed),
                 "hedgerow_injector_cpu_seconds": time.process_time(),
                 "hedgerow_injector_buffered_bytes": float(self._buffered),
+                "hedgerow_injector_handshakes": float(len(self.handshakes or ())),
             }
             text = self.meters.page(values)
             return web.Response(body=text.encode(), headers={"Content-Type": "text/plain; version=0.0.4"})

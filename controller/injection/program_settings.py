@@ -42,7 +42,8 @@ class InjectorSettings:
     :param body_bytes: of one review; API servers send at most 3 MiB of an object, twice with updates
     :param buffered_bytes: of all reviews that are being read; more are answered 503
     :param deadline: for reading one review; shorter than the webhook's ``timeoutSeconds``
-    :param connections: alive at once; beyond them the one that has said nothing for longest is closed
+    :param connections: alive at once; beyond them the one that has said nothing for longest is closed, and as many
+        handshakes under way, of which the oldest is ended
     :param drain_seconds: that the program goes on serving after SIGTERM, until API servers have heard that it ends
     """
 

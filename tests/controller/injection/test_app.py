@@ -196,6 +196,47 @@ async def test_who_takes_every_connection_and_says_nothing_makes_room(tmp_path: 
                 await writer.wait_closed()
 
 
+async def test_who_takes_every_connection_and_begins_no_handshake_makes_room(tmp_path: Path) -> None:
+    certificate, key = self_signed()
+    write(tmp_path, certificate, key)
+    async with running(settings(tmp_path, connections=4)) as injector, aiohttp.ClientSession() as session:
+        assert injector.address is not None
+        assert injector.handshakes is not None
+        tls = trusting(certificate)
+        silent = [await asyncio.open_connection("127.0.0.1", injector.address.port) for _ in range(50)]
+        async with asyncio.timeout(60):
+            for reader, _ in silent[:-4]:
+                with contextlib.suppress(ConnectionError):
+                    assert await reader.read() == b"", "those that were there first are ended first"
+        assert len(injector.handshakes) <= 4
+        assert (await post(session, injector, review(pod()), tls))[0] == 200
+        for _, writer in silent:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+        await until(lambda: not len(injector.handshakes or ()))
+
+
+async def test_what_is_no_handshake_is_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    certificate, key = self_signed()
+    write(tmp_path, certificate, key)
+    async with running(settings(tmp_path)) as injector, aiohttp.ClientSession() as session:
+        assert injector.address is not None
+        port = injector.address.port
+        for said in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff" + b"x" * 5000, b""):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(said)
+            writer.write_eof()
+            with contextlib.suppress(ConnectionError):
+                await asyncio.wait_for(reader.read(), 60)
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+        await until(lambda: not len(injector.handshakes or ()))
+        assert (await post(session, injector, review(pod()), trusting(certificate)))[0] == 200
+    assert [each for each in caplog.records if each.levelname == "ERROR"] == []
+
+
 async def test_a_new_certificate_is_served_without_dropping_anybody(tmp_path: Path) -> None:
     first, second = self_signed(), self_signed()
     write(tmp_path, *first)

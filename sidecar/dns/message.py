@@ -8,7 +8,8 @@ Rules:
 
 1. A compression pointer points before the name that it stands in, so that following pointers ends (RFC 1035 section
    4.1.4).
-2. Names, jumps, records and the length of the CNAME chain are bounded.
+2. Names, jumps, records and the length of the CNAME chain are bounded. So is what a message has us read in all: 512
+   records may each point to the same name of 127 labels, which is read once.
 3. Nothing may follow the last record.
 
 Sources: RFC 1035 section 4 (messages), RFC 3596 (AAAA), RFC 6891 (OPT), RFC 8914 (extended errors), RFC 2181 section 8
@@ -29,6 +30,8 @@ from graph.model import is_host
 MAX_QUERY: Final = 4096
 #: Records of one message, at most: what a name server puts into 64 KiB in earnest is far fewer.
 MAX_RECORDS: Final = 512
+#: Labels that are read of one message, at most: seven for each of so many names. Each name is read once.
+MAX_LABELS: Final = 4096
 #: CNAME records from the name that was asked for to the one that has the addresses, at most.
 MAX_CHAIN: Final = 16
 
@@ -170,7 +173,7 @@ def read_query(data: bytes) -> Query:
     if questions != 1 or answers or authorities or additional > 2:
         raise Unanswerable(bare, Rcode.FORMERR, "not one question and nothing else")
     try:
-        name, end = _name(data, _HEADER.size)
+        name, end = _Names(data).read(_HEADER.size)
         kind, klass = _two(data, end)
         section = data[_HEADER.size : end + 4]
         query = Query(number, flags, name, kind, klass, section)
@@ -222,8 +225,9 @@ def read_answer(data: bytes) -> Answer:
     asked: Name | None = None
     kind = klass = 0
     at = _HEADER.size
+    names = _Names(data)
     if questions:
-        asked, at = _name(data, at)
+        asked, at = names.read(at)
         kind, klass = _two(data, at)
         at += 4
     chain: dict[Name, tuple[Name, int]] = {}
@@ -232,7 +236,7 @@ def read_answer(data: bytes) -> Answer:
         start = at
         at, record = _record(data, start)
         if index < answers and record.klass == _IN and record.type in (A, AAAA, CNAME):
-            _take(data, start, record, chain, found)
+            _take(names, start, record, chain, found)
     if at != len(data):
         raise Malformed("bytes after the last record")
     addresses = _at_the_end(asked, chain, found) if asked is not None and klass == _IN else ()
@@ -266,22 +270,22 @@ def _record(data: bytes, at: int) -> tuple[int, _Record]:
 
 
 def _take(
-    data: bytes,
+    names: _Names,
     start: int,
     record: _Record,
     chain: dict[Name, tuple[Name, int]],
     found: list[tuple[Name, str, int]],
 ) -> None:
     """Note an alias or an address."""
-    owner, _ = _name(data, start)
+    owner, _ = names.read(start)
     if record.type == CNAME:
-        target, end = _name(data, record.start)
+        target, end = names.read(record.start)
         if end != record.end:
             raise Malformed("an alias that is not one name")
         if chain.setdefault(owner, (target, record.ttl))[0] != target:
             chain[owner] = (owner, 0)  # two aliases: a circle, at whose end there is nothing
         return
-    packed = data[record.start : record.end]
+    packed = names.data[record.start : record.end]
     if len(packed) != (4 if record.type == A else 16):
         raise Malformed("an address of the wrong length")
     found.append((owner, str(ipaddress.ip_address(packed)), record.ttl))
@@ -325,35 +329,93 @@ def _skip(data: bytes, at: int) -> int:
             return at
 
 
-def _name(data: bytes, at: int) -> tuple[Name, int]:
-    """A name, and where what follows it begins."""
-    labels: list[bytes] = []
-    length = 1
-    jumps = 0
-    end = -1  # behind the first pointer
-    begin = at  # of the part being read: a pointer must point before it
-    while True:
-        if at >= len(data):
-            raise Malformed("a name is cut off")
-        size = data[at]
-        if size >= 0xC0:
-            if at + 2 > len(data):
-                raise Malformed("a pointer is cut off")
-            target = int.from_bytes(data[at : at + 2]) & 0x3FFF
-            jumps += 1
-            if target >= begin or target < _HEADER.size or jumps > _MAX_JUMPS:
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A name, or the end of one.
+
+    :param length: bytes that it would have without compression, its root's among them
+    :param jumps: pointers on the way
+    """
+
+    labels: Name
+    length: int
+    jumps: int
+
+
+_ROOT: Final = _Read((), 1, 0)
+
+
+class _Names:
+    """The names of one message, each of which is read once, however many point to it."""
+
+    __slots__ = ("_known", "_left", "data")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self._known: dict[int, _Read] = {}  # by where they begin
+        self._left = MAX_LABELS
+
+    def read(self, at: int) -> tuple[Name, int]:
+        """The name that begins at ``at``, and where what follows it begins.
+
+        :raises Malformed: when there is none, or more than our bounds
+        """
+        data = self.data
+        parts: list[tuple[int, list[bytes]]] = []  # of the name: where each begins; a pointer stands between two
+        end = -1  # behind the first pointer
+        rest: _Read | None = None
+        while rest is None:
+            if parts and (known := self._known.get(at)) is not None:
+                rest = known
+                break
+            labels: list[bytes] = []
+            parts.append((at, labels))
+            if len(parts) > _MAX_JUMPS + 1:
                 raise Malformed("a pointer that does not point back")
-            if end < 0:
-                end = at + 2
-            at = begin = target
-            continue
-        if size > 63:
-            raise Malformed("a label of a kind that there is not")
-        at += 1
-        if not size:
-            return tuple(labels), at if end < 0 else end
-        length += 1 + size
-        if at + size > len(data) or length > _MAX_NAME:
-            raise Malformed("a label is cut off, or a name too long")
-        labels.append(data[at : at + size].lower())
-        at += size
+            begin = at  # of the part being read: a pointer must point before it
+            at = self._part(at, labels)
+            size = data[at]
+            if not size:
+                rest = _ROOT
+                end = at + 1 if end < 0 else end
+                break
+            target = int.from_bytes(data[at : at + 2]) & 0x3FFF
+            if target >= begin or target < _HEADER.size:
+                raise Malformed("a pointer that does not point back")
+            end = at + 2 if end < 0 else end
+            at = target
+        pointed = rest is not _ROOT
+        for begin, labels in reversed(parts):
+            length = rest.length + len(labels) + sum(map(len, labels))
+            whole = (*labels, *rest.labels) if labels else rest.labels
+            rest = _Read(whole, length, rest.jumps + pointed)
+            pointed = True
+            if length > _MAX_NAME or rest.jumps > _MAX_JUMPS:
+                raise Malformed("a name too long, or a pointer too many")
+            self._known[begin] = rest
+        return rest.labels, end
+
+    def _part(self, at: int, labels: list[bytes]) -> int:
+        """Read labels up to the root or a pointer; where that is."""
+        data = self.data
+        length = 0
+        while True:
+            if at >= len(data):
+                raise Malformed("a name is cut off")
+            size = data[at]
+            if size >= 0xC0:
+                if at + 2 > len(data):
+                    raise Malformed("a pointer is cut off")
+                return at
+            if size > 63:
+                raise Malformed("a label of a kind that there is not")
+            if not size:
+                return at
+            length += 1 + size
+            self._left -= 1
+            if at + 1 + size > len(data) or length > _MAX_NAME:
+                raise Malformed("a label is cut off, or a name too long")
+            if self._left < 0:
+                raise Malformed(f"more than {MAX_LABELS} labels")
+            labels.append(data[at + 1 : at + 1 + size].lower())
+            at += 1 + size

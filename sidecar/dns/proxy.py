@@ -268,6 +268,11 @@ class DnsProxy:
             writer.transport.abort()  # the application is gone, or reads nothing (TimeoutError is one)
         finally:
             writer.close()
+        try:
+            async with asyncio.timeout(self._settings.idle):
+                await writer.wait_closed()  # the last answers may not be taken ever, and a descriptor waits with them
+        except OSError:
+            writer.transport.abort()
 
     async def _question(self, reader: asyncio.StreamReader) -> bytes | None:
         """The next message of a connection; None at its end."""

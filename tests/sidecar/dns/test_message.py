@@ -193,6 +193,19 @@ def test_pointers_to_pointers_are_bounded():
         read_answer(dns.response(HOST, *parts))
 
 
+def test_what_a_message_has_us_read_is_bounded():
+    """Records that point into one long name, each to another place: a kilobyte of them was a tenth of a second."""
+    long = ".".join("abcdefghijklmnopqrstuvwxy"[index % 25] for index in range(127))
+    same = [dns.address(b"\xc0\x0c", f"192.0.2.{index % 250}") for index in range(500)]
+    assert len(read_answer(dns.response(long, *same)).addresses) == 500, "it is read once"
+    places = [dns.address(bytes([0xC0, 12 + 2 * (index % 120)]), "192.0.2.1") for index in range(500)]
+    assert read_answer(dns.response(long, *places[:30])).name
+    with pytest.raises(Malformed):
+        read_answer(dns.response(long, *places))
+    aliases = [dns.alias(b"\xc0\x0c", b"\xc0\x0e") for _ in range(500)]
+    assert read_answer(dns.response(long, *aliases)).addresses == ()
+
+
 def test_which_answers_answer_a_query():
     query = read_query(dns.query(HOST))
     assert read_answer(dns.response("API.example.COM", number=7)).answers(query, 7)

@@ -314,6 +314,38 @@ async def test_an_idle_or_half_said_connection_ends():
             writer.close()
 
 
+async def test_whoever_does_not_read_the_last_answer_is_not_waited_for():
+    text = b"".join(dns.record(HOST, dns.TXT, bytes([250]) + b"x" * 250) for _ in range(200))
+    large = answering(*[text[at : at + len(text) // 200] for at in range(0, len(text), len(text) // 200)])
+    async with Resolver(large) as resolver:
+        proxy = DnsProxy(
+            DnsSettings(listen=(Address("127.0.0.1", 0),), upstreams=(resolver.address,), idle=0.2),
+            NameTable(0.0),
+            lambda: True,
+        )
+        proxy.listen()
+        for sock in proxy._sockets:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        await proxy.start()
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, proxy.listening[0])
+            asked = dns.query(HOST, dns.TXT)
+            await loop.sock_sendall(client, struct.pack("!H", len(asked)) + asked)
+            client.shutdown(socket.SHUT_WR)
+            async with asyncio.timeout(60):
+                while not (resolver.asked and not proxy._connections):  # noqa: ASYNC110 - it has no event
+                    await asyncio.sleep(0.01)
+                data = b""
+                with contextlib.suppress(ConnectionResetError):
+                    while more := await loop.sock_recv(client, 65536):
+                        data += more
+        assert len(data) < len(large(asked))
+        await proxy.stop()
+
+
 async def test_the_number_of_connections_is_bounded():
     async with Resolver(FOUND) as resolver, serving(resolver, connections=1) as served:
         send, receive, _, writer = await connect(served)

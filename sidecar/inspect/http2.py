@@ -144,7 +144,9 @@ class BoundedH2(BufferedH2Connection):
         held = self.stream_buffers.get(stream_id)
         return sum(len(one.data) for one in held) if held else 0
 
-    def send_data(self, stream_id: int, data: bytes, end_stream: bool = False, pad_length: None = None) -> None:
+    def send_data(  # type: ignore[override]  # mitmproxy's takes no more than this either
+        self, stream_id: int, data: bytes, end_stream: bool = False, pad_length: None = None
+    ) -> None:
         fits = len(data) <= self.max_outbound_frame_size  # else it comes again, in pieces
         if fits and not self.stream_buffers.get(stream_id) and self.local_flow_control_window(stream_id) < 0:
             # the receiver took back what it had given (RFC 9113 section 6.9.2); not even an end may be sent by h2
@@ -358,8 +360,13 @@ class BoundedClient(BoundedHalf, Http2Client):
             return False
         return (yield from super().handle_h2_event(event))
 
+    def withdraw(self, client_stream: int) -> None:
+        """If the application has not heard of it yet, because it allows no more streams, it never will."""
+        self.stream_queue.pop(client_stream, None)
+
     def forget(self, client_stream: int) -> None:
         """A stream is over: nothing asks for its number any more."""
+        self.withdraw(client_stream)
         ours = self.our_stream_id.pop(client_stream, None)
         if ours is not None:
             self.their_stream_id.pop(ours, None)

@@ -141,7 +141,11 @@ class Layers:
 
     def end(self, streams: Iterable[Stream]) -> None:
         """End running requests on both sides."""
-        for stream in streams:
+        ending = list(streams)
+        if isinstance(self.server, BoundedClient):
+            for stream in ending:  # before the end of one makes room for the next
+                self.server.withdraw(stream.stream_id)
+        for stream in ending:
             self._do(stream.abort(ErrorCode.CANCEL, "denied"))
 
     def fail(self, why: str) -> None:

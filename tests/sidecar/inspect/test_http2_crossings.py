@@ -1,0 +1,128 @@
+"""What one end of an inspected HTTP/2 connection says while it has not heard what the other, or a policy, did.
+
+Each was found by random sequences (:mod:`tests.sidecar.inspect.test_http2_sequences`).
+"""
+
+from __future__ import annotations
+
+import h2.events
+import pytest
+from h2.settings import SettingCodes
+
+from tests.sidecar.inspect.connection import Kind, inspection, rule
+from tests.sidecar.inspect.http2_ends import GRPC, Pair
+
+
+async def test_a_request_that_waits_for_room_at_the_application_is_withdrawn_when_it_is_denied(world):
+    """The end of one denied request made room for the next one, which then reached the application."""
+    w = world(rule())
+    pair = Pair(w.connect(Kind.HTTP2))
+    pair.request("/a")
+    pair.application.h2.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: 1})
+    pair.application.flush()
+    pair.turn()
+    waiting = pair.request("/a")
+    assert len(pair.application.all(h2.events.RequestReceived)) == 1
+    w.policy(rule("GET /other"))
+    pair.turn()
+    assert len(pair.application.all(h2.events.RequestReceived)) == 1
+    assert pair.client.all(h2.events.StreamReset, waiting)
+    assert not pair.connection.lane.layers.server.stream_queue
+
+
+@pytest.mark.parametrize("size", [0, 5, 50_000])
+async def test_a_receiver_may_take_a_window_back(world, size):
+    """h2 refuses to write when a window is below zero, and that ended the connection."""
+    w = world(rule())
+    pair = Pair(w.connect(Kind.HTTP2))
+    pair.client.granting = False
+    stream = pair.request("/a")
+    asked = pair.application.all(h2.events.RequestReceived)[0].stream_id
+    pair.application.h2.send_headers(asked, [(":status", "200")])
+    pair.application.h2.send_data(asked, b"x" * 1000)
+    pair.application.flush()
+    pair.turn()
+    pair.client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 10})
+    pair.client.flush()
+    pair.turn()
+    for start in range(0, size, 10_000):
+        pair.application.h2.send_data(asked, b"y" * min(size - start, 10_000))
+    pair.application.h2.send_headers(asked, [("x-sum", "1")], end_stream=True)
+    pair.application.flush()
+    pair.turn()
+    assert len(pair.client.body(stream)) == 1000
+    pair.client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 65_535})
+    pair.client.flush()
+    pair.turn()
+    assert len(pair.client.body(stream)) == 1000 + size
+    assert pair.client.all(h2.events.TrailersReceived, stream)
+    assert pair.client.all(h2.events.StreamEnded, stream)
+
+
+async def test_a_receiver_may_make_its_frames_smaller_than_what_is_held_for_it(world):
+    w = world(rule())
+    pair = Pair(w.connect(Kind.HTTP2))
+    pair.client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0, SettingCodes.MAX_FRAME_SIZE: 65_535})
+    pair.client.flush()
+    stream = pair.request("/a")
+    asked = pair.application.all(h2.events.RequestReceived)[0].stream_id
+    assert pair.application.h2.max_outbound_frame_size > 60_000
+    pair.answer(asked, body=b"x" * 60_000)
+    pair.client.h2.update_settings({SettingCodes.MAX_FRAME_SIZE: 16_384})
+    pair.client.flush()
+    pair.turn()
+    pair.client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 65_535})
+    pair.client.flush()
+    pair.turn()
+    assert pair.client.body(stream) == b"x" * 60_000
+    assert pair.client.all(h2.events.StreamEnded, stream)
+
+
+async def test_refused_uploads_leave_nothing(world):
+    """Each left a request behind that would never end, as long as the connection lasted."""
+    w = world(rule("POST /shop.Cart/Get"))
+    c = w.connect(Kind.HTTP2)
+    pair = Pair(c)
+    for _ in range(50):
+        pair.request("/shop.Cart/Drop", method="POST", fields=GRPC, end=False)
+    assert not c.lane.layers.streams
+    assert len(w.flows.requests) == 50
+    w.hub.drain()
+    assert not c.lane.layers.streams
+
+
+async def test_what_a_client_had_sent_before_it_hears_of_a_refusal_is_not_held_against_it(world):
+    """Each frame was answered with one more reset, and too many of those ended the connection."""
+    hub = inspection(resets=3, early_resets=10)
+    w = world(rule("POST /shop.Cart/Get"), hub=hub)
+    pair = Pair(w.connect(Kind.HTTP2))
+    h2_ = pair.client.h2
+    head = [(":method", "POST"), (":scheme", "http"), (":authority", "cart"), (":path", "/shop.Cart/Drop"), *GRPC]
+    h2_.send_headers(1, head)
+    for _ in range(200):
+        h2_.send_data(1, b"\0\0\0\0\1x")
+    h2_.send_headers(1, [("x-sum", "1")], end_stream=True)
+    pair.client.flush()
+    pair.turn()
+    assert not hub.breaches
+    pair.request("/shop.Cart/Get", method="POST", fields=GRPC, body=b"x")
+    assert pair.application.all(h2.events.RequestReceived)
+
+
+@pytest.mark.parametrize("late", [[(":status", "103"), ("link", "</x>")], [(":status", "200")]])
+async def test_an_answer_that_crosses_a_reset_ends_no_other_request(world, late):
+    """An interim one was taken for a fault of the application, and ended its connection."""
+    w = world(rule())
+    c = w.connect(Kind.HTTP2)
+    pair = Pair(c)
+    stream, other = pair.request("/a"), pair.request("/b")
+    first, second = (event.stream_id for event in pair.application.all(h2.events.RequestReceived))
+    pair.application.h2.send_headers(first, late)
+    pair.client.h2.reset_stream(stream, 8)
+    pair.client.flush()
+    pair.application.flush()
+    pair.turn()
+    pair.answer(second, body=b"hello")
+    assert pair.client.body(other) == b"hello"
+    assert not c.client.write_ended
+    assert not c.application.write_ended

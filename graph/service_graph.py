@@ -12,8 +12,7 @@ A networkx multigraph holds it: nodes are workloads, parallel edges are keyed by
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import networkx as nx
@@ -24,6 +23,7 @@ from graph.generations import Generations
 from graph.limits import OTHER_ADDRESSES, Limits, Shed
 from graph.model import Direction, Instance, Workload, WorkloadRef
 from graph.nodes import Node
+from graph.shares import Shares
 from graph.views import EdgeVerdict, EdgeView, GraphChanges, GraphView, NodeView, OperationView
 from graph.windows import Windows
 
@@ -42,11 +42,7 @@ class ServiceGraph:
         self._generations: Generations[_Item] = Generations(self._limits.removals)
         self._tombstones: dict[WorkloadRef, float] = {}
         self._owners: dict[tuple[str, str], WorkloadRef] = {}  # of instances, by namespace and name
-        self._edges = 0  # networkx would count them anew
-        self._externals = 0
-        self._edges_of: Counter[WorkloadRef] = Counter()
-        self._brought: dict[WorkloadRef, WorkloadRef] = {}  # nodes outside, and which workload was first to name each
-        self._outside_of: Counter[WorkloadRef | str] = Counter()  # how many a workload, and a namespace, has brought
+        self._shares = Shares(self._limits)
         self._unknowns = 0
         self._operations = 0
         self._asked: set[EdgeKey] = set()  # whose operations changed since they were drained
@@ -314,10 +310,7 @@ class ServiceGraph:
             key = replace(key, source=source, destination=destination)
         if self._accounts(key) is not None:
             return key
-        full = self._edges >= self._limits.edges
-        if speaker is not None:
-            full = full or self._edges_of[speaker] >= self._limits.edges_each
-        if full or self._tries_ports(source, destination):
+        if self._shares.edges_full(speaker) or self._tries_ports(source, destination):
             self.shed.edges += 1
             return None
         unknown = sum(1 for ref in {source, destination} if not ref.is_external and ref not in self._graph)
@@ -337,17 +330,8 @@ class ServiceGraph:
         """:param beside: the other end, which may be about to take a place itself"""
         if not self._is_new_address(ref):
             return ref
-        limits = self._limits
-        taken = self._externals + (beside != ref and self._is_new_address(beside))
-        if taken >= limits.external or (
-            not beside.is_external
-            and (
-                self._outside_of[beside] >= limits.external_each
-                or self._outside_of[beside.namespace] >= limits.external_space
-            )
-        ):
-            return OTHER_ADDRESSES
-        return ref
+        more = beside != ref and self._is_new_address(beside)
+        return OTHER_ADDRESSES if self._shares.outside_full(beside, more) else ref
 
     def _is_new_address(self, ref: WorkloadRef) -> bool:
         return ref.is_external and ref != OTHER_ADDRESSES and ref not in self._graph
@@ -355,17 +339,12 @@ class ServiceGraph:
     def _add_node(self, ref: WorkloadRef) -> Node:
         node = Node(ref)
         self._graph.add_node(ref, node=node)
-        if ref.is_external and ref != OTHER_ADDRESSES:
-            self._externals += 1
+        self._shares.add_node(ref)
         return node
 
     def _drop_node(self, node: Node, generation: int) -> None:
         self._graph.remove_node(node.ref)
-        self._externals -= node.ref.is_external and node.ref != OTHER_ADDRESSES
-        by = self._brought.pop(node.ref, None)
-        if by is not None:
-            _less(self._outside_of, by)
-            _less(self._outside_of, by.namespace)
+        self._shares.drop_node(node.ref)
         self._unknowns -= node.workload is None and not node.ref.is_external
         self._generations.remove(node.ref, generation)
 
@@ -384,18 +363,14 @@ class ServiceGraph:
 
     def _add_edge(self, key: EdgeKey, generation: int) -> EdgeAccounts:
         for ref, beside in ((key.source, key.destination), (key.destination, key.source)):
-            self._edges_of[ref] += 1
             if ref not in self._graph:
                 node = self._add_node(ref)
                 self._unknowns += not ref.is_external
                 self._touch_node(node, generation)
-                if ref.is_external and ref != OTHER_ADDRESSES and not beside.is_external:
-                    self._brought[ref] = beside
-                    self._outside_of[beside] += 1
-                    self._outside_of[beside.namespace] += 1
+                self._shares.bring(ref, beside)
         accounts = EdgeAccounts(key)
         self._graph.add_edge(key.source, key.destination, key=(key.port, key.protocol), accounts=accounts)
-        self._edges += 1
+        self._shares.add_edge(key)
         return accounts
 
     def _drop_edge(self, key: EdgeKey, generation: int) -> None:
@@ -404,19 +379,10 @@ class ServiceGraph:
             self._operations -= len(accounts.operations)
             self._asked.add(key)
         self._graph.remove_edge(key.source, key.destination, key=(key.port, key.protocol))
-        self._edges -= 1
-        for ref in (key.source, key.destination):
-            _less(self._edges_of, ref)
+        self._shares.drop_edge(key)
         self.windows.forget(key)
         self._generations.remove(key, generation)
 
     def _touch_node(self, node: Node, generation: int) -> None:
         node.view = None
         self._generations.touch(node.ref, generation)
-
-
-def _less[T: Hashable](counter: Counter[T], one: T) -> None:
-    """One less of it; what there is none of is not remembered."""
-    counter[one] -= 1
-    if not counter[one]:
-        del counter[one]

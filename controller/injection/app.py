@@ -22,8 +22,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from controller.errors import ConfigError
 from controller.handshakes import Handshakes
-from controller.injection.injecting import PodSecurity
 from controller.injection.meters import Meters
+from controller.injection.outcomes import PodSecurity
 from controller.injection.program_settings import InjectorSettings
 from controller.injection.review import BadReview, answer
 from controller.injection.serving_certificate import ServingCertificate

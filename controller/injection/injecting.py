@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from controller.injection import annotations as reading
@@ -18,9 +16,12 @@ from controller.injection import conflicts, names, prometheus, roots, shape
 from controller.injection.annotations import Wishes
 from controller.injection.documents import integer_or_none, mapping, mappings, texts
 from controller.injection.errors import InjectionRefused
+from controller.injection.outcomes import Injected, Namespace, Outcome, PodSecurity, Refused, Skipped
 from controller.injection.probes import MAX_PROBES, Application, Unsuited, performed, probes_of, rewritten
 from controller.injection.settings import InjectionSettings, Resources, amount
 from controller.injection.undoing import Record, Undone, empties_of, is_injected, merged_resources, undo
+
+__all__ = ["Injected", "Namespace", "Outcome", "PodSecurity", "Refused", "Skipped", "inject", "uninject"]
 
 #: Seconds that a plain sidecar goes on as before when its pod ends, and that are left when it has.
 HOLD_SECONDS = 5
@@ -33,58 +34,6 @@ _OF_CAPTURE: Mapping[str, Any] = {
     "exclude_outbound_ports": [],
     "exit_with_application": False,
 }
-
-
-class PodSecurity(StrEnum):
-    """The Pod Security Standard that a namespace enforces."""
-
-    PRIVILEGED = "privileged"
-    BASELINE = "baseline"
-    RESTRICTED = "restricted"
-
-
-@dataclass(frozen=True, slots=True)
-class Namespace:
-    """What matters of a pod's namespace.
-
-    :param enforces: the Pod Security Standard that the API server holds its pods to
-    """
-
-    name: str
-    enforces: PodSecurity = PodSecurity.PRIVILEGED
-
-
-@dataclass(frozen=True, slots=True)
-class Injected:
-    """A pod with its sidecar, and what its author should know."""
-
-    pod: dict[str, Any]
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A pod that stays as it is.
-
-    :param reason: a word for programs
-    :param warnings: empty where nobody would expect a sidecar
-    """
-
-    reason: str
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A pod that must not be made as it stands.
-
-    :param error: names the field, what is wrong with it and the remedy
-    """
-
-    error: InjectionRefused
-
-
-type Outcome = Injected | Skipped | Refused
 
 
 def inject(pod: Mapping[str, Any], namespace: Namespace, settings: InjectionSettings) -> Outcome:

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from controller.injection.injecting import PodSecurity
 from controller.injection.names import INJECTION, SYSTEM_NAMESPACES
+from controller.injection.outcomes import PodSecurity
 
 NAME: Final = "hedgerow-injector"
 SERVICE: Final = "hedgerow-injector"

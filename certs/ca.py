@@ -282,7 +282,9 @@ class CertificateAuthority:
             authority = authority.activate_root(now)
         issuing = authority.issuing.certificate
         begins, ends = issuing.not_valid_before_utc.timestamp(), issuing.not_valid_after_utc.timestamp()
-        if now >= (begins + ends) / 2:
+        # before it begins: the clock was ahead when it was made, and has been put right since
+        early = now < begins and now >= authority.active.certificate.not_valid_before_utc.timestamp()
+        if early or now >= (begins + ends) / 2:
             authority = authority.renew_issuing(now)
         return authority
 

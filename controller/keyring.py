@@ -6,6 +6,8 @@ Rules:
 2. The server's own certificate is renewed near half of its life. What new handshakes use is one immutable value that is
    swapped as a whole, so that gRPC's threads may read it at any time and no open connection notices.
 3. The policy signer's key is made at every start and never leaves memory: every snapshot carries its certificate.
+4. A disk that takes nothing keeps the authority as it was, and not the server from going on with a fresh certificate.
+5. A clock that was ahead for a while, and is put right, leaves nothing that begins only later.
 
 ``STATE_DIR/ca/`` holds the authority, ``STATE_DIR/trust-bundle.pem`` the roots, which are public.
 """
@@ -31,7 +33,7 @@ from certs.keys import key_to_pem, make_csr, new_key
 from certs.rotation import renewal_at
 from certs.signing import sign_payload
 from certs.spiffe import SpiffeId
-from controller.errors import ConfigError
+from controller.errors import ConfigError, ControllerError
 
 log = logging.getLogger("hedgerow.keyring")
 
@@ -47,6 +49,7 @@ class ServerMaterial:
     """What a TLS handshake of ours needs. Never logged: its repr shows no key.
 
     :param version: grows with every change
+    :param not_before: its validity, seconds since the epoch
     :param renew_at: when the next one is due, seconds since the epoch
     """
 
@@ -54,6 +57,7 @@ class ServerMaterial:
     chain_pem: bytes
     key_pem: bytes
     roots_pem: bytes
+    not_before: float
     not_after: float
     renew_at: float
 
@@ -97,6 +101,7 @@ class Keyring:
         self._clock = clock
         self._random = random
         self._bundle = authority.bundle()
+        self._bundle_due = True  # to be written
         now = clock()
         self._signer = self._new_signer(now)
         self._material = self._new_material(now, 1)
@@ -175,27 +180,36 @@ class Keyring:
             await asyncio.sleep(max(0.05, min(self._material.renew_at - self._clock(), MAX_SLEEP)))
             try:
                 await asyncio.to_thread(self.maintain)
-            except (CertError, OSError) as error:
+            except (CertError, ControllerError, OSError) as error:
                 log.error("the controller's certificates could not be renewed: %s", error)
                 await asyncio.sleep(1)
 
     def maintain(self) -> None:
         """Take every step that is due by the clock.
 
-        :raises CertError: when a step fails; the state is then as it was
+        :raises CertError, ConfigError: when a step fails; it is still due, and the others were taken
         """
         now = self._clock()
+        before = self._authority
+        try:
+            self._maintain_authority(now)
+        finally:
+            if self._authority is not before or now < self._signer.chain.not_before:
+                self._signer = self._new_signer(now)
+            held = self._material
+            if self._authority is not before or now >= held.renew_at or now < held.not_before:
+                self._material = self._new_material(now, held.version + 1)
+                log.info("the controller's certificate was renewed, good for %.0f s", self._material.not_after - now)
+        if self._bundle_due:
+            self._write_bundle()
+
+    def _maintain_authority(self, now: float) -> None:
         due = self._authority.maintained(now)
         if due is not self._authority:
             save_authority(self._state_dir / CA_DIRECTORY, due)
             log.info("the certificate authority was renewed; its bundle has sequence %d", due.sequence)
             self._authority, self._bundle = due, due.bundle()
-            self._write_bundle()
-            self._signer = self._new_signer(now)
-        elif now < self._material.renew_at:
-            return
-        self._material = self._new_material(now, self._material.version + 1)
-        log.info("the controller's certificate was renewed, good for %.0f s", self._material.not_after - now)
+            self._bundle_due = True
 
     def _new_signer(self, now: float) -> PolicySigner:
         key = new_key()
@@ -209,6 +223,7 @@ class Keyring:
             chain_pem=pem_text(chain.chain_der).encode("ascii"),
             key_pem=key_to_pem(key),
             roots_pem=self._bundle.to_pem().encode("ascii"),
+            not_before=chain.not_before,
             not_after=chain.not_after,
             renew_at=renewal_at(chain.not_before, chain.not_after, self._random),
         )
@@ -222,6 +237,7 @@ class Keyring:
                 file.flush()
                 os.fsync(file.fileno())
             beside.replace(path)
+            self._bundle_due = False
         except OSError as error:
             raise ConfigError(
                 f"{path} can not be written: {error.strerror}", remedy="make the state directory writable"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import stat
 from pathlib import Path
 from random import Random
@@ -12,11 +13,12 @@ from certs.bundle import TrustBundle
 from certs.ca import ISSUING_LIFETIME
 from certs.ca_files import load_authority
 from certs.certificate import read_pem_certificates
-from certs.errors import AuthorityError
+from certs.errors import AuthorityError, CertError
 from certs.keys import make_csr, new_key
 from certs.signing import verify_payload
 from certs.spiffe import SpiffeId
 from certs.verify import verify_peer
+from controller import keyring as keyrings
 from controller.errors import ConfigError
 from controller.issuer import Throttle, Throttled
 from controller.keyring import Keyring
@@ -128,6 +130,70 @@ class TestKeyring:
         for chain in (old, new):
             assert verify_peer(chain.chain_der[0], chain.chain_der[1:], on_disk.bundle(), clock.now) == identity
         verify_payload(payload, signature, signer.chain.chain_der, keyring.bundle, clock.now)
+
+    @pytest.mark.parametrize("ahead", [86400.0, 2 * 365 * 86400.0], ids=["a day", "two years"])
+    def test_a_clock_that_was_ahead_leaves_nothing_that_begins_only_later(self, tmp_path: Path, ahead: float) -> None:
+        clock = Clock()
+        keyring = ring(tmp_path, clock)
+        clock.now += ahead
+        keyring.maintain()
+        clock.now -= ahead - 100.0
+        keyring.maintain()
+        keyring.check_ready()
+        leaf, *others = read_pem_certificates(keyring.material.chain_pem, "server")
+        assert verify_peer(leaf, others, keyring.bundle, clock.now) == SpiffeId.controller(TRUST_DOMAIN)
+        signer = keyring.signer
+        verify_payload(b"x", signer.sign(b"x"), signer.chain.chain_der, keyring.bundle, clock.now)
+        held = keyring.material
+        keyring.maintain()
+        assert keyring.material is held
+        ring(tmp_path, clock).check_ready()
+
+    @pytest.mark.parametrize("taken", ["ca/.authority.pem.new", ".trust-bundle.pem.new"])
+    def test_a_disk_that_takes_nothing_keeps_no_certificate_from_being_renewed(
+        self, tmp_path: Path, taken: str
+    ) -> None:
+        clock = Clock()
+        keyring = ring(tmp_path, clock)
+        clock.now += 3650 * 86400.0 - 380 * 86400.0  # a new root is to be published
+        keyring = ring(tmp_path, clock)
+        clock.now += 200 * 86400.0
+        (tmp_path / taken).mkdir()  # also for root, whom no mode keeps out
+        for _ in range(3):
+            clock.now += 3600.0
+            with pytest.raises((CertError, ConfigError)):
+                keyring.maintain()
+            leaf, *others = read_pem_certificates(keyring.material.chain_pem, "server")
+            assert verify_peer(leaf, others, keyring.bundle, clock.now) == SpiffeId.controller(TRUST_DOMAIN)
+        (tmp_path / taken).rmdir()
+        keyring.maintain()
+        written = TrustBundle.from_pem((tmp_path / "trust-bundle.pem").read_text(), TRUST_DOMAIN)
+        assert written == keyring.bundle
+        assert ring(tmp_path, clock).bundle == keyring.bundle
+
+    async def test_what_could_not_be_written_is_tried_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(keyrings, "MAX_SLEEP", 0.05)
+        clock = Clock()
+        keyring = ring(tmp_path, clock, lifetime=3600.0)
+        (tmp_path / ".trust-bundle.pem.new").mkdir()
+        clock.now += 200 * 86400.0
+        upkeep = asyncio.create_task(keyring.run())
+        first = keyring.material
+        try:
+            async with asyncio.timeout(60):
+                while keyring.material is first:  # noqa: ASYNC110  # what is waited for is its own work
+                    await asyncio.sleep(0.01)
+                (tmp_path / ".trust-bundle.pem.new").rmdir()
+                clock.now += 3600.0
+                before = (tmp_path / "trust-bundle.pem").stat().st_mtime_ns
+                while (tmp_path / "trust-bundle.pem").stat().st_mtime_ns == before:
+                    assert not upkeep.done(), upkeep
+                    await asyncio.sleep(0.01)
+        finally:
+            upkeep.cancel()
+            await asyncio.gather(upkeep, return_exceptions=True)
 
     def test_a_clock_that_is_far_off_is_told_before_a_token_is_spent(self, tmp_path: Path) -> None:
         clock = Clock()

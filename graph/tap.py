@@ -26,6 +26,24 @@ MAX_FIELDS: Final = 32_768
 _ID: Final = re.compile(r"[a-z0-9-]{1,64}")
 
 
+def read_status(text: str, field: str = "tap.status") -> tuple[int, int]:
+    """The first and the last of ``503``, ``5xx`` or ``400-499``.
+
+    :raises InvalidValue: naming ``field``
+    """
+    written = text.lower()
+    first, dash, last = written.partition("-")
+    if len(written) == 3 and written[0] in "12345" and written[1:] == "xx":
+        return int(written[0]) * 100, int(written[0]) * 100 + 99
+    ends = (first, last if dash else first)
+    if (
+        all(end.isascii() and end.isdigit() and len(end) == 3 for end in ends)
+        and 100 <= int(ends[0]) <= int(ends[1]) <= 599
+    ):
+        return int(ends[0]), int(ends[1])
+    raise InvalidValue(field, f"{text[:20]!r} is no status", "write it as 503, 5xx or 400-499")
+
+
 @dataclass(frozen=True, slots=True)
 class TapSpec:
     """Which requests to a workload are shown, and how much of them.

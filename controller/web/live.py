@@ -132,9 +132,9 @@ class Live:
         return await self._stream(request, self._graph_events)
 
     async def flows(
-        self, request: web.Request, workload: WorkloadRef | None, verdict: Verdict | None
+        self, request: web.Request, workload: WorkloadRef | None, verdict: Verdict | None, namespace: str
     ) -> web.StreamResponse:
-        return await self._stream(request, lambda changes: self._flow_events(changes, workload, verdict))
+        return await self._stream(request, lambda changes: self._flow_events(changes, workload, verdict, namespace))
 
     async def _stream(
         self, request: web.Request, events: Callable[[Subscription], AsyncIterator[bytes]]
@@ -174,7 +174,7 @@ class Live:
                 sent_at = time.monotonic()
 
     async def _flow_events(
-        self, changes: Subscription, workload: WorkloadRef | None, verdict: Verdict | None
+        self, changes: Subscription, workload: WorkloadRef | None, verdict: Verdict | None, namespace: str
     ) -> AsyncIterator[bytes]:
         while True:
             change = await _next(changes, self._comment_seconds)
@@ -185,6 +185,8 @@ class Live:
                 yield event("missed", {})
             for flow in change.flows:
                 if workload is not None and workload not in (flow.source, flow.destination):
+                    continue
+                if namespace and namespace not in (flow.source.namespace, flow.destination.namespace):
                     continue
                 if verdict is None or flow.verdict is verdict:
                     yield event("flow", flow_document(flow))

@@ -157,17 +157,19 @@ class Looking:
         limit = fields.take("limit", inputs.number(1, 10_000), 100)
         workload = fields.take("workload", inputs.blank_is_absent(inputs.workload), None)
         verdict = fields.take("verdict", inputs.blank_is_absent(choice(*Verdict)), None)
+        namespace = fields.take("namespace", inputs.blank_is_absent(namespace_name), None) or ""
         since = fields.take("since", inputs.blank_is_absent(inputs.moment), None)
         fields.finish()
-        found = self.engine.flows(limit, workload, verdict, since or 0.0)
+        found = self.engine.flows(limit, workload, verdict, since or 0.0, namespace)
         return answer({"flows": [flow_document(flow) for flow in found]})
 
     async def flows_live(self, request: web.Request) -> web.StreamResponse:
         fields = inputs.query(request)
         workload = fields.take("workload", inputs.blank_is_absent(inputs.workload), None)
         verdict = fields.take("verdict", inputs.blank_is_absent(choice(*Verdict)), None)
+        namespace = fields.take("namespace", inputs.blank_is_absent(namespace_name), None) or ""
         fields.finish()
-        return await self.live.flows(request, workload, verdict)
+        return await self.live.flows(request, workload, verdict, namespace)
 
     # --- policy
 

@@ -25,7 +25,18 @@ from controller.web.changing import OWNER, REASON
 from controller.web.live import KEEP_ALIVE, WRITE_SECONDS, event
 from graph.errors import InvalidValue
 from graph.fields import Unfit, integer, items, optional, seconds, text
-from graph.tap import MAX_BODY, MAX_COUNT, MAX_EVENTS, MAX_PORTS, MAX_SECONDS, Fields, Message, Shown, TapSpec
+from graph.tap import (
+    MAX_BODY,
+    MAX_COUNT,
+    MAX_EVENTS,
+    MAX_PORTS,
+    MAX_SECONDS,
+    Fields,
+    Message,
+    Shown,
+    TapSpec,
+    read_status,
+)
 
 #: Seconds without an event before a comment keeps the connection open.
 _COMMENT: Final = 15.0
@@ -177,14 +188,10 @@ def _audited(spec: TapSpec) -> dict[str, object]:
 
 
 def _status(value: object) -> tuple[int, int]:
-    """``503``, ``5xx`` or ``400-499``."""
-    written = str(value).lower()
-    first, dash, last = written.partition("-")
-    if len(written) == 3 and written[0] in "12345" and written[1:] == "xx":
-        return int(written[0]) * 100, int(written[0]) * 100 + 99
-    if not all(part.isascii() and part.isdigit() and len(part) == 3 for part in ((first, last) if dash else (first,))):
-        raise Unfit(f"{written[:20]!r} is no status", "write it as 503, 5xx or 400-499")
-    return int(first), int(last) if dash else int(first)
+    try:
+        return read_status(str(value))
+    except InvalidValue as error:
+        raise Unfit(error.problem, error.remedy) from None
 
 
 def _yes_or_no(value: object) -> bool:

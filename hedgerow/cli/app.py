@@ -12,6 +12,7 @@ from hedgerow.cli.check import check
 from hedgerow.cli.context import Command
 from hedgerow.cli.inject import inject, injector, uninject
 from hedgerow.cli.policy import policy, rollback
+from hedgerow.cli.status import status
 from hedgerow.cli.tap import tap
 
 app = typer.Typer(
@@ -47,7 +48,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     inject,
     uninject,
     check,
-    observe.status,
+    status,
     picture.graph,
     observe.flows,
     tap,

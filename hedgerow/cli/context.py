@@ -21,6 +21,7 @@ from graph.errors import InvalidValue
 from graph.model import WorkloadRef, is_host
 from graph.operations import check_operation
 from graph.outside import normal_host, parse_outside
+from hedgerow.cli import completion
 from hedgerow.cli.output import Output, printable
 from hedgerow.client import Access, BadAddress, Client, ClientError, Refused, Unreachable
 
@@ -34,6 +35,23 @@ TokenFile = Annotated[
 ]
 Format = Annotated[Output, typer.Option("--output", "-o", help="How to print the answer.")]
 Owner = Annotated[str, typer.Option("--owner", metavar="NAME", help="Who answers for the change; you, when left out.")]
+# -n is the namespace wherever it is, as kubectl has it
+Within = Annotated[
+    str,
+    typer.Option(
+        "--namespace", "-n", metavar="NAME", help="Only of this namespace.", autocompletion=completion.namespace
+    ),
+]
+Namespace = Annotated[
+    str,
+    typer.Option(
+        "--namespace",
+        "-n",
+        metavar="NAME",
+        help="Of workloads that are named without one.",
+        autocompletion=completion.namespace,
+    ),
+]
 
 _DURATION = re.compile(r"([0-9]{1,9})([smhd])")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -87,28 +105,62 @@ def whoever(owner: str) -> str:
         fail("this user has no name", "say who answers for the change with --owner", 2)
 
 
-def workload(text: str, field: str) -> str:
-    """Check ``namespace/name``, or the address or the host name of something outside, before anything is sent."""
+def check_namespace(text: str) -> None:
+    """Check what ``-n`` says; nothing is fine."""
+    if "/" in text:
+        fail(f"--namespace: {text!r} is not a namespace name", "name the namespace alone", 2)
+    try:
+        if text:
+            WorkloadRef.parse(f"{text}/any", field="--namespace")
+    except InvalidValue as error:
+        fail(f"--namespace: {error.problem}", error.remedy, 2)
+
+
+def within(namespace: str, *ends: str) -> bool:
+    """Whether one of the ends is of this namespace; everything is where none is named."""
+    return not namespace or any(end.startswith(f"{namespace}/") for end in ends)
+
+
+def of(namespace: str) -> str:
+    """What a sentence about nothing found says besides, so that a mistyped namespace is seen."""
+    return f" of the namespace {namespace}" if namespace else ""
+
+
+def workload_in(text: str, field: str, namespace: str) -> str:
+    """:func:`workload` for commands about one: two namespaces for it are a mistake."""
+    if namespace and "/" in text and not text.startswith(f"{namespace}/"):
+        fail(f"--namespace: {namespace}, but {field} is {text}", "name the namespace once", 2)
+    return workload(text, field, namespace)
+
+
+def workload(text: str, field: str, namespace: str = "") -> str:
+    """Check ``namespace/name``, or the address or the host name of something outside, before anything is sent.
+
+    :param namespace: of a name without one
+    """
     try:
         if _is_address(text):
             return str(WorkloadRef.external(text))
+        if namespace and text and "/" not in text and not is_host(text.lower().rstrip(".")):
+            check_namespace(namespace)
+            text = f"{namespace}/{text}"
         name = normal_host(text, field=field) if "/" not in text else text
         return str(WorkloadRef.external_host(name) if is_host(name) else WorkloadRef.parse(text, field=field))
     except InvalidValue as error:
         fail(f"{field}: {error.problem}", error.remedy, 2)
 
 
-def end(text: str, field: str) -> str:
+def end(text: str, field: str, namespace: str = "") -> str:
     """Check what :func:`workload` does, and besides a network or the names below a domain."""
     if not (text.startswith("*") or _is_address(text.partition("/")[0])):
-        return workload(text, field)
+        return workload(text, field, namespace)
     try:
         return str(parse_outside(text, field=field))
     except InvalidValue as error:
         fail(f"{field}: {error.problem}", error.remedy, 2)
 
 
-def target(text: str, *, every_port: bool = False, wide: bool = False) -> tuple[str, int | None]:
+def target(text: str, *, every_port: bool = False, wide: bool = False, namespace: str = "") -> tuple[str, int | None]:
     """Read ``namespace/name:port``, or ``192.0.2.7:443``, ``[2001:db8::7]:443``, ``api.example.com:443``.
 
     :param every_port: whether ``:all`` may stand for every port; it is returned as None
@@ -118,14 +170,14 @@ def target(text: str, *, every_port: bool = False, wide: bool = False) -> tuple[
     host = name[1:-1] if name.startswith("[") and name.endswith("]") else name
     known = end if wide else workload
     if every_port and colon and number == "all":
-        return known(host, "to"), None
+        return known(host, "to", namespace), None
     digits = colon and number.isascii() and number.isdigit()
     if digits and not (len(number) <= 5 and 1 <= int(number) <= 65535):
         fail(f"to: {number[:40]} is not a port", "use one from 1 to 65535", 2)
     if not digits:
         every = ", or shop/cart:all for every port" if every_port else ""
         fail(f"to: {text!r} names no port", f"write it as namespace/name:port, such as shop/cart:8080{every}", 2)
-    return known(host, "to"), int(number)
+    return known(host, "to", namespace), int(number)
 
 
 def operation(text: str) -> str:

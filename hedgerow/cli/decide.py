@@ -12,7 +12,7 @@ import typer
 
 from graph.model import InboundTls, Mode
 from hedgerow.cli import completion, context
-from hedgerow.cli.context import Format, Owner, Server, TokenFile
+from hedgerow.cli.context import Format, Namespace, Owner, Server, TokenFile, Within
 from hedgerow.cli.output import VERDICTS, Column, Output, ago, connection, end, print_table, prose, show
 from hedgerow.cli.policy import Reason
 
@@ -62,17 +62,19 @@ class Direction(StrEnum):
 
 def allow(reason: Reason, source: Source = "", destination: Target = "", from_: From = "", to: To = "",
           lasting: Lasting = "", owner: Owner = "", operation: Operations = None, protocol: Transport = "TCP",
-          server: Server = "", token_file: TokenFile = None, output: Format = Output.TABLE) -> None:  # fmt: skip
+          namespace: Namespace = "", server: Server = "", token_file: TokenFile = None,
+          output: Format = Output.TABLE) -> None:  # fmt: skip
     """Allow a connection, or operations of it, by hand, for a while."""
-    ends = _asked_for(*_ends_given(source, destination, from_, to), protocol, operation or [])
+    ends = _asked_for(*_ends_given(source, destination, from_, to), protocol, operation or [], namespace)
     _override({"effect": "allow", **ends, **_by_whom(owner, reason, lasting)}, server, token_file, output)
 
 
 def deny(reason: Reason, source: Source = "", destination: Target = "", from_: From = "", to: To = "",
          lasting: Lasting = "", owner: Owner = "", operation: Operations = None, protocol: Transport = "TCP",
-         server: Server = "", token_file: TokenFile = None, output: Format = Output.TABLE) -> None:  # fmt: skip
+         namespace: Namespace = "", server: Server = "", token_file: TokenFile = None,
+         output: Format = Output.TABLE) -> None:  # fmt: skip
     """Deny a connection, or operations of it, by hand, and end what is open."""
-    ends = _asked_for(*_ends_given(source, destination, from_, to), protocol, operation or [])
+    ends = _asked_for(*_ends_given(source, destination, from_, to), protocol, operation or [], namespace)
     _override({"effect": "deny", **ends, **_by_whom(owner, reason, lasting)}, server, token_file, output)
 
 
@@ -89,10 +91,10 @@ def _ends_given(source: str, destination: str, from_: str, to: str) -> tuple[str
     return ends[0], ends[1]
 
 
-def _asked_for(source: str, destination: str, protocol: str, operations: list[str]) -> dict[str, Any]:
-    name, port = context.target(destination, every_port=True, wide=True)
+def _asked_for(source: str, destination: str, protocol: str, operations: list[str], namespace: str) -> dict[str, Any]:
+    name, port = context.target(destination, every_port=True, wide=True, namespace=namespace)
     return {
-        "from": context.end(source, "from"),
+        "from": context.end(source, "from", namespace),
         "to": name,
         "port": port,
         "protocol": context.transport(protocol),
@@ -136,7 +138,11 @@ def _where(result: dict[str, Any]) -> str:
 
 @overrides.callback()
 def overrides_list(
-    command: typer.Context, server: Server = "", token_file: TokenFile = None, output: Format = Output.TABLE
+    command: typer.Context,
+    namespace: Within = "",
+    server: Server = "",
+    token_file: TokenFile = None,
+    output: Format = Output.TABLE,
 ) -> None:
     """List what people allowed or denied by hand."""
     if command.invoked_subcommand is not None:
@@ -159,10 +165,13 @@ def overrides_list(
                  ago(each["expires_at"]), each["owner"], each["reason"])
                 for each in answer["overrides"]
             ],
-            "There are no overrides.",
+            f"There are no overrides{context.of(namespace)}.",
         )  # fmt: skip
 
-    show(context.call(server, token_file, lambda client: client.get("/overrides")), output, table)
+    context.check_namespace(namespace)
+    found = context.call(server, token_file, lambda client: client.get("/overrides"))
+    found["overrides"] = [each for each in found["overrides"] if context.within(namespace, each["from"], each["to"])]
+    show(found, output, table)
 
 
 @overrides.command("rm", hidden=True)
@@ -212,12 +221,15 @@ def mode_set(
         NetworkPolicyMode | None,
         typer.Option(help="On Kubernetes, what is done with a namespace's NetworkPolicies."),
     ] = None,
+    namespace: Namespace = "",
     owner: Owner = "",
     server: Server = "",
     token_file: TokenFile = None,
     output: Format = Output.TABLE,
 ) -> None:
     """Set the mode of a workload, or of a whole namespace."""
+    if namespace:
+        scope = context.workload_in(scope, "workload", namespace)
     if to is None and inbound_tls is None and network_policy is None:
         context.fail("mode: none given", "write learn, audit, enforce or quarantine, or give an option", 2)
     if network_policy is not None and "/" in scope:
@@ -257,6 +269,7 @@ def join_token_create(
     lasting: Annotated[
         str, typer.Option("--for", metavar="TIME", help="How long it may be used: 90s, 30m, 8h, 7d.")
     ] = "10m",
+    namespace: Namespace = "",
     owner: Owner = "",
     server: Server = "",
     token_file: TokenFile = None,
@@ -264,7 +277,7 @@ def join_token_create(
 ) -> None:
     """Make a token that admits one sidecar, once. It is shown this one time."""
     body = {
-        "workload": context.workload(workload, "workload"),
+        "workload": context.workload_in(workload, "workload", namespace),
         "instance": instance,
         "expires_in": context.seconds(lasting, "--for"),
         "owner": context.whoever(owner),

@@ -1,24 +1,24 @@
-"""Commands that look: ``status``, ``flows``, ``why``, ``drift``, ``audit``."""
+"""Commands that look: ``flows``, ``why``, ``drift``, ``audit``."""
 
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
 from hedgerow.cli import completion, context
-from hedgerow.cli.context import Format, Server, TokenFile
+from hedgerow.cli.context import Format, Namespace, Server, TokenFile, Within
 from hedgerow.cli.output import (
     VERDICTS,
     Column,
     Output,
     ago,
     connection,
-    duration,
     end,
+    moment,
     print_table,
     printable,
     prose,
@@ -28,13 +28,6 @@ from hedgerow.cli.output import (
     to_yaml,
 )
 from hedgerow.client import Client, Unreachable
-from hedgerow.words import many
-
-#: Problems with the cluster that the table shows.
-_PROBLEMS = 10
-#: Seconds for which a part of the controller that was begun again is shown.
-_LATELY = 600.0
-_MODES = {"enforce": "green", "audit": "yellow", "quarantine": "red"}
 
 
 class VerdictFilter(StrEnum):
@@ -42,131 +35,6 @@ class VerdictFilter(StrEnum):
 
     ALLOW = "allow"
     DENY = "deny"
-
-
-def status(server: Server = "", token_file: TokenFile = None, output: Format = Output.TABLE) -> None:
-    """Show the controller, workloads, modes and sidecars."""
-    show(context.call(server, token_file, lambda client: client.get("/status")), output, _status)
-
-
-def _status(answer: dict[str, Any]) -> None:
-    states = ", ".join(f"{count} {state}" for state, count in answer["edges"].items() if count) or "none yet"
-    up = ago(answer["started_at"]).removesuffix(" ago")
-    say(f"controller {answer['version']}, trust domain {answer['trust_domain']}, up {up}")
-    say(f"edges: {states}; overrides in force: {answer['overrides']}")
-    if answer.get("refused"):
-        _refused(answer["refused"])
-    if answer.get("cluster"):
-        _cluster(answer["cluster"])
-    say("")
-    print_table(
-        (
-            Column("workload"),
-            Column("instances", spare=2),
-            Column("inbound", colours=_MODES),
-            Column("outbound", colours=_MODES),
-            Column("tls", spare=1),
-            Column("ready to enforce", least=16),
-        ),
-        [
-            (
-                item["workload"],
-                item["instances"],
-                item["inbound_mode"],
-                item["outbound_mode"],
-                item["inbound_tls"],
-                "yes" if item["ready_to_enforce"] else "; ".join(item["waiting_for"]) or "no",
-            )
-            if item["meshed"] and not item["transport"]
-            else (item["workload"], item["instances"], _without(item), "-", "-", "-")
-            for item in answer["workloads"]
-        ],
-        "The inventory holds no workloads.",
-    )
-    say("")
-    troubled = [item for item in answer["sidecars"] if not item["connected"] or item["nack"]]
-    say(f"sidecars: {len(answer['sidecars'])} known, {len(troubled)} in trouble", "red" if troubled else "")
-    print_table(
-        (
-            Column("sidecar"),
-            Column("connected"),
-            Column("holds", spare=1),
-            Column("sent", spare=2),
-            Column("refused because", least=20),
-        ),
-        [
-            (
-                item["instance"],
-                "yes" if item["connected"] else f"no, {ago(item['last_seen'])}",
-                item["held_version"],
-                item["pushed_version"],
-                item["nack"],
-            )
-            for item in troubled
-        ],
-        "All of them hold what was sent to them." if answer["sidecars"] else "None has connected yet.",
-    )
-
-
-def _refused(lately: dict[str, Any]) -> None:
-    when = f"refused in the last {duration(lately['seconds'])}"
-    if not lately["connections"]:
-        say(f"{when}: no connections")
-        return
-    what = f"{many(lately['connections'], 'connection')} of {many(lately['pairs'], 'pair')} of workloads"
-    prose(f"{when}: {what}; see `hedgerow drift`, or `hedgerow flows --verdict deny`", style="yellow")
-
-
-def _cluster(cluster: dict[str, Any]) -> None:
-    held = {watch["resource"]: watch["objects"] for watch in cluster["watches"]}
-    waiting = [part["name"] for part in cluster["parts"] if not part["synced"]]
-    shown = ", ".join(many(held[f"{kind}s"], kind) for kind in ("pod", "service", "node") if f"{kind}s" in held)
-    count = sum(cluster["troubles"].values())
-    say(
-        f"cluster: {shown}; " + (f"waiting for {', '.join(waiting)}" if waiting else f"problems: {count or 'none'}"),
-        "yellow" if waiting or count else "",
-    )
-    watches = {f"watch {watch['resource']}": watch for watch in cluster["watches"]}
-    troubled = [part for part in cluster["parts"] if _in_trouble(part, watches.get(part["name"]))]
-    if troubled:
-        print_table(
-            (
-                Column("part"),
-                Column("heard of", spare=1),
-                Column("begun again", spare=2),
-                Column("last"),
-                Column("because", least=20),
-            ),
-            [
-                (
-                    part["name"],
-                    _past(watches.get(part["name"], {}).get("heard")),
-                    part["failures"],
-                    _past(part["failed"]),
-                    part["problem"],
-                )
-                for part in troubled
-            ],
-            "",
-        )
-    for problem in cluster["problems"][:_PROBLEMS]:
-        prose(problem, "  ")
-    if count > _PROBLEMS:
-        say(f"  and {count - _PROBLEMS} more; `hedgerow status -o json` shows a hundred")
-
-
-def _in_trouble(part: dict[str, Any], watch: dict[str, Any] | None) -> bool:
-    lost = watch is not None and watch["heard"] is not None and watch["watching"] is None
-    lately = part["failed"] is not None and part["failed"] < _LATELY
-    return not part["synced"] or lost or lately
-
-
-def _past(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{duration(seconds)} ago"
-
-
-def _without(workload: dict[str, Any]) -> str:
-    return "another mesh's" if workload["meshed"] else "no sidecar"
 
 
 def flows(
@@ -177,20 +45,23 @@ def flows(
         typer.Option(metavar="NAMESPACE/NAME", help="Only those with this end.", autocompletion=completion.workload),
     ] = "",
     verdict: Annotated[VerdictFilter | None, typer.Option(help="Only those that met this verdict.")] = None,
+    namespace: Within = "",
     server: Server = "",
     token_file: TokenFile = None,
     output: Format = Output.TABLE,
 ) -> None:
     """Show what the sidecars saw."""
+    context.check_namespace(namespace)
     query = {
-        "workload": context.workload(workload, "--workload") if workload else "",
+        "workload": context.workload(workload, "--workload", namespace) if workload else "",
+        "namespace": namespace,
         "verdict": verdict.value if verdict else "",
     }
     if not follow:
         answer = context.call(
             server, token_file, lambda client: client.get("/flows", {**query, "limit": limit})
         )  # newest first; people read downwards
-        show(answer, output, lambda a: _flow_table(list(reversed(a["flows"]))))
+        show(answer, output, lambda a: _flow_table(list(reversed(a["flows"])), namespace))
         return
 
     async def watch(client: Client) -> None:
@@ -216,7 +87,7 @@ def _verdict(flow: dict[str, Any]) -> str:
     return str(flow["verdict"])
 
 
-def _flow_table(items: list[dict[str, Any]]) -> None:
+def _flow_table(items: list[dict[str, Any]], namespace: str) -> None:
     print_table(
         (
             Column("last seen"),
@@ -245,7 +116,7 @@ def _flow_table(items: list[dict[str, Any]]) -> None:
             )
             for flow in items
         ],
-        "No flows have been reported yet.",
+        f"No flows{context.of(namespace)} have been reported yet.",
     )
 
 
@@ -276,14 +147,15 @@ def why(
         str, typer.Option(metavar="NAME", help="What is asked over it: 'GET /cart/{id}'. Without, its opening.")
     ] = "",
     protocol: Annotated[str, typer.Option(metavar="NAME", help="TCP, UDP or SCTP.")] = "TCP",
+    namespace: Namespace = "",
     server: Server = "",
     token_file: TokenFile = None,
     output: Format = Output.TABLE,
 ) -> None:
     """Explain what becomes of a connection, or of an operation on it, and which rule decides."""
-    name, port = context.target(destination)
+    name, port = context.target(destination, namespace=namespace)
     query: dict[str, str | int | None] = {
-        "from": context.workload(source, "from"),
+        "from": context.workload(source, "from", namespace),
         "to": name,
         "port": port,
         "protocol": context.transport(protocol),
@@ -304,8 +176,17 @@ def why(
     show(context.call(server, token_file, lambda client: client.get("/why", query)), output, table)
 
 
-def drift(server: Server = "", token_file: TokenFile = None, output: Format = Output.TABLE) -> None:
+def drift(
+    namespace: Within = "", server: Server = "", token_file: TokenFile = None, output: Format = Output.TABLE
+) -> None:
     """Compare what was observed with what is allowed."""
+    context.check_namespace(namespace)
+    found = context.call(server, token_file, lambda client: client.get("/drift"))
+    for part in ("unexpected", "unused"):
+        found[part] = [each for each in found[part] if context.within(namespace, each["from"], each["to"])]
+    found["unexpected_operations"] = [
+        each for each in found["unexpected_operations"] if context.within(namespace, *each["edge"].split("->"))
+    ]
 
     def table(answer: dict[str, Any]) -> None:
         print_table(
@@ -324,7 +205,7 @@ def drift(server: Server = "", token_file: TokenFile = None, output: Format = Ou
                 )
                 for edge in answer["unexpected"]
             ],
-            "Everything observed is allowed.",
+            f"Everything observed{context.of(namespace)} is allowed.",
         )
         say("")
         if answer["unexpected_operations"]:
@@ -350,10 +231,10 @@ def drift(server: Server = "", token_file: TokenFile = None, output: Format = Ou
                 )
                 for rule in answer["unused"]
             ],
-            "Everything allowed has been observed.",
+            f"Everything allowed{context.of(namespace)} has been observed.",
         )
 
-    show(context.call(server, token_file, lambda client: client.get("/drift")), output, table)
+    show(found, output, table)
 
 
 def audit(
@@ -376,8 +257,10 @@ def _audit(answer: dict[str, Any]) -> None:
     if not answer["entries"]:
         say("Nothing has been changed yet.")
     for entry in answer["entries"]:
-        when = datetime.fromtimestamp(entry["at"]).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-        prose(f"{entry['sequence']}  {when}  {entry['actor']}  {entry['action']}  {entry['subject']}", style="bold")
+        prose(
+            f"{entry['sequence']}  {moment(entry['at'])}  {entry['actor']}  {entry['action']}  {entry['subject']}",
+            style="bold",
+        )
         if detail := _detail(entry["detail"]):
             prose(detail, "    ")
 
@@ -393,6 +276,6 @@ def _word(name: str, value: Any) -> str:
         return "-"
     if isinstance(value, list):
         return ", ".join(str(item) for item in value)
-    if name.endswith("_at") and isinstance(value, int | float):
-        return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    if name.endswith(("_at", "not_after")) and isinstance(value, int | float):
+        return moment(value)
     return str(value)

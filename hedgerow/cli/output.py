@@ -231,6 +231,13 @@ def ago(at: float | None, now: float | None = None) -> str:
     return f"{text} ago" if seconds >= 0 else f"in {text}"
 
 
+def moment(at: float) -> str:
+    """``at`` (seconds since the epoch) by the clock on this machine's wall."""
+    from datetime import datetime
+
+    return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
 def duration(seconds: float) -> str:
     """In its largest whole unit: ``3d``, ``2h``, ``5m``, ``12s``."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hedgerow.cli import completion, context
-from hedgerow.cli.context import Server, TokenFile
+from hedgerow.cli import context
+from hedgerow.cli.context import Server, TokenFile, Within
 from hedgerow.cli.output import VERDICTS, Column, ago, connection, print_table, say, size, to_yaml
 
 
@@ -45,13 +45,12 @@ def graph(
         typer.Option("--output", "-o", "--format", help="How to write it; without it, as --out ends, or a table."),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write to this file.")] = None,
-    namespace: Annotated[
-        str, typer.Option(metavar="NAME", help="Only this namespace.", autocompletion=completion.namespace)
-    ] = "",
+    namespace: Within = "",
     server: Server = "",
     token_file: TokenFile = None,
 ) -> None:
     """Show or export the service graph."""
+    context.check_namespace(namespace)
     form = output or _form_of(out)
     if out is not None and form is GraphFormat.TABLE:
         context.fail("--out: a table is for people", "name another format with -o", 2)
@@ -62,7 +61,7 @@ def graph(
         return
     answer = context.call(server, token_file, lambda client: client.get("/graph", query))
     if form is GraphFormat.TABLE:
-        _edges(answer)
+        _edges(answer, namespace)
     else:
         _write(json.dumps(answer, indent=2) + "\n" if form is GraphFormat.JSON else to_yaml(answer), out)
 
@@ -87,7 +86,7 @@ def _write(body: str, out: Path | None) -> None:
     say(f"written to {out}")
 
 
-def _edges(answer: dict[str, Any]) -> None:
+def _edges(answer: dict[str, Any], namespace: str) -> None:
     print_table(
         (
             Column("connection", least=46),
@@ -112,5 +111,5 @@ def _edges(answer: dict[str, Any]) -> None:
             )
             for edge in answer["edges"]
         ],
-        "No traffic has been seen yet.",
+        f"No traffic{context.of(namespace)} has been seen yet.",
     )

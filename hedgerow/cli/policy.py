@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from hedgerow.cli import completion, context
-from hedgerow.cli.context import Format, Owner, Server, TokenFile
+from hedgerow.cli.context import Format, Owner, Server, TokenFile, Within
 from hedgerow.cli.output import VERDICTS, Column, Output, ago, end, print_table, printable, prose, say, show, to_yaml
 
 policy = typer.Typer(no_args_is_help=True, help="Show, compare, export and approve the policy.")
@@ -21,7 +21,11 @@ Reason = Annotated[
 ]
 
 
-def _rules(rules: list[dict[str, Any]]) -> None:
+def _of(namespace: str, rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [rule for rule in rules if context.within(namespace, rule["from"], rule["to"])]
+
+
+def _rules(rules: list[dict[str, Any]], namespace: str = "") -> None:
     print_table(
         (
             Column("effect", colours=VERDICTS),
@@ -48,7 +52,7 @@ def _rules(rules: list[dict[str, Any]]) -> None:
             )
             for rule in rules
         ],
-        "No rule is in force.",
+        f"No rule{context.of(namespace)} is in force.",
     )
 
 
@@ -66,16 +70,29 @@ def policy_show(
             autocompletion=completion.workload,
         ),
     ] = "",
+    namespace: Annotated[
+        str,
+        typer.Option(
+            "--namespace",
+            "-n",
+            metavar="NAME",
+            help="Of the workload, or only its rules.",
+            autocompletion=completion.namespace,
+        ),
+    ] = "",
     server: Server = "",
     token_file: TokenFile = None,
     output: Format = Output.TABLE,
 ) -> None:
     """Show the rules in force."""
     if not workload:
+        context.check_namespace(namespace)
         answer = context.call(server, token_file, lambda client: client.get("/policy"))
-        show(answer, output, lambda body: _rules(body["rules"]))
+        answer["rules"] = _of(namespace, answer["rules"])
+        answer["workloads"] = {n: each for n, each in answer["workloads"].items() if context.within(namespace, n)}
+        show(answer, output, lambda body: _rules(body["rules"], namespace))
         return
-    name = context.workload(workload, "workload")
+    name = context.workload_in(workload, "workload", namespace)
     answer = context.call(server, token_file, lambda client: client.get(f"/policy/{name}"))
 
     def table(body: dict[str, Any]) -> None:
@@ -96,26 +113,25 @@ def policy_diff(
     network_policies: Annotated[
         bool, typer.Option("--network-policies", help="What would change at the cluster's NetworkPolicies instead.")
     ] = False,
-    namespace: Annotated[str, typer.Option("--namespace", "-n", metavar="NAME", help="Only of this namespace.")] = "",
+    namespace: Within = "",
     server: Server = "",
     token_file: TokenFile = None,
     output: Format = Output.TABLE,
 ) -> None:
     """Show what approving everything that waits would change."""
+    context.check_namespace(namespace)
     if network_policies:
         query = {"namespace": namespace} if namespace else {}
         answer = context.call(server, token_file, lambda client: client.get("/network-policies", query))
         show(answer, output, _cluster_diff)
         return
-    if namespace:
-        context.fail("--namespace: without --network-policies", "add --network-policies", 2)
 
     def table(answer: dict[str, Any]) -> None:
         for sign, style, rules in (("+", "green", answer["added"]), ("-", "red", answer["removed"])):
             for rule in rules:
                 say(f"{sign} {rule['effect']} {end(rule['from'])} → {end(rule['to'])}:{_ports(rule)}", style)
         if not answer["edges"]:
-            say("Nothing waits for approval.")
+            say(f"Nothing{context.of(namespace)} waits for approval.")
             return
         for edge in answer["edges"]:
             say("")
@@ -128,7 +144,11 @@ def policy_diff(
         say("To approve one:")
         say(f"    hedgerow policy approve '{answer['edges'][0]['edge']}' --reason …")
 
-    show(context.call(server, token_file, lambda client: client.get("/policy/diff")), output, table)
+    found = context.call(server, token_file, lambda client: client.get("/policy/diff"))
+    for part in ("added", "removed"):
+        found[part] = _of(namespace, found[part])
+    found["edges"] = [each for each in found["edges"] if context.within(namespace, *each["edge"].split("->"))]
+    show(found, output, table)
 
 
 def _cluster_diff(answer: dict[str, Any]) -> None:
@@ -166,6 +186,7 @@ def policy_export(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write one file a policy into this folder.")
     ] = None,
+    namespace: Within = "",
     server: Server = "",
     token_file: TokenFile = None,
     output: Annotated[
@@ -173,10 +194,13 @@ def policy_export(
     ] = Output.YAML,
 ) -> None:
     """Write the policy as Kubernetes NetworkPolicies."""
+    context.check_namespace(namespace)
     answer = context.call(server, token_file, lambda client: client.get("/policy/export", {"format": "json"}))
-    policies: list[dict[str, Any]] = answer["policies"]
+    policies: list[dict[str, Any]] = [
+        each for each in answer["policies"] if not namespace or each["metadata"]["namespace"] == namespace
+    ]
     for limit in answer["proof"]["inexpressible"]:
-        if limit["widens"]:
+        if limit["widens"] and context.within(namespace, limit["workload"]):
             print(printable(f"wider than the sidecars: {limit['workload']}: {limit['detail']}"), file=sys.stderr)
     if out is not None:
         _write(policies, out, output)

@@ -13,8 +13,10 @@ from typing import Annotated, Any
 
 import typer
 
+from graph.errors import InvalidValue
+from graph.tap import read_status
 from hedgerow.cli import completion, context
-from hedgerow.cli.context import Format, Owner, Server, TokenFile
+from hedgerow.cli.context import Format, Namespace, Owner, Server, TokenFile
 from hedgerow.cli.output import VERDICTS, Output, end, printable, say, size, to_yaml
 from hedgerow.client import Client
 from hedgerow.flow_file import FlowFile
@@ -44,20 +46,24 @@ def tap(
     save: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a flow file that mitmweb opens, too.")
     ] = None,
-    count: Annotated[int, typer.Option("-n", "--count", min=0, max=1_000_000, help="End after so many.")] = 0,
+    count: Annotated[int, typer.Option("--count", min=0, max=1_000_000, help="End after so many.")] = 0,
     lasting: Annotated[str, typer.Option("--for", metavar="TIME", help="How long: 30s, 10m, at most 1h.")] = "5m",
+    namespace: Namespace = "",
     owner: Owner = "",
     server: Server = "",
     token_file: TokenFile = None,
     output: Format = Output.TABLE,
 ) -> None:  # fmt: skip
     """Watch requests while they happen."""
-    name = context.workload(workload, "workload")
+    if namespace.isdecimal() and "/" in workload and not workload.startswith(f"{namespace}/"):
+        context.fail(f"-n is the namespace, and {workload} names one", f"write --count {namespace}", 2)
+    name = context.workload_in(workload, "workload", namespace)
     seconds = context.seconds(lasting, "--for")
     if seconds > 3600:
         context.fail(f"--for: {lasting!r} is longer than a tap may last", "write at most 1h, and start it again", 2)
+    _check_status(status)
     body = {
-        "workload": context.workload(to, "--to") if to else name,
+        "workload": context.workload(to, "--to", namespace) if to else name,
         "from": name if to else None,
         "ports": port or [],
         "operation": operation or None,
@@ -85,6 +91,14 @@ def tap(
         context.call(server, token_file, watch)
     if file is not None:
         typer.echo(f"({file.written} written to {save}: mitmweb -r {save})", err=True)
+
+
+def _check_status(text: str) -> None:
+    try:
+        if text:
+            read_status(text)
+    except InvalidValue as error:
+        context.fail(f"--status: {error.problem}", error.remedy, 2)
 
 
 @contextlib.contextmanager

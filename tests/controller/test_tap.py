@@ -356,7 +356,7 @@ async def test_the_command_shows_and_saves(run: Running, tmp_path: Path) -> None
 
     saved = tmp_path / "cart.flows"
     async with pod(run) as cart:
-        process = await command(run, "shop/cart", "-n", "2", "--bodies", "--save", str(saved))
+        process = await command(run, "shop/cart", "--count", "2", "--bodies", "--save", str(saved))
         await eventually(lambda: cart.taps.running)
         await cart.request()
         await cart.request()
@@ -384,7 +384,7 @@ async def test_the_command_shows_and_saves(run: Running, tmp_path: Path) -> None
 
 async def test_the_command_speaks_json(run: Running) -> None:
     async with pod(run) as cart:
-        process = await command(run, "shop/front", "--to", "shop/cart", "-n", "1", "-o", "json")
+        process = await command(run, "shop/front", "--to", "shop/cart", "--count", "1", "-o", "json")
         await eventually(lambda: cart.taps.running)
         await cart.request()
         out, _ = await asyncio.wait_for(process.communicate(), 30)

@@ -298,7 +298,6 @@ def test_a_join_token_alone_is_on_standard_output(controller: Served, asked: Ask
         (("mode", "set", "shop"), 2, "mode: none given"),
         (("mode", "set", "shop/cart", "--network-policy", "apply"), 2, "set it for shop"),
         (("mode", "set", "shop", "--network-policy", "apply"), 1, "not on a Kubernetes cluster"),
-        (("policy", "diff", "-n", "shop"), 2, "add --network-policies"),
         (("policy", "diff", "--network-policies"), 1, "not on a Kubernetes cluster"),
         (("rollback", "network-policies", "shop", "--reason", "x", "--to", "yesterday"), 2, "previous, newest"),
         (("rollback", "network-policies", "shop", "--reason", "x"), 1, "not on a Kubernetes cluster"),

@@ -44,6 +44,20 @@ WRITTEN_WRONG, NO_CONTROLLER, NO_ACCESS, INTERRUPTED, NO_READER = 2, 3, 4, 130, 
         ("why shop/front shop/cart:80 --protocol tpc", 2, ["--protocol: 'tpc'", "TCP, UDP or SCTP"]),
         ("mode set shop enforc", 2, ["'enforc' is not one of", "'enforce'"]),
         ("overrides revoke ../../status --reason x", 2, ["id: '../../status' is no override's"]),
+        *(
+            (f"tap shop/cart --reason x --server http://127.0.0.1:1 --status {wrong}", 2, [f"--status: '{wrong}' is"])
+            for wrong in ("9xx", "600", "099", "500-400", "5x", "4xx-5xx")
+        ),
+        # -n is the namespace everywhere
+        ("tap shop/cart --reason x -n 5", 2, ["-n is the namespace, and shop/cart names one", "write --count 5"]),
+        ("tap shop/cart --reason x -n data", 2, ["--namespace: data, but workload is shop/cart"]),
+        ("mode set data/redis audit -n shop", 2, ["--namespace: shop, but workload is data/redis"]),
+        ("join-token create shop/cart cart-0 -n data", 2, ["--namespace: data, but workload is shop/cart"]),
+        ("policy show shop/cart -n data", 2, ["--namespace: data, but workload is shop/cart"]),
+        ("graph --namespace shp/x", 2, ["--namespace: 'shp/x' is not a namespace name"]),
+        ("status -n Shop", 2, ["--namespace: 'Shop' is not a namespace name"]),
+        ("flows -n a/b", 2, ["--namespace: 'a/b' is not a namespace name"]),
+        ("allow front cart:80 -n shp --reason x", 1, ["there is no workload shp/"]),
         # the controller says no
         ("allow shop/front shop/crt:80 --reason x", 1, ["to: there is no workload shop/crt", "shop/cart"]),
         ("why shop/frnt shop/cart:80", 1, ["from: shop/frnt is not in the inventory", "shop/front"]),
@@ -53,7 +67,6 @@ WRITTEN_WRONG, NO_CONTROLLER, NO_ACCESS, INTERRUPTED, NO_READER = 2, 3, 4, 130, 
         ("allow shop/front shop/cart:80 --reason ''", 1, ["reason"]),
         ("overrides revoke 0123456789abcdef --reason x", 1, ["there is no override", "hedgerow overrides"]),
         ("mode set shp audit", 1, ["namespace: no workload is in the namespace 'shp'", "shop"]),
-        ("graph --namespace shp/x", 1, ["namespace"]),
         ("join-token create shop/crt cart-0", 1, ["workload", "shop/cart"]),
         ("join-token create shop/cart cart-9", 1, ["instance", "cart-9"]),
         ("join-token create shop/cart cart-0 --for 99d", 1, ["expires_in"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ET
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,54 @@ LOOKING: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "overrides": ("/overrides", ("There are no overrides.",)),
 }
+
+
+def test_minus_n_is_the_namespace_of_whatever_is_listed(controller: Served, command: Zygote) -> None:
+    def asked(line: str) -> Any:
+        return still(command(*line.split(), "-o", "json", env=controller.access).json())
+
+    def of(namespace: str, found: list[Any]) -> list[Any]:
+        return [each for each in found if any(each[at].startswith(f"{namespace}/") for at in ("from", "to"))]
+
+    whole, part = asked("status"), asked("status -n data")
+    assert {each["workload"] for each in part["workloads"]} == {"data/redis", "data/legacy"}
+    assert {each["workload"] for each in part["sidecars"]} == {"data/redis"}
+    assert part["edges"] == whole["edges"], "the figures are the mesh's"
+    assert asked("graph -n data") == still(controller.get("/graph?namespace=data"))
+    for line, list_name in (("drift", "unexpected"), ("drift", "unused"), ("policy show", "rules")):
+        everything = asked(line)[list_name]
+        assert asked(f"{line} -n shop")[list_name] == of("shop", everything)
+        assert asked(f"{line} -n data")[list_name] == of("data", everything)
+    assert len(of("data", asked("policy show")["rules"])) < len(asked("policy show")["rules"])
+    assert list(asked("policy show -n data")["workloads"]) == ["data/redis"]
+    flows = asked("flows --limit 1000")["flows"]
+    ours = [each for each in flows if "data/redis" in (each["source"], each["destination"])]
+    assert 0 < len(ours) < len(flows)
+    assert asked("flows --limit 1000 -n data")["flows"] == ours
+    assert asked("flows --limit 1 -n data")["flows"] == ours[:1], "the last of those, not those of the last"
+    waiting = asked("policy diff")
+    assert waiting["edges"]
+    assert asked("policy diff -n shop") == waiting
+    assert asked("policy diff -n data") == {"added": [], "removed": [], "edges": []}
+    exported = asked("policy export")
+    assert asked("policy export -n data") == [each for each in exported if each["metadata"]["namespace"] == "data"]
+    assert asked("overrides -n data") == {"overrides": []}
+    for line in ("status", "graph", "flows", "drift", "policy show", "policy diff", "overrides"):
+        assert " of the namespace shp" in command(*line.split(), "-n", "shp", env=controller.access).out, line
+
+
+def test_minus_n_is_the_namespace_of_names_without_one(controller: Served, command: Zygote) -> None:
+    for short, long in (
+        ("why front cart:8080 -n shop", "why shop/front shop/cart:8080"),
+        ("why front data/redis:6379 -n shop", "why shop/front data/redis:6379"),
+        ("why 192.0.2.7 front:8080 -n shop", "why 192.0.2.7 shop/front:8080"),
+        ("why front api.example.com:443 -n shop", "why shop/front api.example.com:443"),
+        ("policy show cart -n shop", "policy show shop/cart"),
+        ("policy show shop/cart -n shop", "policy show shop/cart"),
+        ("flows --workload cart -n shop", "flows --workload shop/cart"),
+    ):
+        answers = [command(*line.split(), "-o", "json", env=controller.access).json() for line in (short, long)]
+        assert still(answers[0]) == still(answers[1]), short
 
 
 def still(answer: Any) -> Any:
@@ -149,6 +198,17 @@ def test_network_policies_are_exported_alike_in_every_form(controller: Served, c
         assert [yaml.safe_load((tmp_path / name).read_text()) for name in names] == documents
     refused = command("policy", "export", "--out", str(tmp_path / "old.yaml"), env=controller.access)
     assert (refused.code, "--out" in refused.err) == (2, True)
+
+
+def test_the_audit_log_shows_times_as_times(controller: Served, command: Zygote) -> None:
+    entries = controller.get("/audit?limit=1000")["entries"]
+    ends = [each["detail"]["not_after"] for each in entries if each["action"].startswith("certificate.")]
+    assert ends, {each["action"] for each in entries}
+    said = command("audit", "--limit", "1000", env=controller.access).out
+    for end in ends:
+        text = datetime.fromtimestamp(end).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        assert f"not after: {text};" in said
+    assert not re.search(r"\b1[0-9]{9}\b", said), "seconds since the epoch"
 
 
 def test_version(command: Zygote) -> None:

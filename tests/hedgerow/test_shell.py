@@ -61,6 +61,17 @@ def test_every_command_has_help_that_fits(command: Zygote) -> None:
     assert look() > 20
 
 
+def test_minus_n_is_the_namespace_wherever_it_is(command: Zygote) -> None:
+    def look(*path: str) -> list[str]:
+        text = command(*path, "--help", env={"COLUMNS": "80"}).out
+        lines = [line for line in text.splitlines() if re.match(r"  -n\b", line)]
+        return lines + [line for name in commands(text) for line in look(*path, name)]
+
+    found = look()
+    assert len(found) > 10
+    assert all(line.startswith("  -n, --namespace NAME  ") for line in found), found
+
+
 @pytest.mark.parametrize("alone", ["", "policy", "mode", "join-token"])
 def test_without_a_command_there_is_help(command: Zygote, alone: str) -> None:
     ended = command(*alone.split())
@@ -127,6 +138,8 @@ def completed(command: Zygote, line: str, **env: str) -> list[str]:
         ("hedgerow mode set sho", ["shop", "shop/cart", "shop/front"]),
         ("hedgerow flows --workload shop/f", ["shop/front"]),
         ("hedgerow graph --namespace d", ["data"]),
+        ("hedgerow status -n sh", ["shop"]),
+        ("hedgerow tap shop/cart -n sh", ["shop"]),
         ("hedgerow join-token create shop/c", ["shop/cart"]),
         ("hedgerow policy approve -/", []),
     ],

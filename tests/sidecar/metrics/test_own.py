@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from pathlib import Path
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read
 
 from sidecar.metrics import own
 from sidecar.metrics.registry import Histogram, Registry
+from tests.settings_page import DOCS
 
 STATS = {
     "ready": True,
@@ -30,6 +33,14 @@ def shown(stats):
     return {
         family.name: {tuple(sample.labels.values()): sample.value for sample in family.samples} for family in read(text)
     }
+
+
+def test_the_page_of_settings_tells_of_every_metric_and_of_no_other():
+    written = re.findall(r"^\| `(hedgerow_\w+)` \|", (DOCS / "sidecar-settings.md").read_text(), re.MULTILINE)
+    sources = [path.read_text() for path in Path(own.__file__).parents[1].rglob("*.py")]
+    named = {name for source in sources for name in re.findall(r'"(hedgerow_\w+)"', source)}
+    assert len(named) > len(own.NAMES)
+    assert sorted(written) == sorted(named)
 
 
 def test_numbers_flags_and_reasons():

@@ -24,14 +24,17 @@ from certs.inspection import InspectionAuthority
 from certs.issue import read_csr
 from certs.keys import public_bytes
 from controller.errors import InvalidRequest
-from controller.issuer import Attestations
+from controller.issuer import Attestations, check_pace
 from controller.keyring import CA_DIRECTORY
+from controller.signings import Renewals
 from graph.model import Instance
 
 log = logging.getLogger("hedgerow.inspection")
 
 AUTHORITY_FILE = "inspection.pem"
 ROOT_FILE = "inspection-root.pem"
+#: Seconds after which an instance that had several in a row may have one more.
+PACE = 360.0
 
 
 class InspectionIssuer:
@@ -47,12 +50,14 @@ class InspectionIssuer:
         self._clock = clock
         self._authority: InspectionAuthority | None = None
         self._opening = asyncio.Lock()
+        self._renewals = Renewals(PACE)
 
     async def sign(self, csr_der: bytes, instance: Instance) -> tuple[tuple[bytes, bytes], tuple[str, ...]]:
         """A signing certificate for an instance that proved who it is, its root, and the hosts that it is for.
 
         :raises certs.errors.InvalidCsr: see :func:`certs.issue.read_csr`
         :raises InvalidRequest: when the workload inspects nothing
+        :raises controller.issuer.Throttled: when it asks without end
         :raises AuthorityError: when the root is damaged, or can not be written
         """
         key = read_csr(csr_der)
@@ -63,6 +68,7 @@ class InspectionIssuer:
             raise InvalidRequest(
                 f"{ref} inspects nothing", field="inspects", remedy="name its hosts in the inventory first"
             )
+        check_pace(self._renewals, instance, self._clock())
         authority = await self._opened()
         chain = authority.sign(csr_der, str(ref), hosts, self._clock())
         await self._engine.record(

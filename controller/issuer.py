@@ -31,7 +31,7 @@ from certs.keys import public_bytes
 from certs.spiffe import SpiffeId
 from controller.errors import AttestationRefused, ControllerError, JoinTokenError
 from controller.keyring import Keyring
-from controller.signings import Complaints, Signings
+from controller.signings import RENEWALS, Complaints, Renewals, Signings
 from controller.view import View
 from graph.model import Instance
 
@@ -123,6 +123,19 @@ class Throttle:
         return max(0.0, spent - max(0.0, now - at) / self._interval)
 
 
+def check_pace(renewals: Renewals, instance: Instance, now: float) -> None:
+    """Count one signature for an instance.
+
+    :raises Throttled: when it had too many
+    """
+    wait = renewals.admit(f"{instance.workload.namespace}/{instance.name}", now)
+    if wait:
+        raise Throttled(
+            f"{instance.name} had {RENEWALS} certificates in a short time",
+            remedy=f"try again in {wait:.0f} s; the one it has holds until then",
+        )
+
+
 def _network(address: str) -> str:
     try:
         parsed = ipaddress.ip_address(address)
@@ -159,6 +172,7 @@ class Issuer:
         # a node may stand before many pods with one address, and each of them may be wrong for a while
         self._attesting = Throttle(burst=60, interval=1.0, remedy="the pod's projected volume")
         self._signings = Signings()
+        self._renewals = Renewals(lifetime / RENEWALS)
         self._complaints = Complaints()
 
     async def join(self, csr_der: bytes, token: str, address: str) -> Issued:
@@ -221,10 +235,12 @@ class Issuer:
     async def renew(self, csr_der: bytes, instance: Instance) -> Issued:
         """The next certificate of an instance that proved who it is.
 
+        :raises Throttled: when it asks without end
         :raises certs.errors.InvalidCsr:
         """
         read_csr(csr_der)
         self._keyring.check_ready()
+        check_pace(self._renewals, instance, self._clock())
         return await self._sign(csr_der, instance, "certificate.renew")
 
     async def _sign(

@@ -6,6 +6,9 @@ sidecar that died between the signature and its disk, so a few are let through, 
 1. One token signs at most :data:`KEYS` keys. The same key again is the same request again, whose answer was lost.
 2. One pod has at most :data:`BURST` signatures in a row, and one more every :data:`INTERVAL` seconds.
 
+3. Who has a certificate may have the next one as often as it needs to, and not as often as it likes: each signature
+   takes our processor, and is an entry in the audit log for ever. :class:`Renewals`.
+
 Nothing here is on disk: after a restart of the controller everybody begins anew, within the life of a token.
 """
 
@@ -19,6 +22,8 @@ from controller.errors import AttestationRefused
 KEYS = 3
 BURST = 6
 INTERVAL = 120.0
+#: Renewals of one instance in a row.
+RENEWALS = 10
 #: Tokens and pods that are remembered; beyond it those not heard of for longest are forgotten.
 MOST = 50_000
 
@@ -67,6 +72,30 @@ class Signings:
         _bound(self._pods, uid)
         _bound(self._tokens, token)
         return len(self._tokens[token])
+
+
+class Renewals:
+    """How often one instance may have what its certificate entitles it to.
+
+    :param interval: seconds after which it may once more, :data:`RENEWALS` times in a row
+    """
+
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
+        self._spent: OrderedDict[str, tuple[float, float]] = OrderedDict()  # how many, and when that was true
+
+    def admit(self, instance: str, now: float) -> float:
+        """Count one signature for an instance (``namespace/name``).
+
+        :return: 0.0; or, when there is none left, the seconds to wait, and nothing was counted
+        """
+        spent, at = self._spent.get(instance, (0.0, now))
+        spent = max(0.0, spent - max(0.0, now - at) / self._interval)
+        if spent + 1 > RENEWALS:
+            return (spent + 1 - RENEWALS) * self._interval
+        self._spent[instance] = (spent + 1, now)
+        _bound(self._spent, instance)
+        return 0.0
 
 
 class Complaints:

@@ -85,7 +85,9 @@ def _report_refusals(state: State, now: float, key: str) -> None:
         return
     state.quiet_until[key] = now + state.settings.refusal_pause
     state.timers.at(now + state.settings.refusal_pause, Due.REFUSALS, key)
-    state.log(now, "controller", "flows.refuse", f"sidecar:{key}", refused=sum(held.values()), reasons=held)
+    refused = sum(held.values())
+    namespace = key.partition("/")[0]
+    state.log_of(namespace, now, "controller", "flows.refuse", f"sidecar:{key}", refused=refused, reasons=held)
 
 
 def _ended_at(override: Override) -> float:

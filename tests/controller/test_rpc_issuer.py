@@ -15,6 +15,7 @@ from certs.keys import key_to_pem, make_csr, new_key, public_bytes
 from certs.spiffe import SpiffeId
 from certs.svid import instance_of
 from certs.verify import verify_peer
+from controller.signings import RENEWALS
 from graph.model import WorkloadRef
 from graph.wire import hedgerow_pb2 as pb
 from graph.wire import hedgerow_pb2_grpc as rpc
@@ -129,6 +130,22 @@ async def test_a_certificate_is_renewed_for_its_own_workload_and_instance(tmp_pa
             rpc.IssuerStub(run.mutual(held)).Sign(pb.SignRequest(csr_der=make_csr(new_key()), join_token="x"))
         )
         assert (code, message.startswith("attestation: not taken")) == (grpc.StatusCode.INVALID_ARGUMENT, True)
+
+
+async def test_who_renews_without_end_is_kept_to_a_pace_and_others_are_not(tmp_path: Path) -> None:
+    """A sidecar that was broken into: each signature takes the controller's processor and a line of the audit log."""
+    async with running(tmp_path, svid_lifetime=3600.0) as run:
+        held = await run.join("shop/cart", "cart-1")
+        other = await run.join("shop/front", "front-0")
+        stub = rpc.IssuerStub(run.mutual(held))
+        for _ in range(RENEWALS):
+            await stub.Sign(pb.SignRequest(csr_der=make_csr(new_key())))
+        for _ in range(20):
+            code, message = await refused(stub.Sign(pb.SignRequest(csr_der=make_csr(new_key()))))
+            assert (code, "try again in" in message) == (grpc.StatusCode.RESOURCE_EXHAUSTED, True), message
+        await rpc.IssuerStub(run.mutual(other)).Sign(pb.SignRequest(csr_der=make_csr(new_key())))
+        entries = (await run.get("/audit"))["entries"]
+        assert sum(entry["action"] == "certificate.renew" for entry in entries) == RENEWALS + 1
 
 
 async def test_a_join_over_the_mutual_port_needs_a_certificate(tmp_path: Path) -> None:

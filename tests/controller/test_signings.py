@@ -6,7 +6,7 @@ import pytest
 
 from controller import signings
 from controller.errors import AttestationRefused
-from controller.signings import BURST, INTERVAL, KEYS, Complaints, Signings
+from controller.signings import BURST, INTERVAL, KEYS, RENEWALS, Complaints, Renewals, Signings
 
 NOW = 1_700_000_000.0
 
@@ -59,3 +59,13 @@ def test_a_refusal_is_written_down_once_in_a_while_for_each_pod_and_reason() -> 
     assert complaints.is_new("shop/b", "x", NOW + 1)
     assert complaints.is_new("shop/a", "x", NOW + 600)
     assert complaints.is_new("shop/a", "x", NOW), "a clock that went back hides nothing"
+
+
+def test_renewals_come_back_with_time_and_a_clock_that_goes_back_gives_none() -> None:
+    renewals = Renewals(10.0)
+    assert [renewals.admit("shop/cart-0", 100.0) for _ in range(RENEWALS)] == [0.0] * RENEWALS
+    assert renewals.admit("shop/cart-0", 100.0) == 10.0
+    assert renewals.admit("shop/cart-1", 100.0) == 0.0
+    assert renewals.admit("shop/cart-0", 50.0) == 10.0
+    assert renewals.admit("shop/cart-0", 110.0) == 0.0
+    assert renewals.admit("shop/cart-0", 110.0) == 10.0

@@ -1,7 +1,7 @@
 """What h2 and hpack read a field's octets with, in less time: both look at each of them in Python.
 
 A head may hold 64 KiB, and comes as often as a client likes. Whatever h2 would refuse is still refused by h2, in its
-words. Put in place by :func:`install`, which :mod:`sidecar.inspect.http2` calls.
+words. Put in place by :func:`install`, which :mod:`sidecar.inspect.h2_state` calls.
 """
 
 from __future__ import annotations

@@ -126,3 +126,71 @@ async def test_an_answer_that_crosses_a_reset_ends_no_other_request(world, late)
     assert pair.client.body(other) == b"hello"
     assert not c.client.write_ended
     assert not c.application.write_ended
+
+
+@pytest.mark.parametrize("code", [0, 2, 7, 8, 11, 99])
+async def test_a_reset_passes_with_its_code(world, code):
+    """A client tries again what was refused (7), and nothing else; it was answered with 502."""
+    w = world(rule())
+    pair = Pair(w.connect(Kind.HTTP2))
+    first, second = (pair.request("/a", method="POST", end=False) for _ in range(2))
+    asked, other = (event.stream_id for event in pair.application.all(h2.events.RequestReceived))
+    pair.application.h2.reset_stream(asked, code)
+    pair.application.flush()
+    pair.client.h2.reset_stream(second, code)
+    pair.client.flush()
+    pair.turn()
+    assert [event.error_code for event in pair.client.all(h2.events.StreamReset, first)] == [code]
+    assert [event.error_code for event in pair.application.all(h2.events.StreamReset, other)] == [code]
+    assert not pair.client.all(h2.events.ResponseReceived)
+    assert not pair.connection.lane.layers.streams
+
+
+async def test_an_application_that_refuses_streams_does_not_have_its_client_cut_off(world):
+    hub = inspection(resets=3, early_resets=10)
+    w = world(rule(), hub=hub)
+    pair = Pair(w.connect(Kind.HTTP2))
+    for _ in range(50):
+        pair.request("/a")
+        pair.application.h2.reset_stream(pair.application.all(h2.events.RequestReceived)[-1].stream_id, 7)
+        pair.application.flush()
+        pair.turn()
+    assert len(pair.client.all(h2.events.StreamReset)) == 50
+    assert not hub.breaches
+
+
+async def test_an_early_answer_is_whole_although_its_request_was_not_wanted(world):
+    """RFC 9113 section 8.1: an answer, and then a reset with NO_ERROR."""
+    w = world(rule())
+    pair = Pair(w.connect(Kind.HTTP2))
+    pair.client.granting = False
+    stream = pair.request("/a", method="POST", end=False)
+    (asked,) = (event.stream_id for event in pair.application.all(h2.events.RequestReceived))
+    pair.application.h2.send_headers(asked, [(":status", "413")])
+    for _ in range(10):
+        pair.application.h2.send_data(asked, b"x" * 10_000)
+    pair.application.h2.end_stream(asked)
+    pair.application.h2.reset_stream(asked, 0)
+    pair.application.flush()
+    pair.turn()
+    assert len(pair.client.body(stream)) == 65_535
+    assert not pair.client.all(h2.events.StreamReset)
+    for event in pair.client.all(h2.events.DataReceived):
+        pair.client.h2.acknowledge_received_data(event.flow_controlled_length, stream)
+    pair.client.flush()
+    pair.turn()
+    assert len(pair.client.body(stream)) == 100_000
+    assert pair.client.all(h2.events.StreamEnded, stream)
+
+
+async def test_a_header_table_that_is_made_smaller_twice(world):
+    """hpack told of it neither time, and the application ended the connection."""
+    w = world(rule())
+    pair = Pair(w.connect(Kind.HTTP2))
+    pair.request("/a")
+    for size in (100, 100):
+        pair.application.h2.update_settings({SettingCodes.HEADER_TABLE_SIZE: size})
+        pair.application.flush()
+        pair.turn()
+    pair.request("/b")
+    assert len(pair.application.all(h2.events.RequestReceived)) == 2

@@ -185,8 +185,10 @@ class Sequence:
         self.seed = seed
         self.chance = random.Random(seed)
         self.trouble = trouble
-        window = self.chance.choice((65_535, 100_000, 262_144))
-        self.world = World((rule(),), hub=inspection(**dict.fromkeys(RATES, 1_000_000), stream_window=window))
+        window, total = self.chance.choice(((65_535, 65_535), (100_000, 131_072), (262_144, 1 << 20)))
+        self.world = World(
+            (rule(),), hub=inspection(**dict.fromkeys(RATES, 1_000_000), stream_window=window, connection_window=total)
+        )
         self.allowed = frozenset(PATHS)
         self.one = self.world.connect(Kind.HTTP2)
         self.client = Peer(self.one.client, self.chance, client=True)

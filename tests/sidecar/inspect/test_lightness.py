@@ -13,7 +13,8 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http._http2 import Http2Client, Http2Server
 
 from sidecar.dataplane.detect import Kind
-from sidecar.inspect.http2 import BoundedClient, BoundedH2, BoundedServer
+from sidecar.inspect.h2_state import BoundedH2
+from sidecar.inspect.http2 import BoundedClient, BoundedServer
 from sidecar.inspect.options import LayerOptions
 from sidecar.inspect.settings import Limits
 from tests.sidecar.inspect.connection import rule

@@ -115,7 +115,7 @@ class Controller:
         rpc.add_IssuerServicer_to_server(AttestingIssuer(issuer), self.issuer_server.grpc)
         self.grpc_server = Server("grpc_listen", settings.grpc_listen, lambda: keyring.material, mutual=True)
         mutual = self.grpc_server.grpc
-        signer = SnapshotSigner(lambda: keyring.signer)
+        self.signed = signer = SnapshotSigner(lambda: keyring.signer)
         rpc.add_IssuerServicer_to_server(RenewingIssuer(issuer, self._gate), mutual)
         inspection = InspectionIssuer(settings.state_dir, settings.trust_domain, engine, clock)
         rpc.add_InspectionServicer_to_server(InspectionService(inspection, self._gate), mutual)

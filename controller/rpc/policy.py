@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
@@ -75,6 +76,14 @@ class SnapshotSigner:
         self._last[snapshot.workload] = (snapshot, signer, signed)
         return signed
 
+    def __len__(self) -> int:
+        """Workloads whose signed snapshot is kept."""
+        return len(self._last)
+
+    def forget(self, workload: WorkloadRef) -> None:
+        """Nobody has to be told of it any more."""
+        self._last.pop(workload, None)
+
 
 class PolicyService(rpc.PolicyServicer):
     """Serves ``Policy.Watch``."""
@@ -87,6 +96,7 @@ class PolicyService(rpc.PolicyServicer):
         self._signer = signer
         self._answer_seconds = answer_seconds
         self._current: dict[str, asyncio.Future[None]] = {}
+        self._watching: Counter[WorkloadRef] = Counter()
 
     async def Watch(self, requests: AsyncIterator[pb.PolicyRequest], context: Context) -> None:
         async def serve(caller: Caller, outgoing: Outgoing) -> None:
@@ -107,8 +117,10 @@ class PolicyService(rpc.PolicyServicer):
         if not boot_id or len(boot_id) > 128:
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "boot_id: 1 to 128 characters are required")
         mine = self._take_over(caller.key)
-        await self._engine.sidecar_connected(caller.instance, boot_id, hello.held_version, hello.software[:MAX_TEXT])
+        self._watching[caller.instance.workload] += 1
+        software = hello.software[:MAX_TEXT]
         try:
+            await self._engine.sidecar_connected(caller.instance, boot_id, hello.held_version, software)
             async with self._engine.watch_snapshot(caller.instance.workload) as watch:
                 pushing = asyncio.ensure_future(self._push_all(caller, boot_id, watch, requests, outgoing))
                 try:
@@ -122,9 +134,17 @@ class PolicyService(rpc.PolicyServicer):
                     pushing.cancel()
                     await asyncio.gather(pushing, return_exceptions=True)
         finally:
+            self._leave(caller.instance.workload)
             if self._current.get(caller.key) is mine:
                 del self._current[caller.key]
                 await self._engine.sidecar_disconnected(caller.instance, boot_id)
+
+    def _leave(self, workload: WorkloadRef) -> None:
+        """One stream fewer: who makes workloads and removes them must not have all of them remembered."""
+        self._watching[workload] -= 1
+        if not self._watching[workload]:
+            del self._watching[workload]
+            self._signer.forget(workload)
 
     def _take_over(self, key: str) -> asyncio.Future[None]:
         older = self._current.get(key)

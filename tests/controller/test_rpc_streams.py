@@ -192,6 +192,18 @@ class TestPolicy:
         except TimeoutError:
             return None
 
+    async def test_what_was_signed_is_kept_while_somebody_is_told_of_it_and_no_longer(self, tmp_path: Path) -> None:
+        async with running(tmp_path) as run:
+            first, second = [run.mutual(await run.join("shop/cart", f"cart-{n}")) for n in range(2)]
+            async with PolicyStream(first) as one:
+                await one.push()
+                async with PolicyStream(second) as other:
+                    await other.push()
+                    assert len(run.controller.signed) == 1, "once for all replicas"
+                await eventually(lambda: not run.controller.engine.view.sidecars["shop/cart-1"].connected)
+                assert len(run.controller.signed) == 1
+            await eventually(lambda: len(run.controller.signed) == 0)
+
     async def test_an_override_is_in_the_sidecars_hands_when_the_call_answers(self, tmp_path: Path) -> None:
         async with running(tmp_path) as run:
             streams = {}

@@ -8,6 +8,8 @@ command does not need mitmproxy otherwise.
 from __future__ import annotations
 
 import base64
+import os
+import stat
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO, Final
@@ -50,12 +52,19 @@ def _framed(data: bytes, kind: bytes) -> bytes:
 class FlowFile:
     """A flow file that grows.
 
-    :param file: open for writing bytes
+    :param file: open for writing bytes; what is in it stays until :meth:`begin`
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self.begun = False
         self.written = 0
+
+    def begin(self) -> None:
+        """There will be something to write: let go of what a file held before."""
+        self.begun = True
+        if stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+            self._file.truncate(0)
 
     def add(self, shown: Mapping[str, Any]) -> None:
         """Append one request, a ``request`` event of ``POST /tap`` (``docs/api.md``)."""

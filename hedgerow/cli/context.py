@@ -147,7 +147,8 @@ def workload(text: str, field: str, namespace: str = "") -> str:
         name = normal_host(text, field=field) if "/" not in text else text
         return str(WorkloadRef.external_host(name) if is_host(name) else WorkloadRef.parse(text, field=field))
     except InvalidValue as error:
-        fail(f"{field}: {error.problem}", error.remedy, 2)
+        bare = text and not namespace and "/" not in text  # commands about workloads take -n
+        fail(f"{field}: {error.problem}", f"{error.remedy}, or name its namespace with -n" if bare else error.remedy, 2)
 
 
 def end(text: str, field: str, namespace: str = "") -> str:

@@ -85,12 +85,16 @@ def tap(
                         file.add(found)
                 else:
                     _tell(event, found)
+                if event == "started" and file is not None:
+                    file.begin()
                 if event == "ended":
                     return
 
-        context.call(server, token_file, watch)
-    if file is not None:
-        typer.echo(f"({file.written} written to {save}: mitmweb -r {save})", err=True)
+        try:
+            context.call(server, token_file, watch)
+        finally:  # Ctrl-C is how most of them end
+            if file is not None and file.begun:
+                typer.echo(f"({file.written} written to {save}: mitmweb -r {save})", err=True)
 
 
 def _check_status(text: str) -> None:
@@ -108,7 +112,7 @@ def _flow_file(path: Path | None) -> Iterator[FlowFile | None]:
         return
     try:
         # what is shown may be somebody's secret
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         context.fail(f"--save: {path} can not be written: {error.strerror}", "name another file", 2)
     with os.fdopen(descriptor, "wb") as file:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import warnings
@@ -380,6 +381,33 @@ async def test_the_command_shows_and_saves(run: Running, tmp_path: Path) -> None
     )  # fmt: skip
     listed, _ = await asyncio.wait_for(opened.communicate(), 60)
     assert listed.count(b"/cart/17") == 2, listed
+
+
+async def test_ctrl_c_ends_it_and_says_what_was_saved(run: Running, tmp_path: Path) -> None:
+    saved = tmp_path / "cart.flows"
+    saved.write_text("of yesterday")
+    async with pod(run) as cart:
+        process = await command(run, "cart", "-n", "shop", "--save", str(saved))
+        assert process.stdout is not None
+        await eventually(lambda: cart.taps.running)
+        await cart.request()
+        assert b"POST /cart/17" in await asyncio.wait_for(process.stdout.readline(), 60)
+        process.send_signal(signal.SIGINT)
+        _, err = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 130
+    assert err.decode().splitlines()[-1] == f"(1 written to {saved}: mitmweb -r {saved})"
+    assert "Traceback" not in err.decode()
+    assert b"yesterday" not in saved.read_bytes()
+
+
+async def test_a_tap_that_is_refused_leaves_the_file_as_it_was(run: Running, tmp_path: Path) -> None:
+    saved = tmp_path / "cart.flows"
+    saved.write_text("precious")
+    process = await command(run, "shop/crt", "--save", str(saved))
+    _, err = await asyncio.wait_for(process.communicate(), 60)
+    assert (process.returncode, saved.read_text()) == (1, "precious")
+    assert "there is no workload shop/crt" in err.decode()
+    assert "written to" not in err.decode()
 
 
 async def test_the_command_speaks_json(run: Running) -> None:

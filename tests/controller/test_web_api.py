@@ -94,6 +94,9 @@ class TestLooking:
             found = await run.get("/flows", workload="shop/cart", verdict="allow", since="")
             assert [each["direction"] for each in found["flows"]] == ["inbound", "outbound"]
             assert (await run.get("/flows", since=4_000_000_000))["flows"] == []
+            assert (await run.get("/flows", namespace="data"))["flows"] == flows[:1]
+            assert (await run.get("/flows", namespace="shop"))["flows"] == flows
+            assert (await run.get("/flows", namespace="shp"))["flows"] == []
 
     async def test_policy_snapshot_diff_and_approval(self, tmp_path: Path) -> None:
         async with running(tmp_path) as run:

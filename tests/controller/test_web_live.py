@@ -115,6 +115,16 @@ async def test_flows_as_they_come_and_only_those_that_were_asked_for(tmp_path: P
         assert (name, found["destination"], found["verdict"], found["connections"]) == ("flow", "shop/cart", "deny", 7)
 
 
+async def test_flows_of_a_namespace_as_they_come(tmp_path: Path) -> None:
+    async with running(tmp_path) as run, live(run, "/flows/live", namespace="data") as events:
+        await use(run, 1)
+        now = run.controller.engine.view.at
+        theirs = flow(FRONT, REDIS, 6379, verdict=Verdict.DENY, reason="no-rule", first_seen=now, last_seen=now)
+        await run.controller.engine.ingest(instance("redis-0"), "boot-t", 1, 0, [theirs])
+        name, found = await events.next()
+        assert (name, found["destination"]) == ("flow", "data/redis")
+
+
 async def test_a_reader_that_missed_something_is_told(tmp_path: Path) -> None:
     async with running(tmp_path) as run, live(run, "/flows/live") as flows, live(run, "/graph/live") as graph:
         await graph.next()

@@ -34,7 +34,11 @@ WRITTEN_WRONG, NO_CONTROLLER, NO_ACCESS, INTERRUPTED, NO_READER = 2, 3, 4, 130, 
         ("allow shop/front shop/cart:80 --to shop/cart:80 --reason x", 2, ["two ends are wanted"]),
         ("controller", 2, ["Missing option '--config'"]),
         # a value that is none, told before anything is sent
-        ("allow front shop/cart:80 --reason x", 2, ["from: 'front' names no namespace", "shop/cart"]),
+        (
+            "allow front shop/cart:80 --reason x",
+            2,
+            ["from: 'front' names no namespace", "shop/cart, or name its namespace with -n"],
+        ),
         ("allow Shop/front shop/cart:80 --reason x", 2, ["from: 'Shop' is not a namespace name"]),
         ("allow shop/front shop/cart --reason x", 2, ["to: 'shop/cart' names no port", "shop/cart:8080"]),
         ("allow shop/front shop/cart:99999 --reason x", 2, ["to: 99999 is not a port", "from 1 to 65535"]),

@@ -117,6 +117,11 @@ class BoundedH2(BufferedH2Connection):
         else:
             super().send_data(stream_id, data, end_stream, pad_length)
 
+    def end_stream(self, stream_id: int) -> None:
+        held = self.stream_buffers.get(stream_id)
+        if not (held and held[-1].end_stream):  # an early answer is ended once more when its request is
+            super().end_stream(stream_id)
+
     def stream_window_updated(self, stream_id: int) -> bool:
         """Send what was held of a stream: as far as there is room, in frames as large as they may be by now."""
         stream = self.streams.get(stream_id)

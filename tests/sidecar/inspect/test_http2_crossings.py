@@ -194,3 +194,33 @@ async def test_a_header_table_that_is_made_smaller_twice(world):
         pair.turn()
     pair.request("/b")
     assert len(pair.application.all(h2.events.RequestReceived)) == 2
+
+
+async def test_an_early_answer_that_waits_for_its_client_while_the_request_ends(world):
+    """Its end was held twice, and the second one ended the connection."""
+    w = world(rule())
+    pair = Pair(w.connect(Kind.HTTP2))
+    pair.client.granting = False
+    stream = pair.request("/a", method="POST", end=False)
+    (asked,) = (event.stream_id for event in pair.application.all(h2.events.RequestReceived))
+    pair.answer(asked, body=b"x" * 16_000)
+    early = pair.request("/b", method="POST", end=False)
+    other = pair.application.all(h2.events.RequestReceived)[-1].stream_id
+    pair.application.h2.send_headers(other, [(":status", "200")])
+    for _ in range(5):
+        pair.application.h2.send_data(other, b"y" * 10_000)
+    pair.application.h2.end_stream(other)
+    pair.application.flush()
+    pair.turn()
+    for one in (stream, early):
+        pair.client.h2.end_stream(one)
+    pair.client.flush()
+    pair.turn()
+    for event in pair.client.all(h2.events.DataReceived):
+        pair.client.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+    pair.client.flush()
+    pair.turn()
+    assert len(pair.client.body(early)) == 50_000
+    assert pair.client.all(h2.events.StreamEnded, early)
+    assert not pair.client.all(h2.events.ConnectionTerminated)
+    assert not pair.connection.lane.layers.streams

@@ -16,7 +16,7 @@ from sidecar.dataplane.detect import Kind
 from sidecar.dataplane.legs import Leg
 from sidecar.http.frames import ANY_STREAM, goaway
 from sidecar.http.site import HttpSite
-from sidecar.inspect.frame_guard import PROTOCOL_ERROR, Breach, FrameGuard
+from sidecar.inspect.frame_guard import Breach, FrameGuard
 from sidecar.inspect.http1 import HEAD_TOO_LARGE, TOO_SLOW, Http1Half, StrictServer
 from sidecar.inspect.http2 import BoundedClient, BoundedServer
 from sidecar.inspect.hub import Inspection
@@ -225,9 +225,8 @@ class InspectedConnection:
         """It sends no more."""
         if not self._client_told:
             self._client_told = True
-            self.layers.client_ended()
-            if self.http2:
-                self._close_client()
+            if not self.http2:  # whose requests are answered, as far as their application does that
+                self.layers.client_ended()
 
     def _server_over(self) -> None:
         self.layers.server_ended()
@@ -309,17 +308,6 @@ class InspectedConnection:
         self.site.forget(self)
         self.hub.left(self)
 
-    def _pass_goaway(self) -> None:
-        """The application drains: the client is told, and what runs goes on."""
-        theirs, mine, half = self._server_guard, self._guard, self.layers.server
-        assert theirs is not None
-        assert mine is not None
-        assert isinstance(half, BoundedClient)
-        said, theirs.gone = theirs.gone, None
-        if said is not None:
-            last = half.client_stream(said.last_stream) or mine.last_stream
-            self._client.write(goaway(last, said.code if said.code <= 0xD else PROTOCOL_ERROR))
-
     # --- pace
 
     def _settle(self) -> None:
@@ -327,17 +315,30 @@ class InspectedConnection:
         if self._over:
             return
         client, server = self._client, self._server
+        if self._client_told and not self._closing:
+            self._pass_end()
         if self._closing:
             if self._client_ended and not client.unsent:
                 self._finish("")
             return
-        if self._client_told and not self.http2 and server is not None and self._http1.said_all:
-            server.end()  # it may wait for this before it answers
         client.pause() if self._full() else client.resume()
         if server is not None:
             server.pause() if self._enough() else server.resume()
         if self._hanging() and self._timer is None:
             self._timer = self.context.fabric.reactor.call_later(self._limits.head_seconds / 4, self._look)
+
+    def _pass_end(self) -> None:
+        """Tell the application that its client will say no more: it may wait for that before it answers."""
+        half = self.layers.server
+        if not self.http2:
+            said = self._http1.said_all
+        elif self.layers.streams or self._kept:
+            said = not (isinstance(half, BoundedClient) and (half.holds or half.stream_queue))
+        else:
+            self._close_client()
+            return
+        if said and self._server is not None:
+            self._server.end()
 
     def _full(self) -> bool:
         """Whether the client is not to be read for now."""

@@ -21,9 +21,11 @@ from time import monotonic
 from typing import Final
 
 from sidecar.dataplane.legs import Leg
+from sidecar.http.frames import goaway
 from sidecar.inspect.connection import InspectedConnection
-from sidecar.inspect.frame_guard import Breach
+from sidecar.inspect.frame_guard import PROTOCOL_ERROR, Breach
 from sidecar.inspect.http1 import Http1Half
+from sidecar.inspect.http2 import BoundedClient
 from sidecar.inspect.upgraded import WatchedUpgrade
 
 #: Frames handed to the parser at once at most, and bytes of them (one large head takes milliseconds), and bytes of
@@ -225,6 +227,17 @@ class InspectLane(InspectedConnection):
         if made > 0 and self._guard is not None:
             self._resets_seen += made
             self._guard.we_reset(now, made)
+
+    def _pass_goaway(self) -> None:
+        """The application drains: the client is told, and what runs goes on."""
+        theirs, mine, half = self._server_guard, self._guard, self.layers.server
+        assert theirs is not None
+        assert mine is not None
+        assert isinstance(half, BoundedClient)
+        said, theirs.gone = theirs.gone, None
+        if said is not None:
+            last = half.client_stream(said.last_stream) or mine.last_stream
+            self._client.write(goaway(last, said.code if said.code <= 0xD else PROTOCOL_ERROR))
 
     # --- behind 101
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sidecar.inspect import fields, http2
+from sidecar.inspect import fields, h2_state
 from tests.sidecar.inspect.connection import Kind, rule
 from tests.sidecar.inspect.http2_ends import Pair, frame
 
@@ -29,7 +29,7 @@ def outcome(check, head):
 
 
 def test_the_library_uses_ours_and_ours_the_librarys():
-    assert http2.fields is fields
+    assert h2_state.fields is fields
     assert OURS.__module__ == "sidecar.inspect.fields"
     assert THEIRS.__module__ == "h2.utilities"
     fields.install()

@@ -247,3 +247,14 @@ async def test_a_response_head_that_is_too_large(world):
     c.application.give(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70_000)
     assert c.client.was_reset
     assert w.hub.breaches["application-head-bytes"] == 1
+
+
+async def test_no_limit_ends_an_answer_whose_head_stalls(world):
+    """As without the mesh, its client waits; the limits on heads are for clients."""
+    w = world(rule())
+    c = w.connect()
+    c.client.give(head())
+    c.application.give(b"HTTP/1.1 200 OK\r\nCon")
+    assert c.lane._timer is None, "something would look at it later"
+    c.application.give(b"tent-Length: 2\r\n\r\nhi")
+    assert c.client.read().endswith(b"\r\n\r\nhi")

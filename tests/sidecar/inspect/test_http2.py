@@ -257,10 +257,41 @@ async def test_the_client_closes(world):
     pair = Pair(c)
     pair.request("/a")
     c.client.finish()
+    assert c.application.write_ended
+    assert not c.client.write_ended
+    c.application.finish()  # as most do then
     assert c.client.write_ended
-    assert c.application.write_ended or c.application.was_reset
     assert c.record.closed
     assert len(w.flows.requests) == 1
+
+
+async def test_a_client_that_ended_its_half_still_gets_its_answer(world):
+    w = world(rule())
+    c = w.connect(Kind.HTTP2)
+    pair = Pair(c)
+    stream = pair.request("/a")
+    c.client.finish()
+    (asked,) = pair.application.all(h2.events.RequestReceived)
+    pair.application.h2.send_headers(asked.stream_id, [(":status", "200")])
+    pair.application.h2.send_data(asked.stream_id, b"hello", end_stream=True)
+    pair.application.flush()
+    pair.client.h2.receive_data(c.client.read())
+    assert c.client.write_ended
+    assert c.record.closed
+    assert [seen.status for seen in w.flows.requests] == [200]
+    assert stream == 1
+
+
+async def test_an_idle_client_that_ends_its_half_has_its_connection_ended(world):
+    w = world(rule())
+    c = w.connect(Kind.HTTP2)
+    pair = Pair(c)
+    stream = pair.request("/a")
+    pair.answer(pair.application.all(h2.events.RequestReceived)[0].stream_id)
+    assert pair.client.all(h2.events.StreamEnded, stream)
+    c.client.finish()
+    assert c.client.write_ended
+    assert c.record.closed
 
 
 @pytest.mark.parametrize(

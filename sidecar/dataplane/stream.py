@@ -56,6 +56,7 @@ class Stream:
         "_connecting",
         "_connection",
         "_early",
+        "_elsewhere",
         "_eof",
         "_fin",
         "_hup",
@@ -99,6 +100,7 @@ class Stream:
         self._connection = connection
         self._opened_here = opened_here
         self._acked = False  # the peer has reached its application
+        self._elsewhere = elsewhere  # hears whether it reaches an application
         self._early = Early(elsewhere, carrier.budget) if elsewhere is not None else None  # None: it stays here
         self._connecting = connecting > 0
         self._timer: Alarm | None = None
@@ -307,8 +309,8 @@ class Stream:
             raise FrameError("a stream acknowledged out of turn")
         self._acked = True
         self._connection.announce()
-        if (early := self._early) is not None:
-            early.elsewhere.reached()
+        if self._elsewhere is not None:
+            self._elsewhere.reached()
             self._stay()
 
     def finish(self) -> None:

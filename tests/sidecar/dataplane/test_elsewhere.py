@@ -194,6 +194,15 @@ async def test_how_much_that_is_can_be_set(world, most):
         await begun(raw, 5)
 
 
+async def test_who_has_said_too_much_has_reached_the_destination_all_the_same(world):
+    await world.start(early_bytes=0)
+    raw = await answering(world)  # its client spoke at once
+    reader, writer = await call(world, b"")
+    assert await raw.receive() == (UPDATE, SYN, 3, 0, b"")
+    raw.send(frame(*UNREACHED, 3, 0))
+    await begun(raw, 5, b"")  # waited for, because it has answered before
+
+
 async def test_what_a_client_has_said_counts_as_held_while_it_waits_for_another_try(world):
     await world.start()
     raw = await answering(world)

@@ -197,7 +197,7 @@ async def test_how_much_that_is_can_be_set(world, most):
 async def test_who_has_said_too_much_has_reached_the_destination_all_the_same(world):
     await world.start(early_bytes=0)
     raw = await answering(world)  # its client spoke at once
-    reader, writer = await call(world, b"")
+    await call(world, b"")
     assert await raw.receive() == (UPDATE, SYN, 3, 0, b"")
     raw.send(frame(*UNREACHED, 3, 0))
     await begun(raw, 5, b"")  # waited for, because it has answered before

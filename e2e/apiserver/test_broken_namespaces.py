@@ -78,7 +78,10 @@ class Barrier:
         """Whether the API server goes by it yet."""
         try:
             self._server.request(
-                "PATCH", f"{path}?fieldManager=test&dryRun=All", document, content_type="application/apply-patch+yaml"
+                "PATCH",
+                f"{path}?fieldManager=test&dryRun=All&force=true",
+                document,
+                content_type="application/apply-patch+yaml",
             )
         except ApiError as error:
             return any(word in str(error) for word in ("not in this namespace", "broken.hedgerow.test"))

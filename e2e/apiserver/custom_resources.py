@@ -22,6 +22,12 @@ def install_crds(apiserver: ApiServer) -> None:
     until(lambda: all(serves(apiserver, "v1alpha1", file.stem) for file in CRDS.glob("*.yaml")), "our CRDs served")
 
 
+def remove_crds(apiserver: ApiServer) -> None:
+    """Take them out with all resources of theirs: what a test installs by the chart can not take over what is there."""
+    names = [f"{file.stem}.hedgerow.dev" for file in sorted(CRDS.glob("*.yaml"))]
+    apiserver.kubectl("delete", "crd", *names, "--ignore-not-found", "--wait=true", "--timeout=200s")
+
+
 def serves(apiserver: ApiServer, version: str, plural: str) -> bool:
     """Whether the API server answers for one of our kinds by now: a little later than it says so of the CRD."""
     try:

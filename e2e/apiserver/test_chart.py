@@ -19,6 +19,7 @@ from controller.injection.program_settings import InjectorSettings
 from controller.injection.webhook_configuration import webhook_configuration
 from controller.learner import Gate
 from controller.settings import Settings
+from e2e.apiserver.custom_resources import remove_crds
 from e2e.harness.apiserver import ApiServer
 from e2e.harness.errors import CommandFailed
 from e2e.harness.programs import until
@@ -274,7 +275,8 @@ def everything_there(apiserver: ApiServer) -> set[str]:
 
 @pytest.fixture
 def system(apiserver: ApiServer) -> Any:
-    """Our namespace, in which only restricted pods may run."""
+    """Our namespace, in which only restricted pods may run, on a cluster that has nothing of ours."""
+    remove_crds(apiserver)
     name = apiserver.create_namespace({"pod-security.kubernetes.io/enforce": "restricted"}, name=SYSTEM)
     yield name
     apiserver.kubectl("delete", "namespace", name, "--wait=true")
@@ -336,8 +338,7 @@ def test_custom_resources_can_be_kept(apiserver, system):
         assert "accessoverrides.hedgerow.dev" in said
         assert "accessoverrides" in apiserver.kubectl("get", "crd", "-o", "name")
     finally:
-        names = ("accessoverrides", "learnedpolicies", "segmentationmodes")
-        apiserver.kubectl("delete", "crd", *(f"{name}.hedgerow.dev" for name in names), "--wait=true")
+        remove_crds(apiserver)
 
 
 def pods(apiserver: ApiServer) -> dict[str, dict[str, Any]]:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from e2e.apiserver.custom_resources import remove_crds
 from e2e.harness.apiserver import ApiServer
 from e2e.harness.programs import until
 from hedgerow.checking import health, preflight
@@ -197,6 +198,7 @@ class Installed:
         self.api = apiserver
         values = {"controller": {"persistence": {"enabled": False}}}
         chart = str(ROOT / "charts" / "hedgerow")
+        remove_crds(apiserver)
         apiserver.create_namespace(name=SYSTEM)
         apiserver.helm("install", "hedgerow", chart, "-n", SYSTEM, "--values", "-", stdin=yaml.safe_dump(values))
 

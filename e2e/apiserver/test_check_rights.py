@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from e2e.apiserver.custom_resources import remove_crds
 from e2e.harness.apiserver import ApiServer
 from hedgerow.checking.finding import Finding, Outcome
 from hedgerow.checking.running import run
@@ -23,6 +24,7 @@ RIGHTS = ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBi
 def hooks(apiserver: ApiServer) -> Iterator[list[dict[str, Any]]]:
     """The chart is there, and so are the account and the roles that ``helm test`` would make for its pod."""
     flags = ["-n", SYSTEM, "--set", "controller.persistence.enabled=false"]
+    remove_crds(apiserver)
     apiserver.create_namespace(name=SYSTEM)
     try:
         apiserver.helm("install", "hedgerow", str(CHART), *flags)

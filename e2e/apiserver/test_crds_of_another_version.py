@@ -13,12 +13,14 @@ import pytest
 import yaml
 
 from controller.errors import NotReady
+from controller.kube.client import Client
 from e2e.apiserver.custom_resources import CRDS, access_override, install_crds, put, serves
 from e2e.apiserver.meshes import eventually, inventory, running
+from e2e.apiserver.simulated import settings
 from e2e.harness.apiserver import ApiServer
 from e2e.harness.programs import until
-from hedgerow.checking.finding import Finding, Outcome
-from hedgerow.checking.running import run as check
+from hedgerow.checking.finding import Outcome
+from hedgerow.checking.health import resources
 
 OTHER = "v1beta9"
 
@@ -52,10 +54,9 @@ def another_version(server: ApiServer) -> Iterator[None]:
 
 
 async def test_the_check_names_both_versions(apiserver: ApiServer) -> None:
-    told: list[Finding] = []
     with another_version(apiserver):
-        await check(apiserver.kubeconfig, "", pre=False, wait=0.0, tell=told.append)
-    (found,) = [each for each in told if each.check == "resources"]
+        async with Client(settings(apiserver.kubeconfig)) as client:
+            found = await resources(client)
     assert found.outcome is Outcome.FAILED
     assert f"is served as {OTHER}, not v1alpha1" in found.text
     assert "helm upgrade" in found.hint

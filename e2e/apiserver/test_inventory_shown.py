@@ -10,6 +10,7 @@ from controller.kube.client import Client
 from controller.kube.kinds import DEPLOYMENTS, PODS
 from e2e.apiserver.custom_resources import install_crds
 from e2e.apiserver.measured import Measured, controller
+from e2e.apiserver.meshes import away
 from e2e.apiserver.simulated import Kubelet, deploy, deployment, pod_spec, settings
 from e2e.harness.apiserver import ApiServer
 
@@ -65,18 +66,17 @@ async def test_a_pod_that_is_nobodys_and_an_api_server_that_is_away(
             found = measured.metrics()
             assert found['hedgerow_controller_cluster_problems{about="pod"}'] == status["cluster"]["troubles"]["pod"]
             assert found['hedgerow_controller_cluster_objects{resource="deployments.apps"}'] >= 1
-            await asyncio.to_thread(away_and_back, apiserver, measured)
+            await away_and_back(apiserver, measured)
             await measured.until(lambda: watch_of(measured.get("/status"), "pods")["watching"] is not None)
             assert watch_of(measured.get("/status"), "pods")["watches"] > watch_of(status, "pods")["watches"]
         await client.patch(PODS, "orphan", {"metadata": {"finalizers": None}}, namespace)
         await client.delete(DEPLOYMENTS, "metrics-server", "kube-system")
 
 
-def away_and_back(apiserver: ApiServer, measured: Measured) -> None:
+async def away_and_back(apiserver: ApiServer, measured: Measured) -> None:
     """Take the API server away until the controller says so, and give it back."""
-    apiserver.stop()
-    try:
-        asyncio.run(measured.until(lambda: "does not answer" in measured.command("status")))
+    async with away(apiserver):
+        await measured.until(lambda: "does not answer" in measured.command("status"))
         status = measured.get("/status")
         assert watch_of(status, "pods")["watching"] is None
         assert status["cluster"]["ready"], "what it knew stays in force"
@@ -85,5 +85,3 @@ def away_and_back(apiserver: ApiServer, measured: Measured) -> None:
         assert "the API server" in part["problem"]
         assert part["failed"] is not None
         assert measured.metrics()['hedgerow_controller_cluster_watch_quiet_seconds{resource="pods"}'] > 0
-    finally:
-        apiserver.start()

@@ -8,6 +8,7 @@ not sync it to the disk.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,7 @@ class ControlPlane:
 
         Controllers that lost it would try again only after up to half a minute: they are started anew.
         """
+        assert threading.current_thread() is threading.main_thread(), "what a thread starts is killed with it"
         server, controllers = self._programs["kube-apiserver"], self._programs["kube-controller-manager"]
         for attempt in range(1, _STARTS + 1):
             server.start()

@@ -1,4 +1,7 @@
-"""``hedgerow check`` against a real API server: what it finds, what it says to do, and how it ends."""
+"""``hedgerow check`` against a real API server: what it finds, what it says to do, and how it ends.
+
+Over 400 lines: before and on an installation the same cluster is looked at, which takes long to make.
+"""
 
 from __future__ import annotations
 

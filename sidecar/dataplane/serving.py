@@ -3,6 +3,8 @@
 Whatever brings a client's bytes, the lane (:mod:`sidecar.dataplane.lanes`) is chosen by the first of them, and gets all
 of them. A client that says nothing for ``first_byte_wait`` (:mod:`sidecar.dataplane.lanes`) may wait for a server that
 speaks first (:mod:`sidecar.dataplane.server_first`).
+
+Over 400 lines: a stream of a tunnel, a socket and any other leg are told apart by the same rules, side by side.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from sidecar.inspect.tap_client import TapClient
 from sidecar.inspect.taps import Taps
 from tests.controller.running import Running, eventually, running
 from tests.sidecar.inspect.connection import World, rule
+from tests.sidecar.workers.test_supervisor import SHOWN
 
 ASKED = {"workload": "shop/cart", "owner": "anna", "reason": "orders are slow", "for": 60}
 POST = (
@@ -289,28 +291,7 @@ async def test_what_waits_for_a_slow_person_takes_a_bounded_room() -> None:
     """A sidecar that was broken into makes each event as large as the bounds of one allow."""
     body, value = b"b" * MAX_BODY, b"v" * (MAX_FIELDS - 1)
     full = Message(fields=((b"n", value),), trailers=((b"n", value),), size=MAX_BODY, body=body)
-    event = Shown(
-        tap="t",
-        at=0.0,
-        source="shop/front",
-        source_address="10.0.0.1",
-        destination="shop/cart",
-        port=8080,
-        operation="GET /",
-        protocol="http/1.1",
-        method="GET",
-        path="/",
-        host="cart",
-        status=200,
-        grpc_status=-1,
-        verdict=Verdict.ALLOW,
-        pending=Verdict.ALLOW,
-        reason="",
-        rule_id="",
-        seconds=0.1,
-        request=full,
-        response=full,
-    )
+    event = replace(SHOWN, tap="t", request=full, response=full)
     viewing = Viewing(TapSpec("t", 60.0), WorkloadRef("shop", "cart"), 60.0)
     for _ in range(1000):
         viewing.offer(("cart-0", event))

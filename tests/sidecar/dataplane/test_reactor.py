@@ -1,4 +1,7 @@
-"""Turns of the reactor: many who have always more to read do not keep others waiting longer than one does."""
+"""Turns of the reactor: many who have always more to read do not keep others waiting longer than one does.
+
+Over 400 lines: each test makes the sources that it needs, in sight of what it asks of their turns.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The DNS proxy between an application and its resolvers, over real sockets."""
+"""The DNS proxy between an application and its resolvers, over real sockets.
+
+Over 400 lines: UDP, TCP and what goes wrong ask one pair of proxy and resolver.
+"""
 
 from __future__ import annotations
 

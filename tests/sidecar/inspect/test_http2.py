@@ -1,4 +1,7 @@
-"""HTTP/2 and gRPC through the lane."""
+"""HTTP/2 and gRPC through the lane.
+
+Over 400 lines: a row of short tests of one pair of ends; crossings and sequences have files of their own.
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,8 @@ that what each says crosses what the other does. Whatever happens:
    a body ends where, and only if, its sender ended it. The same holds for responses, unless a request was refused.
 2. Neither end is told anything that HTTP/2 does not allow, and a connection is not ended whose ends behave.
 3. Every request is reported once. When all have said what they had to say, nothing of it is left.
+
+Over 400 lines: two ends, what they may do and what is held against each step of theirs are one machine.
 """
 
 from __future__ import annotations

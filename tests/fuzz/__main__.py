@@ -11,7 +11,7 @@ made by code, and a corpus of an earlier run is gone on with.
 from __future__ import annotations
 
 import argparse
-import contextlib
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -74,9 +74,14 @@ def main() -> None:
     if options.input is not None:
         target.check(bytes.fromhex(options.input))
         return
-    with contextlib.ExitStack() as stack:
-        corpus = options.corpus or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hedgerow-fuzz-")))
-        _run(target, options, corpus)
+    if options.corpus is not None:
+        _run(target, options, options.corpus)
+        return
+    # libFuzzer ends its process where it stands: somebody else has to take the folder away
+    with tempfile.TemporaryDirectory(prefix="hedgerow-fuzz-") as corpus:
+        again = [sys.executable, "-m", "tests.fuzz", *sys.argv[1:], "--corpus", corpus]
+        ended = subprocess.run(again, check=False).returncode
+    sys.exit(ended)
 
 
 if __name__ == "__main__":

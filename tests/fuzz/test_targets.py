@@ -40,12 +40,14 @@ def test_the_seeds_keep_every_promise(target: Target):
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_nothing_is_found_in_a_few_seconds(name):
+def test_nothing_is_found_in_a_few_seconds(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     result = fuzz(name, "--seconds", "4", "--runs", "20000", "--seed", "7")
     assert result.returncode == 0, found(result)
     done = [line for line in result.stderr.splitlines() if line.startswith("stat::number_of_executed_units:")]
     assert done, found(result)
     assert int(done[0].split()[1]) > 100, "it hardly ran"
+    assert not list(tmp_path.iterdir()), "it left something behind"
 
 
 def test_a_fault_is_found_by_coverage_and_shown_with_its_input():

@@ -92,7 +92,7 @@ class Controller:
     def _make_servers(self) -> None:
         settings, engine, keyring, clock = self._settings, self.engine, self._keyring, self._clock
 
-        self._gate = Gate(lambda: engine.view, lambda: keyring.bundle, clock)
+        self._gate = Gate(lambda: engine.view, lambda: keyring.bundle, clock, settings.streams_per_second)
         self.cluster: Cluster | None = None
         if settings.kubernetes is not None:
             from controller.kube.cluster import Cluster  # without one nobody needs it

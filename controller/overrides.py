@@ -19,6 +19,7 @@ from controller.inventory.service_ports import advice
 from controller.public_suffixes import shared_domain
 from controller.view import Override, OverrideState
 from graph.errors import InvalidValue
+from graph.flow import EdgeKey
 from graph.model import InspectedHost, Instance, Origin, PortRange, Protocol, Rule, Selector, Verdict, WorkloadRef
 from graph.operations import check_operation
 from graph.outside import is_wide, network_of
@@ -255,6 +256,22 @@ def note_of(override: Override, inventory: Inventory) -> str:
         if override.effect is Verdict.ALLOW and network_of(end) is not None and is_wide(end):
             return f"it does not hold for what {verb} workloads of the mesh in {end.name}: rules go by identity there"
     return advice(inventory, override.destination, override.port, override.protocol)
+
+
+def note_beside(override: Override, rules: Mapping[str, Rule]) -> str:
+    """What holds beside an allow on operations that makes it no restriction; empty when nothing does.
+
+    :param rules: in force, by id
+    """
+    if override.effect is not Verdict.ALLOW or not override.operations or override.port is None:
+        return ""
+    edge = EdgeKey(override.source, override.destination, override.port, override.protocol)
+    if f"learned/{edge}" not in rules:
+        return ""
+    return (
+        f"{override.source} may ask everything else there, too: the connection was learned as a whole, and allows add "
+        "up; `hedgerow deny … --operation` closes single operations"
+    )
 
 
 def owner_of(ref: WorkloadRef, inventory: Inventory) -> WorkloadRef | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from sqlalchemy import Connection
 
 from controller.errors import StoreError
+from controller.store.checksums import SQL_NAME
 
 #: "HdgR": so that another program's database is never taken for ours, nor ours for another's.
 APPLICATION_ID = 0x48646752
@@ -54,8 +55,34 @@ _DOCUMENTS = (
     "CREATE TABLE documents (kind TEXT NOT NULL, key TEXT NOT NULL, document TEXT NOT NULL, PRIMARY KEY (kind, key))",
 )
 
+_COUNTS = "connections, verified, failed, denied, would_deny, bytes_sent, bytes_received"
+#: The columns that tables had when their rows got checksums.
+_CHECKED = {
+    "meta": "key, value",
+    "edges": "edge, state, learned",
+    "traffic": f"edge, direction, {_COUNTS}, verdict, first_seen, last_seen, judged_at, source_identities,"
+    " destination_identities, reporters",
+    "operations": "edge, asked",
+    "modes": "workload, inbound, outbound, inbound_tls",
+    "overrides": "id, effect, source, destination, port, protocol, owner, reason, created_at, expires_at, revoked_at,"
+    " revoked_by, revoke_reason, ended, operations",
+    "join_tokens": "id, digest, workload, instance, owner, created_at, expires_at, used_at",
+    "positions": "instance, boot_id, sequence, at",
+    "snapshots": "workload, version, digest, issued_at",
+    "documents": "kind, key, document",
+}
+#: What was written before is taken as it is: from now on a byte that changes is noticed.
+_CHECKSUMS = tuple(
+    statement
+    for table, columns in _CHECKED.items()
+    for statement in (
+        f"ALTER TABLE {table} ADD COLUMN checksum TEXT NOT NULL DEFAULT ''",
+        f"UPDATE {table} SET checksum = {SQL_NAME}('{table}', {columns})",  # noqa: S608 - names of ours
+    )
+)
+
 #: One entry a version, in order: the statements that lead from the version before to it.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _OPERATIONS, _DOCUMENTS)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _OPERATIONS, _DOCUMENTS, _CHECKSUMS)
 
 
 def version_of(connection: Connection) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, Float, Integer, MetaData, Table, Text
 
+from controller.store import checksums
+
 metadata = MetaData()
 
 
@@ -23,14 +25,19 @@ def _time(name: str, *, nullable: bool = False) -> Column[float]:
     return Column(name, Float, nullable=nullable)
 
 
+def _checksum() -> Column[str]:
+    """The last column of every table but the audit log's and the windows'; see :mod:`controller.store.checksums`."""
+    return Column(checksums.COLUMN, Text, nullable=False, server_default="")
+
+
 def _counters() -> tuple[Column[int], ...]:
     names = ("connections", "verified", "failed", "denied", "would_deny", "bytes_sent", "bytes_received")
     return tuple(_number(name) for name in names)
 
 
-meta = Table("meta", metadata, _key("key"), _text("value"))
+meta = Table("meta", metadata, _key("key"), _text("value"), _checksum())
 
-edges = Table("edges", metadata, _key("edge"), _text("state"), _text("learned"))
+edges = Table("edges", metadata, _key("edge"), _text("state"), _text("learned"), _checksum())
 
 traffic = Table(
     "traffic",
@@ -45,9 +52,10 @@ traffic = Table(
     _text("source_identities"),
     _text("destination_identities"),
     _text("reporters"),
+    _checksum(),
 )
 
-operations = Table("operations", metadata, _key("edge"), _text("asked"))
+operations = Table("operations", metadata, _key("edge"), _text("asked"), _checksum())
 
 windows = Table(
     "windows",
@@ -58,7 +66,9 @@ windows = Table(
     *_counters(),
 )
 
-modes = Table("modes", metadata, _key("workload"), _text("inbound"), _text("outbound"), _text("inbound_tls"))
+modes = Table(
+    "modes", metadata, _key("workload"), _text("inbound"), _text("outbound"), _text("inbound_tls"), _checksum()
+)
 
 overrides = Table(
     "overrides",
@@ -78,6 +88,7 @@ overrides = Table(
     _text("revoke_reason"),
     Column("ended", Integer, nullable=False),
     _text("operations"),
+    _checksum(),
 )
 
 join_tokens = Table(
@@ -91,13 +102,18 @@ join_tokens = Table(
     _time("created_at"),
     _time("expires_at"),
     _time("used_at", nullable=True),
+    _checksum(),
 )
 
-positions = Table("positions", metadata, _key("instance"), _key("boot_id"), _number("sequence"), _time("at"))
+positions = Table(
+    "positions", metadata, _key("instance"), _key("boot_id"), _number("sequence"), _time("at"), _checksum()
+)
 
-snapshots = Table("snapshots", metadata, _key("workload"), _number("version"), _text("digest"), _time("issued_at"))
+snapshots = Table(
+    "snapshots", metadata, _key("workload"), _number("version"), _text("digest"), _time("issued_at"), _checksum()
+)
 
-documents = Table("documents", metadata, _key("kind"), _key("key"), _text("document"))
+documents = Table("documents", metadata, _key("kind"), _key("key"), _text("document"), _checksum())
 
 audit = Table(
     "audit",

@@ -1,8 +1,10 @@
 """The store in one SQLite file (SQLAlchemy Core): WAL, synchronous=FULL, one writer, one controller.
 
 Opening looks before it touches: a file that is no database, is another program's, is newer than this program, or is in
-use by another controller is refused as it is. Writes go through one connection; reads of the audit log have their own,
-which WAL lets run beside a write.
+use by another controller is refused as it is. So is one that lost something: an empty file, a log without its database,
+a page that does not hang together, a row that is not what was written. Nothing is ever begun anew in its place.
+
+Writes go through one connection; reads of the audit log have their own, which WAL lets run beside a write.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import fcntl
 import json
 import os
 import sqlite3
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -23,7 +26,7 @@ from sqlalchemy.pool import NullPool
 
 from controller import audit
 from controller.errors import StoreError
-from controller.store import migrations, rows, schema
+from controller.store import checksums, migrations, rows, schema, write_ahead
 from controller.store.records import Stored, Writes
 from controller.view import AuditEntry
 
@@ -46,8 +49,13 @@ class SqliteStore:
         self._connection: Connection | None = None
         try:
             self._lock = _locked(path)
-            _look(path, len(steps))
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            if not _look(path, len(steps)):
+                _make(path, steps)
+            elif write_ahead.loses(_logs(path)[0]):
+                raise StoreError(
+                    f"{_logs(path)[0]} is damaged: what was written last is not all there any more",
+                    remedy="restore it and the database from a backup",
+                )
             self._engine = _engine(path)
             with self._translated("open"):
                 self._connection = self._engine.connect()
@@ -67,7 +75,7 @@ class SqliteStore:
         return self._path
 
     def _prepare(self, connection: Connection, steps: tuple[tuple[str, ...], ...]) -> None:
-        checked = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
+        checked = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar_one()
         connection.rollback()
         if checked != "ok":
             said = " ".join(str(checked).replace("*** in database main ***", "").split())
@@ -96,6 +104,11 @@ class SqliteStore:
         with self._translated("read"), self._open().begin():
             meta = dict(self._rows(schema.meta, lambda row: (str(row["key"]), str(row["value"]))))
             head = next(iter(self._audit_page(self._open(), 1)), None)
+            if head is not None and audit.entry_hash(head) != head.hash:  # what follows would hang on nothing
+                raise StoreError(
+                    f"the table audit has a damaged row {head.sequence}: its hash is that of another",
+                    remedy="restore the database from a backup",
+                )
             return Stored(
                 generation=_whole(meta, "generation"),
                 trust_domain=meta.get("trust_domain", ""),
@@ -131,7 +144,7 @@ class SqliteStore:
 
     def _rows[T](self, table: Table, reader: Callable[[rows.Row], T]) -> Iterator[T]:
         for row in self._open().execute(select(table)).mappings():
-            yield rows.read(table.name, dict(row), reader)
+            yield rows.read(table.name, checksums.checked(table, dict(row)), reader)
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
@@ -199,12 +212,16 @@ class SqliteStore:
 
     @contextmanager
     def _translated(self, doing: str) -> Iterator[None]:
-        """Foreign errors become ours here, and nowhere else."""
+        """Foreign errors become ours here, and nowhere else; ours name the file."""
         try:
             yield
+        except StoreError as error:
+            if str(self._path) in error.problem:
+                raise
+            raise StoreError(f"{self._path}: {error.problem}", remedy=error.remedy) from None
         except DBAPIError as error:
             raise _translate(self._path, doing, error.orig) from None
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter even of SQLite's own words about damage
             raise _translate(self._path, doing, error) from None
 
     def __enter__(self) -> Self:
@@ -221,7 +238,10 @@ def _put(connection: Connection, table: Table, values: Sequence[dict[str, Any]])
     statement = insert(table)
     keys = [column.name for column in table.primary_key]
     changes = {column.name: statement.excluded[column.name] for column in table.columns if column.name not in keys}
-    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changes), values)
+    connection.execute(
+        statement.on_conflict_do_update(index_elements=keys, set_=changes),
+        [checksums.with_checksum(table, each) for each in values],
+    )
 
 
 def _drop(connection: Connection, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
@@ -248,6 +268,7 @@ def _engine(path: Path) -> Engine:
         raw.execute("PRAGMA synchronous = FULL")
         raw.execute("PRAGMA foreign_keys = ON")
         raw.execute("PRAGMA trusted_schema = OFF")
+        raw.create_function(checksums.SQL_NAME, -1, checksums.sql_function, deterministic=True)
 
     @event.listens_for(engine, "begin")
     def _begun(connection: Connection) -> None:
@@ -274,29 +295,69 @@ def _locked(path: Path) -> int:
     return lock
 
 
-def _look(path: Path, newest: int) -> None:
+def _make(path: Path, steps: tuple[tuple[str, ...], ...]) -> None:
+    """Make a new database. It has its name once it is whole, so that an empty file of that name is always a loss."""
+    new = path.with_name(path.name + ".new")
+    for each in (new, *_logs(new)):
+        each.unlink(missing_ok=True)
+    os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    engine = _engine(new)
+    try:
+        with engine.connect() as connection:
+            migrations.migrate(connection, steps)
+    except DBAPIError as error:
+        raise _translate(path, "make", error.orig) from None
+    finally:
+        engine.dispose()
+    new.rename(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _logs(path: Path) -> tuple[Path, Path]:
+    """What SQLite keeps beside a database."""
+    return path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")
+
+
+def _look(path: Path, newest: int) -> bool:
     """Refuse what is plainly not ours before anything may change it, be it only its journal mode.
 
     The file alone is looked at, without the log beside it: after a crash in our first moments it may still be blank.
+
+    :return: whether there is one
     """
     if not path.exists():
-        return
+        log = _logs(path)[0]
+        if log.exists() and log.stat().st_size:
+            raise StoreError(
+                f"{path} is gone, and its log {log.name} is there",
+                remedy=f"restore it from a backup, or move {log.name} away to begin with nothing",
+            )
+        return False
     if not path.is_file():
         raise StoreError(f"{path} is not a regular file", remedy="move it away, or set another state_dir")
     with path.open("rb") as file:
         header = file.read(100)
     if not header:
-        return
+        raise StoreError(
+            f"{path} is empty, which no database of ours ever is",
+            remedy=f"restore it from a backup, or move it and {_logs(path)[0].name} away to begin with nothing",
+        )
     if len(header) < 100 or not header.startswith(_MAGIC):
         raise StoreError(f"{path} is not a database", remedy="move it away, or restore it from a backup")
-    try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)) as file_alone:
-            version, application, tables = (
-                int(file_alone.execute(question).fetchone()[0])
-                for question in ("PRAGMA user_version", "PRAGMA application_id", "SELECT count(*) FROM sqlite_schema")
-            )
-    except sqlite3.Error as error:
-        raise _translate(path, "open", error) from None
+    # from the header: while a checkpoint is unfinished, as a crash or a full disk leaves it, the rest of the file
+    # is whole only together with its log
+    version, application = struct.unpack_from(">I", header, 60)[0], struct.unpack_from(">I", header, 68)[0]
+    tables = 0
+    if not application and not version:
+        try:
+            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)) as file_alone:
+                tables = int(file_alone.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            raise _translate(path, "open", error) from None
     if application == migrations.APPLICATION_ID:
         try:
             migrations.check_not_newer(version, newest)
@@ -304,6 +365,7 @@ def _look(path: Path, newest: int) -> None:
             raise StoreError(f"{path}: {error.problem}", remedy=error.remedy) from None
     elif application or version or tables:
         raise StoreError(f"{path} belongs to another program", remedy="set state_dir to a directory of its own")
+    return True
 
 
 def _translate(path: Path, doing: str, error: BaseException | None) -> StoreError:
@@ -314,6 +376,7 @@ def _translate(path: Path, doing: str, error: BaseException | None) -> StoreErro
         "SQLITE_BUSY": "find the program that keeps it locked and end it",
         "SQLITE_NOTADB": "move it away, or restore it from a backup",
         "SQLITE_CORRUPT": "restore it from a backup",
+        "UnicodeDecodeError": "it is damaged; restore it from a backup",
         "SQLITE_CANTOPEN": "set state_dir to a directory that hedgerow may write",
     }
     name = next((known for known in remedies if code.startswith(known)), code)

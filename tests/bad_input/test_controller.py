@@ -132,7 +132,7 @@ CASES = [
     Case("half a database", ["controller.db", "backup"], spoil=cut_short),
     Case(
         "a row of nobody's",
-        ["the table overrides has a damaged row", "'perhaps'", "backup"],
+        ["the table overrides has a damaged row 'override/", "checksum", "backup"],
         spoil=queried("UPDATE overrides SET effect = 'perhaps'"),
     ),
     Case(

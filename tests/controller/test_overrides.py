@@ -141,6 +141,19 @@ def test_who_opens_a_network_is_told_for_whom_that_does_not_hold() -> None:
         assert overrides.note_of(make(destination=end), inventory()) == ""
 
 
+def test_who_allows_an_operation_is_told_what_was_learned_as_a_whole() -> None:
+    learned = replace(overrides.rule_of(make()), id="learned/shop/front->shop/cart:8080/TCP", origin=Origin.LEARNED)
+    one = make(operations=("GET /cart/{id}",))
+    assert "may ask everything else there, too" in overrides.note_beside(one, {learned.id: learned})
+    assert overrides.note_beside(one, {}) == ""
+    for other in (
+        make(),
+        make(operations=("GET /cart/{id}",), port=8081),
+        make(operations=("GET /cart/{id}",), effect=Verdict.DENY),
+    ):
+        assert overrides.note_beside(other, {learned.id: learned}) == ""
+
+
 def test_who_names_a_services_port_is_told_the_pods() -> None:
     assert "reached at 8080" in overrides.note_of(make(port=80), inventory())
     for port in (None, 8080, 81):

@@ -9,7 +9,8 @@ Rules:
    proves and not by the address it seems to come from.
 4. Every signature is an audit entry, written before the certificate is handed out.
 5. Wrong tokens cost their sender's address: :class:`Throttle`. Right ones of Kubernetes may be shown again, a few
-   times: :class:`controller.signings.Signings`.
+   times: :class:`controller.signings.Signings`. How often the API server is asked for one address is bounded whatever
+   it answers, and what others of the address were refused while a token waited for its turn counts.
 6. No token is in a message, a log or the audit log; there it is the first half of its SHA-256.
 """
 
@@ -38,8 +39,14 @@ from graph.model import Instance
 log = logging.getLogger("hedgerow.issuer")
 
 
+#: Tokens of one address that the API server is asked about in a row, and seconds after which there is one more. A node
+#: may stand before many pods with one address, and each of them tries again until the inventory knows it.
+LOOKS = 1000
+LOOK_INTERVAL = 0.05
+
+
 class Throttled(ControllerError):
-    """Too many wrong tokens came from this address; later ones are not even looked at for a while."""
+    """Too many tokens came from this address; later ones are not even looked at for a while."""
 
     code = "throttled"
 
@@ -71,7 +78,7 @@ class Attested:
 class TokenAttestor(Protocol):
     """Finds out which pod shows a token of Kubernetes; see :mod:`controller.kube.attestation`."""
 
-    async def attest(self, token: str, instance: str, address: str) -> Attested: ...
+    async def attest(self, token: str, instance: str, address: str, admit: Callable[[], None]) -> Attested: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +97,19 @@ class Throttle:
     :param interval: seconds after which one more is given
     :param most: addresses remembered; beyond it those not heard of for longest are forgotten
     :param remedy: what to try again with
+    :param what: came too often
     """
 
     def __init__(
-        self, burst: int = 10, interval: float = 6.0, most: int = 10_000, remedy: str = "`hedgerow join-token`"
+        self,
+        burst: int = 10,
+        interval: float = 6.0,
+        most: int = 10_000,
+        remedy: str = "`hedgerow join-token`",
+        what: str = "wrong tokens",
     ) -> None:
         self._remedy = remedy
+        self._what = what
         self._burst = burst
         self._interval = interval
         self._most = most
@@ -103,16 +117,16 @@ class Throttle:
 
     def check(self, address: str, now: float) -> None:
         """:raises Throttled: when the address has no attempt left"""
-        left = self._burst - self._spent_by(_network(address), now)
+        left = self._burst - self._spent_by(network_of(address), now)
         if left < 1:
             raise Throttled(
-                "too many wrong tokens came from this address",
+                f"too many {self._what} came from this address",
                 remedy=f"try again in {(1 - left) * self._interval:.0f} s with a token from {self._remedy}",
             )
 
     def failed(self, address: str, now: float) -> None:
-        """Count one wrong token."""
-        key = _network(address)
+        """Count one attempt: a wrong token, or whatever this counts."""
+        key = network_of(address)
         self._spent[key] = (self._spent_by(key, now) + 1, now)
         self._spent.move_to_end(key)
         if len(self._spent) > self._most:
@@ -136,7 +150,8 @@ def check_pace(renewals: Renewals, instance: Instance, now: float) -> None:
         )
 
 
-def _network(address: str) -> str:
+def network_of(address: str) -> str:
+    """What an address is counted as: itself, or, of IPv6, its /64. Anything else as it is, within a bound."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
@@ -170,7 +185,9 @@ class Issuer:
         self._throttle = throttle or Throttle()
         self._attestor = attestor
         # a node may stand before many pods with one address, and each of them may be wrong for a while
-        self._attesting = Throttle(burst=60, interval=1.0, remedy="the pod's projected volume")
+        volume = "the pod's projected volume"
+        self._attesting = Throttle(burst=60, interval=1.0, remedy=volume)
+        self._looks = Throttle(burst=LOOKS, interval=LOOK_INTERVAL, remedy=volume, what="tokens")
         self._signings = Signings()
         self._renewals = Renewals(lifetime / RENEWALS)
         self._complaints = Complaints()
@@ -204,8 +221,7 @@ class Issuer:
         :raises certs.errors.InvalidCsr:
         :raises AttestationRefused, AttestationUnavailable: see :mod:`controller.kube.attestation`
         """
-        now = self._clock()
-        self._attesting.check(address, now)
+        self._attesting.check(address, self._clock())
         key = hashlib.sha256(public_bytes(read_csr(csr_der))).digest()
         self._keyring.check_ready()
         if self._attestor is None:
@@ -214,17 +230,27 @@ class Issuer:
             )
         digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
         try:
-            attested = await self._attestor.attest(token, instance, address)
+            attested = await self._attestor.attest(token, instance, address, lambda: self._look(address))
             pod = f"{attested.instance.workload.namespace}/{attested.instance.name}"
             keys = self._signings.admit(pod, attested.uid, digest, key, self._clock())
         except AttestationRefused as error:
-            self._attesting.failed(address, now)
+            self._attesting.failed(address, self._clock())
             await self._write_down(error, address)
             raise
         if keys > 1:
             log.warning("the token of pod %s signs key number %d; it was signed for before", pod, keys)
         evidence = {**attested.evidence, "token_sha256": digest[:16].hex(), "token_keys": keys}
         return await self._sign(csr_der, attested.instance, "certificate.attest", evidence)
+
+    def _look(self, address: str) -> None:
+        """Count one token that the API server is about to be asked about.
+
+        :raises Throttled: when the address had too many, or too many wrong ones since this one came
+        """
+        now = self._clock()
+        self._attesting.check(address, now)
+        self._looks.check(address, now)
+        self._looks.failed(address, now)
 
     async def _write_down(self, error: AttestationRefused, address: str) -> None:
         """A pod that showed a good token and gets nothing for it is worth an audit entry; a stranger is not."""

@@ -82,6 +82,7 @@ class Settings:
     :param inventory_interval: seconds between two looks at the inventory file for changes; not on Kubernetes
     :param learning: when an edge has been seen often and long enough
     :param sse_clients: the most live streams that the page and the command may hold open together
+    :param streams_per_second: that one sidecar may begin, ten seconds' worth of them in a row
     """
 
     state_dir: Path
@@ -98,6 +99,7 @@ class Settings:
     inventory_interval: float = 1.0
     learning: Gate = field(default_factory=Gate)
     sse_clients: int = 64
+    streams_per_second: int = 10
     log_level: str = "info"
 
     @classmethod
@@ -139,6 +141,7 @@ class Settings:
             inventory_interval=fields.take("inventory_interval", seconds(0.05, 3600), 1.0),
             learning=fields.take("learning", _gate, Gate()),
             sse_clients=fields.take("sse_clients", integer(1, 10_000), 64),
+            streams_per_second=fields.take("streams_per_second", integer(4, 1000), 10),
             log_level=fields.take("log_level", word("debug", "info", "warning", "error"), "info"),
         )
         fields.finish()

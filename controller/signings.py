@@ -77,22 +77,24 @@ class Signings:
 class Renewals:
     """How often one instance may have what its certificate entitles it to.
 
-    :param interval: seconds after which it may once more, :data:`RENEWALS` times in a row
+    :param interval: seconds after which it may once more
+    :param burst: how many in a row
     """
 
-    def __init__(self, interval: float) -> None:
+    def __init__(self, interval: float, burst: int = RENEWALS) -> None:
         self._interval = interval
+        self._burst = burst
         self._spent: OrderedDict[str, tuple[float, float]] = OrderedDict()  # how many, and when that was true
 
     def admit(self, instance: str, now: float) -> float:
-        """Count one signature for an instance (``namespace/name``).
+        """Count one for an instance (``namespace/name``).
 
         :return: 0.0; or, when there is none left, the seconds to wait, and nothing was counted
         """
         spent, at = self._spent.get(instance, (0.0, now))
         spent = max(0.0, spent - max(0.0, now - at) / self._interval)
-        if spent + 1 > RENEWALS:
-            return (spent + 1 - RENEWALS) * self._interval
+        if spent + 1 > self._burst:
+            return (spent + 1 - self._burst) * self._interval
         self._spent[instance] = (spent + 1, now)
         _bound(self._spent, instance)
         return 0.0

@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,7 +33,8 @@ from controller.injection.audience import AUDIENCE
 from controller.injection.names import INJECTION, SIDECAR, SYSTEM_NAMESPACES
 from controller.inventory import Inventory
 from controller.inventory.model import plain_address
-from controller.issuer import Attested
+from controller.issuer import Attested, network_of
+from controller.kube.attestation_turns import AddressTurns
 from controller.kube.client import Document
 from controller.kube.errors import KubernetesError, NoSuchObject
 from controller.kube.kinds import PODS, TOKEN_REVIEWS, Resource
@@ -45,8 +46,9 @@ log = logging.getLogger("hedgerow.kube.attestation")
 
 #: Longer than any API server makes them, and much shorter than what gRPC takes.
 MAX_TOKEN = 16 * 1024
-#: Reviews at once. More wait for their turn; what the API server is asked is bounded by this alone.
+#: Tokens that the API server is asked about at once, and those of them that one address may have. More wait.
 AT_ONCE = 16
+OF_AN_ADDRESS = 8
 #: Seconds for all of it; a sidecar waits 10.
 PATIENCE = 8.0
 #: Seconds of them that the inventory may take to hear of a pod that has just begun.
@@ -89,7 +91,7 @@ class Attestor:
 
     :param own_namespace: the control plane's, in which no pod is meshed
     :param audience: whom tokens have to be for
-    :param at_once: tokens that are looked at at the same time
+    :param at_once: tokens that are looked at at the same time; ``of_an_address``: of one sender
     """
 
     def __init__(
@@ -100,20 +102,22 @@ class Attestor:
         *,
         audience: str = AUDIENCE,
         at_once: int = AT_ONCE,
+        of_an_address: int = OF_AN_ADDRESS,
         patience: Patience | None = None,
     ) -> None:
         self._requests = requests
         self._inventories = inventories
         self._audience = audience
         self._unmeshed = SYSTEM_NAMESPACES | {own_namespace}
-        self._slots = asyncio.Semaphore(at_once)
+        self._turns = AddressTurns(at_once, of_an_address)
         self._patience = patience or Patience()
 
-    async def attest(self, token: str, instance: str, address: str) -> Attested:
+    async def attest(self, token: str, instance: str, address: str, admit: Callable[[], None]) -> Attested:
         """The instance whose sidecar shows ``token``.
 
         :param instance: the pod's name, as the caller says it
         :param address: where the call comes from
+        :param admit: asked when its turn has come, right before the API server is; what it raises is raised
         :raises AttestationRefused: naming the rule that is broken
         :raises AttestationUnavailable: when the API server or the inventory can not tell, now
         """
@@ -125,7 +129,8 @@ class Attestor:
             )
         try:
             async with asyncio.timeout(self._patience.whole):
-                async with self._slots:
+                async with self._turns.of(network_of(address)):
+                    admit()
                     bound = bound_pod(await self._review(token, self._audience), self._audience)
                     check_ours_alone(await self._review(token), bound, self._audience)
                     check_claim(bound, instance)

@@ -111,8 +111,8 @@ class WebhookCertificate:
             try:
                 if not await self._step(hooks, secret):
                     return
-            except Conflicting:
-                continue  # somebody was faster; look again
+            except (Conflicting, NoSuchObject):
+                continue  # somebody was faster: another controller, or whoever takes the old one's things away
 
     async def _step(self, hooks: Document, secret: Document | None) -> bool:
         """Whether there is more to do at once."""

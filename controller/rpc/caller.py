@@ -9,10 +9,15 @@ our own rules (:func:`certs.verify.verify_peer`), and then:
 3. What is unclear is refused.
 
 A stream ends when its certificate does, or when the inventory no longer knows its instance.
+
+To verify a chain costs more than all else of a short call, so what was found is remembered (:class:`Proofs`) while the
+same roots are in force and no certificate of the chain has ended. What the inventory says is asked each time.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -56,23 +61,87 @@ class Caller:
         return f"{self.instance.workload.namespace}/{self.instance.name}"
 
 
-def identify(auth: AuthContext, view: View, bundle: TrustBundle, now: float) -> Caller:
-    """The caller that a call's authentication context proves.
+@dataclass(frozen=True, slots=True)
+class Proved:
+    """What a chain proves. Times are seconds since the epoch.
 
-    :param auth: as ``ServicerContext.auth_context()`` gives it
-    :param now: seconds since the epoch
-    :raises Refused: when it proves none, with the reason
+    :param name: of the instance; may be empty
+    :param not_after: the end of the caller's own certificate
+    :param since: when it was verified; ``until``: when the first certificate of the chain ends
     """
-    if auth.get("ssl_tls_version", [b"TLSv1.3"])[0] != b"TLSv1.3":
-        raise Refused(grpc.StatusCode.UNAUTHENTICATED, "TLS 1.3 is required; update the client")
+
+    identity: SpiffeId
+    name: str
+    not_after: float
+    since: float
+    until: float
+
+
+def prove(auth: AuthContext, bundle: TrustBundle, now: float) -> Proved:
+    """What the chain of a call's authentication context proves.
+
+    :raises Refused: when that is nothing, with the reason
+    """
     leaf, others = _certificates(auth)
     try:
         identity = verify_peer(leaf, others, bundle, now)
         name = instance_of(leaf)
-        not_after = read_certificate(leaf).not_valid_after_utc.timestamp()
+        ends = [read_certificate(each).not_valid_after_utc.timestamp() for each in (leaf, *others)]
     except CertError as error:
         raise Refused(grpc.StatusCode.UNAUTHENTICATED, f"the certificate is refused: {error}") from None
-    return Caller(instance_in(view, identity, name), identity, not_after)
+    return Proved(identity, name, ends[0], now, min(ends))
+
+
+class Proofs:
+    """Chains that were verified.
+
+    :param most: chains remembered; beyond it those not shown for longest are forgotten
+    """
+
+    def __init__(self, most: int = 4096) -> None:
+        self._most = most
+        self._bundle: TrustBundle | None = None
+        self._found: OrderedDict[bytes, Proved] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def of(self, auth: AuthContext, bundle: TrustBundle, now: float) -> Proved:
+        """As :func:`prove`; a refusal is not remembered."""
+        if bundle != self._bundle:
+            self._found.clear()
+            self._bundle = bundle
+        shown = hashlib.sha256()
+        for part in ("x509_pem_cert", "x509_pem_cert_chain"):
+            values = auth.get(part, ())
+            shown.update(len(values).to_bytes(4))
+            for value in values:
+                shown.update(len(value).to_bytes(8))
+                shown.update(value)
+        key = shown.digest()
+        found = self._found.get(key)
+        if found is None or not found.since <= now < found.until:
+            self._found.pop(key, None)
+            found = prove(auth, bundle, now)
+        self._found[key] = found
+        self._found.move_to_end(key)
+        if len(self._found) > self._most:
+            self._found.popitem(last=False)
+        return found
+
+
+def identify(auth: AuthContext, view: View, bundle: TrustBundle, now: float, proofs: Proofs) -> Caller:
+    """The caller that a call's authentication context proves.
+
+    :param auth: as ``ServicerContext.auth_context()`` gives it
+    :param now: seconds since the epoch
+    :param proofs: of calls before
+    :raises Refused: when it proves none, with the reason
+    """
+    if auth.get("ssl_tls_version", [b"TLSv1.3"])[0] != b"TLSv1.3":
+        raise Refused(grpc.StatusCode.UNAUTHENTICATED, "TLS 1.3 is required; update the client")
+    proved = proofs.of(auth, bundle, now)
+    return Caller(instance_in(view, proved.identity, proved.name), proved.identity, proved.not_after)
 
 
 def instance_in(view: View, identity: SpiffeId, name: str) -> Instance:

@@ -2,11 +2,16 @@
 
 A watch holds a bounded set of addresses. What changed waits as a set of addresses, never as a queue of answers: a slow
 sidecar gets the newest answer late, and no answer twice.
+
+When the inventory changes, every watched address is looked at again. That is done in small slices, one stream at a time
+in the whole controller and with everybody else's turn between two: streams that watch as much as they may make their
+own answers late, and nothing else.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Protocol
@@ -27,6 +32,8 @@ from graph.wire.codec import destination_to_message
 
 #: The most addresses that one stream may watch. Sidecars let go what they do not use at 4096.
 MAX_WATCHED = 8192
+#: Seconds that looking at addresses may keep everything else waiting.
+SLICE = 0.002
 
 
 class Changes(Protocol):
@@ -59,21 +66,26 @@ class DirectoryService(rpc.DirectoryServicer):
         self._engine = engine
         self._gate = gate
         self._max_watched = max_watched
+        self._turn = asyncio.Lock()
 
     async def Resolve(self, request: pb.ResolveRequest, context: Context) -> pb.Destination:
         async with answered(context):
-            self._gate.caller(context)
+            await self._gate.admitted(context)
             return destination_to_message(self._resolve(target_of(request)))
         raise AssertionError("answered() does not swallow")  # for the type checker: abort always raises
 
     async def Watch(self, requests: AsyncIterator[pb.WatchRequest], context: Context) -> None:
         async def serve(_: Caller, outgoing: Outgoing) -> None:
-            watch = _Watch(self._resolve, self._max_watched)
+            watch = self.watch()
             async with self._engine.subscribe() as changes:
                 await until_one_ends(watch.read(requests), watch.follow(changes), watch.write(outgoing))
 
         async with answered(context):
             await self._gate.stream(context, "directory", serve)
+
+    def watch(self) -> _Watch:
+        """What one stream watches: nothing yet."""
+        return _Watch(self._resolve, self._turn, self._max_watched)
 
     def _resolve(self, target: Target) -> Destination:
         return self._engine.view.inventory.resolve(*target)
@@ -82,8 +94,9 @@ class DirectoryService(rpc.DirectoryServicer):
 class _Watch:
     """One stream: what it watches, what it was told last, and what it has to be told."""
 
-    def __init__(self, resolve: Callable[[Target], Destination], limit: int) -> None:
+    def __init__(self, resolve: Callable[[Target], Destination], turn: asyncio.Lock, limit: int) -> None:
         self._resolve = resolve
+        self._turn = turn
         self._limit = limit
         self._told: dict[Target, Destination | None] = {}
         self._due: dict[Target, None] = {}
@@ -115,14 +128,26 @@ class _Watch:
     async def write(self, outgoing: Outgoing) -> None:
         while True:
             while self._due:
-                target = next(iter(self._due))
-                del self._due[target]
-                answer = self._resolve(target)
-                if not _same(self._told.get(target), answer):
-                    self._told[target] = answer
-                    await outgoing.write(destination_to_message(answer))
+                async with self._turn:
+                    found = self._slice()
+                    await asyncio.sleep(0)
+                for answer in found:
+                    await outgoing.write(answer)
             self._wake.clear()
             await self._wake.wait()
+
+    def _slice(self) -> list[pb.Destination]:
+        """What has to be told of some of the addresses that are due."""
+        found: list[pb.Destination] = []
+        ends = time.monotonic() + SLICE
+        while self._due and time.monotonic() < ends:
+            target = next(iter(self._due))
+            del self._due[target]
+            answer = self._resolve(target)
+            if target in self._told and not _same(self._told[target], answer):
+                self._told[target] = answer
+                found.append(destination_to_message(answer))
+        return found
 
     def _mark(self, target: Target) -> None:
         self._due[target] = None

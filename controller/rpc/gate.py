@@ -2,6 +2,9 @@
 
 Services run their work inside :func:`answered`, streams inside :meth:`Gate.stream` as well; every refusal that they
 raise becomes a gRPC status here and nowhere else.
+
+Whoever begins streams without pause takes the one thread that all sidecars share. So an instance has so many a second,
+and what goes beyond is refused, after a pause: a refusal that comes at once would be answered with the next attempt.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ from controller.errors import (
     StoreError,
 )
 from controller.issuer import Throttled
-from controller.rpc.caller import Caller, Refused, identify, instance_in
+from controller.rpc.caller import Caller, Proofs, Refused, identify, instance_in
+from controller.signings import Renewals
 from controller.view import View
 from graph.errors import DecodeError, InvalidValue
 
@@ -64,6 +68,12 @@ class Outgoing:
 
 #: How many streams of one kind an instance may have open: one, and the next one while certificates change.
 MAX_STREAMS = 4
+
+#: Streams that an instance may begin in a row: so many seconds' worth of them.
+BURST_SECONDS = 10
+#: Seconds that a refusal for too many takes, and how many of one instance take them at a time.
+PAUSE = 1.0
+PAUSED = 128
 
 
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
@@ -114,12 +124,23 @@ class Gate:
     """Identifies callers and holds their open streams.
 
     :param view: gives the newest view; ``bundle`` the roots in force; ``clock`` seconds since the epoch
+    :param streams_per_second: that an instance may begin
     """
 
-    def __init__(self, view: Callable[[], View], bundle: Callable[[], TrustBundle], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        view: Callable[[], View],
+        bundle: Callable[[], TrustBundle],
+        clock: Callable[[], float],
+        streams_per_second: int,
+    ) -> None:
         self._view = view
         self._bundle = bundle
         self._clock = clock
+        self._rate = streams_per_second
+        self._paces = Renewals(1 / streams_per_second, streams_per_second * BURST_SECONDS)
+        self._paused: Counter[str] = Counter()
+        self._proofs = Proofs()
         self._open: Counter[tuple[str, str]] = Counter()
         self._revoked: dict[asyncio.Future[Any], Caller] = {}
 
@@ -132,7 +153,30 @@ class Gate:
         if not view.ready:
             raise Refused(grpc.StatusCode.UNAVAILABLE, "the controller is starting; try again")
         auth = {name: list(values) for name, values in context.auth_context().items()}
-        return identify(auth, view, self._bundle(), self._clock())
+        return identify(auth, view, self._bundle(), self._clock(), self._proofs)
+
+    async def admitted(self, context: Context) -> Caller:
+        """Who makes this call, and it may: for what has no bound of its own.
+
+        :raises Refused: when that is not clear, or there were too many
+        """
+        caller = self.caller(context)
+        wait = self._paces.admit(caller.key, self._clock())
+        if not wait:
+            return caller
+        if self._paused[caller.key] < PAUSED:
+            self._paused[caller.key] += 1
+            try:
+                await asyncio.sleep(PAUSE)
+            finally:
+                self._paused[caller.key] -= 1
+                if not self._paused[caller.key]:
+                    del self._paused[caller.key]
+        raise Refused(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            f"{caller.key} began {self._rate * BURST_SECONDS} streams in a row and may begin {self._rate} a second "
+            f"(streams_per_second); wait for {max(wait, 1):.0f} s, and find out why they end",
+        )
 
     async def stream(
         self, context: Context, kind: str, serve: Callable[[Caller, Outgoing], Coroutine[Any, Any, None]]
@@ -143,7 +187,7 @@ class Gate:
         :param serve: the stream's whole work; cancelled when it has to end
         :raises Refused: at once, or when the certificate ends or the instance is removed
         """
-        caller = self.caller(context)
+        caller = await self.admitted(context)
         counted = (kind, caller.key)
         if self._open[counted] >= MAX_STREAMS:
             raise Refused(

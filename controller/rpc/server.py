@@ -51,7 +51,7 @@ _ATTESTING = [
     ("grpc.max_connection_age_ms", 300_000),
     ("grpc.max_connection_age_grace_ms", 10_000),
 ]
-ATTESTING_CALLS = 256
+ATTESTING_CALLS = 512
 
 
 class PortError(ControllerError):

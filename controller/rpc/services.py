@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 from urllib.parse import unquote
 
 import grpc
 
 from controller.inspection import InspectionIssuer
-from controller.issuer import Issued, Issuer
+from controller.issuer import Issued, Issuer, Throttled, network_of
 from controller.rpc.caller import Caller, Refused
 from controller.rpc.gate import Context, Gate, Outgoing, answered
 from graph.flow import Flow
@@ -21,6 +23,8 @@ from graph.wire.codec import flow_from_message
 
 #: The most flows that one batch may hold; a sidecar has at most a few hundred peers in one interval.
 MAX_FLOWS = 10_000
+#: Calls without a certificate that one address may have under way: half of what all may (``server.ATTESTING_CALLS``).
+CALLS_OF_AN_ADDRESS = 256
 
 
 class Ingest(Protocol):
@@ -42,23 +46,40 @@ class AttestingIssuer(rpc.IssuerServicer):
 
     def __init__(self, issuer: Issuer) -> None:
         self._issuer = issuer
+        self._calls: Counter[str] = Counter()
 
     async def Sign(self, request: pb.SignRequest, context: Context) -> pb.SignResponse:
         async with answered(context):
             address = address_of(context.peer())
-            match request.WhichOneof("attestation"):
-                case "join_token":
-                    return _signed(await self._issuer.join(request.csr_der, request.join_token, address))
-                case "service_account_token":
-                    token = request.service_account_token
-                    return _signed(await self._issuer.attest(request.csr_der, token, request.instance, address))
-                case _:
-                    raise Refused(
-                        grpc.StatusCode.INVALID_ARGUMENT,
-                        "attestation: missing; send a join token or a ServiceAccount token (renewals belong on the "
-                        "mutual TLS port)",
-                    )
+            with self._one_of(network_of(address)):
+                match request.WhichOneof("attestation"):
+                    case "join_token":
+                        return _signed(await self._issuer.join(request.csr_der, request.join_token, address))
+                    case "service_account_token":
+                        token = request.service_account_token
+                        return _signed(await self._issuer.attest(request.csr_der, token, request.instance, address))
+                    case _:
+                        raise Refused(
+                            grpc.StatusCode.INVALID_ARGUMENT,
+                            "attestation: missing; send a join token or a ServiceAccount token (renewals belong on the "
+                            "mutual TLS port)",
+                        )
         raise AssertionError("answered() does not swallow")  # for the type checker: abort always raises
+
+    @contextmanager
+    def _one_of(self, address: str) -> Iterator[None]:
+        """Nobody fills by itself what all share. :raises Throttled:"""
+        if self._calls[address] >= CALLS_OF_AN_ADDRESS:
+            raise Throttled(
+                f"{CALLS_OF_AN_ADDRESS} calls of this address wait for their answers", remedy="try again in a moment"
+            )
+        self._calls[address] += 1
+        try:
+            yield
+        finally:
+            self._calls[address] -= 1
+            if not self._calls[address]:
+                del self._calls[address]
 
 
 class RenewingIssuer(rpc.IssuerServicer):

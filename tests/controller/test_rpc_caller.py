@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import grpc
 import pytest
@@ -12,7 +13,8 @@ from certs.ca import CertificateAuthority
 from certs.certificate import pem_text
 from certs.keys import make_csr, new_key
 from certs.spiffe import SpiffeId
-from controller.rpc.caller import AuthContext, Refused, identify
+from controller.rpc import caller as callers
+from controller.rpc.caller import AuthContext, Proofs, Refused, identify
 from controller.rpc.services import address_of
 from controller.view import View
 from tests.controller.mesh import FRONT, TRUST_DOMAIN, inventory
@@ -36,12 +38,12 @@ def presented(authority: CertificateAuthority = AUTHORITY, instance: str = "fron
 
 def refusal(auth: AuthContext, now: float = NOW) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(Refused) as caught:
-        identify(auth, VIEW, AUTHORITY.bundle(), now)
+        identify(auth, VIEW, AUTHORITY.bundle(), now, Proofs())
     return caught.value.status, str(caught.value)
 
 
 def test_the_instance_is_the_one_that_the_certificate_was_signed_for() -> None:
-    caller = identify(presented(), VIEW, AUTHORITY.bundle(), NOW)
+    caller = identify(presented(), VIEW, AUTHORITY.bundle(), NOW, Proofs())
     assert (caller.key, caller.instance.workload, caller.identity) == ("shop/front-0", FRONT, IDENTITY)
     assert NOW < caller.not_after <= NOW + 61
 
@@ -49,7 +51,7 @@ def test_the_instance_is_the_one_that_the_certificate_was_signed_for() -> None:
 def test_a_chain_that_repeats_the_leaf_is_the_same_chain() -> None:
     auth = presented()
     auth["x509_pem_cert_chain"] = [auth["x509_pem_cert"][0] + auth["x509_pem_cert_chain"][0]]
-    assert identify(auth, VIEW, AUTHORITY.bundle(), NOW).key == "shop/front-0"
+    assert identify(auth, VIEW, AUTHORITY.bundle(), NOW, Proofs()).key == "shop/front-0"
 
 
 def test_our_rules_hold_where_grpc_s_would_not() -> None:
@@ -66,6 +68,49 @@ def test_our_rules_hold_where_grpc_s_would_not() -> None:
     assert refusal({"ssl_tls_version": [b"TLSv1.2"]})[1].startswith("TLS 1.3 is required")
     assert refusal({})[1].startswith("no client certificate")
     assert refusal(presented() | {"x509_pem_cert": [b"garbage"]})[0] is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_a_chain_is_verified_once_while_the_same_roots_hold_and_nothing_of_it_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    verified: list[bytes] = []
+    real = callers.verify_peer
+
+    def verify(leaf: bytes, *others: Any) -> SpiffeId:
+        verified.append(leaf)
+        return real(leaf, *others)
+
+    monkeypatch.setattr(callers, "verify_peer", verify)
+    proofs, auth, bundle = Proofs(most=2), presented(), AUTHORITY.bundle()
+
+    def known(auth: AuthContext, now: float = NOW) -> int:
+        """How often it was verified for this."""
+        before = len(verified)
+        assert identify(auth, VIEW, bundle, now, proofs).key == "shop/front-0"
+        return len(verified) - before
+
+    assert [known(auth) for _ in range(3)] == [1, 0, 0]
+    assert known(auth, NOW - 1) == 1, "a clock that went back: it may not have been good yet"
+    assert known(auth, NOW + 50) == 0
+    with pytest.raises(Refused, match="refused"):
+        identify(auth, VIEW, bundle, NOW + 62, proofs)
+    with pytest.raises(Refused, match="inventory"):
+        identify(auth, View(TRUST_DOMAIN, started_at=NOW), bundle, NOW, proofs)
+    # another chain to the same leaf is another; a refusal is not remembered
+    for _ in range(2):
+        before = len(verified)
+        with pytest.raises(Refused):
+            identify(auth | {"x509_pem_cert_chain": [b""]}, VIEW, bundle, NOW, proofs)
+        assert len(verified) == before + 1
+    assert known(auth, NOW) == 0
+    # roots that have gone prove nothing any more
+    with pytest.raises(Refused, match="refused"):
+        identify(auth, VIEW, CertificateAuthority.create(TRUST_DOMAIN, NOW).bundle(), NOW, proofs)
+    assert known(auth) == 1
+    for _ in range(3):
+        assert known(presented()) == 1
+    assert len(proofs) == 2
+    assert known(auth) == 1
 
 
 @pytest.mark.parametrize(

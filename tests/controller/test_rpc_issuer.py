@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from certs.keys import key_to_pem, make_csr, new_key, public_bytes
 from certs.spiffe import SpiffeId
 from certs.svid import instance_of
 from certs.verify import verify_peer
+from controller.errors import JoinTokenError
+from controller.rpc import services
+from controller.rpc.server import ATTESTING_CALLS
 from controller.signings import RENEWALS
 from graph.model import WorkloadRef
 from graph.wire import hedgerow_pb2 as pb
@@ -243,3 +247,49 @@ async def test_an_instance_that_left_the_inventory_is_renewed_no_more(tmp_path: 
             rpc.IssuerStub(run.mutual(held)).Sign(pb.SignRequest(csr_der=make_csr(new_key())))
         )
         assert (code, "was it removed" in message) == (grpc.StatusCode.PERMISSION_DENIED, True)
+
+
+class Waiting:
+    """In the place of the issuer: a join lasts until it is let go."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self.go = asyncio.Event()
+
+    async def join(self, csr_der: bytes, token: str, address: str) -> None:
+        assert address == "127.0.0.1"
+        self.waiting += 1
+        try:
+            await self.go.wait()
+        finally:
+            self.waiting -= 1
+        raise JoinTokenError("let go")
+
+
+async def test_one_address_does_not_fill_by_itself_what_all_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 2 * services.CALLS_OF_AN_ADDRESS == ATTESTING_CALLS
+    monkeypatch.setattr(services, "CALLS_OF_AN_ADDRESS", 3)
+    issuer = Waiting()
+    server = grpc.aio.server()
+    rpc.add_IssuerServicer_to_server(services.AttestingIssuer(issuer), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stub = rpc.IssuerStub(channel)
+            request = pb.SignRequest(csr_der=b"x", join_token="x")
+            for _ in range(2):  # those who left by themselves, and those who were answered, make room
+                held = [stub.Sign(request) for _ in range(3)]
+                await eventually(lambda: issuer.waiting == 3)
+                code, message = await refused(stub.Sign(request))
+                assert (code, "try again" in message) == (grpc.StatusCode.RESOURCE_EXHAUSTED, True)
+                held[0].cancel()
+                await eventually(lambda: issuer.waiting == 2)
+                another = stub.Sign(request)
+                await eventually(lambda: issuer.waiting == 3)
+                issuer.go.set()
+                for each in (*held[1:], another):
+                    assert (await refused(each))[0] is grpc.StatusCode.PERMISSION_DENIED
+                issuer.go.clear()
+    finally:
+        await server.stop(None)

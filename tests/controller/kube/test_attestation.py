@@ -131,6 +131,10 @@ class Cluster:
         return self.pod
 
 
+def gladly() -> None:
+    """Nobody is kept waiting."""
+
+
 @pytest.fixture
 async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
     async with running_engine(tmp_path, Clock(), with_inventory=False) as made:
@@ -149,7 +153,7 @@ def attestor(cluster: Cluster, engine: Engine) -> Attestor:
 
 
 async def test_a_pod_s_own_token_says_which_instance_shows_it(cluster: Cluster, attestor: Attestor) -> None:
-    attested = await attestor.attest(TOKEN, "cart-1", ADDRESS)
+    attested = await attestor.attest(TOKEN, "cart-1", ADDRESS, gladly)
     assert (attested.instance.name, attested.instance.workload) == ("cart-1", WorkloadRef("shop", "cart"))
     assert attested.uid == "uid-1"
     assert attested.evidence == {
@@ -168,12 +172,12 @@ async def test_a_pod_s_own_token_says_which_instance_shows_it(cluster: Cluster, 
 
 async def test_older_servers_say_neither_node_nor_credential(cluster: Cluster, attestor: Attestor) -> None:
     cluster.review = without_extra("node-name", "credential-id")
-    assert (await attestor.attest(TOKEN, "cart-1", ADDRESS)).uid == "uid-1"
+    assert (await attestor.attest(TOKEN, "cart-1", ADDRESS, gladly)).uid == "uid-1"
 
 
 @pytest.mark.parametrize("address", ["10.0.0.2", "::ffff:10.0.0.2", "192.0.2.1", "unix:", "10.0.0.77"])
 async def test_an_address_that_is_nobody_s_proves_nothing(attestor: Attestor, address: str) -> None:
-    assert (await attestor.attest(TOKEN, "cart-1", address)).instance.name == "cart-1"
+    assert (await attestor.attest(TOKEN, "cart-1", address, gladly)).instance.name == "cart-1"
 
 
 REFUSED = [
@@ -214,7 +218,7 @@ async def test_a_token_that_is_not_good_for_us_is_refused(
 ) -> None:
     cluster.review = status
     with pytest.raises(AttestationRefused) as refused:
-        await attestor.attest(TOKEN, "cart-1", ADDRESS)
+        await attestor.attest(TOKEN, "cart-1", ADDRESS, gladly)
     assert refused.value.code == code
     assert says in str(refused.value)
     assert refused.value.field == "service_account_token"
@@ -230,20 +234,20 @@ async def test_an_api_server_that_does_not_check_audiences_proves_nothing(
 ) -> None:
     cluster.review = changed(REVIEWED, "audiences", audiences)
     with pytest.raises(AttestationUnavailable, match="does not check for whom a token is"):
-        await attestor.attest(TOKEN, "cart-1", ADDRESS)
+        await attestor.attest(TOKEN, "cart-1", ADDRESS, gladly)
 
 
 async def test_tokens_are_for_whom_the_settings_say(cluster: Cluster, engine: Engine) -> None:
     attestor = Attestor(cluster, engine, "hedgerow-system", audience="mesh.example", patience=Patience(whole=20))
     with pytest.raises(AttestationUnavailable, match="does not check for whom a token is"):
-        await attestor.attest(TOKEN, "cart-1", ADDRESS)  # good for another than was asked for
+        await attestor.attest(TOKEN, "cart-1", ADDRESS, gladly)  # good for another than was asked for
     cluster.review = {"error": 'token audiences ["hedgerow-controller"] is invalid for the target audiences'}
     with pytest.raises(AttestationRefused, match=r"`audience: mesh\.example`") as refused:
-        await attestor.attest(TOKEN, "cart-1", ADDRESS)
+        await attestor.attest(TOKEN, "cart-1", ADDRESS, gladly)
     assert refused.value.code == "attestation-wrong-audience"
     assert "`token_audience`" in refused.value.remedy
     cluster.review = changed(REVIEWED, "audiences", ["mesh.example"])
-    assert (await attestor.attest(TOKEN, "cart-1", ADDRESS)).uid == "uid-1"
+    assert (await attestor.attest(TOKEN, "cart-1", ADDRESS, gladly)).uid == "uid-1"
     assert [each["spec"].get("audiences") for each in cluster.asked] == [["mesh.example"]] * 3 + [None]
 
 
@@ -251,7 +255,7 @@ async def test_a_token_that_is_for_the_api_server_too_proves_nothing(cluster: Cl
     """Every container of every pod has one of those."""
     cluster.own = changed(REVIEWED, "audiences", ["https://kubernetes.default.svc"])
     with pytest.raises(AttestationRefused, match="for the API server too") as refused:
-        await attestor.attest(TOKEN, "cart-1", ADDRESS)
+        await attestor.attest(TOKEN, "cart-1", ADDRESS, gladly)
     assert (refused.value.code, refused.value.pod) == ("attestation-not-ours-alone", "shop/cart-1")
     assert "`token_audience`" in refused.value.remedy
 
@@ -277,7 +281,7 @@ async def test_a_pod_that_may_have_no_certificate_is_refused(
 ) -> None:
     cluster.pod = changed(POD, path, value)
     with pytest.raises(AttestationRefused) as refused:
-        await attestor.attest(TOKEN, "cart-1", ADDRESS)
+        await attestor.attest(TOKEN, "cart-1", ADDRESS, gladly)
     assert (refused.value.code, refused.value.pod) == (code, "shop/cart-1")
     assert refused.value.remedy
 
@@ -285,19 +289,19 @@ async def test_a_pod_that_may_have_no_certificate_is_refused(
 async def test_a_pod_that_is_gone_is_refused(cluster: Cluster, attestor: Attestor) -> None:
     cluster.pod = NoSuchObject("get pods cart-1 in shop: not found", status=404)
     with pytest.raises(AttestationRefused) as refused:
-        await attestor.attest(TOKEN, "cart-1", ADDRESS)
+        await attestor.attest(TOKEN, "cart-1", ADDRESS, gladly)
     assert refused.value.code == "attestation-pod-gone"
 
 
 async def test_an_ordinary_container_is_a_sidecar_too(cluster: Cluster, attestor: Attestor) -> None:
     cluster.pod = changed(changed(POD, "spec/initContainers", None), "spec/containers", [{"name": "hedgerow-sidecar"}])
-    assert (await attestor.attest(TOKEN, "cart-1", ADDRESS)).instance.name == "cart-1"
+    assert (await attestor.attest(TOKEN, "cart-1", ADDRESS, gladly)).instance.name == "cart-1"
 
 
 @pytest.mark.parametrize("claimed", ["cart-2", "", "cart-1 ", "x" * 500, "\x00"])
 async def test_who_takes_itself_for_another_pod_is_refused(attestor: Attestor, claimed: str) -> None:
     with pytest.raises(AttestationRefused) as refused:
-        await attestor.attest(TOKEN, claimed, ADDRESS)
+        await attestor.attest(TOKEN, claimed, ADDRESS, gladly)
     assert refused.value.code == "attestation-another-pod"
     assert "$(POD_NAME)" in refused.value.remedy
     assert str(refused.value).isprintable()
@@ -306,11 +310,11 @@ async def test_who_takes_itself_for_another_pod_is_refused(attestor: Attestor, c
 async def test_a_call_from_another_pod_s_address_gives_a_taken_token_away(cluster: Cluster, attestor: Attestor) -> None:
     for address in ("10.0.0.3", "::ffff:10.0.0.3", "10.0.0.4"):
         with pytest.raises(AttestationRefused, match="the call comes from pod shop/") as refused:
-            await attestor.attest(TOKEN, "cart-1", address)
+            await attestor.attest(TOKEN, "cart-1", address, gladly)
         assert refused.value.code == "attestation-another-pod"
     # while the inventory still has an address at the pod that had it before, the pod itself is the better witness
     cluster.pod = changed(POD, "status/podIPs", [{"ip": "10.0.0.3"}, {"ip": ADDRESS}])
-    assert (await attestor.attest(TOKEN, "cart-1", "10.0.0.3")).instance.name == "cart-1"
+    assert (await attestor.attest(TOKEN, "cart-1", "10.0.0.3", gladly)).instance.name == "cart-1"
 
 
 @pytest.mark.parametrize(
@@ -332,7 +336,7 @@ async def test_pods_of_other_namespaces_are_refused(
 
     monkeypatch.setattr(cluster, "get", get)
     with pytest.raises(AttestationRefused, match="namespace") as refused:
-        await attestor.attest(TOKEN, "cart-1", ADDRESS)
+        await attestor.attest(TOKEN, "cart-1", ADDRESS, gladly)
     assert refused.value.code == "attestation-namespace"
     assert says in str(refused.value)
 
@@ -340,7 +344,7 @@ async def test_pods_of_other_namespaces_are_refused(
 @pytest.mark.parametrize("token", ["", "x", "a.b", "a.b.c.d", "a.b.c\n", "a. b.c", "é.b.c", "a.b." + "c" * 17_000])
 async def test_what_is_no_token_does_not_reach_the_api_server(cluster: Cluster, attestor: Attestor, token: str) -> None:
     with pytest.raises(AttestationRefused) as refused:
-        await attestor.attest(token, "cart-1", ADDRESS)
+        await attestor.attest(token, "cart-1", ADDRESS, gladly)
     assert refused.value.code == "attestation-invalid"
     assert cluster.asked == []
 
@@ -359,7 +363,7 @@ async def test_what_can_not_be_found_out_is_no_refusal_and_the_log_says_what_to_
 ) -> None:
     setattr(cluster, asked, error)
     with pytest.raises(AttestationUnavailable, match=error.code) as unavailable:
-        await attestor.attest(TOKEN, "cart-1", ADDRESS)
+        await attestor.attest(TOKEN, "cart-1", ADDRESS, gladly)
     assert "tried again by itself" in unavailable.value.remedy
     assert str(error) in caplog.text
     assert str(error) not in str(unavailable.value), "what is wrong with the controller is not the caller's to know"
@@ -373,7 +377,7 @@ async def test_a_pod_that_the_inventory_does_not_have_yet_is_waited_for(cluster:
     attestor = Attestor(cluster, engine, "hedgerow-system", patience=Patience(whole=20, inventory=20))
     without = "\n".join(line for line in INVENTORY.splitlines() if "10.0.0.2}" not in line)
     await engine.set_inventory(read_inventory(without.encode(), TRUST_DOMAIN), "test")
-    attesting = asyncio.ensure_future(attestor.attest(TOKEN, "cart-1", ADDRESS))
+    attesting = asyncio.ensure_future(attestor.attest(TOKEN, "cart-1", ADDRESS, gladly))
     while not cluster.asked:  # noqa: ASYNC110  # the fake has no event for it
         await asyncio.sleep(0)
     assert not attesting.done()
@@ -398,7 +402,7 @@ async def test_what_the_inventory_does_not_know_gets_nothing_and_is_told_to_come
     assert before in INVENTORY
     await engine.set_inventory(read_inventory(INVENTORY.replace(before, after).encode(), TRUST_DOMAIN), "test")
     with pytest.raises(AttestationUnavailable, match=says) as unavailable:
-        await attestor.attest(TOKEN, "cart-1", "192.0.2.1")
+        await attestor.attest(TOKEN, "cart-1", "192.0.2.1", gladly)
     assert unavailable.value.code == "attestation-not-yet"
 
 
@@ -406,19 +410,24 @@ async def test_a_controller_that_has_no_inventory_yet_refuses_nobody(engine: Eng
     nothing = b"{apiVersion: hedgerow.dev/v1alpha1, kind: Inventory}"
     await engine.set_inventory(read_inventory(nothing, TRUST_DOMAIN), "test")
     with pytest.raises(AttestationUnavailable, match="does not have namespace shop yet"):
-        await attestor.attest(TOKEN, "cart-1", ADDRESS)
+        await attestor.attest(TOKEN, "cart-1", ADDRESS, gladly)
 
 
 async def test_reviews_are_bounded_and_late_ones_are_told_to_come_again(cluster: Cluster, engine: Engine) -> None:
     attestor = Attestor(cluster, engine, "hedgerow-system", patience=Patience(whole=0.3, inventory=0.1))
     cluster.answering.clear()
     found = await asyncio.gather(
-        *(attestor.attest(TOKEN, "cart-1", ADDRESS) for _ in range(5 * AT_ONCE)), return_exceptions=True
+        *(
+            attestor.attest(TOKEN, "cart-1", f"192.0.2.{number % 3}", gladly)  # three: two would just fill the turns
+            for number in range(6 * AT_ONCE)
+        ),
+        return_exceptions=True,
     )
     assert {type(each) for each in found} == {AttestationUnavailable}
     assert cluster.busiest == AT_ONCE
+    assert len(attestor._turns) == 0, "nobody is remembered who has left"
     cluster.answering.set()
-    assert (await attestor.attest(TOKEN, "cart-1", ADDRESS)).uid == "uid-1"
+    assert (await attestor.attest(TOKEN, "cart-1", ADDRESS, gladly)).uid == "uid-1"
 
 
 def test_what_a_review_says_is_read_without_believing_its_form() -> None:

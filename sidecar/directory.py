@@ -8,6 +8,8 @@ The governing rules:
 3. Memory grows with what is used: the number of addresses is bounded, and those not used for a while are let go. So is
    what the controller is asked: an application that tries every port of everybody asks it no faster than the settings
    allow, and of what waits for an answer there is only so much.
+   And so is what answers may take: the endpoints of all of them, and the time that is spent on answers that come
+   without end. A controller that is broken, or was broken into, makes answers late and nothing else.
 4. Answers of the last run (from disk) count only while the controller could not be reached since the start.
 5. Our own addresses are answered here: such a connection never leaves the pod, so it is nobody's to authenticate.
 """
@@ -19,24 +21,24 @@ import contextlib
 import ipaddress
 import itertools
 import logging
-import struct
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from google.protobuf.message import DecodeError as ProtobufDecodeError
-
 from graph.directory import Destination, Endpoint, Transport
-from graph.errors import DecodeError, InvalidValue
+from graph.errors import DecodeError
 from graph.model import Protocol, WorkloadRef
 from graph.wire import hedgerow_pb2 as pb
 from graph.wire import hedgerow_pb2_grpc as rpc
-from graph.wire.codec import destination_from_message, destination_to_message
+from graph.wire.codec import destination_from_message
+from sidecar import directory_file
 from sidecar.channel import Session, converse
 from sidecar.dataplane.sockets import Address
 from sidecar.directory_settings import DEFAULTS, DirectorySettings
 from sidecar.errors import StateError, Unresolved
-from sidecar.state import DIRECTORY, MAX_STATE_BYTES, StateDirectory
+from sidecar.pace import Pace
+from sidecar.state import DIRECTORY, StateDirectory
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +47,13 @@ UPKEEP_INTERVAL = 5.0
 #: Seconds between two writes of the answers, at least. What is not written yet is unknown after a restart while the
 #: controller is away, and so refused.
 PERSIST_PAUSE = 0.25
-#: Bytes of the state's file beside the answers.
-_SPARE = 1024
+#: Of the time, at most so much is spent on writing them: a pause is so many times as long as the work before it.
+PERSIST_REST = 20
+#: Endpoints of all answers together; of more, the answers least lately used are let go. Some 400 bytes each.
+MOST_ENDPOINTS = 100_000
+#: Of the time, what may be spent on answers, beyond so many seconds at once: those after a reconnect come together.
+ANSWERING_SHARE = 0.2
+ANSWERING_BURST = 1.0
 
 type Key = tuple[str, int]
 
@@ -91,6 +98,8 @@ class DirectoryClient:
         self._counted_at = clock()
         self._entries: OrderedDict[Key, _Entry] = OrderedDict()  # the lately used last
         self._waiting: set[Key] = set()  # without an answer
+        self._endpoints = 0  # of all entries
+        self._pace = Pace(ANSWERING_SHARE, ANSWERING_BURST)
         self._stored: dict[Key, Destination] = {}
         self._requests: asyncio.Queue[pb.WatchRequest] | None = None
         self._never_connected = True
@@ -171,11 +180,14 @@ class DirectoryClient:
                     await self._token()
                 await call.write(request)
 
-        def take(message: pb.Destination) -> None:
+        def take(message: pb.Destination) -> Awaitable[None] | None:
             session.established()
             self._never_connected = False
             self._away = False
+            began = time.thread_time()
             self._take(message)
+            rest = self._pace.spent(time.thread_time() - began, time.monotonic())
+            return _rest(rest) if rest > 0 else None
 
         try:
             await converse(call, ask(), take)
@@ -202,6 +214,7 @@ class DirectoryClient:
             return  # let go meanwhile
         if entry.destination == destination:
             return
+        self._make_room(key, len(destination.endpoints) - _endpoints(entry))
         self._answer(key, entry, destination)
         self._changed.set()
 
@@ -227,6 +240,7 @@ class DirectoryClient:
         if entry.answer.done():
             entry.answer = asyncio.get_running_loop().create_future()
         entry.answer.set_result(destination)
+        self._endpoints += len(destination.endpoints) - _endpoints(entry)
         entry.destination = destination
         self._waiting.discard(key)
         self._tell(key, destination)
@@ -245,6 +259,7 @@ class DirectoryClient:
         if stored is not None:
             entry.answer.set_result(stored)
             entry.destination = stored
+            self._endpoints += _endpoints(entry)
         else:
             self._waiting.add(key)
         if self._requests is not None:
@@ -261,6 +276,7 @@ class DirectoryClient:
 
     def _release(self, key: Key) -> None:
         entry = self._entries.pop(key)
+        self._endpoints -= _endpoints(entry)
         self._waiting.discard(key)
         if not entry.answer.done():
             entry.answer.cancel()
@@ -268,6 +284,16 @@ class DirectoryClient:
         self._changed.set()
         if self._requests is not None:
             self._requests.put_nowait(_request(key, remove=True))
+
+    def _make_room(self, key: Key, more: int) -> None:
+        """Let go of answers until there is room for so many endpoints more, but not of the one that needs it."""
+        if self._endpoints + more <= MOST_ENDPOINTS:
+            return
+        for other, entry in list(self._entries.items()):  # least lately used first
+            if other != key and _endpoints(entry):
+                self._release(other)
+                if self._endpoints + more <= MOST_ENDPOINTS:
+                    return
 
     def release_idle(self) -> None:
         """Let go what was not used for a while."""
@@ -294,31 +320,52 @@ class DirectoryClient:
                 await asyncio.wait_for(self._changed.wait(), UPKEEP_INTERVAL)
             self.release_idle()
             if self._changed.is_set():
-                await self.persist()
-                await asyncio.sleep(PERSIST_PAUSE)  # a burst of first uses is written once more at its end
+                # a burst of first uses is written once more at its end
+                await asyncio.sleep(max(PERSIST_PAUSE, PERSIST_REST * await self.persist()))
 
-    async def persist(self) -> None:
-        """Write the answers held now."""
+    async def persist(self) -> float:
+        """Write the answers held now.
+
+        :return: seconds of work that it took; none of it is our loop's
+        """
         self._changed.clear()
         known = []
         if self._never_connected:  # what the last run knew and this one did not use yet
             known += [stored for key, stored in self._stored.items() if key not in self._entries]
         known += [entry.destination for entry in self._entries.values() if entry.destination is not None]
-        data = _encode(known)
+        spent = 0.0
+
+        def write() -> None:
+            nonlocal spent
+            began = time.thread_time()
+            try:
+                self._state.write_checked(DIRECTORY, directory_file.encode(known))
+            finally:
+                spent = time.thread_time() - began
+
         try:
-            await asyncio.to_thread(self._state.write_checked, DIRECTORY, data)
+            await asyncio.to_thread(write)
         except StateError as error:
             log.warning("the directory's answers are not kept for a restart: %s", error)
+        return spent
 
     def restore(self) -> None:
         """Read the answers of the last run."""
         try:
             data = self._state.read_checked(DIRECTORY)
-            destinations = _decode(data) if data is not None else []
+            destinations = directory_file.decode(data) if data is not None else []
         except (StateError, DecodeError) as error:
             log.error("the stored directory is not used: %s", error)
             return
         self._stored = {(destination.address, destination.port): destination for destination in destinations}
+
+
+async def _rest(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
+def _endpoints(entry: _Entry) -> int:
+    return len(entry.destination.endpoints) if entry.destination is not None else 0
 
 
 def _by_tunnel(destination: Destination) -> bool:
@@ -329,39 +376,3 @@ def _by_tunnel(destination: Destination) -> bool:
 def _request(key: Key, remove: bool = False) -> pb.WatchRequest:
     target = pb.ResolveRequest(address=key[0], port=key[1], protocol=Protocol.TCP.value)
     return pb.WatchRequest(target=target, remove=remove)
-
-
-def _encode(destinations: Sequence[Destination]) -> bytes:
-    """:param destinations: those used last are last; of more than a file may hold, the first are left out"""
-    parts: list[bytes] = []
-    room = MAX_STATE_BYTES - _SPARE
-    for destination in reversed(destinations):
-        try:
-            message = destination_to_message(destination).SerializeToString()
-        except InvalidValue:
-            continue
-        room -= 4 + len(message)
-        if room < 0:
-            break
-        parts += (message, struct.pack(">I", len(message)))
-    return b"".join(reversed(parts))
-
-
-def _decode(data: bytes) -> list[Destination]:
-    """:raises DecodeError: when any part is not what :func:`_encode` writes"""
-    destinations: list[Destination] = []
-    position = 0
-    while position < len(data):
-        end = position + 4
-        if end > len(data):
-            raise DecodeError("cut off", "directory")
-        end += struct.unpack_from(">I", data, position)[0]
-        if end > len(data):
-            raise DecodeError("cut off", "directory")
-        try:
-            message = pb.Destination.FromString(data[position + 4 : end])
-        except ProtobufDecodeError as error:
-            raise DecodeError(f"not a destination: {error}", "directory") from None
-        destinations.append(destination_from_message(message))
-        position = end
-    return destinations

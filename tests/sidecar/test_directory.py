@@ -1,4 +1,7 @@
-"""Who answers where: asked once, watched, bounded, and kept while the controller is away."""
+"""Who answers where: asked once, watched, bounded, and kept while the controller is away.
+
+Over 400 lines: one client and one controller that plays all parts, asked for each rule of the client.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ import pytest
 from graph.directory import Destination, Endpoint
 from graph.model import Transport
 from graph.wire import hedgerow_pb2 as pb
-from sidecar.directory import _SPARE, DirectoryClient, _encode
+from sidecar import directory_file
+from sidecar.directory import DirectoryClient
 from sidecar.directory_settings import DirectorySettings
 from sidecar.errors import Unresolved
 from sidecar.state import DIRECTORY
@@ -245,6 +249,58 @@ async def test_a_bad_answer_is_refused_and_the_last_one_stays(controller, joined
         assert client.connected
 
 
+# A controller that is broken, or was broken into --------------------------------------------------------------------
+
+
+def large(number, endpoints, version=1):
+    found = tuple(
+        Endpoint(f"10.{one >> 16}.{one >> 8 & 255}.{one & 255}", 8443, "payment-1", PAYMENT.endpoints[0].identity)
+        for one in range(endpoints)
+    )
+    return replace(PAYMENT, address=f"10.77.1.{number}", endpoints=found, version=version)
+
+
+async def test_of_more_endpoints_than_are_held_the_answers_least_used_are_let_go(controller, joined, monkeypatch):
+    monkeypatch.setattr("sidecar.directory.MOST_ENDPOINTS", 1000)
+    client = client_of(joined, resolve_timeout=60)
+    controller.answer(PAYMENT)
+    async with keeping(joined, client):
+        await client.resolve("10.77.0.9", 443)
+        for number in range(8):
+            controller.answer(large(number, 300))
+            await client.resolve(f"10.77.1.{number}", 443)
+            assert sum(len(each.destination.endpoints) for each in client._entries.values()) <= 1000
+        assert [client.cached(f"10.77.1.{number}", 443) is not None for number in range(8)] == [False] * 5 + [True] * 3
+        controller.answer(large(7, 700, version=2))  # one that grows; it was used last of these
+        await until(lambda: (found := client.cached("10.77.1.7", 443)) and found.version == 2)
+        assert client._endpoints == 1000
+        await until(lambda: ("10.77.1.5", 443) in controller.released)
+        for key in list(client._entries):
+            client._release(key)
+        assert client._endpoints == 0
+
+
+async def test_answers_without_end_get_their_share_of_the_time(controller, joined, monkeypatch):
+    monkeypatch.setattr("sidecar.directory.ANSWERING_BURST", 0.05)
+    rests = []
+
+    async def rest(seconds):
+        rests.append(seconds)
+        await asyncio.sleep(0)
+
+    client = client_of(joined, resolve_timeout=60)
+    controller.answer(large(1, 2000))
+    async with keeping(joined, client):
+        await client.resolve("10.77.1.1", 443)
+        monkeypatch.setattr("sidecar.directory._rest", rest)
+        for version in range(2, 22):
+            controller.answer(large(1, 2000, version))
+        await until(lambda: client.cached("10.77.1.1", 443).version == 21)
+    assert rests
+    assert rests[-1] > 0
+    controller.answer(PAYMENT)
+
+
 # After a restart ------------------------------------------------------------------------------------------------------
 
 
@@ -339,8 +395,8 @@ async def test_of_more_than_a_file_may_hold_what_was_used_last_is_kept(controlle
     async with keeping(joined, client):
         for number in range(1, 10):
             await client.resolve(f"10.77.0.{number}", 443)
-        one = len(_encode([service(1)]))
-        monkeypatch.setattr("sidecar.directory.MAX_STATE_BYTES", _SPARE + 3 * one + one // 2)
+        one = len(directory_file.encode([service(1)]))
+        monkeypatch.setattr("sidecar.directory_file.MAX_STATE_BYTES", directory_file.SPARE + 3 * one + one // 2)
         await client.persist()
     again = client_of(joined)
     again.restore()

@@ -3,7 +3,7 @@
 RFC 9112 section 7.1 without what only attackers send: a size has 1 to 15 hexadecimal digits and nothing behind it, and
 every line ends in CRLF. Chunk extensions are refused in requests: nobody uses them, servers disagree about where they
 end, and that disagreement has smuggled requests before. In responses, which a client of ours asked for, they pass.
-Trailers have to be good header lines and may not say what a head decides.
+Trailers have to be good header lines and may not say what a head decides, nor name another method or path.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from typing import Final
 
 from sidecar.http.errors import Malformed
-from sidecar.http.head import END, LINES
+from sidecar.http.head import END, LINES, OVERRIDES
 
 _SIZE: Final = re.compile(rb"[0-9A-Fa-f]{1,15}")
 _BEGUN: Final = re.compile(rb"[0-9A-Fa-f]{0,15}\r?")
@@ -20,7 +20,9 @@ _EXTENDED: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t\x20-\x7e]*)?")
 _TRAILERS: Final = re.compile(LINES + rb"\r\n")
 _FORBIDDEN: Final = re.compile(
     rb"(?i:(?:\A|\n)(?:content[-_]length|transfer[-_]encoding|host|connection|upgrade|trailer|te|expect|authorization"
-    rb"|cookie|traceparent|x[-_]request[-_]id|x[^0-9A-Za-z:\r\n](?:forwarded|hedgerow)[^0-9A-Za-z:\r\n][^:]*):)"
+    rb"|cookie|traceparent|x[-_]request[-_]id|x[^0-9A-Za-z:\r\n](?:forwarded|hedgerow)[^0-9A-Za-z:\r\n][^:]*|"
+    + OVERRIDES
+    + rb"):)"
 )
 #: Bytes of a size line that has extensions.
 _LONGEST_LINE: Final = 4096

@@ -209,7 +209,7 @@ class Exchange:
             if self._app_paused:
                 app.resume()
             self._pool.give(app, self._idle_since, self._idle_since + self._idle_limit)
-        elif self._reply in (NONE, OPEN):
+        elif self._reply == NONE:
             self._site.part(app)
         else:
             app.reset()

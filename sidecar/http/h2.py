@@ -182,6 +182,7 @@ class H2Lane(LegRelay):
         """The client sent what must not reach the application, or takes too long to send it."""
         site, record = self._site, self._under.record
         site.malformed[reason] += 1
+        site.fabric.guards.counters.requests_malformed += 1
         text = "ended an HTTP/2 connection of %s to port %d: %s"
         who = record.source_identity or record.source.address
         site.fabric.complaints.say(logging.WARNING, text, who, self._port, reason)

@@ -41,7 +41,7 @@ _SEP: Final = rb"[^0-9A-Za-z:\r\n]"
 #: Headers that only we may set.
 _OUR_NAMES: Final = _SEP.join((b"x", b"forwarded", b"client", b"cert|x", b"hedgerow", rb"[^:\r\n]*"))
 #: Headers that some frameworks take for the request's method or path.
-_OVERRIDES: Final = b"|".join(
+OVERRIDES: Final = b"|".join(
     _SEP.join(words.split())
     for words in (
         b"x http method",
@@ -57,7 +57,7 @@ _KNOWN: Final = re.compile(
     rb"|"
     + _OUR_NAMES
     + rb"|traceparent|x[-_]request[-_]id|authorization|user-agent|"
-    + _OVERRIDES
+    + OVERRIDES
     + rb")):[ \t]*([^\r]*)"
 )
 
@@ -70,7 +70,7 @@ def is_ours(name: bytes) -> bool:
     return _OUR_NAME.fullmatch(name) is not None
 
 
-_OVERRIDE: Final = re.compile(_OVERRIDES, re.IGNORECASE)
+_OVERRIDE: Final = re.compile(OVERRIDES, re.IGNORECASE)
 
 
 def is_override(name: bytes) -> bool:

@@ -90,7 +90,7 @@ class HttpLane(Replies):
             self._pass_end()
         elif state == OVER:
             self._close_when_sent()
-        elif state != SENT and not (self._held and leg.unsent):
+        elif state not in (SENT, UPGRADE) and not (self._held and leg.unsent):
             self._end_client()  # no further request can become whole
         self._connection.half_closed(self._site.fabric.reactor.loop)
 
@@ -234,7 +234,9 @@ class HttpLane(Replies):
         else:
             app = self._attach(whole and head.method in IDEMPOTENT)
             if app is None:
-                self._fail_client()
+                self._request_bytes = end
+                self._reply = AWAITED  # in vain, and told as that
+                self._fail_client(failed=not self._record.bytes_received)
                 return b""
         self._request_bytes = end
         self._reply = AWAITED
@@ -328,6 +330,7 @@ class HttpLane(Replies):
         """Answer what can not be understood, and end the connection."""
         site = self._site
         site.malformed[reason] += 1
+        site.fabric.guards.counters.requests_malformed += 1
         record = self._record
         text = "refused a request of %s to port %d: %s"
         site.fabric.complaints.say(
@@ -350,4 +353,5 @@ class HttpLane(Replies):
             self._refuse(reason)
             return
         self._site.malformed[reason] += 1
+        self._site.fabric.guards.counters.requests_malformed += 1
         self._fail_client()

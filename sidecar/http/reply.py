@@ -118,7 +118,7 @@ class Replies(Exchange):
             if got.status == 101:
                 self._upgrade(got, data)
                 return
-            self._tell(got.raw)
+            self._pass(got.raw)
             data = data[len(got.raw) :]
             if not data:
                 return

@@ -10,6 +10,7 @@ from graph.model import Connection as Asked
 from graph.model import Direction, InboundTls, Mode, Peer, PortRange, Rule, Selector, Snapshot, Verdict, WorkloadRef
 from graph.policy import admit, decide
 from sidecar.dataplane.complaints import Complaints
+from sidecar.dataplane.guards import Counters
 from sidecar.dataplane.live import Connections, new_record
 from sidecar.dataplane.sockets import Address
 from sidecar.http.lane import HttpLane
@@ -202,6 +203,7 @@ class Bench:
             authority = self.policy
             reactor = SimpleNamespace(loop=self.loop)
             settings = SimpleNamespace()
+            guards = SimpleNamespace(counters=Counters())
             taps = SimpleNamespace(wants=lambda port: port in bench.tapped)
 
             @property

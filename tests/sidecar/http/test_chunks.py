@@ -36,6 +36,8 @@ REFUSED = {
     b"0\r\nContent-Length: 1\r\n\r\n": "trailers",
     b"0\r\nX-Forwarded-Client-Cert: a\r\n\r\n": "trailers",
     b"0\r\nx_hedgerow_a: a\r\n\r\n": "trailers",
+    b"0\r\nX-HTTP-Method-Override: DELETE\r\n\r\n": "trailers",
+    b"0\r\nA: b\r\nx.original.url: /admin\r\n\r\n": "trailers",
     b"0\r\nA : b\r\n\r\n": "trailers",
     b"0\r\nA: b\n\r\n\r\n": "trailers",
     b"0\r\nA: b\r\n c\r\n\r\n": "trailers",

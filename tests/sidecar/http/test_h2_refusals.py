@@ -40,6 +40,7 @@ def test_a_client_that_can_not_be_read_is_refused(reason, data, cut):
     assert bench.left_alone
     assert len(bench.heard()) < len(data), "its last piece does not arrive"
     assert dict(bench.site.malformed) == {reason: 1}
+    assert bench.site.fabric.guards.counters.requests_malformed == 1
     check_refused(leg, reason)
     assert not bench.site._watched
 

@@ -45,6 +45,32 @@ def test_any_bytes_are_read_or_refused_as_they_do(data: bytes, text: bytes, at: 
         assert read(whole) == read_by_them(whole)
 
 
+PRINTED = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=30, max_size=60)
+
+
+@given(PRINTED, st.integers(0, 255), st.integers(0, 2))
+@example("a" * 40, 0, 0)  # no bit left over
+@example("a" * 40, 0, 1)  # eight of them
+@example("a" * 37, 0, 0)  # seven
+@example("a" * 37, 1, 0)  # seven that are not all ones
+def test_what_is_left_of_the_last_octet_is_seven_ones_at_most(text: str, broken: int, more: int) -> None:
+    packed = ENCODER.encode(text.encode())
+    data = packed[:-1] + bytes([packed[-1] ^ broken]) + b"\xff" * more
+    assert read(data) == read_by_them(data)
+
+
+def test_zlib_reads_what_is_long_and_printed_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = bytes(each for each in range(32, 127) if each != ord("\\"))
+
+    def unexpected() -> None:
+        raise AssertionError("the table was asked")
+
+    monkeypatch.setattr(huffman, "_machine", unexpected)
+    assert huffman.decode(ENCODER.encode(printed)) == printed
+    with pytest.raises(AssertionError, match="asked"):
+        huffman.decode(ENCODER.encode(printed + b"\\"))
+
+
 @pytest.mark.parametrize("size", [5, 100, 1000])
 @pytest.mark.parametrize(
     "end", [b"", b"\xff", b"\xff\xff\xff\xff", b"\x00"], ids=["as it was", "no code", "the end", "half a code"]

@@ -201,6 +201,7 @@ def test_an_unclear_framing_is_refused_always(data):
         client.finish()
         assert client.record.closed
     assert bench.site.malformed.total() == len(data) - 1
+    assert bench.site.fabric.guards.counters.requests_malformed == len(data) - 1
 
 
 def test_a_body_that_breaks_its_framing_later_takes_the_application_connection_along():

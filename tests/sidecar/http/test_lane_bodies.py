@@ -106,6 +106,25 @@ def test_a_large_response_waits_for_the_client():
     assert bench.app.take().endswith(forwarded(request(b"/2")))
 
 
+def test_an_application_that_says_to_wait_without_end_waits_for_its_client():
+    """Found by a review: interim responses were held without a bound of their own, until what all may hold was full."""
+    bench = Bench()
+    client = bench.client()
+    client.feed(request())
+    client.stuck = True
+    interim = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+    bench.app.feed(interim)
+    assert bench.app.paused
+    bench.app.feed(interim)
+    bench.app.feed(OK)
+    assert client.take() == interim
+    client.unblock()
+    assert not bench.app.paused
+    assert client.take() == interim + OK
+    client.feed(request())
+    assert bench.app.take().endswith(forwarded(request()))
+
+
 def test_a_client_that_pipelines_and_does_not_read_is_stopped():
     bench = Bench(head_bytes=1000)
     client = bench.client()

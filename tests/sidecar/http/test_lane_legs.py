@@ -89,6 +89,37 @@ def test_an_upgrade_that_is_declined_goes_on_as_http():
     assert bench.app.take() == forwarded(request(b"/a"))
 
 
+async def test_a_client_that_has_said_all_before_an_upgrade_is_answered_gets_the_answer():
+    """Found by a review: its connection was ended at once, and the answer had nobody to go to."""
+    bench = Bench()
+    client = bench.client()
+    client.feed(UPGRADE + b"early")
+    client.finish()
+    assert bench.app.take() == forwarded(UPGRADE)
+    assert not bench.app.did_end, "it has not heard all"
+    bench.app.feed(SWITCH + b"hello")
+    assert client.take() == SWITCH + b"hello"
+    assert bench.app.take() == b"early"
+    assert bench.app.did_end
+    bench.app.finish()
+    assert client.did_end
+    assert client.record.closed
+
+
+def test_and_also_where_the_upgrade_is_declined():
+    bench = Bench()
+    client = bench.client()
+    client.feed(UPGRADE + request(b"/a") + b"half a req")
+    client.finish()
+    assert bench.app.take() == forwarded(UPGRADE)
+    bench.app.feed(OK)
+    assert bench.app.take() == forwarded(request(b"/a"))
+    bench.app.feed(OK)
+    assert client.take() == OK + OK
+    assert client.did_end
+    assert client.record.closed
+
+
 # legs ---------------------------------------------------------------------------------------------
 
 
@@ -181,11 +212,14 @@ def test_an_application_that_can_not_be_reached_looks_as_it_would_without_us():
     bench.app.break_off("ECONNREFUSED")
     assert client.was_reset
     assert client.record.failed
+    assert len(bench.flows.requests) == 1
     bench.refuse_dials = True
     client = bench.client()
     client.feed(request())
     assert client.was_reset
     assert client.record.closed
+    assert client.record.failed, "it is the same to people whether that is known at once"
+    assert [each.status for each in bench.flows.requests] == [0, 0]
 
 
 APPLICATION = {

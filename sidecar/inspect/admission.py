@@ -188,6 +188,7 @@ class Admission:
     def unreadable(self, why: str) -> None:
         """A head whose form was refused."""
         self._hub.unreadable += 1
+        self._lane.context.fabric.guards.counters.requests_malformed += 1
         source = self.record.source_identity or self.record.source.address
         text = "a request of %s to port %d was refused for its form: %s"
         self._lane.context.fabric.complaints.say(logging.WARNING, text, source, self._port, why)

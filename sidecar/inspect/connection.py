@@ -81,7 +81,7 @@ class InspectedConnection:
         self._held_since: tuple[float, int] | None = None  # a window is full: since when, and what was sent then
         self._head_since: tuple[int, float] | None = None  # HTTP/1: of which request the head is on its way
         self._sent = 0
-        self._resets_seen = 0
+        self._resets_seen = self._refused_seen = self._untold_seen = 0
         self._guard = FrameGuard(limits, from_client=True) if http2 else None
         self._server_guard = FrameGuard(limits, from_client=False) if http2 else None
         client.give_way()

@@ -94,6 +94,7 @@ class FrameGuard:
         "_resets",
         "_settings",
         "_stream",
+        "_untold",
         "_updates",
         "_withheld",
         "_withholding",
@@ -125,6 +126,7 @@ class FrameGuard:
         self._others = Rate(limits.others)
         self._early = 0  # resets beyond answers
         self._credited = 0  # answers that were set off against resets
+        self._untold = 0  # requests that were refused before the client knew how many it may have
         self.answered = 0
         self.last_stream = 0
         self.half_since: float | None = None
@@ -185,6 +187,21 @@ class FrameGuard:
         :raises Breach: when that is too often
         """
         self._count_resets(now, count, "made-you-reset")
+
+    def we_refused(self, now: float, count: int, untold: int) -> None:
+        """Count requests that were refused because too many are alive at once (RFC 9113 section 5.1.2).
+
+        A client that knows how many it may have and goes on has us work for nothing, as one that resets; one that could
+        not know it is forgiven what an honest client may begin in a second, however long it waits to acknowledge.
+
+        :param untold: of them, those whose client had not acknowledged our settings
+        :raises Breach: when they are too many
+        """
+        self._untold += untold
+        if self._untold > self._limits.opens:
+            raise Breach("streams")
+        if count > untold:
+            self._count_resets(now, count - untold, "streams")
 
     def _look(self, header: bytes, now: float) -> None:
         length = int.from_bytes(header[:3])

@@ -1,7 +1,8 @@
 """The state of one HTTP/2 connection as h2 keeps it, with bounds, and for receivers that change their minds.
 
 What mitmproxy sets otherwise is undone; what h2 takes for the end of everything, although RFC 9113 does not, is mended:
-windows that a receiver takes back, frames that it wants smaller, and what was on its way to a stream that was reset.
+windows that a receiver takes back, frames that it wants smaller, what was on its way to a stream that was reset, and a
+client that begins more requests than it may before it could know how many it may (RFC 9113 section 5.1.2).
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from typing import Any, Final
 
 import h2.config
 import h2.connection
+import h2.errors
 import h2.events
 import h2.exceptions
 import h2.stream
 import hpack
 from h2.stream import StreamClosedBy
-from hyperframe.frame import DataFrame, Frame, HeadersFrame, RstStreamFrame
+from hyperframe.frame import DataFrame, Frame, HeadersFrame, RstStreamFrame, SettingsFrame
 from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection, SendH2Data
 
 from sidecar.inspect import fields
@@ -68,11 +70,17 @@ class _Entries(list[tuple[bytes, bytes]]):
 class BoundedH2(BufferedH2Connection):
     """The parser's state, with windows of our size.
 
-    :ivar resets: streams that we have reset
+    :ivar resets: streams that we have reset, without those that were refused
+    :ivar refused: streams that were refused because too many are alive; nobody has heard of them, and each may be
+        tried again
+    :ivar untold: of those the ones whose client had not acknowledged how many it may have
     :ivar code: of the reset that is being passed on
     """
 
     code: int | None = None
+    refused = 0
+    untold = 0
+    _told = False  # the peer has acknowledged our settings
 
     def __init__(self, config: h2.config.H2Configuration, limits: Limits) -> None:
         h2.connection.H2Connection.__init__(self, config)  # mitmproxy's sets only what is set otherwise here
@@ -165,7 +173,29 @@ class BoundedH2(BufferedH2Connection):
         if self._late(frame.stream_id):
             h2.connection._decode_headers(self.decoder, frame.data)  # both ends' tables stay the same
             return [], []
-        return super()._receive_headers_frame(frame)
+        try:
+            return super()._receive_headers_frame(frame)
+        except h2.exceptions.TooManyStreamsError:  # raised before anything was done with the frame
+            if self.config.client_side or frame.stream_id <= self.highest_inbound_stream_id or not frame.stream_id % 2:
+                raise
+            return self._refuse(frame)
+
+    def _refuse(self, frame: HeadersFrame) -> tuple[list[Frame], list[h2.events.Event]]:
+        """The stream was never there, for all but its client and the table of headers."""
+        self.state_machine.process_input(h2.connection.ConnectionInputs.RECV_HEADERS)
+        h2.connection._decode_headers(self.decoder, frame.data)
+        self.highest_inbound_stream_id = frame.stream_id
+        self._closed_streams[frame.stream_id] = StreamClosedBy.SEND_RST_STREAM
+        self.refused += 1
+        if not self._told:
+            self.untold += 1
+        self.resets -= 1  # counted when it is sent, but this is our wish
+        return [RstStreamFrame(frame.stream_id, h2.errors.ErrorCodes.REFUSED_STREAM)], []
+
+    def _receive_settings_frame(self, frame: SettingsFrame) -> tuple[list[Frame], list[h2.events.Event]]:
+        if "ACK" in frame.flags:
+            self._told = True
+        return super()._receive_settings_frame(frame)
 
     def _handle_data_on_closed_stream(
         self, events: list[h2.events.Event], exc: h2.exceptions.StreamClosedError, frame: DataFrame

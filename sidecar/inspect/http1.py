@@ -18,6 +18,7 @@ from typing import Final
 
 import h11
 from mitmproxy import http
+from mitmproxy.connection import ConnectionState
 from mitmproxy.net.http import http1, status_codes
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
@@ -39,6 +40,7 @@ from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection, Htt
 
 from sidecar.http.errors import Malformed
 from sidecar.http.head import RequestHead, read_request, suspicious
+from sidecar.http.rewrite import answer
 from sidecar.inspect.messages import request_of, response_of
 
 _FIELD: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
@@ -228,6 +230,12 @@ class StrictServer(Http1Half, Http1Server):
         elif isinstance(event, ResponseProtocolError) and self.application_gone and not self.response:
             yield commands.CloseConnection(self.conn)  # as the client would have seen it without us
             self.state = self.done
+        elif isinstance(event, ResponseProtocolError) and not self.response and event.code.http_status_code() == _BAD:
+            if self.conn.state & ConnectionState.CAN_WRITE:  # as the observed lane says it, and without naming anybody
+                head_only = self.request is not None and self.request.method == "HEAD"
+                said = answer(_BAD, "bad-response", event.message, close=True, head_only=head_only)
+                yield commands.SendData(self.conn, said)
+                yield commands.CloseConnection(self.conn)
         elif isinstance(event, ResponseData) and not event.data:
             pass  # an empty chunk would end the body
         else:
@@ -379,6 +387,7 @@ def _interim(event: Interim) -> bytes:
     return b"HTTP/1.1 %d %s\r\n%s\r\n" % (event.status, reason, bytes(event.headers))
 
 
+_BAD: Final = 502
 BAD_REQUEST: Final = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 HEAD_TOO_LARGE: Final = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"

@@ -20,6 +20,7 @@ from typing import Final
 
 import h2.errors
 import h2.events
+import h2.exceptions
 from mitmproxy import http
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
@@ -38,6 +39,7 @@ from mitmproxy.proxy.layers.http._http2 import Http2Client, Http2Connection, Htt
 
 from sidecar.inspect.h2_state import BoundedH2
 from sidecar.inspect.http1 import Interim
+from sidecar.inspect.messages import request_of_fields, response_of_fields
 from sidecar.inspect.settings import Limits
 
 #: Codes with which an application resets streams for its own reasons, and not for something that the client did.
@@ -143,6 +145,9 @@ class BoundedHalf(Http2Connection):
                 reset = ResetByClient if isinstance(self, Http2Server) else ResetByApplication
                 yield ReceiveHttp(reset(event.stream_id, int(event.error_code or 0)))
             return False
+        if isinstance(event, h2.exceptions.ProtocolError):
+            # it is kept where it was caught, and refers to that: nobody would be free of either but by the collector
+            event.__traceback__ = event.__context__ = event.__cause__ = None
         return (yield from super().handle_h2_event(event))
 
     def grant(self) -> CommandGenerator[None]:
@@ -196,6 +201,19 @@ class BoundedServer(BoundedHalf, Http2Server):
                 self.answered += 1
             yield from super()._handle_event(event)
 
+    def handle_h2_event(self, event: h2.events.Event) -> CommandGenerator[bool]:
+        if type(event) is h2.events.RequestReceived:  # mitmproxy's own way is longer: see sidecar.inspect.messages
+            stream_id = event.stream_id
+            try:
+                request = request_of_fields(event.headers)
+            except ValueError as error:
+                yield from self.protocol_error(f"Invalid HTTP/2 request headers: {error}")
+                return True
+            self.streams[stream_id] = StreamState.HEADERS_RECEIVED
+            yield ReceiveHttp(RequestHeaders(stream_id, request, end_stream=event.stream_ended is not None))
+            return False
+        return (yield from super().handle_h2_event(event))
+
 
 class BoundedClient(BoundedHalf, Http2Client):
     """The half that speaks with the application."""
@@ -236,6 +254,19 @@ class BoundedClient(BoundedHalf, Http2Client):
             fields = [(name, value) for name, value in event.headers if not name.startswith(b":")]
             interim: HttpEvent = Interim(self.client_stream(event.stream_id), status, http.Headers(fields))
             yield SendHttp(interim, self.context.client)
+            return False
+        if (
+            type(event) is h2.events.ResponseReceived
+            and self.streams.get(event.stream_id) is StreamState.EXPECTING_HEADERS
+        ):
+            stream_id = event.stream_id
+            try:
+                response = response_of_fields(event.headers)
+            except ValueError as error:
+                yield from self.protocol_error(f"Invalid HTTP/2 response headers: {error}")
+                return True
+            self.streams[stream_id] = StreamState.HEADERS_RECEIVED
+            yield ReceiveHttp(ResponseHeaders(stream_id, response, end_stream=event.stream_ended is not None))
             return False
         return (yield from super().handle_h2_event(event))
 

@@ -91,6 +91,13 @@ class Inspection:
             from sidecar.inspect.addons import Addons
 
             self._addons = Addons.load(self.settings.addons)
+            late = [f"`{hook}`" for hook in ("request", "response") if self._addons.wants(hook)]
+            if late and not self.settings.addon_bodies:
+                _log.warning(
+                    "inspect.addon_bodies is 0: what %s of the addons would change of messages with a body is lost; "
+                    "write how many bytes of one may be collected, or use the hooks of heads",
+                    " and ".join(late),
+                )
         return self._addons
 
     def enter(self, lane: Inspected, authority: Authority) -> None:

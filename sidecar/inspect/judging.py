@@ -89,7 +89,9 @@ class Judge(Admission):
         if not self._addons.call(hook, flow) and self._settings.on_addon_error is OnAddonError.REFUSE:
             return ADDON_FAILED
         collected = hook == "request" and request.data.content is not None
-        request.stream = not (collected or (hook == "requestheaders" and self._collects and not ended))
+        # one without a body is collected as it is, so that what addons make of it holds whatever the setting is
+        collects = self._addons.wants("request") if ended else self._collects
+        request.stream = not (collected or (hook == "requestheaders" and collects))
         # what frames the message, where it goes and what we vouch for is not theirs to change
         forms.without_ours(request.headers)
         kept = tuple(field for field in request.headers.fields if field[0].lower() not in forms.FRAMING)
@@ -143,10 +145,17 @@ class Judge(Admission):
             self._hub.refused += 1
         return refusal
 
-    def request_end(self, stream: Stream) -> None:
-        """The last byte of a streamed request came."""
-        if self._addons is not None:
-            self._addons.call("request", stream.flow)
+    def request_end(self, stream: Stream) -> bool:
+        """The last byte of a streamed request came; whether it may go on.
+
+        What an addon changes now comes too late. What it refuses, or fails in, is ended: the application may have acted
+        on it, and its answer goes to nobody.
+        """
+        if self._addons is None:
+            return True
+        flow, answer = stream.flow, stream.flow.response
+        done = self._addons.call("request", flow) or self._settings.on_addon_error is OnAddonError.PASS
+        return done and flow.error is None and flow.response is answer
 
     # --- responses
 
@@ -187,7 +196,8 @@ class Judge(Admission):
         response.headers.fields = (*framing, *kept)
         if (status == 101) != (response.status_code == 101) or not 100 < response.status_code < 600:
             return False
-        response.stream = ended or status == 101 or not self._collects
+        collects = self._addons.wants("response") if ended else self._collects
+        response.stream = status == 101 or not collects
         try:
             forms.check_fields(response.headers.fields, http2=response.is_http2)
         except ValueError:
@@ -199,14 +209,15 @@ class Judge(Admission):
         if self._addons is not None:
             self._addons.call("response", stream.flow)
 
-    def response_collected(self, stream: Stream) -> None:
-        """The whole response is there, and nothing of it was sent."""
+    def response_collected(self, stream: Stream) -> bool:
+        """The whole response is there, and nothing of it was sent; whether it may be."""
         response, exchange = stream.flow.response, stream.exchange
         assert response is not None
         assert exchange is not None
         if self._addons is not None:
             framing, version = forms.framing(response.headers), response.data.http_version
-            self._addons.call("response", stream.flow)
+            if not self._addons.call("response", stream.flow) and self._settings.on_addon_error is OnAddonError.REFUSE:
+                return False
             after = stream.flow.response
             if after is None:  # taken away: then it is what it was
                 after = stream.flow.response = response
@@ -215,7 +226,10 @@ class Judge(Admission):
                 framing = ()
             kept = tuple(field for field in after.headers.fields if field[0].lower() not in forms.FRAMING)
             after.headers.fields = (*framing, *kept)
-            _frame_collected(after)
+            if stream.flow.request.method == "HEAD" or after.status_code in (204, 304):
+                after.raw_content = b""  # a length that it says is not that of a body here
+            else:
+                _frame_collected(after)
             try:
                 forms.check_fields(after.headers.fields, http2=after.is_http2)
             except ValueError:
@@ -226,6 +240,7 @@ class Judge(Admission):
         stream.count_response(content)
         if stream.response_tee is not None:
             stream.response_tee(content)
+        return True
 
     def answered_by_us(self, stream: Stream) -> None:
         """A request that was collected is refused."""

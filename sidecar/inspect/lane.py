@@ -17,6 +17,7 @@ Rules:
 
 from __future__ import annotations
 
+import logging
 from time import monotonic
 from typing import Final
 
@@ -223,10 +224,26 @@ class InspectLane(InspectedConnection):
             self._settle()
 
     def _count_resets(self, now: float) -> None:
-        made = self._http2.h2_conn.resets - self._resets_seen
-        if made > 0 and self._guard is not None:
+        state, guard = self._http2.h2_conn, self._guard
+        assert guard is not None
+        made = state.resets - self._resets_seen
+        refused = state.refused - self._refused_seen
+        if refused:
+            untold = state.untold - self._untold_seen
+            self._refused_seen += refused
+            self._untold_seen += untold
+            self._tell_of_refused(refused)
+            guard.we_refused(now, refused, untold)
+        if made > 0:
             self._resets_seen += made
-            self._guard.we_reset(now, made)
+            guard.we_reset(now, made)
+
+    def _tell_of_refused(self, count: int) -> None:
+        fabric = self.context.fabric
+        fabric.guards.counters.requests_refused += count
+        text = "a client of port %d at %s had %d requests alive at once; what came beyond was refused (REFUSED_STREAM)"
+        source = self.record.source_identity or self.record.source.address
+        fabric.complaints.say(logging.INFO, text, self.context.port, source, self._limits.streams)
 
     def _pass_goaway(self) -> None:
         """The application drains: the client is told, and what runs goes on."""
@@ -250,6 +267,7 @@ class InspectLane(InspectedConnection):
         asked, answered = client.rest() + bytes(self._inbox), server.rest() + bytes(self._answers)
         operation, watcher = self.layers.judge.handed_on()
         self._let_go()
+        self.context.fabric.reactor.chores.soon(self.layers.let_go)  # a layer is at work now
         self.record.bytes_sent -= len(asked)  # counted again when it is passed on
         self.record.bytes_received -= len(answered)
         relay = WatchedUpgrade(self, operation, watcher, self._client, self._server)

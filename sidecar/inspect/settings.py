@@ -47,7 +47,7 @@ class Limits:
 
     :param head_bytes: of one head, as it came and as it decompresses (HPACK)
     :param head_seconds: for one head to arrive, and in HTTP/2 for every frame but those of a body, and the preface
-    :param streams: HTTP/2 requests alive at once on one connection
+    :param streams: HTTP/2 requests alive at once on one connection; more are refused with REFUSED_STREAM
     :param opens: HTTP/2 requests that may be begun
     :param resets: requests that the client resets (CVE-2023-44487), or makes us reset (CVE-2025-8671)
     :param early_resets: requests more that the client resets, or makes us reset, than were answered, at whatever pace

@@ -37,10 +37,12 @@ from mitmproxy.proxy.layers.http._events import (
 from mitmproxy.proxy.layers.http._hooks import HttpErrorHook, HttpRequestHook, HttpResponseHeadersHook
 
 from sidecar.http.grpc_messages import Messages
+from sidecar.http.head import is_override
 from sidecar.inspect import forms
 from sidecar.inspect.exchange import Exchange, Refusal, grpc_status_of
 from sidecar.inspect.http1 import NOT_IN_TRAILERS, BadHead
 from sidecar.inspect.http2 import Enough
+from sidecar.inspect.messages import response
 
 if TYPE_CHECKING:
     from sidecar.inspect.layers import Layers
@@ -100,6 +102,7 @@ class Stream(HttpStream):
             refusal = self._judge.request_collected(self)
             if refusal is not None:
                 self.flow.response = _response(refusal, self.exchange, self.flow.request)
+                self.flow.error = None  # flow.kill(): that is answered, too
         elif isinstance(hook, HttpResponseHeadersHook):
             self._judge.answered_by_us(self)
         else:
@@ -143,7 +146,9 @@ class Stream(HttpStream):
             yield SendHttp(event, self._server)
         else:
             self.request_ended = True
-            self._judge.request_end(self)
+            if not self._judge.request_end(self):
+                yield from self.abort(ErrorCode.KILL, "refused by an addon")
+                return
             self.client_state = self.state_done
             yield SendHttp(event, self._server)
             if self.server_state == self.state_done:
@@ -232,7 +237,9 @@ class Stream(HttpStream):
 
     def send_response(self, already_streamed: bool = False) -> Commands:
         """The response was collected for addons, or an addon made it."""
-        self._judge.response_collected(self)
+        if not self._judge.response_collected(self):
+            yield from self.abort(ErrorCode.RESPONSE_VALIDATION_FAILED, "an addon failed")
+            return
         yield from super().send_response(already_streamed)
 
     def flow_done(self) -> Commands:
@@ -277,9 +284,7 @@ def _response(refusal: Refusal, exchange: Exchange | None, request: http.Request
             exchange.grpc_status = refusal.grpc_status
     reason = status_codes.RESPONSES.get(status, "").encode()
     version = b"HTTP/2.0" if request.is_http2 else b"HTTP/1.1"
-    return http.Response(
-        version, status, b"" if request.is_http2 else reason, http.Headers(fields), body, None, 0.0, 0.0
-    )
+    return response(version, status, b"" if request.is_http2 else reason, http.Headers(fields), body)
 
 
 def _unfit(trailers: http.Headers) -> bool:
@@ -288,4 +293,5 @@ def _unfit(trailers: http.Headers) -> bool:
         forms.check_fields(trailers.fields, http2=False)
     except BadHead:
         return True
-    return any(name.lower() in NOT_IN_TRAILERS for name, _ in trailers.fields) or bool(forms.ours(trailers))
+    unfit = (name.lower() in NOT_IN_TRAILERS or is_override(name) for name, _ in trailers.fields)
+    return any(unfit) or bool(forms.ours(trailers))

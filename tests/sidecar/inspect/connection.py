@@ -17,6 +17,7 @@ from sidecar.dataplane.complaints import Complaints
 from sidecar.dataplane.contracts import Record, Request
 from sidecar.dataplane.detect import Kind
 from sidecar.dataplane.fabric import Shared
+from sidecar.dataplane.guards import Counters
 from sidecar.dataplane.live import Connections, new_record
 from sidecar.dataplane.sockets import Address
 from sidecar.http.settings import DEFAULTS as HTTP_DEFAULTS
@@ -45,6 +46,7 @@ class Memory:
         self.was_reset = False
         self.gone = self.lost = False
         self.gives_way = False
+        self.reached = True
 
     @property
     def unsent(self) -> int:
@@ -188,6 +190,7 @@ class World:
             complaints=Complaints(logging.getLogger("tests.inspect"), self.loop.call_later),
             reactor=self.reactor,
             taps=self.hub,
+            guards=SimpleNamespace(counters=Counters()),
             settings=SimpleNamespace(http=HTTP_DEFAULTS),
             shared=Shared(),
             draining=False,

@@ -175,6 +175,106 @@ async def test_a_collected_request_is_judged_again_before_it_leaves(addon):
     assert [one.status for one in w.flows.requests] == [403]
 
 
+# messages without a body: `request` and `response`, which most addons have, hold for them whatever `addon_bodies` is
+
+
+@pytest.mark.parametrize("most", [0, 1000])
+@pytest.mark.parametrize("kind", [Kind.HTTP1, Kind.HTTP2])
+async def test_what_has_no_body_is_changed_by_the_usual_hooks(addon, most, kind):
+    _, c = addon(
+        "def request(flow):\n"
+        "    assert flow.request.text == ''\n"
+        "    flow.request.headers['x-seen'] = flow.request.path\n"
+        "def response(flow):\n    flow.response.headers['x-late'] = 'yes'\n",
+        kind=kind,
+        addon_bodies=most,
+    )
+    if kind is Kind.HTTP1:
+        c.client.give(head())
+        assert b"x-seen: /cart/17\r\n" in c.application.read()
+        c.application.give(b"HTTP/1.1 204 No Content\r\n\r\n")
+        assert c.client.read() == b"HTTP/1.1 204 No Content\r\nx-late: yes\r\n\r\n"
+        return
+    pair = Pair(c)
+    stream = pair.request("/cart/17")
+    [seen] = pair.application.all(h2.events.RequestReceived)
+    assert dict(seen.headers)["x-seen"] == "/cart/17"
+    pair.application.h2.send_headers(seen.stream_id, [(":status", "204")], end_stream=True)
+    pair.application.flush()
+    pair.turn()
+    [answer] = pair.client.all(h2.events.ResponseReceived, stream)
+    assert dict(answer.headers)["x-late"] == "yes"
+
+
+@pytest.mark.parametrize(
+    ("source", "status"),
+    [
+        ("    raise ValueError('mine')", b"500"),
+        ("    flow.kill()", b"403"),
+        ("    flow.request.path = '/admin'", b"403"),
+        ("    from mitmproxy.http import Response\n    flow.response = Response.make(418)", b"418"),
+    ],
+)
+async def test_what_it_refuses_in_the_usual_hook_never_leaves(addon, source, status):
+    w, c = addon(f"def request(flow):\n{source}\n")
+    c.client.give(head())
+    assert c.client.read().startswith(b"HTTP/1.1 %s " % status)
+    assert c.dials == 0
+    assert [one.status for one in w.flows.requests] == [int(status)]
+
+
+@pytest.mark.parametrize("source", ["    raise ValueError('mine')", "    flow.kill()"])
+async def test_who_refuses_what_has_gone_keeps_its_answer_back(addon, source):
+    _, c = addon(f"def request(flow):\n{source}\n", rule("POST /cart"))
+    c.client.give(head("POST /cart", b"Content-Length: 5\r\n") + b"hello")
+    c.application.give(OK)
+    assert b"200 OK" not in c.client.read()
+    assert c.client.write_ended
+
+
+async def test_a_failure_at_what_has_gone_passes_where_that_is_asked_for(addon):
+    _, c = addon(
+        "def request(flow):\n    raise ValueError\ndef response(flow):\n    raise ValueError\n",
+        rule("POST /cart"),
+        on_addon_error=OnAddonError.PASS,
+    )
+    c.client.give(head("POST /cart", b"Content-Length: 5\r\n") + b"hello")
+    c.application.give(OK)
+    assert c.client.read() == OK
+
+
+@pytest.mark.parametrize(
+    ("source", "most", "said"),
+    [
+        ("def request(flow): pass\ndef response(flow): pass\n", 0, "what `request` and `response` of the addons"),
+        ("def response(flow): pass\n", 0, "what `response` of the addons"),
+        ("def response(flow): pass\n", 1000, ""),
+        ("def requestheaders(flow): pass\n", 0, ""),
+    ],
+)
+async def test_hooks_that_come_too_late_for_bodies_are_named_once(addon, caplog, source, most, said):
+    w, c = addon(source, addon_bodies=most)
+    c.client.give(head())
+    w.connect(Kind.HTTP1).client.give(head())
+    warned = [record.getMessage() for record in caplog.records if "inspect.addon_bodies" in record.getMessage()]
+    assert len(warned) == bool(said)
+    assert all(said in text for text in warned)
+
+
+async def test_the_length_that_an_answer_to_head_says_stays(addon):
+    _, c = addon("def response(flow):\n    flow.response.text = 'mine'\n", rule("HEAD /cart/{id}"))
+    c.client.give(head("HEAD /cart/17"))
+    c.application.give(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n")
+    assert c.client.read() == b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n"
+
+
+async def test_a_response_in_which_it_fails_does_not_pass(addon):
+    _, c = addon("def response(flow):\n    raise ValueError\n", addon_bodies=1000)
+    c.client.give(head())
+    c.application.give(OK)
+    assert b"200 OK" not in c.client.read()
+
+
 WEBSOCKET = (
     b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Extensions: permessage-deflate\r\n"
@@ -183,6 +283,16 @@ SWITCHED = (
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
 )
+
+
+async def test_an_upgrade_passes_the_usual_hooks(addon):
+    _, c = addon("def request(flow): pass\ndef response(flow): pass\n" + SHOUT, rule("WEBSOCKET /chat"))
+    c.client.give(head("GET /chat", WEBSOCKET))
+    assert b"permessage" not in c.application.read()
+    c.application.give(SWITCHED + b"\x81\x02hi")
+    assert c.client.read().endswith(b"\x81\x03hi!")
+
+
 SHOUT = "def websocket_message(flow):\n    flow.websocket.messages[-1].text += '!'\n"
 
 

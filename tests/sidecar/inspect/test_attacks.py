@@ -181,17 +181,6 @@ async def test_a_head_that_decompresses_into_megabytes(world):
     assert c.dials == 0
 
 
-async def test_more_streams_at_once_than_are_allowed(world):
-    w = world(rule(), hub=inspection(streams=5))
-    c = w.connect(Kind.HTTP2)
-    c.client.give(PREFACE + frame(SETTINGS))
-    for number in range(20):
-        c.client.give(frame(HEADERS, 4, 2 * number + 1, HEAD))
-    assert goaways(c.client.read())
-    assert len(c.lane.layers.streams) <= 5
-    assert c.client.write_ended
-
-
 async def test_pings_of_a_client_that_does_not_read_are_not_answered_without_end(world):
     w = world(rule(), hub=inspection(pings=1_000_000))
     c = w.connect(Kind.HTTP2)

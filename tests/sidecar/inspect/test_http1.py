@@ -152,6 +152,7 @@ async def test_what_can_be_read_in_two_ways_is_refused(world, bad):
     assert c.client.write_ended
     assert c.dials == 0
     assert w.hub.unreadable == 1
+    assert w.fabric.guards.counters.requests_malformed == 1
 
 
 @pytest.mark.parametrize("path", ["/cart/%2e%2e/admin", "/cart/../admin", "//admin", "/a%2fb", "/a;b=c"])
@@ -177,7 +178,15 @@ async def test_trailers_pass_both_ways(world):
 
 @pytest.mark.parametrize(
     "line",
-    [b"Content-Length: 5", b"x_forwarded_client_cert: URI=me", b"X.Forwarded.Client.Cert: a", b"X-Hedgerow-A: 1"],
+    [
+        b"Content-Length: 5",
+        b"x_forwarded_client_cert: URI=me",
+        b"X.Forwarded.Client.Cert: a",
+        b"X-Hedgerow-A: 1",
+        b"X-HTTP-Method-Override: DELETE",
+        b"x.original.url: /admin",
+        b"Authorization: Basic YTpi",
+    ],
 )
 async def test_a_trailer_that_belongs_into_the_head_ends_it(world, line):
     w = world(rule())
@@ -206,7 +215,11 @@ async def test_a_bad_response_is_a_502(world):
     c = w.connect()
     c.client.give(head())
     c.application.give(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx")
-    assert c.client.read().startswith(b"HTTP/1.1 502 ")
+    said = c.client.read()
+    assert said.startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
+    assert b"x-hedgerow-reason: bad-response\r\n" in said
+    assert b"mitmproxy" not in said.lower()
+    assert c.client.write_ended
 
 
 async def test_a_head_that_is_too_large(world):

@@ -118,6 +118,18 @@ async def test_request_trailers_pass(world):
     assert fields_of(trailers) == {"x-sum": "1"}
 
 
+@pytest.mark.parametrize("name", ["x-http-method-override", "x_original_url", "x-forwarded-client-cert", "cookie"])
+async def test_request_trailers_that_belong_into_the_head_do_not_pass(world, name):
+    w = world(rule())
+    pair = Pair(w.connect(Kind.HTTP2))
+    stream = pair.request("/a", method="POST", body=b"x", end=False)
+    pair.client.h2.send_headers(stream, [(name, "/admin")], end_stream=True)
+    pair.client.flush()
+    pair.turn()
+    assert not pair.application.all(h2.events.TrailersReceived)
+    assert pair.application.all(h2.events.StreamReset)
+
+
 async def test_a_stream_in_both_directions(world):
     w = world(rule(CALL))
     pair = Pair(w.connect(Kind.HTTP2))

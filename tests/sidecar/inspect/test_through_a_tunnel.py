@@ -8,7 +8,12 @@ import queue
 
 import grpc
 import grpc.aio
+import h2.config
+import h2.connection
+import h2.events
+import h2.settings
 import pytest
+from h2.errors import ErrorCodes
 
 from graph.tap import TapSpec
 from sidecar.inspect.hub import Inspection
@@ -268,3 +273,111 @@ async def test_watching_begins_with_the_next_connection_and_shows_calls(two_pods
         shown = await taps.next()
         assert (shown.operation, shown.protocol, shown.grpc_status, shown.source) == (ALL[0], "grpc", 0, "shop/front")
         assert await taps.next() == Ended("t")
+
+
+AT_ONCE = 300
+#: Of every lane how a connection comes into it: by the operations that the policy names.
+LANES = {"observed": (), "inspected": ALL}
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_hundreds_of_calls_at_once_all_succeed(two_pods, cart, lane):
+    """On one connection, which allows fewer where it is inspected. The client is the blocking one."""
+    await two_pods.start(*LANES[lane])
+
+    def call() -> list[bytes]:
+        with grpc.insecure_channel(f"{HOST}:{two_pods.door}", options=OPTIONS) as channel:
+            say = channel.unary_unary(SAY)
+            calls = [say.future(b"%d" % number, timeout=120) for number in range(AT_ONCE)]
+            return [each.result() for each in calls]
+
+    async with asyncio.timeout(150):
+        answers = await asyncio.to_thread(call)
+    assert answers == [(b"%d" % number)[::-1] for number in range(AT_ONCE)]
+    await two_pods.until(lambda: len(two_pods.flows.requests) == AT_ONCE)
+    assert set(told(two_pods)) == {(ALL[0], "grpc", 0)}
+    assert cart.calls == ["Say"] * AT_ONCE
+    assert two_pods.cart.counters.tunnels_broken == 0
+
+
+_MOST = h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS
+
+
+class Few:
+    """A server of HTTP/2 that serves ``most`` requests at once and refuses each that is too many. It answers when it is
+    told to."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.heard: list[int] = []
+        self.refused: list[int] = []
+        self.answer = asyncio.Event()
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        end = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+        end.local_settings = h2.settings.Settings(client=False, initial_values={_MOST: 1000})  # or h2 objects
+        end.initiate_connection()
+        answering = asyncio.create_task(self._answer(end, writer))
+        try:
+            writer.write(end.data_to_send())
+            while data := await reader.read(65_536):
+                for event in end.receive_data(data):
+                    if isinstance(event, h2.events.RequestReceived):
+                        if len(self.heard) < self.most:
+                            self.heard.append(event.stream_id)
+                        else:
+                            self.refused.append(event.stream_id)
+                            end.reset_stream(event.stream_id, ErrorCodes.REFUSED_STREAM)
+                writer.write(end.data_to_send())
+        except (ConnectionError, asyncio.CancelledError):
+            pass  # the test is over
+        finally:
+            answering.cancel()
+            writer.close()
+
+    async def _answer(self, end: h2.connection.H2Connection, writer: asyncio.StreamWriter) -> None:
+        await self.answer.wait()
+        for stream in self.heard:
+            end.send_headers(stream, [(":status", "200")], end_stream=True)
+        writer.write(end.data_to_send())
+
+
+@pytest.mark.parametrize(("lane", "plain"), [("observed", False), ("observed", True), ("inspected", False)])
+async def test_each_request_too_many_is_refused_by_itself(two_pods, lane, plain):
+    """Where requests are inspected by us, and by the application where they are only observed: a client that has not
+    heard how many it may begin gets the same answer."""
+    inspected = lane == "inspected"
+    application = Few(1000 if inspected else 128)
+    await two_pods.serve(application)
+    await two_pods.start(*LANES[lane])
+    if plain:
+        two_pods.allow_everybody()
+    reader, writer = await (two_pods.connect_plainly() if plain else two_pods.connect())
+    end = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+    end.initiate_connection()
+    for number in range(AT_ONCE):
+        head = [(":method", "POST"), (":scheme", "http"), (":authority", "cart"), (":path", SAY)]
+        end.send_headers(2 * number + 1, head, end_stream=True)
+    writer.write(end.data_to_send())  # before anything was read
+    refused, served, codes = set(), set(), set()
+    async with asyncio.timeout(60):
+        while len(served) < 128:
+            data = await reader.read(65_536)
+            assert data, "the connection goes on"
+            for event in end.receive_data(data):
+                if isinstance(event, h2.events.StreamReset):
+                    refused.add(event.stream_id)
+                    codes.add(event.error_code)
+                if isinstance(event, h2.events.StreamEnded):
+                    served.add(event.stream_id)
+            if len(refused) == AT_ONCE - 128 and len(application.heard) == 128:
+                application.answer.set()
+            writer.write(end.data_to_send())
+    assert codes == {ErrorCodes.REFUSED_STREAM}
+    assert served == {2 * number + 1 for number in range(128)}
+    assert refused == {2 * number + 1 for number in range(128, AT_ONCE)}
+    assert two_pods.cart.counters.requests_refused == (len(refused) if inspected else 0)
+    assert len(application.refused) == (0 if inspected else len(refused))
+    await two_pods.until(lambda: sum(request.status == 200 for request in two_pods.flows.requests) == 128)
+    if inspected:
+        assert len(two_pods.flows.requests) == 128, "what was refused is no request"

@@ -179,13 +179,13 @@ class _Look:
     __slots__ = ("_address", "_claim", "_fabric", "_said", "_sock", "_timer")
 
     def __init__(self, fabric: Fabric, sock: socket.socket, address: str) -> None:
-        loop = fabric.reactor.loop
+        reactor = fabric.reactor
         self._fabric = fabric
         self._sock = sock
         self._address = address
         self._said = False
-        self._claim: asyncio.Future[str | Claim] = loop.create_future()
-        self._timer = loop.call_later(fabric.settings.sniff_wait, self._over)
+        self._claim: asyncio.Future[str | Claim] = reactor.loop.create_future()
+        self._timer = reactor.call_later(fabric.settings.sniff_wait, self._over)
 
     async def result(self) -> str | Claim:
         reactor = self._fabric.reactor
@@ -216,8 +216,8 @@ class _Look:
         elif not self._said:  # what comes in pieces has the time of one handshake, however many there are
             self._said = True
             self._timer.cancel()
-            loop, settings = self._fabric.reactor.loop, self._fabric.settings
-            self._timer = loop.call_later(settings.handshake_timeout, self._over)
+            fabric = self._fabric
+            self._timer = fabric.reactor.call_later(fabric.settings.handshake_timeout, self._over)
 
     def abort(self, why: str) -> None:
         self._decide(Claim.DOUBTFUL)

@@ -6,7 +6,8 @@ a request, with headers in it that only we may set. So a first line that has not
 size, until it ends: with the name of a version (RFC 9112 section 2.3), or in the form of HTTP/0.9, behind which some
 servers (Python's ``http.server``) read headers too.
 
-Whitespace is what the most lenient reader takes for it, a lone CR among it.
+Whitespace is what the most lenient reader takes for it, a lone CR among it: Python's ``http.server``, and with it
+every framework's server for developers, splits the line as a text in Latin-1, where it is ten characters.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ import re
 from typing import Final
 
 #: What lenient servers skip in front of a request.
-BLANK: Final = b"\r\n\t "
-_SPACE: Final = b"\t\v\f\r "
-_SPACES: Final = re.compile(rb"[\t\v\f\r ]+")
-#: A method begins with a letter of a token (RFC 9110 section 5.6.2); what has a control byte so early is no text.
-_TEXT: Final = re.compile(rb"(?!.{0,7}[\x00-\x08\x0e-\x1f\x7f])[!#$%&'*+.^_`|~0-9A-Za-z-]", re.DOTALL)
-_VERSION: Final = re.compile(rb"[\t\v\f\r ]HTTP/[0-9][0-9._]{0,20}\Z", re.IGNORECASE)
+BLANK: Final = b"\r\n\t\v\f\x1c\x1d\x1e\x1f \x85\xa0"
+_SPACE: Final = b"\t\v\f\r\x1c\x1d\x1e\x1f \x85\xa0"
+_SPACES: Final = re.compile(rb"[" + _SPACE + rb"]+")
+#: A method begins with a letter of a token (RFC 9110 section 5.6.2); what has a control byte in that word, so early, is
+#: no text.
+_TEXT: Final = re.compile(rb"(?![^" + BLANK + rb"]{0,7}[\x00-\x08\x0e-\x1b\x7f])[!#$%&'*+.^_`|~0-9A-Za-z-]", re.DOTALL)
+_VERSION: Final = re.compile(rb"[" + _SPACE + rb"]HTTP/[0-9][0-9._]{0,20}\Z", re.IGNORECASE)
 #: The same with an end of its line, which a lone CR may be, behind it.
-_VERSION_ENDED: Final = re.compile(rb"[\t\v\f\r ]HTTP/[0-9][0-9._]{0,20}[\t\v\f ]*+[\r\n]", re.IGNORECASE)
-_OLD: Final = re.compile(rb"GET[\t\v\f\r ]++/")
+_VERSION_ENDED: Final = re.compile(
+    rb"[" + _SPACE + rb"]HTTP/[0-9][0-9._]{0,20}[" + _SPACE.replace(b"\r", b"") + rb"]*+[\r\n]", re.IGNORECASE
+)
+_OLD: Final = re.compile(rb"GET[" + _SPACE + rb"]++/")
 _ENDED: Final = re.compile(rb"[\r\n]")
 #: Bytes kept of the end of a line: those of its version, and more than any has.
 _KEPT: Final = 40
@@ -33,7 +37,7 @@ _HEAD: Final = 6
 
 def is_request(line: bytes) -> bool:
     """Whether some server takes a whole first line, or its beginning and its end, for that of a request."""
-    return _VERSION.search(line.rstrip(_SPACE)[-_KEPT:]) is not None or _OLD.match(line) is not None
+    return _VERSION.search(line.rstrip(_SPACE)[-_KEPT:]) is not None or _OLD.match(line.lstrip(_SPACE)) is not None
 
 
 class FirstLine:

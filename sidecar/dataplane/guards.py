@@ -44,6 +44,9 @@ class Counters:
     :param connections_shed: refused for want of memory; ``streams_shed`` likewise
     :param idle_ended: by ``connection_idle``; ``half_closed_ended`` and ``slow_readers_ended`` by theirs
     :param accept_pauses: times that no connection could be accepted for want of descriptors
+    :param requests_refused: HTTP/2 requests of inspected connections, beyond ``inspect.limits.streams``
+    :param requests_malformed: refused for their form or for a limit of their head, whoever asked: answered with 400,
+        408 or 431, or ended with their connection over HTTP/2
     """
 
     connections_refused: int = 0
@@ -58,6 +61,8 @@ class Counters:
     half_closed_ended: int = 0
     slow_readers_ended: int = 0
     accept_pauses: int = 0
+    requests_refused: int = 0
+    requests_malformed: int = 0
 
 
 class Holder(Protocol):

@@ -28,8 +28,6 @@ from sidecar.dataplane.live import Connection
 from sidecar.dataplane.socket_leg import SocketLeg
 from sidecar.dataplane.sockets import Address
 
-_log = logging.getLogger(__name__)
-
 
 def _nothing() -> None:
     """A client that is not behind a tunnel can be told nothing but a reset."""
@@ -172,7 +170,7 @@ def connect(fabric: Fabric, application: Address) -> socket.socket | None:
     try:
         sock = sockets.outgoing(application.family, fabric.settings.mark)
     except OSError as error:
-        _log.error("cannot open a socket to the application: %s", error.strerror)
+        fabric.complaints.say(logging.ERROR, "cannot open a socket to the application: %s", error.strerror)
         return None
     if sock.connect_ex(application) not in sockets.CONNECTING:
         sock.close()

@@ -58,7 +58,7 @@ class ServerFirst(LateRequest):
                 leg.pause()
 
     def ended(self, leg: Leg) -> None:
-        if self._silent and (leg is self._client or self._settings):
+        if self._silent:  # and when it was the server: nobody else is asked what its client would get no answer to
             self._decide(Kind.OTHER)
         super().ended(leg)
 

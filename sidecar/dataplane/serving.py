@@ -85,6 +85,7 @@ class _Undecided:
         "_held",
         "_id",
         "_port",
+        "_said",
         "_successor",
         "_timer",
         "_tunnel",
@@ -110,6 +111,7 @@ class _Undecided:
         self._expected = 0
         self._granted = 0
         self._fin = False
+        self._said = False
         self._successor: Stream | TunnelLeg | None = None
         self.queued = False
         connection.by_operation = True  # until its first bytes say what it is
@@ -181,7 +183,8 @@ class _Undecided:
             kind = Kind.OTHER
         if kind is not Kind.MORE:
             self._become(kind)
-        elif len(self._held) == self._expected:  # the first bytes: the rest has the time of a handshake
+        elif not self._said:  # the first bytes, be they half a frame: the rest, in pieces, has the time of a handshake
+            self._said = True
             self._restart(self._fabric.settings.handshake_timeout, self._unclear)
 
     def _restart(self, delay: float, call: Callable[[], None]) -> None:

@@ -32,7 +32,7 @@ class SocketLeg(TcpLeg):
     :param unreached: called instead when it has failed, before the lane is told
     """
 
-    __slots__ = ("_broken", "_connected", "_unreached")
+    __slots__ = ("_connected", "_unreached")
 
     def __init__(
         self,
@@ -51,7 +51,6 @@ class SocketLeg(TcpLeg):
             self._connecting, self.reached = True, False
         self._connected = connected
         self._unreached = unreached
-        self._broken = ""  # why nothing more can be sent, not even the end
         if registered:
             reactor.hand_over(sock, EVENTS, self)
         else:
@@ -101,15 +100,15 @@ class SocketLeg(TcpLeg):
             size = sock.recv_into(view, portion)
         except BlockingIOError:
             self._readable = False
-            if self._broken:
-                self._fail(self._broken)
+            if self._deaf:
+                self._fail(self._deaf)
             return
         except OSError as error:
             self._fail(error.strerror or str(error))
             return
         if size == 0:
-            if self._broken:
-                self._fail(self._broken)
+            if self._deaf:
+                self._fail(self._deaf)
             else:
                 self._tell_end()
             return
@@ -151,38 +150,6 @@ class SocketLeg(TcpLeg):
         self._connected = self._unreached = None
 
     # ending
-
-    def _break_off(self, why: str) -> None:
-        """The other end has reset the connection: it takes nothing, but what it said before is told first. Nothing is
-        told within the call of the lane that noticed it."""
-        self.gone = True
-        if self._eof:
-            self._fail_soon(why)
-            return
-        awaited = bool(self._held)
-        self._send_nothing(why)
-        if awaited:  # the lane may have paused us until what it wrote is taken, and then nobody would read on
-            self._reactor.loop.call_soon(self._tell_drained)
-        self._readable = self._hup = True
-        if not self.queued and not self._paused:
-            self._reactor.pump_again(self)
-
-    def _tell_drained(self) -> None:
-        if self._sock is not None:
-            self.lane.drained(self)
-
-    def _fail_soon(self, why: str) -> None:
-        """Fail outside the call of the lane that noticed it."""
-        self._send_nothing(why)
-        self._reactor.loop.call_soon(self._fail, why)
-
-    def _send_nothing(self, why: str) -> None:
-        """What was not taken is lost, so that an end behind the rest would be taken for the end of all."""
-        self._broken = why
-        self._ended = self._shut = True
-        self._budget.drop(self)
-        self.unsent = 0
-        self._held.clear()
 
     def _unanswered(self, seconds: float) -> None:
         self._fail(f"no connection within {seconds:g} s")

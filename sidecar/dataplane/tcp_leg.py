@@ -37,6 +37,7 @@ class TcpLeg:
     __slots__ = (
         "_budget",
         "_connecting",
+        "_deaf",
         "_ended",
         "_eof",
         "_held",
@@ -75,6 +76,7 @@ class TcpLeg:
         self._eof = False  # the other end will send no more
         self._ended = False  # we will send no more after what is held
         self._shut = False  # the kernel knows
+        self._deaf = ""  # why nothing more can be sent, not even the end
         self.queued = False
 
     # the lane's side
@@ -218,8 +220,36 @@ class TcpLeg:
         self._fail(why)
 
     def _break_off(self, why: str) -> None:
-        """The other end takes nothing more."""
-        raise NotImplementedError
+        """The other end has reset the connection: it takes nothing, but what it said before is told first. Nothing is
+        told within the call of the lane that noticed it."""
+        self.gone = True
+        if self._eof:
+            self._fail_soon(why)
+            return
+        awaited = bool(self._held)
+        self._send_nothing(why)
+        if awaited:  # the lane may have paused us until what it wrote is taken, and then nobody would read on
+            self._reactor.loop.call_soon(self._tell_drained)
+        self._readable = self._hup = True
+        if not self.queued and not self._paused:
+            self._reactor.pump_again(self)
+
+    def _tell_drained(self) -> None:
+        if self._sock is not None:
+            self.lane.drained(self)
+
+    def _fail_soon(self, why: str) -> None:
+        """Fail outside the call of the lane that noticed it."""
+        self._send_nothing(why)
+        self._reactor.loop.call_soon(self._fail, why)
+
+    def _send_nothing(self, why: str) -> None:
+        """What was not taken is lost, so that an end behind the rest would be taken for the end of all."""
+        self._deaf = why
+        self._ended = self._shut = True
+        self._budget.drop(self)
+        self.unsent = 0
+        self._held.clear()
 
     def _fail(self, why: str) -> None:
         sock = self._sock

@@ -106,6 +106,10 @@ class TlsLeg(TcpLeg):
             self._channel.session.unwrap()
         self._mark()
 
+    def reset(self) -> None:
+        self._send_last()
+        super().reset()
+
     # receiving
 
     def pump(self) -> None:
@@ -123,6 +127,8 @@ class TlsLeg(TcpLeg):
                 size = sock.recv_into(self._reactor.received_view[held:], self._portion)
             except BlockingIOError:
                 self._readable = False
+                if self._deaf:
+                    self._fail(self._deaf)
                 return
             except OSError as error:
                 self._fail(error.strerror or str(error))
@@ -183,9 +189,17 @@ class TlsLeg(TcpLeg):
         if failure:
             self._broken(failure)
         elif self._eof and self._sock is not None:
-            self._tell_end()
+            if self._deaf:  # it ended in good order, and what we say is lost all the same
+                self._readable = False
+                self.lane.ended(self)
+                self._fail_soon(self._deaf)
+            else:
+                self._tell_end()
 
     def _truncated(self) -> None:
+        if self._deaf:  # writing was told of a reset, and to reading it looks like an end
+            self._fail(self._deaf)
+            return
         self._broken("the peer ended the connection without saying so in TLS, as anybody on the way could")
 
     # sending
@@ -230,44 +244,21 @@ class TlsLeg(TcpLeg):
     def _lease_ended(self) -> None:
         self._broken("a certificate that was shown in the handshake has ended; the connection has to be made again")
 
-    def _break_off(self, why: str) -> None:
-        """The other end takes nothing more: fail, for the reason that it gave in an alert, if it did."""
-        word = self._last_word()
-        if word:
-            self._broken(word)
-        else:
-            self._fail(why)
-
-    def _last_word(self) -> str:
-        """The alert behind which the other end has closed; empty when it sent none."""
-        channel, plain = self._channel, memoryview(bytearray(_RECORD))
-        assert self._sock is not None
-        try:
-            channel.incoming.write(self._partial + self._sock.recv(_LONGEST))
-            while channel.read(_RECORD, plain):
-                pass
-        except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
-            return ""
-        except ssl.SSLError as error:
-            return _reason(error)
-        except OSError:
-            return ""
-        return ""
-
     def _broken(self, why: str) -> None:
         if self._sock is not None:
             self._complain(why)
             self._fail(why)
 
     def _fail(self, why: str) -> None:
-        sock = self._sock
-        if sock is None:
-            return
-        alert = self._channel.outgoing.read()
-        if alert and not self._held:
-            with contextlib.suppress(OSError):  # the reset that follows says enough
-                sock.send(alert)
+        self._send_last()
         super()._fail(why)
+
+    def _send_last(self) -> None:
+        """Send what was written in this batch, or an alert, before a reset, as far as the kernel takes it."""
+        sock, data = self._sock, self._channel.outgoing.read()
+        if sock is not None and data and not self._held and not self._shut:
+            with contextlib.suppress(OSError):  # the reset that follows says enough
+                sock.send(data)
 
     def _close(self) -> None:
         self._partial = b""

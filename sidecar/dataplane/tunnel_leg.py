@@ -168,6 +168,7 @@ class TunnelLeg:
             return
         if self._paused or self._unread:
             if self._carrier.budget.left < size:
+                self._carrier.budget.counters.buffers_exhausted += 1
                 self._fail(TOO_MUCH_HELD)
                 return
             self._carrier.budget.left -= size

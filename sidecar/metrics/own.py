@@ -170,8 +170,12 @@ def file_bytes() -> int:
 
 def _statm() -> list[int]:
     """Bytes in all, resident, and resident of files, proc(5)."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return [int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in file.read().split()[:3]]
+    file = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)  # open() would leave a string behind each time
+    try:
+        pages = os.read(file, 256).split()
+    finally:
+        os.close(file)
+    return [int(each) * os.sysconf("SC_PAGE_SIZE") for each in pages[:3]]
 
 
 def open_descriptors() -> int:

@@ -137,7 +137,8 @@ async def ask(port, text=b"hello"):
         return b""  # it was taken, and refused before we had looked
     try:
         writer.write(text)
-        writer.write_eof()
+        with contextlib.suppress(OSError):  # it may have been refused meanwhile, which is no ConnectionError here
+            writer.write_eof()
         return await asyncio.wait_for(reader.read(), 10)
     except ConnectionError:
         return b""

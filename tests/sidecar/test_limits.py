@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from sidecar import access_log, authority, state
+from sidecar import access_log, authority, directory, state
 from sidecar.admin import server
 from sidecar.app import data_plane_settings
 from sidecar.capture_settings import Explicit
@@ -143,6 +143,8 @@ FIXED = {
     "reports that the controller has not taken": (Outbox()._max_flows,),
     "events of a tap that nobody takes": (taps._WAITING, taps._WAITING_BYTES),
     "what one process of the sidecar has to say to another": (link.MAX_WAITING,),
+    "endpoints of all of the directory's answers": (directory.MOST_ENDPOINTS,),
+    "time for answers that the controller sends without end": (directory.ANSWERING_SHARE * 100,),
     "a file of the state directory": (state.MAX_STATE_BYTES,),
     "processes": (MAX_WORKERS,),
 }

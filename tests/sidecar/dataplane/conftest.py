@@ -10,7 +10,7 @@ import pytest
 from sidecar.dataplane.reactor import Reactor
 from tests.sidecar.dataplane.mesh import Sidecar
 from tests.sidecar.dataplane.outside import Outside
-from tests.sidecar.dataplane.world import World
+from tests.sidecar.dataplane.world import SEND_BUFFERS, SMALL, World
 
 
 @pytest.fixture
@@ -59,3 +59,12 @@ async def world(authority):
 async def outside(authority, tmp_path):
     async with contextlib.AsyncExitStack() as stack:
         yield Outside(authority, stack, tmp_path)
+
+
+@pytest.fixture
+def small_buffers():
+    """What is not read soon waits in the data plane and not in the kernel."""
+    before = SEND_BUFFERS.read_text()
+    SEND_BUFFERS.write_text(f"4096 {SMALL} {SMALL}")
+    yield
+    SEND_BUFFERS.write_text(before)

@@ -111,9 +111,12 @@ class ForeignWorld:
         lifetime: float = 3600.0,
         **settings: Any,
     ) -> ForeignWorld:
-        """:param server: the port of the endpoint that the directory names, ``identity`` what it says of it"""
-        self.served = await asyncio.start_server(handler, HOST, self.application)
-        self.stack.callback(self.served.close)
+        """:param handler: the application; None when somebody else listens there
+        :param server: the port of the endpoint that the directory names, ``identity`` what it says of it
+        """
+        if handler is not None:
+            self.served = await asyncio.start_server(handler, HOST, self.application)
+            self.stack.callback(self.served.close)
         endpoint = Endpoint(HOST, server, identity=identity, transport=Transport.MTLS)
         destination = Destination(*CALLED, workload=WorkloadRef("mesh", "back"), meshed=True, endpoints=(endpoint,))
         self.policy = HeldPolicy(snapshot)
@@ -171,6 +174,7 @@ class TlsPeer:
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, *, server_side: bool, name: str | None = None):
         sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or a reset loses what was just said
         self.sock = sock
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.session = context.wrap_bio(self._in, self._out, server_side=server_side, server_hostname=name)

@@ -218,11 +218,25 @@ def speak_and_reset(sock: socket.socket) -> None:
     reset(sock)
 
 
-def big_then_reset(sock: socket.socket, scene: Scene) -> None:
-    ask(sock)
-    sock.sendall(BIG)
-    reset(sock)
-    scene.next.set()
+def big(then: Callable[[socket.socket], None]) -> Application:
+    """Sends much before its client reads anything, and goes on with ``then``."""
+
+    def application(sock: socket.socket, scene: Scene) -> None:
+        ask(sock)
+        sock.sendall(BIG)
+        then(sock)
+        scene.next.set()
+
+    return application
+
+
+def speaks_after_the_end(sock: socket.socket, scene: Scene) -> None:
+    """Hears its client's end, and goes on for a while before it ends, too."""
+    to_the_end(sock)
+    sock.sendall(HALF)
+    for start in range(len("hello"), 100, 5):
+        sock.sendall(BODY[start : start + 5])
+    sock.close()
 
 
 @contextlib.contextmanager

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.dataplane.egress import MAX_HEAD, Claim, claim_of
+from sidecar.dataplane.egress import MAX_HEAD, Claim, Egress, claim_of
+from sidecar.dataplane.sockets import Address
 from tests.sidecar.dataplane import applications as apps
 from tests.sidecar.dns import packets as dns
 
@@ -355,3 +358,36 @@ async def test_from_the_question_to_the_connection(network, sidecars):
         await apps.close(writer)
         await front.until(lambda state: state["held"] == 0)
     zone.close()
+
+
+async def test_clients_that_say_nothing_wait_with_one_timer_for_all(reactor, monkeypatch):
+    """And get their turns of the reactor when the time is over: a thousand may come at once."""
+    timers = []
+    later = reactor.loop.call_later
+
+    def counted(delay, call, *arguments, **options):
+        timers.append(delay)
+        return later(delay, call, *arguments, **options)
+
+    monkeypatch.setattr(reactor.loop, "call_later", counted)
+    settings = SimpleNamespace(sniff_wait=0.05, handshake_timeout=0.2, opaque_ports=frozenset())
+    fabric = SimpleNamespace(
+        reactor=reactor,
+        settings=settings,
+        names=SimpleNamespace(bound=lambda address: (API, OTHER)),
+        authority=SimpleNamespace(inspects=lambda name, port: False),
+        complaints=SimpleNamespace(say=lambda *said: None),
+    )
+    egress, target = Egress(fabric), Address(HERE, 80)
+    with contextlib.ExitStack() as stack:
+        pairs = [socket.socketpair() for _ in range(100)]
+        for pair in pairs:
+            for sock in pair:
+                stack.enter_context(sock)
+                sock.setblocking(False)
+        for _, client in pairs[:50]:
+            client.send(get(OTHER)[:-1])  # these begin to, and wait for longer
+        hosts = await asyncio.gather(*(egress.host(sock, target) for sock, _ in pairs))
+    assert hosts == [""] * 50 + [API] * 50
+    assert egress.unbound == 50
+    assert timers.count(0.05) == timers.count(0.2) == 1, "others look again for those who came a moment later"

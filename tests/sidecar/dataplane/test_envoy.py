@@ -125,6 +125,15 @@ async def refused(port: int) -> None:
     await apps.close(writer)
 
 
+async def broken_off(port: int) -> None:
+    """The application resets the connection, which nobody on the way takes for an end."""
+    reader, writer = await apps.connect(HERE, HOST, port)
+    writer.write(b"RESET\n")
+    with pytest.raises(ConnectionResetError):
+        await reader.read()
+    await apps.close(writer)
+
+
 async def both_ways(port: int) -> None:
     """A megabyte each way, the one up ended by a half-close of the client, then a server that ends first."""
     await apps.get(HERE, HOST, port, 1, MEGABYTE)
@@ -172,6 +181,11 @@ async def test_an_envoy_calls_our_application(world, others, client, settings):
     await both_ways(others.port(f"to-{client}"))
     await apps.until(lambda: world.plane.live_connections == 0)
     recorded_both_ways(world, ("mesh/front", FRONT), ("shop/cart", CART))
+
+
+async def test_an_envoy_passes_our_reset_on(world, others):
+    await world.start(enforce(FROM_FRONT))
+    await broken_off(others.port("to-istio"))
 
 
 async def test_an_envoy_calls_a_server_that_speaks_first(world, others):
@@ -285,6 +299,12 @@ async def test_our_application_calls_an_envoy(world, others, server):
         await both_ways(world.outbound)
         await apps.until(lambda: world.plane.live_connections == 0)
     recorded_both_ways(world, ("shop/cart", CART), ("mesh/back", BACK))
+
+
+async def test_our_application_sees_the_reset_of_an_envoy(world, others):
+    await world.start(enforce(TO_BACK), server=others.port("as-back"))
+    async with behind_envoy(others):
+        await broken_off(world.outbound)
 
 
 async def test_our_application_waits_for_a_server_that_speaks_first(world, others):

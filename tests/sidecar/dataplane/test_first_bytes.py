@@ -71,6 +71,9 @@ FORGED = b"Host: a\r\nX-Forwarded-Client-Cert: By=me;URI=spiffe://hedgerow.test/
         (b"G", b"ET / HTTP/1.1\r\n"),  # after a pause
         (b"GET ", b"/ HTTP/1.1\r\n"),
         (b"PR", b"I * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+        (b"\x0c", b"GET / HTTP/1.1\r\n"),  # behind what Python's http.server takes for white space
+        (b"\x1cG", b"ET\xa0/\x85HTTP/1.1\r\n"),
+        (b"GET ?\x01", b" HTTP/1.1\r\n"),
     ],
 )
 async def test_a_request_that_hides_its_beginning_does_not_reach_the_application(two_pods, tunnelled, first, rest):
@@ -107,6 +110,9 @@ async def test_a_request_that_hides_its_beginning_does_not_reach_the_application
         b"A" * 40 + b" / HTTP/1.1\r\n",
         b"-GET / HTTP/1.1\r\n",
         b"GET\r/\rHTTP/1.1\r\n",
+        b"GET\x1c/\x1cHTTP/1.1\r\n",
+        b"GET\xa0/\x85HTTP/1.1\r\n",
+        b"\x1fGET /\r\n",
         b"GET /\r\n",
         b"get " + b"/" * 9000 + b" HTTP/1.1\r\n",
     ],

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.dataplane.detect import Kind, detect
-from sidecar.dataplane.first_line import _SPACE, FirstLine, is_open, is_request
+from sidecar.dataplane.first_line import _SPACE, BLANK, FirstLine, is_open, is_request
 
 REQUESTS = [
     b"get / HTTP/1.1\r\n",
@@ -24,6 +24,10 @@ REQUESTS = [
     b"GET / HTTP/1.1" + b" " * 500 + b"\r\n",
     b"GET\t/\x0bHTTP/1.1\n",
     b"GET\r/\rHTTP/1.1\r\n",
+    b"GET\x1c/\x1fHTTP/1.1\r\n",  # what Python takes for white space in Latin-1, and with it its http.server
+    b"\x0c\xa0GET\x85/\xa0HTTP/1.1\x1e\r\n",
+    b"\x1dGET\xa0/\n",
+    b"GET \x01? HTTP/1.1\r\n",
     b"GET / HTTP/1.1\rHost: a\r\r",
     b"\r\n" * 100 + b"GET / HTTP/1.1\r\n",
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
@@ -89,6 +93,8 @@ WORDS = [
         b"\t",
         b"\r",
         b"\v",
+        b"\x1c",
+        b"\xa0",
         b"\r\r",
         b"\n",
         b"\r\n",
@@ -102,7 +108,7 @@ WORDS = [
 
 def slowly(data: bytes) -> bool | None:
     """What :class:`FirstLine` promises, of all that came at once: every end of a line is looked at."""
-    data = data.lstrip(b"\r\n\t ")
+    data = data.lstrip(BLANK)
     for at, byte in enumerate(data):
         if byte in b"\r\n" and is_request(data[:at].rstrip(_SPACE)):
             return True
@@ -122,7 +128,9 @@ def test_every_end_in_every_piece_is_looked_at(pieces: list[bytes]) -> None:
     assert answer == slowly(said)
 
 
-@pytest.mark.parametrize("line", [b"\r", b"\rx", b" x", b" HTTP/1", b"GET\r", b"\t\v", b" HTTP/1.1\t"])
+@pytest.mark.parametrize(
+    "line", [b"\r", b"\xa0", b"\x1cx", b"\rx", b" x", b" HTTP/1", b"GET\r", b"\t\v", b" HTTP/1.1\t"]
+)
 def test_time_is_taken_for_what_comes_and_not_for_what_came(line: bytes) -> None:
     """One read of a client that sends nothing else: not one step of Python for each byte of it."""
     steps = 0

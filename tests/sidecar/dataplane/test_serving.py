@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import resource
 
 import pytest
 
@@ -13,7 +14,7 @@ from graph.policy import Reason
 from sidecar.dataplane.frames import HEADER
 from tests.sidecar.dataplane.stand_ins import TRUST_DOMAIN
 from tests.sidecar.dataplane.test_frames import frame
-from tests.sidecar.dataplane.world import ACK, DATA, FIN, RST, SYN, UPDATE
+from tests.sidecar.dataplane.world import ACK, DATA, FIN, RST, SYN, UPDATE, until_end
 
 #: Long enough that a test which waits for it in vain fails.
 NEVER = 60.0
@@ -120,6 +121,35 @@ async def test_waiting_is_no_way_past_the_lane(world, tunnelled):
         writer.close()
 
 
+@pytest.mark.parametrize("tunnelled", [True, False])
+async def test_what_is_asked_when_a_silent_server_has_hung_up_is_asked_of_nobody(world, tunnelled):
+    """Found by a review: it was asked on another connection, and the answer had nobody to go to, whose end was told."""
+    heard = []
+
+    async def impatient(reader, writer):
+        heard.append(b"")
+        if len(heard) > 1:
+            heard.append(await reader.read(65536))
+        writer.close()
+
+    await world.start(impatient, sniff_wait=0.05)
+    text = b"POST /buy HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"
+    if tunnelled:
+        raw = await world.dial()
+        raw.send(frame(UPDATE, SYN, 1, 0))
+        assert await raw.receive() == (UPDATE, ACK, 1, 0, b"")
+        assert await raw.receive() == (UPDATE, FIN, 1, 0, b"")
+        raw.send(frame(DATA, 0, 1, len(text), text))
+    else:
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.inbound)
+        assert await asyncio.wait_for(reader.read(), 60) == b""
+        writer.write(text)
+    await world.until(lambda: world.plane.live_connections == 0)
+    assert heard == [b""]
+    if not tunnelled:
+        writer.close()
+
+
 async def test_who_waits_and_is_no_client_of_http_is_passed_on_whole(world):
     calls = Calls()
     await world.start(calls, sniff_wait=0.05)
@@ -150,13 +180,54 @@ async def test_bytes_that_are_no_http_are_passed_on_whole_however_they_were_cut(
     await raw.writer.drain()
     assert await raw.receive() == (UPDATE, ACK, 1, 0, b"")
     raw.send(whole[cut + 100 :], frame(UPDATE, FIN, 1, 0))
-    got = b""
-    while True:
-        kind, flags, _, _, payload = await raw.receive()
-        got += payload
-        if kind == UPDATE and flags == FIN:
+    assert await until_end(raw) == text
+
+
+async def test_half_a_frame_is_said_in_time_and_is_not_lost(world):
+    """Found by a review: who had said half of a first frame counted as silent, and was carried on without that half."""
+    await world.start(Calls(), sniff_wait=0.05)
+    raw = await world.dial()
+    text = b"GETX y\r\nz\n"
+    whole = frame(DATA, SYN, 1, len(text), text)
+    raw.send(whole[: HEADER.size + 3])
+    await raw.writer.drain()
+    await world.until(lambda: world.plane.live_connections == 1)
+    silent = await world.dial()
+    silent.send(frame(UPDATE, SYN, 1, 0))
+    assert await silent.receive() == (UPDATE, ACK, 1, 0, b""), "whose time is over, which began later"
+    raw.send(whole[HEADER.size + 3 :], frame(UPDATE, FIN, 1, 0))
+    assert await until_end(raw) == text
+    assert world.plane.detection.timeouts == 1, "of the silent one"
+
+
+async def test_who_says_little_at_a_time_has_no_more_time_for_that(world):
+    """Found by a review: each frame began the time of a handshake anew."""
+    await world.start(Calls(), handshake_timeout=0.3)
+    raw = await world.dial()
+    raw.send(frame(DATA, SYN, 1, 5, b"GET /"))
+    for _ in range(600):
+        if world.flows.opened_records:
             break
-    assert got == text
+        raw.send(frame(DATA, 0, 1, 1, b"a"))
+        await asyncio.sleep(0.1)
+    assert [record.protocol for record in world.flows.opened_records] == ["http"]
+
+
+async def test_without_descriptors_streams_are_refused_and_the_log_is_not_filled(world, caplog):
+    await world.start(Calls(), opaque_ports=frozenset({world.inbound}))
+    raw = await world.dial()
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, most[1]))  # there are more
+    try:
+        raw.send(*(frame(UPDATE, SYN, number, 0) for number in range(1, 101, 2)))
+        await world.until(lambda: len(world.flows.closed_records) == 50)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)
+    assert all(record.failed for record in world.flows.closed_records)
+    assert 0 < sum("cannot open a socket" in record.getMessage() for record in caplog.records) < 10
+    raw.send(frame(UPDATE, SYN, 101, 0))
+    while (said := await raw.receive())[:3] != (UPDATE, ACK, 101):
+        assert said[1:3] == (RST, said[2]), said
 
 
 async def test_an_end_before_any_byte_reaches_the_application(world):

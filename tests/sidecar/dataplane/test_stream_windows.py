@@ -5,30 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from pathlib import Path
-
-import pytest
 
 from sidecar.dataplane.frames import PAYLOAD
 from sidecar.dataplane.stream import MAX_WINDOW
 from tests.sidecar.dataplane.test_frames import frame
-from tests.sidecar.dataplane.world import ACK, DATA, PING, SYN, UPDATE, WINDOW
+from tests.sidecar.dataplane.world import ACK, DATA, PING, SMALL, SYN, UPDATE, WINDOW
 
-#: Buffers of sockets that hold little, bytes: what is not read soon waits in the data plane and not in the kernel.
-SMALL = 16_384
-SEND_BUFFERS = Path("/proc/sys/net/ipv4/tcp_wmem")  # of this network namespace, which is the session's own
 #: Frames that each stream has to send when it may.
 FRAMES = 10
 #: Frames of one stream in a row while another has some too: what it had begun, and what was marked before.
 IN_A_ROW = 3
-
-
-@pytest.fixture
-def small_buffers():
-    before = SEND_BUFFERS.read_text()
-    SEND_BUFFERS.write_text(f"4096 {SMALL} {SMALL}")
-    yield
-    SEND_BUFFERS.write_text(before)
 
 
 async def open_stream(raw, stream):

@@ -216,6 +216,7 @@ async def test_unread_bytes_beyond_the_budget_end_it(rigs):
     assert rig.held == 60_000
     rig.far_write(bytes(60_000))
     assert rig.lane.events == ["lost"]
+    assert rig.budget.counters.buffers_exhausted == 1
     await rig.until(lambda: rig.saw_reset, take=True)
 
 

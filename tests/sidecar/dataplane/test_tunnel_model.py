@@ -13,7 +13,6 @@ import hashlib
 import socket
 import struct
 import time
-from pathlib import Path
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -27,13 +26,10 @@ from sidecar.dataplane.proxy import DataPlane
 from sidecar.dataplane.settings import DataPlaneSettings, ExplicitInbound, ExplicitOutbound
 from sidecar.dataplane.sockets import Address
 from tests.sidecar.dataplane.stand_ins import TRUST_DOMAIN, FlowList, HeldDirectory, HeldPolicy, credentials
-from tests.sidecar.dataplane.world import free_port
+from tests.sidecar.dataplane.world import SEND_BUFFERS, SMALL, free_port
 
 #: Seconds after which something that must happen counts as not happening.
 PATIENCE = 60.0
-#: Buffers of sockets while the model runs, bytes: what is not read soon waits in the data planes and not in the kernel.
-SMALL = 16_384
-SEND_BUFFERS = Path("/proc/sys/net/ipv4/tcp_wmem")  # of this network namespace, which is the session's own
 CHOICE = st.integers(0, 5)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+from pathlib import Path
 
 from certs.spiffe import SpiffeId
 from graph.directory import Destination, Endpoint
@@ -19,6 +20,9 @@ from tests.sidecar.dataplane.stand_ins import ALPN, TRUST_DOMAIN, FlowList, Held
 from tests.sidecar.dataplane.test_frames import frame
 
 WINDOW = 262_144
+#: A buffer of the kernel's, and where the default size of sending ones stands: of this session's network namespace.
+SMALL = 16_384
+SEND_BUFFERS = Path("/proc/sys/net/ipv4/tcp_wmem")
 DATA, UPDATE, PING, GO_AWAY = range(4)
 SYN, ACK, FIN, RST = 1, 2, 4, 8
 
@@ -136,6 +140,16 @@ class RawPeer:
                     codes.append(length)
         assert codes == [code]
         self.writer.close()
+
+
+async def until_end(raw):
+    """What is said until the other end of the stream has said all."""
+    got = b""
+    while True:
+        kind, flags, _, _, payload = await raw.receive()
+        got += payload
+        if kind == UPDATE and flags == FIN:
+            return got
 
 
 async def opened(raw, stream=1):

@@ -7,7 +7,8 @@ A networkx multigraph holds it: nodes are workloads, parallel edges are keyed by
 3. Everything that traffic can make grow is bounded (:mod:`graph.limits`), and what goes over a bound is counted, never
    silent: addresses and hosts outside the inventory are folded into one node, flows beyond the other bounds left out.
 4. A report about a workload from before its removal does not bring it back.
-5. A report of an operation belongs to an edge that connections have made; it never makes one.
+5. A report of an operation belongs to an edge that connections have made; it never makes one. How many requests were
+   refused lately is in memory alone: :attr:`ServiceGraph.refused_requests`.
 """
 
 from __future__ import annotations
@@ -21,16 +22,19 @@ from graph.accounts import EdgeAccounts, EdgeTotals
 from graph.flow import EdgeKey, Flow
 from graph.generations import Generations
 from graph.limits import OTHER_ADDRESSES, Limits, Shed
-from graph.model import Direction, Instance, Workload, WorkloadRef
+from graph.model import Direction, Instance, Verdict, Workload, WorkloadRef
 from graph.nodes import Node
 from graph.shares import Shares
 from graph.views import EdgeVerdict, EdgeView, GraphChanges, GraphView, NodeView, OperationView
-from graph.windows import Windows
+from graph.windows import Counts, Level, Windows
 
 __all__ = ["OTHER_ADDRESSES", "EdgeTotals", "EdgeVerdict", "EdgeView", "Limits", "NodeView", "ServiceGraph", "Shed"]
 
 
 type _Item = WorkloadRef | EdgeKey
+
+#: The hour that people are told of, in minutes.
+_LATELY = (Level(60, 3600),)
 
 
 class ServiceGraph:
@@ -47,6 +51,8 @@ class ServiceGraph:
         self._operations = 0
         self._asked: set[EdgeKey] = set()  # whose operations changed since they were drained
         self.windows: Windows[EdgeKey] = windows if windows is not None else Windows()
+        #: Requests that were refused within the hour, as ``denied``.
+        self.refused_requests: Windows[EdgeKey] = Windows(_LATELY)
         self.shed = Shed()
 
     @property
@@ -174,6 +180,9 @@ class ServiceGraph:
         room = self._operations < self._limits.operations
         self._operations += accounts.add_operation(flow, now, room=room)
         self._asked.add(key)
+        if flow.verdict is Verdict.DENY:
+            self.refused_requests.add(key, flow.last_seen, Counts(denied=flow.requests), now)
+            self.refused_requests.drain(now)  # nobody writes it down
         return key
 
     # What others read
@@ -381,6 +390,7 @@ class ServiceGraph:
         self._graph.remove_edge(key.source, key.destination, key=(key.port, key.protocol))
         self._shares.drop_edge(key)
         self.windows.forget(key)
+        self.refused_requests.forget(key)
         self._generations.remove(key, generation)
 
     def _touch_node(self, node: Node, generation: int) -> None:

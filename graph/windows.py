@@ -154,7 +154,7 @@ class Windows[K: Hashable]:
         return total
 
     def denied(self, since: float) -> dict[K, int]:
-        """How many connections of which key were refused in all windows that end after ``since``."""
+        """How many of which key were refused in all windows that end after ``since``."""
         found: dict[K, int] = {}
         for level, buckets in zip(self._levels, self._buckets, strict=True):
             for start, bucket in buckets.items():

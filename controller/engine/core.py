@@ -138,6 +138,14 @@ class Engine:
         """
         return self._worker.refused(since)
 
+    def refused_requests(self, since: float) -> Mapping[EdgeKey, int]:
+        """How many requests over which edge were refused from ``since`` on, to the minute; of the last hour at most,
+        and none of before this process began.
+
+        Like :meth:`refused` it may be a group of reports ahead.
+        """
+        return self._worker.refused_requests(since)
+
     async def audit(self, limit: int = 100) -> AuditPage:
         """The newest audit entries from the store, after the whole chain has been checked again."""
         store, head = self._worker.store, self.view.audit_head

@@ -135,6 +135,9 @@ class Worker:
     def refused(self, since: float) -> Mapping[EdgeKey, int]:
         return self._state.graph.windows.denied(since) if self._state is not None else {}
 
+    def refused_requests(self, since: float) -> Mapping[EdgeKey, int]:
+        return self._state.graph.refused_requests.denied(since) if self._state is not None else {}
+
     # --- the task
 
     async def run(self) -> None:

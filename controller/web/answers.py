@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, Final
 
 from aiohttp import hdrs, web
 
@@ -105,6 +106,10 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return refusal(500, "internal", "the controller failed", remedy="its log says why; please report it")
 
 
+#: Of the request that is served: says whether it would still be let through. What lasts asks before it says more.
+PERMITTED: Final[ContextVar[Callable[[], bool]]] = ContextVar("permitted")
+
+
 def guard(tokens: Callable[[], Tokens], hosts: Hosts) -> Any:
     """The middleware that lets nobody through who is not meant: host, origin, then token and role.
 
@@ -153,6 +158,8 @@ def guard(tokens: Callable[[], Tokens], hosts: Hosts) -> Any:
                 field="Authorization",
                 remedy="use the token in STATE_DIR/operator.token",
             )
+        authorization = request.headers.get(hdrs.AUTHORIZATION)
+        PERMITTED.set(lambda: tokens().role(authorization) is role)
         return await handler(request)
 
     return check

@@ -15,7 +15,7 @@ from controller.authoring import Author, ModeRequest
 from controller.declarations import NetworkPolicyMode
 from controller.engine import Engine
 from controller.errors import InvalidRequest
-from controller.overrides import MAX_OPERATIONS, OverrideRequest, note_of
+from controller.overrides import MAX_OPERATIONS, OverrideRequest, note_beside, note_of
 from controller.view import Override
 from controller.web import inputs
 from controller.web.answers import answer
@@ -82,7 +82,8 @@ class Changing:
             OverrideRequest(effect, source, destination, port, protocol, owner, reason, expires_in, operations)
         )
         pushed = await self._arrived((source, destination), wait)
-        note = note_of(made, self.engine.view.inventory)
+        notes = note_of(made, self.engine.view.inventory), note_beside(made, self.engine.view.rules)
+        note = "; ".join(filter(None, notes))
         said = {"generation": self.engine.view.generation, "pushed": pushed, "note": note}
         return answer(self._override(made) | said, 201)
 

@@ -5,7 +5,8 @@ Rules:
 1. A client that reads slowly costs a bounded queue (:class:`controller.engine.Subscription`). When it overflows, the
    client gets the whole graph again, or is told that flows were left out; nothing is silently missing.
 2. At most four deltas a second: what changes in between is one delta.
-3. A client that takes nothing for :data:`WRITE_SECONDS` is let go.
+3. A client that takes nothing for :data:`WRITE_SECONDS` is let go. So is one whose token opens nothing any more, before
+   anything else is said to it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from aiohttp import web
 from controller.engine import Engine, Subscription
 from controller.errors import NotReady
 from controller.view import Change, View
+from controller.web.answers import PERMITTED
 from controller.web.documents import flow_document
 from controller.web.picture import graph_of
 from graph.export import edge_document, graph_document, node_document
@@ -149,6 +151,8 @@ class Live:
             try:
                 await response.prepare(request)
                 async for data in events(changes):
+                    if not PERMITTED.get()():  # its token was replaced
+                        break
                     async with asyncio.timeout(WRITE_SECONDS):
                         await response.write(data)
             except (_Ended, ConnectionError, TimeoutError):

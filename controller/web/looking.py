@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,18 +99,24 @@ class Looking:
                 "workloads": [self._workload(view, ref, now) for ref in sorted(view.inventory.workloads)],
                 "edges": {str(state): states[str(state)] for state in EdgeState},
                 "overrides": active,
-                "refused": self._refused(now),
+                "refused": self._refused(now, view.started_at),
                 "audit_head": view.audit_head.hash if view.audit_head is not None else "",
                 "cluster": cluster_document(self.cluster()),
             }
         )
 
-    def _refused(self, now: float) -> Any:
-        found = self.engine.refused(now - _LATELY)
+    def _refused(self, now: float, began: float) -> Any:
+        """Connections of before this process began are in the store, requests are not: theirs has a time of its own."""
+        since = now - _LATELY
+        connections, requests = self.engine.refused(since), self.engine.refused_requests(since)
         return {
             "seconds": _LATELY,
-            "connections": sum(found.values()),
-            "pairs": len({(key.source, key.destination) for key in found}),
+            "since": since,
+            "connections": sum(connections.values()),
+            "pairs": _pairs(connections),
+            "requests": sum(requests.values()),
+            "request_pairs": _pairs(requests),
+            "requests_since": max(since, began),
         }
 
     def _workload(self, view: View, ref: WorkloadRef, now: float) -> Any:
@@ -361,3 +367,7 @@ def _observation(view: View, key: EdgeKey) -> Observation:
         destination_address=destination.address,
         operations=asked_of(seen),
     )
+
+
+def _pairs(keys: Iterable[EdgeKey]) -> int:
+    return len({(key.source, key.destination) for key in keys})

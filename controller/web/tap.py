@@ -4,7 +4,8 @@ It changes nothing and still is an operator's: what is shown may be somebody's s
 why, is in the audit log before the first event.
 
 Events: ``started`` once, ``request`` for each one, ``shed`` with how many were left out so far, ``problem`` when a
-sidecar refuses, ``ended`` at the end.
+sidecar refuses, ``ended`` at the end. It ends, too, when its token opens nothing any more: what comes after is not
+shown.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -21,6 +23,7 @@ from controller.errors import InvalidRequest
 from controller.rpc.tap import Left, TapDesk, Viewing
 from controller.view import View
 from controller.web import inputs
+from controller.web.answers import PERMITTED
 from controller.web.changing import OWNER, REASON
 from controller.web.live import KEEP_ALIVE, WRITE_SECONDS, event
 from graph.errors import InvalidValue
@@ -96,7 +99,7 @@ class Tapping:
         )
         try:
             await response.prepare(request)
-            async for data in _events(viewing):
+            async for data in _events(viewing, PERMITTED.get()):
                 async with asyncio.timeout(WRITE_SECONDS):
                     await response.write(data)
         except (ConnectionError, TimeoutError):
@@ -104,7 +107,7 @@ class Tapping:
         return response
 
 
-async def _events(viewing: Viewing) -> Any:
+async def _events(viewing: Viewing, permitted: Callable[[], bool]) -> Any:
     started = {
         "workload": str(viewing.workload),
         "sidecars": sorted(viewing.sidecars),
@@ -117,6 +120,10 @@ async def _events(viewing: Viewing) -> Any:
     running = set(viewing.sidecars)
     while not viewing.closed and (left := ends - time.monotonic()) > 0:
         found = await viewing.next(min(left, _COMMENT))
+        if not permitted():
+            error = "the token was replaced; begin again with the new one"
+            yield event("problem", {"instance": "the controller", "error": error})
+            break
         if found is None:
             yield KEEP_ALIVE
         elif isinstance(found, Left):

@@ -88,7 +88,8 @@ def shown_to_message(shown: Shown) -> pb.TapExchange:
 
 def shown_from_message(message: pb.TapExchange) -> Shown:
     """:raises DecodeError: when it is larger than an event may be, or holds what is none"""
-    for name in ("id", "source", "destination", "operation", "protocol", "method", "path", "host", "reason", "rule_id"):
+    for name in ("id", "source", "source_address", "destination", "operation", "protocol", "method", "path", "host",
+                 "reason", "rule_id"):  # fmt: skip
         value = getattr(message, name)
         if len(value) > _TEXT or not (value.isprintable() or not value):
             raise DecodeError("too long, or with control characters", f"exchange.{name}")

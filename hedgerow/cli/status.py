@@ -33,7 +33,7 @@ def _status(answer: dict[str, Any], namespace: str) -> None:
     say(f"controller {answer['version']}, trust domain {answer['trust_domain']}, up {up}")
     say(f"edges: {states}; overrides in force: {answer['overrides']}")
     if answer.get("refused"):
-        _refused(answer["refused"])
+        _refused(answer["refused"], answer["started_at"])
     if answer.get("cluster"):
         _cluster(answer["cluster"])
     say("")
@@ -86,13 +86,22 @@ def _status(answer: dict[str, Any], namespace: str) -> None:
     )
 
 
-def _refused(lately: dict[str, Any]) -> None:
-    when = f"refused in the last {duration(lately['seconds'])}"
-    if not lately["connections"]:
-        say(f"{when}: no connections")
-        return
-    what = f"{many(lately['connections'], 'connection')} of {many(lately['pairs'], 'pair')} of workloads"
-    prose(f"{when}: {what}; see `hedgerow drift`, or `hedgerow flows --verdict deny`", style="yellow")
+def _refused(lately: dict[str, Any], began: float) -> None:
+    """How many connections, and how many requests over connections that were let through (403)."""
+    found = [_counted(lately["connections"], "connection", lately["pairs"])]
+    if "requests" in lately:  # a controller of before counts them not
+        said = _counted(lately["requests"], "request", lately["request_pairs"])
+        whole = lately["requests_since"] <= lately["since"]
+        found.append(said if whole else f"{said} (since the controller began, {ago(began)})")
+    what = f"refused in the last {duration(lately['seconds'])}: {', '.join(found)}"
+    if lately["connections"] or lately.get("requests"):
+        prose(f"{what}; see `hedgerow drift`, or `hedgerow flows --verdict deny`", style="yellow")
+    else:
+        say(what)
+
+
+def _counted(number: int, noun: str, pairs: int) -> str:
+    return f"{many(number, noun)} of {many(pairs, 'pair')} of workloads" if number else f"no {noun}s"
 
 
 def _cluster(cluster: dict[str, Any]) -> None:

@@ -61,6 +61,7 @@ def tap(
     seconds = context.seconds(lasting, "--for")
     if seconds > 3600:
         context.fail(f"--for: {lasting!r} is longer than a tap may last", "write at most 1h, and start it again", 2)
+    _check_operation(operation)
     _check_status(status)
     body = {
         "workload": context.workload(to, "--to", namespace) if to else name,
@@ -95,6 +96,20 @@ def tap(
         finally:  # Ctrl-C is how most of them end
             if file is not None and file.begun:
                 typer.echo(f"({file.written} written to {save}: mitmweb -r {save})", err=True)
+
+
+def _check_operation(text: str) -> None:
+    """Refuse what no request is called by, before anything is asked: the tap would wait for it to its end."""
+    if not text or text.endswith(" /{other}"):  # which is what operations beyond `http.operations` are called
+        return
+    if not text.endswith("*"):
+        context.operation(text)
+    elif len(text) > 1 and not ("A" <= text[0] <= "Z"):
+        context.fail(
+            f"--operation: {text[:80]!r} does not begin with a method",
+            "write it as 'GET /cart*', the method in capitals",
+            2,
+        )
 
 
 def _check_status(text: str) -> None:

@@ -170,7 +170,7 @@ def _run(
             report_read = -1
             reason = report.read().decode(errors="replace").strip()
         if reason:
-            raise SandboxUnavailable(f"no sandbox ({kind}): {reason}", "use explicit mode, which needs none")
+            raise SandboxUnavailable(f"no sandbox ({kind}): {reason}", "run `hedgerow demo --explicit`: it needs none")
         return code
     finally:
         for descriptor in (report_read, report_write, alive_read, alive_write):

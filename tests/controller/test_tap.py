@@ -1,4 +1,7 @@
-"""Taps from the command to the sidecar and back: a real controller, mutual TLS, and inspected connections in memory."""
+"""Taps from the command to the sidecar and back: a real controller, mutual TLS, and inspected connections in memory.
+
+Over 400 lines: every way in which a tap begins, is held up and ends is tried through one and the same chain.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ from sidecar.inspect.hub import Inspection
 from sidecar.inspect.settings import InspectSettings, Limits
 from sidecar.inspect.tap_client import TapClient
 from sidecar.inspect.taps import Taps
-from tests.controller.running import Running, eventually, running
+from tests.controller.running import PERSON, Running, eventually, running
 from tests.sidecar.inspect.connection import World, rule
 from tests.sidecar.workers.test_supervisor import SHOWN
 
@@ -141,6 +144,41 @@ async def test_a_viewer_may_not(run: Running) -> None:
         assert not cart.taps.running
 
 
+async def test_a_person_whose_token_was_replaced_sees_nothing_more(run: Running) -> None:
+    async with pod(run) as cart:
+        watching = Watching(run)
+        await watching.started()
+        await eventually(lambda: cart.taps.running)
+        live = await run.http.get("/api/v1/graph/live")
+        assert await live.content.readline() == b"event: graph\n"
+        old = run.token()
+        (run.settings.state_dir / "operator.token").unlink()
+        run.controller.reload()
+        await eventually(lambda: (run.settings.state_dir / "operator.token").exists() and run.token() != old)
+        await eventually_refused(run)
+        await cart.request()
+        await asyncio.wait_for(watching.task, 60)
+        assert watching.all("request") == []
+        assert "token was replaced" in watching.all("problem")[0]["error"]
+        await eventually(lambda: not cart.taps.running)
+        run.http.headers["Authorization"] = f"Bearer {run.token()}"
+        # the other stream: what there was before may be read to its end, and there is one
+        mode = {"workload": "shop/cart", "mode": "audit", "wait": 0, **PERSON}
+        await run.post("/modes", mode)
+        async with asyncio.timeout(60):
+            assert b"event: delta" not in await live.read()
+
+
+async def eventually_refused(run: Running) -> None:
+    """Wait until the token that ``run.http`` carries opens nothing."""
+    async with asyncio.timeout(60):
+        while True:
+            async with run.http.get("/api/v1/status") as response:
+                if response.status == 401:
+                    return
+            await asyncio.sleep(0.01)
+
+
 async def test_when_the_person_leaves_the_sidecar_is_told(run: Running) -> None:
     async with pod(run) as cart:
         watching = Watching(run)
@@ -228,11 +266,11 @@ async def test_a_workload_without_a_sidecar_that_answers(run: Running) -> None:
 # what a sidecar may send
 
 
-def shown(tap: str, destination: str = "shop/cart") -> pb.TapEvent:
+def shown(tap: str, destination: str = "shop/cart", address: str = "") -> pb.TapEvent:
     message = Message()
     allow = Verdict.ALLOW
-    event = Shown(tap, 1.0, "shop/front", "", destination, 8080, "GET /", "http", "GET", "/", "", 200, -1, allow, allow,
-                  "allow-rule", "", 0.1, message, None)  # fmt: skip
+    event = Shown(tap, 1.0, "shop/front", address, destination, 8080, "GET /", "http", "GET", "/", "", 200, -1, allow,
+                  allow, "allow-rule", "", 0.1, message, None)  # fmt: skip
     return pb.TapEvent(exchange=shown_to_message(event))
 
 
@@ -248,6 +286,7 @@ async def refusal(call: Any) -> grpc.StatusCode:
     ("make", "code"),
     [
         (lambda tap: shown(tap, "shop/front"), grpc.StatusCode.PERMISSION_DENIED),
+        (lambda tap: shown(tap, address="10.0.0.1\x1b]0;x\x07"), grpc.StatusCode.INVALID_ARGUMENT),
         (lambda tap: pb.TapEvent(), grpc.StatusCode.INVALID_ARGUMENT),
         (lambda tap: pb.TapEvent(hello=pb.TapHello(boot_id="b")), grpc.StatusCode.INVALID_ARGUMENT),
         (

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from controller.engine import Engine
 from controller.overrides import OverrideRequest
+from graph.flow import Flow
 from graph.model import Direction, Mode, Verdict, WorkloadRef
 from tests.controller.mesh import CART, FRONT, INVENTORY, REDIS, flow, instance, used
 from tests.controller.running import EDGE, PERSON, eventually, running
@@ -55,15 +57,36 @@ class TestLooking:
         async with running(tmp_path) as run:
             engine = run.controller.engine
             await teach(engine)
-            assert (await run.get("/status"))["refused"] == {"seconds": 3600, "connections": 0, "pairs": 0}
+            before = await run.get("/status")
+            nothing = {"connections": 0, "pairs": 0, "requests": 0, "request_pairs": 0}
+            assert before["refused"] == {
+                "seconds": 3600,
+                **nothing,
+                "since": before["refused"]["since"],
+                "requests_since": before["started_at"],
+            }
             now = engine.view.at
+            assert now - 3700 < before["refused"]["since"] < now - 3500
             refused = [
                 flow(FRONT, REDIS, port, verdict=Verdict.DENY, reason="no-rule", connections=2, first_seen=at,
                      last_seen=at)
                 for port, at in ((6379, now), (6380, now - 1800), (6381, now - 7000))
             ]  # fmt: skip
             await engine.ingest(instance("redis-0"), "boot-r", 1, 0, refused)
-            assert (await run.get("/status"))["refused"] == {"seconds": 3600, "connections": 4, "pairs": 1}
+            found = (await run.get("/status"))["refused"]
+            assert found.items() >= {**nothing, "connections": 4, "pairs": 1}.items()
+
+            def asked(port: int, **given: Any) -> Flow:
+                given = {"verdict": Verdict.DENY, "first_seen": now, "last_seen": now, **ASKED, **given}
+                return flow(FRONT, REDIS, port, reason="no-rule", **given)
+
+            requests = [
+                asked(6379, requests=3), asked(6380, requests=4), asked(6380, requests=50, last_seen=now - 7000),
+                asked(6381, requests=60, verdict=Verdict.ALLOW), asked(1, requests=70),
+            ]  # fmt: skip
+            await engine.ingest(instance("redis-0"), "boot-r", 2, 0, requests)
+            found = (await run.get("/status"))["refused"]
+            assert found.items() >= {"connections": 4, "pairs": 1, "requests": 7, "request_pairs": 1}.items()
 
     async def test_the_graph_in_every_format_and_by_namespace(self, tmp_path: Path) -> None:
         async with running(tmp_path) as run:
@@ -141,6 +164,14 @@ class TestLooking:
                 "/overrides", {"effect": "allow", **asked, **PERSON, "expires_in": 60, "wait": 0}, 201
             )
             assert "reached at 8080" in made["note"]
+
+    async def test_who_allows_an_operation_is_told_that_all_was_learned(self, tmp_path: Path) -> None:
+        async with running(tmp_path) as run:
+            asked = {"effect": "allow", "from": "shop/front", "to": "shop/cart", "port": 8080, "wait": 0}
+            body = {**asked, "operations": ["GET /cart/{id}"], "expires_in": 60, **PERSON}
+            assert (await run.post("/overrides", body, 201))["note"] == ""
+            await teach(run.controller.engine)
+            assert "the connection was learned as a whole" in (await run.post("/overrides", body, 201))["note"]
 
     async def test_why_and_drift_speak_of_operations(self, tmp_path: Path) -> None:
         async with running(tmp_path) as run:

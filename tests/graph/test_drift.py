@@ -149,6 +149,15 @@ def test_a_host_is_judged_by_its_name_and_where_given_its_address() -> None:
     assert find_drift({CART: snapshot(CART, tied)}, [inside], NOW) == Drift()
 
 
+def test_what_is_asked_of_a_host_is_judged_where_it_is_asked() -> None:
+    host = WorkloadRef.external_host("api.example.com")
+    mesh = {CART: snapshot(CART, replace(rule("override/1", CART, host, 443), operations=("GET /a",)))}
+    assert find_drift(mesh, [seen(CART, host, 443, operations=("GET /a",))], NOW) == Drift()
+    (unexpected,) = find_drift(mesh, [seen(CART, host, 443, operations=("GET /a", "PUT /a"))], NOW).unexpected
+    assert unexpected.operations == ("PUT /a",)
+    assert not unexpected.refused
+
+
 def test_unproved_sources_use_no_rule_about_identities() -> None:
     drift = find_drift({CART: snapshot(CART, FRONT_CART)}, [seen(FRONT, CART, source_verified=False)], NOW)
     assert len(drift.unexpected) == 1
@@ -209,9 +218,9 @@ def test_drift_says_what_decide_says(held: list[Snapshot], observations: list[Ob
             asked = [replace(each.connection(direction), operation=operation) for operation in each.operations or ("",)]
             opened, by_operation = admit(mesh[ref], each.connection(direction), NOW)
             judged = [decide(mesh[ref], one, NOW).pending for one in asked]
-            if opened.pending is Verdict.DENY or (
-                by_operation and direction is Direction.INBOUND and Verdict.DENY in judged
-            ):
+            # who asks somebody outside judges that himself; among ourselves the one who is asked does
+            judges = direction is Direction.INBOUND or each.key.destination.is_external
+            if opened.pending is Verdict.DENY or (by_operation and judges and Verdict.DENY in judged):
                 expected.add(each.key)
     assert {each.key for each in drift.unexpected} == expected
     deciding = set()

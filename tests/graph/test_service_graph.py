@@ -272,6 +272,24 @@ def test_windows_take_the_edges_figures_not_both_reports() -> None:
     assert total == Counts(connections=3, verified=3, bytes_sent=30, bytes_received=300)
 
 
+def test_requests_that_were_refused_are_counted_for_an_hour_and_their_connections_apart() -> None:
+    graph = ServiceGraph()
+    refused = replace(IN, operation="GET /", requests=4, connections=0, bytes_sent=0, bytes_received=0, failed=0)
+    refused = replace(refused, verdict=Verdict.DENY, last_seen=95.0)
+    graph.ingest([refused], NOW)
+    assert graph.refused_requests.denied(0) == {}, "connections make the edge"
+    graph.ingest([OUT, refused, replace(refused, operation="POST /", requests=1)], NOW)
+    graph.ingest([replace(refused, verdict=Verdict.ALLOW, requests=100)], NOW)
+    assert graph.refused_requests.denied(NOW - 3600) == {KEY: 5}
+    assert graph.windows.denied(0) == {}, "a request is no connection"
+    assert graph.refused_requests.drain(NOW).changed == (), "nobody writes it down, so nothing waits for that"
+    later = NOW + 3700
+    graph.ingest([replace(refused, requests=2, last_seen=later)], later)
+    assert graph.refused_requests.denied(0) == {KEY: 2}
+    graph.remove_edge(KEY)
+    assert graph.refused_requests.denied(0) == {}
+
+
 def test_a_dump_brings_the_edges_back() -> None:
     graph = ServiceGraph()
     graph.ingest([OUT, replace(IN, connections=9), replace(OUT, destination=outside(1), verdict=Verdict.DENY)], NOW)

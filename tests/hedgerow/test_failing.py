@@ -91,6 +91,26 @@ def test_a_mistake_is_named_with_what_to_do(
 
 
 @pytest.mark.parametrize(
+    ("operation", "code", "words"),
+    [
+        ("/cart", 2, ["does not begin with a method", "GET /cart/{id}"]),
+        ("/cart*", 2, ["does not begin with a method", "GET /cart*"]),
+        ("get /cart", 2, ["the method in capitals"]),
+        ("GET /cart/42", 2, ["'42' looks like an identifier", "write {id}"]),
+        # these are asked for; there is no controller to take them
+        *((good, 3, ["no controller answers"]) for good in ("GET /cart/{id}", "GET /ca*", "*", "GET /{other}")),
+    ],
+)
+def test_a_tap_that_could_show_nothing_is_not_begun(
+    controller: Served, command: Zygote, operation: str, code: int, words: Sequence[str]
+) -> None:
+    nobody = ("--server", "http://127.0.0.1:1")
+    ended = command("tap", "shop/cart", "--reason", "x", *nobody, "--operation", operation, env=controller.access)
+    assert (ended.code, ended.out) == (code, "")
+    assert all(word in ended.err for word in words), ended.err
+
+
+@pytest.mark.parametrize(
     ("access", "code", "words"),
     [
         ({"HEDGEROW_TOKEN_FILE": ""}, NO_ACCESS, ["wants a token", "operator.token", "--token-file"]),

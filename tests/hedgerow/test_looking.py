@@ -25,7 +25,9 @@ LOOKING: dict[str, tuple[str, tuple[str, ...]]] = {
             "no sidecar",
             "needs approval",
             "3 known",
-            "refused in the last 1h: 2 connections of 1 pair of workloads; see `hedgerow drift`",
+            "refused in the last 1h: 2 connections of 1 pair of workloads, 2 requests of 1 pair of workloads "
+            "(since the controller began, ",
+            " ago); see `hedgerow drift`, or `hedgerow flows --verdict deny`",
         ),
     ),
     "graph": ("/graph", ("shop/front → shop/cart:8080", "192.0.2.7 → shop/front:8080", "deny", "100 %", "proposed")),
@@ -118,7 +120,7 @@ def test_minus_n_is_the_namespace_of_names_without_one(controller: Served, comma
 def still(answer: Any) -> Any:
     """An answer without what moves with the clock."""
     if isinstance(answer, dict):
-        return {key: still(value) for key, value in answer.items() if key not in ("at", "issued_at")}
+        return {key: still(value) for key, value in answer.items() if key not in ("at", "issued_at", "since")}
     return [still(value) for value in answer] if isinstance(answer, list) else answer
 
 

@@ -275,7 +275,7 @@ def test_root_without_capabilities_is_told_what_is_not_permitted() -> None:
     )
     assert done.returncode != 0
     assert "Operation not permitted" in done.stderr
-    assert "explicit mode" in done.stderr
+    assert "--explicit" in done.stderr
 
 
 @needs_root

@@ -1,14 +1,16 @@
-"""What the library chart's schema says of a sidecar's settings is what a sidecar says of them.
+"""What the charts' schemas say of a sidecar's settings is what a sidecar says of them.
 
-The webhook's settings are read by the sidecar's own reader before a pod has them. Of the chart Helm knows the schema
-alone, so a wrong value that it lets through is found by pods that do not start. What Helm makes of a schema is tried in
-e2e/apiserver/test_sidecar_chart.py.
+Of a chart Helm knows the schema alone: a wrong value that the library chart's lets through is found by pods that do not
+start, and one that the mesh's own lets through by an injector that does not. The library's is compared with the
+sidecar's own reader, the mesh's with the library's: it is the same, but for what the injector makes pod by pod. What
+Helm makes of a schema is tried in e2e/apiserver/test_sidecar_chart.py and test_chart.py.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +18,13 @@ from typing import Any
 
 import pytest
 
+from controller.injection.settings import MADE, PASSED
 from sidecar.errors import ConfigError
 from sidecar.settings import Settings
 
-CHART = Path(__file__).parents[3] / "charts" / "hedgerow-sidecar"
-SETTINGS = json.loads((CHART / "values.schema.json").read_text())["properties"]["settings"]
+CHARTS = Path(__file__).parents[3] / "charts"
+SETTINGS = json.loads((CHARTS / "hedgerow-sidecar" / "values.schema.json").read_text())["properties"]["settings"]
+MESH = CHARTS / "hedgerow" / "values.schema.json"
 
 LEAST: dict[str, Any] = {
     "instance": "cart-0",
@@ -97,6 +101,17 @@ def sections(schema: dict[str, Any], within: str = "") -> Iterator[tuple[str, di
 
 
 LEAVES = dict(leaves(SETTINGS))
+
+
+def test_the_mesh_takes_for_every_pod_what_one_pod_may_say_but_for_what_the_injector_makes() -> None:
+    expected = {**SETTINGS, "properties": {n: one for n, one in SETTINGS["properties"].items() if n not in MADE}}
+    if os.environ.get("HEDGEROW_GOLDEN") == "write":
+        document = json.loads(MESH.read_text())
+        document["properties"]["sidecar"]["properties"]["settings"] = expected
+        MESH.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    said = json.loads(MESH.read_text())["properties"]["sidecar"]["properties"]["settings"]
+    assert said == expected, "the charts' schemas differ: run this with HEDGEROW_GOLDEN=write"
+    assert said["properties"].keys() == PASSED
 
 
 @pytest.mark.parametrize(

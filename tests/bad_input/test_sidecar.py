@@ -32,7 +32,14 @@ def gone(name: str) -> Callable[[Path], object]:
 
 
 GUESSED = f"hedgerow-join.{'a' * 16}.{'b' * 43}"
-REDIRECT = {"capture": "redirect", "explicit": None, "uid": 0, "admin_listen": "127.0.0.1:0"}
+#: Cases run side by side: none may want a port that others want, too.
+REDIRECT = {
+    "capture": "redirect",
+    "explicit": None,
+    "uid": 0,
+    "admin_listen": "127.0.0.1:0",
+    "stats_listen": "127.0.0.1:0",
+}
 
 CASES = [
     # configuration

@@ -10,13 +10,12 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from e2e.harness.apiserver import ApiServer
 from e2e.harness.errors import HarnessError
+from tests import random_cases
 
-settings.register_profile("no-clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("no-clock")
+random_cases.load()
 
 #: The session's first test waits for a whole Kubernetes, on a machine that may do ten other things; seconds.
 _TIMEOUT = 600

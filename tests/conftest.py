@@ -1,4 +1,4 @@
-"""What every test shares: no test judges the machine's speed, hypothesis included, and a test has one name.
+"""What every test shares: no test judges the machine's speed, and a test has one name.
 
 Sessions side by side have to agree on the names of the tests: bytes too long to be read are called by their parameter's
 name, for keys and signatures in them differ every time.
@@ -7,15 +7,15 @@ name, for keys and signatures in them differ every time.
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, settings
+
+from tests import random_cases
 
 #: What mostly waits, which work beside it makes use of: where files run side by side, these are the first.
 FIRST = ("tests/local/test_demo.py", "tests/sidecar/workers", "tests/mesh", "tests/local", "tests/endurance")
 #: Bytes up to here say something in a test's name.
 READABLE = 40
 
-settings.register_profile("no-clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("no-clock")
+random_cases.load()
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from e2e.harness.apiserver import ApiServer
-from e2e.harness.errors import ApiError
+from e2e.harness.errors import ApiError, HarnessError
 from e2e.harness.programs import until
 
 CRDS = Path(__file__).parents[2] / "charts" / "hedgerow" / "files" / "crds"
@@ -23,9 +23,21 @@ def install_crds(apiserver: ApiServer) -> None:
 
 
 def remove_crds(apiserver: ApiServer) -> None:
-    """Take them out with all resources of theirs: what a test installs by the chart can not take over what is there."""
+    """Take them out with all resources of theirs: what a test installs by the chart can not take over what is there.
+
+    The API server takes a CRD away when it has found that nothing of its kind is left. Where it looked while the
+    storage of that kind was being begun anew, it looks again some minutes later, or when the CRD changes.
+    """
     names = [f"{file.stem}.hedgerow.dev" for file in sorted(CRDS.glob("*.yaml"))]
-    apiserver.kubectl("delete", "crd", *names, "--ignore-not-found", "--wait=true", "--timeout=200s")
+    apiserver.kubectl("delete", "crd", *names, "--ignore-not-found", "--wait=false")
+    for attempt in range(20):
+        left = apiserver.kubectl("get", "crd", *names, "--ignore-not-found", "-o", "name").split()
+        if not left:
+            return
+        if attempt:
+            apiserver.kubectl("annotate", *left, f"look-again={attempt}", "--overwrite", check=False)
+        apiserver.kubectl("wait", "--for=delete", "--timeout=20s", *left, check=False)
+    raise HarnessError(f"not taken away: {', '.join(left)}")
 
 
 def serves(apiserver: ApiServer, version: str, plural: str) -> bool:

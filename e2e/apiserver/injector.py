@@ -89,6 +89,7 @@ class RunningInjector:
                     "key": "current/tls.key",
                     "certificate_interval": 0.1,
                     "drain_seconds": 0,
+                    "deadline": PATIENT,
                     "injection": self.settings,
                 }
             )

@@ -214,6 +214,27 @@ REFUSED = [
     ({"sidecar": {"resources": {"requests": {"cpu": "many"}}}}, "/sidecar/resources/requests/cpu"),
     ({"sidecar": {"resources": {"requests": {"gpu": "1"}}}}, "gpu"),
     ({"sidecar": {"startSeconds": 1}}, "/sidecar/startSeconds"),
+    (
+        {"sidecar": {"settings": {"drain_secnds": 30}}},
+        "'/sidecar/settings': additional properties 'drain_secnds' not allowed",
+    ),
+    ({"sidecar": {"settings": {"uid": 0}}}, "'/sidecar/settings': additional properties 'uid' not allowed"),
+    ({"sidecar": {"settings": {"probes": []}}}, "'/sidecar/settings': additional properties 'probes' not allowed"),
+    (
+        {"sidecar": {"settings": {"limits": {"connection": 5}}}},
+        "'/sidecar/settings/limits': additional properties 'connection' not allowed",
+    ),
+    (
+        {"sidecar": {"settings": {"drain_seconds": "30"}}},
+        "'/sidecar/settings/drain_seconds': got string, want number",
+    ),
+    (
+        {"sidecar": {"settings": {"drain_seconds": 4000}}},
+        "'/sidecar/settings/drain_seconds': maximum: got 4,000, want 3,600",
+    ),
+    ({"sidecar": {"settings": {"opaque_ports": ["3306"]}}}, "/opaque_ports/0': got string, want integer"),
+    ({"sidecar": {"settings": {"unsynced": "lern"}}}, "/unsynced': value must be one of 'deny', 'learn'"),
+    ({"sidecar": {"settings": {"dns": None}}}, "'/sidecar/settings/dns': got null, want object"),
     ({"networkPolicies": {"apiServer": {"ports": [0]}}}, "/networkPolicies/apiServer/ports/0"),
     ({"networkPolicies": {"apiServer": {"ports": []}}}, "/networkPolicies/apiServer/ports"),
     ({"networkPolicies": {"apiServer": {"networks": ["10.0.0.1"]}}}, "/networkPolicies/apiServer/networks/0"),

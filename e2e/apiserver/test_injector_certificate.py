@@ -152,6 +152,28 @@ def test_the_secret_goes_with_the_webhook_configuration(apiserver: ApiServer, in
     until(lambda: not exists(apiserver, path), "the Secret collected")
 
 
+async def test_what_is_taken_away_in_the_middle_of_a_round_is_made_anew(
+    apiserver: ApiServer, installed: RunningInjector
+) -> None:
+    """As when somebody installs again: the Secret of the old configuration is collected when that is gone."""
+    path = f"/api/v1/namespaces/{installed.namespace}/secrets/{SECRET}"
+    old = installed.secret()
+
+    class Overtaken(Client):
+        async def replace(self, *arguments: Any, **options: Any) -> Any:
+            if exists(apiserver, path):
+                apiserver.request("DELETE", path)
+            return await super().replace(*arguments, **options)
+
+    damaged = {"data": {"tls.key": base64.b64encode(b"damaged").decode()}}
+    apiserver.request("PATCH", path, damaged, content_type=MERGE)
+    async with Overtaken(KubernetesSettings(kubeconfig=apiserver.kubeconfig)) as client:
+        await installed.part(client).reconcile()
+    assert installed.secret()["metadata"]["uid"] != old["metadata"]["uid"]
+    assert held(installed).serving is not None
+    assert agreed(apiserver, installed)
+
+
 def test_a_rotation_overlaps(apiserver: ApiServer, installed: RunningInjector) -> None:
     times = Times(lifetime=90 * 86400.0)
     first = held(installed)

@@ -85,16 +85,21 @@ class FrameSink(Protocol):
     def on_control(self, kind: int, flags: int, stream_id: int, length: int) -> None:
         """A frame without payload: WINDOW_UPDATE, PING or GO_AWAY with its flags and its number."""
 
+    def fault(self, stream_id: int) -> None:
+        """Whoever took a frame for this stream raised what is no :class:`FrameError`: it is ours to end the stream, and
+        no reason to end the others. Called while the exception is handled."""
+
 
 class FrameReader:
     """Cuts a byte stream into frames and hands them to ``sink``."""
 
-    __slots__ = ("_fin", "_receiver", "_remaining", "_sink", "closed", "held")
+    __slots__ = ("_fin", "_receiver", "_remaining", "_sink", "_stream_id", "closed", "held")
 
     def __init__(self, sink: FrameSink) -> None:
         self._sink = sink
         self._remaining = 0  # payload bytes of the present data frame still to come
         self._receiver: Receiver | None = None
+        self._stream_id = 0
         self._fin = False
         #: Bytes of an unfinished header, or of more when there were too many frames for one call. The caller puts them
         #: in front of what comes next, which is nothing as long as they hold a whole header.
@@ -119,43 +124,61 @@ class FrameReader:
             if not self._remaining:
                 self._receiver = None
             if receiver is not None:
-                if self._fin and not self._remaining:
-                    receiver.deliver_last(view[:size], size)
-                else:
-                    receiver.deliver(view[:size], size)
+                try:
+                    if self._fin and not self._remaining:
+                        receiver.deliver_last(view[:size], size)
+                    else:
+                        receiver.deliver(view[:size], size)
+                except FrameError:
+                    raise
+                except Exception:
+                    self._receiver = None
+                    sink.fault(self._stream_id)
         while end - position >= HEADER_SIZE and left > 0:
             word, stream_id, length = HEADER.unpack_from(buffer, position)
             position += HEADER_SIZE
             if word not in VALID:
                 raise FrameError(f"frame header {word:#010x} is no frame of yamux version 0")
-            if word <= FLAGS:
-                if word & RST and length:
-                    raise FrameError("a reset that carries data")
-                if stream_id == 0:
-                    raise FrameError("data for stream 0")
-                receiver = sink.on_data(stream_id, word, length)
-                size = length
-                if size > end - position:
-                    size = end - position
-                    self._remaining = length - size
-                    self._receiver = receiver
-                    self._fin = bool(word & FIN)
-                if receiver is not None:
-                    if word & FIN and size == length:
-                        if size:
-                            receiver.deliver_last(view[position : position + size], size)
+            try:
+                if word <= FLAGS:
+                    if word & RST and length:
+                        raise FrameError("a reset that carries data")
+                    if stream_id == 0:
+                        raise FrameError("data for stream 0")
+                    start, size = position, length
+                    if size > end - start:
+                        size = end - start
+                        self._remaining = length - size
+                        self._stream_id = stream_id
+                        self._fin = bool(word & FIN)
+                    position = start + size
+                    receiver = sink.on_data(stream_id, word, length)
+                    if receiver is not None:
+                        if size < length:
+                            self._receiver = receiver
+                            if size:
+                                receiver.deliver(view[start:position], size)
+                        elif not word & FIN:
+                            if size:
+                                receiver.deliver(view[start:position], size)
+                        elif size:
+                            receiver.deliver_last(view[start:position], size)
                         else:
                             receiver.finish()
-                    elif size:
-                        receiver.deliver(view[position : position + size], size)
-                position += size
-            else:
-                kind = word & ~FLAGS
-                if (kind == WINDOW_UPDATE) != (stream_id != 0):
-                    raise FrameError(f"a frame of type {kind >> 16} for stream {stream_id}")
-                if word & RST and length:
-                    raise FrameError("a reset that grants a window")
-                sink.on_control(kind, word & FLAGS, stream_id, length)
+                else:
+                    kind = word & ~FLAGS
+                    if (kind == WINDOW_UPDATE) != (stream_id != 0):
+                        raise FrameError(f"a frame of type {kind >> 16} for stream {stream_id}")
+                    if word & RST and length:
+                        raise FrameError("a reset that grants a window")
+                    sink.on_control(kind, word & FLAGS, stream_id, length)
+            except FrameError:
+                raise
+            except Exception:
+                if not stream_id:
+                    raise
+                self._receiver = None  # of this frame, if there is one: no frame is begun before another has ended
+                sink.fault(stream_id)
             if self.closed:
                 return
             left -= _OPEN if word & SYN else 1

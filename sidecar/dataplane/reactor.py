@@ -242,7 +242,7 @@ class Reactor:
             try:
                 source.source.on_event(events)
             except Exception:
-                self._contain(source)
+                self.contain(source)
             if source.no_more and self._sources.get(fd) is source:
                 self._sources[fd] = source.source
 
@@ -288,12 +288,18 @@ class Reactor:
         try:
             stream.pump()
         except Exception:
-            self._contain(stream)
+            self.contain(stream)
 
     def call_later(self, delay: float, call: Callable[..., object], *arguments: Any) -> Alarm:
         """Have ``call(*arguments)`` called after ``delay`` seconds, when its turn comes: for what many may wait for at
         the same time."""
         return self.chores.later(self.loop, delay, call, *arguments)
+
+    def contain(self, owner: Source | Pump | Flushable | None) -> None:
+        """Report the exception that is handled now, and end ``owner``, who raised it."""
+        _log.exception("a fault in the data path ended one connection; please report it")
+        if owner is not None:
+            owner.abort("internal fault")
 
     def _chore(self) -> None:
         if not self._in_turn:
@@ -329,7 +335,7 @@ class Reactor:
                         try:
                             source.on_event(mask)
                         except Exception:
-                            self._contain(source)
+                            self.contain(source)
                     if monotonic() > end and number < len(events):
                         self._left = [(sources.get(fd), fd, mask) for fd, mask in events[number:]]
                         break
@@ -358,7 +364,7 @@ class Reactor:
                 try:
                     source.on_event(mask)
                 except Exception:
-                    self._contain(source)
+                    self.contain(source)
             if monotonic() > end:
                 self._left = left[number:]
                 return
@@ -384,13 +390,9 @@ class Reactor:
             try:
                 tunnel.flush()
             except Exception:
-                self._contain(tunnel)
+                self.contain(tunnel)
 
     def _bury(self) -> None:
         for sock in self._graveyard:
             _close(sock)
         self._graveyard.clear()
-
-    def _contain(self, owner: Source | Pump | Flushable) -> None:
-        _log.exception("a fault in the data path ended one connection; please report it")
-        owner.abort("internal fault")

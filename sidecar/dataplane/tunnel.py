@@ -302,6 +302,12 @@ class Tunnel:
         else:
             self._on_go_away(length)
 
+    def fault(self, stream_id: int) -> None:
+        stream = self.streams.get(stream_id)
+        self._reactor.contain(stream)
+        if stream is None:  # it has let go of the tunnel, or was never attached, and the peer would wait for it
+            self.refuse(stream_id)
+
     def _flags(self, stream_id: int, flags: int, *, unreached: bool = False) -> None:
         """Act on SYN, ACK or RST; there is only one of them in a valid frame.
 

@@ -7,6 +7,7 @@ import struct
 import time
 from collections.abc import Iterator
 from functools import cache
+from typing import NoReturn
 
 from certs.ca import CertificateAuthority
 from sidecar.dataplane import clienthello
@@ -34,6 +35,9 @@ class _Written:
 
     def on_control(self, kind: int, flags: int, stream_id: int, length: int) -> None:
         self.frames.append(bytearray(HEADER.pack(kind | flags, stream_id, length)))
+
+    def fault(self, stream_id: int) -> NoReturn:
+        raise  # what is handled now
 
     def deliver(self, payload: memoryview, size: int) -> None:
         assert len(payload) == size > 0

@@ -72,6 +72,9 @@ class Sink:
     def on_control(self, kind, flags, stream_id, length):
         self.events.append(("control", kind >> 16, flags, stream_id, length))
 
+    def fault(self, stream_id):
+        raise  # what is handled now
+
 
 class Feed:
     """Feeds a reader as a tunnel does: what it held comes first."""

@@ -10,6 +10,8 @@ import struct
 import pytest
 
 from sidecar.dataplane.complaints import FIRST
+from sidecar.dataplane.tunnel import Tunnel
+from sidecar.dataplane.tunnel_leg import TunnelLeg
 from tests.sidecar.dataplane.test_frames import frame
 from tests.sidecar.dataplane.tunnelling import client, dialled
 from tests.sidecar.dataplane.world import ACK, DATA, FIN, RST, SYN, UPDATE, WINDOW, opened, ready
@@ -154,3 +156,102 @@ async def test_a_client_that_resets_before_its_answer_is_noticed_although_its_pe
     assert await until_reset(raw) == 0
     await world.until(lambda: world.plane.live_connections == 0)
     assert world.plane.buffered == 0
+
+
+def faulty(monkeypatch):
+    """Have whoever holds a stream raise when he is given bytes that begin with ``fault``."""
+    deliver = TunnelLeg.deliver
+
+    def raising(leg, payload, size):
+        if bytes(payload[:5]) == b"fault":
+            raise KeyError("a fault of ours")
+        deliver(leg, payload, size)
+
+    monkeypatch.setattr(TunnelLeg, "deliver", raising)
+
+
+async def echo(reader, writer):
+    with contextlib.suppress(ConnectionError):
+        while data := await reader.read(65_536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+async def two_streams(world):
+    """Two streams that carry something."""
+    await world.start(handler=echo)
+    raw = await world.dial()
+    for stream in (1, 3):
+        await opened(raw, stream)
+        await answers(raw, stream, b"first")
+    return raw
+
+
+async def answers(raw, stream, said=b"well"):
+    raw.send(frame(DATA, 0, stream, len(said)) + said)
+    assert await raw.receive() == (DATA, 0, stream, len(said), said)
+
+
+def faults(caplog):
+    return [record.exc_info[0] for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["in one frame", "behind the beginning of a frame"])
+@pytest.mark.parametrize("last", [False, True], ids=["goes on", "the last"])
+async def test_a_fault_over_a_frame_ends_one_stream_and_not_the_tunnel(world, monkeypatch, caplog, cut, last):
+    faulty(monkeypatch)
+    raw = await two_streams(world)
+    flags = FIN if last else 0
+    if cut:  # what is left of the frame comes when its stream is there no more
+        said = frame(DATA, flags, 1, 8) + b"fault"
+        raw.send(said)
+        assert await raw.receive() == (UPDATE, RST, 1, 0, b"")
+        raw.send(b"..." + frame(DATA, 0, 3, 4) + b"well")
+    else:
+        raw.send(frame(DATA, flags, 1, 5) + b"fault" + frame(DATA, 0, 3, 4) + b"well")
+        assert await raw.receive() == (UPDATE, RST, 1, 0, b"")
+    assert await raw.receive() == (DATA, 0, 3, 4, b"well")
+    assert faults(caplog) == [KeyError]
+    await world.until(lambda: world.plane.live_connections == 1)
+
+
+async def test_a_fault_over_the_rest_of_a_frame_ends_one_stream_and_not_the_tunnel(world, monkeypatch, caplog):
+    faulty(monkeypatch)
+    raw = await two_streams(world)
+    raw.send(frame(DATA, 0, 1, 12) + b"a")
+    assert await raw.receive() == (DATA, 0, 1, 1, b"a")
+    raw.send(b"fault")
+    assert await raw.receive() == (UPDATE, RST, 1, 0, b"")
+    raw.send(b"behind" + frame(DATA, 0, 3, 4) + b"well")
+    assert await raw.receive() == (DATA, 0, 3, 4, b"well")
+    assert faults(caplog) == [KeyError]
+
+
+async def test_a_fault_over_a_window_ends_one_stream_and_not_the_tunnel(world, monkeypatch, caplog):
+    def granted(leg, length):
+        raise KeyError("a fault of ours")
+
+    raw = await two_streams(world)
+    with monkeypatch.context() as patched:
+        patched.setattr(TunnelLeg, "granted", granted)
+        raw.send(frame(UPDATE, 0, 1, 100))
+        assert await raw.receive() == (UPDATE, RST, 1, 0, b"")
+    raw.send(frame(UPDATE, 0, 1, 100))
+    await answers(raw, 3)
+    assert faults(caplog) == [KeyError]
+    await world.until(lambda: world.plane.live_connections == 1)
+
+
+async def test_a_fault_over_a_stream_that_nobody_holds_is_told_to_its_peer(world, monkeypatch, caplog):
+    def unheld(tunnel, stream_id):
+        raise KeyError("a fault of ours")
+
+    raw = await two_streams(world)
+    with monkeypatch.context() as patched:
+        patched.setattr(Tunnel, "_on_open", unheld)
+        raw.send(frame(UPDATE, SYN, 5, 0))
+        assert await raw.receive() == (UPDATE, RST, 5, 0, b"")
+    await answers(raw, 1)
+    await answers(raw, 3)
+    assert faults(caplog) == [KeyError]

@@ -199,7 +199,7 @@ class AccessLog:
                     ("protocol", _text(_PROTOCOLS.get(request.protocol, request.protocol))),
                     ("response_code", str(request.status)),
                     ("response_flags", '"UF"' if record.failed and not refused else '"-"'),
-                    ("response_code_details", _text(f"hedgerow_denied_{decision.reason}" if refused else "")),
+                    ("response_code_details", _text(_details(request))),
                     ("bytes_received", str(request.request_bytes)),
                     ("bytes_sent", str(request.response_bytes)),
                     ("duration", str(round(request.seconds * 1000))),
@@ -259,6 +259,13 @@ class AccessLog:
         line = "{" + ",".join(f'"{name}":{value}' for name, value in fields) + "}\n"
         self.lines += 1
         self._writer.write(line.encode())
+
+
+def _details(request: Request) -> str:
+    """Why we answered in place of the application; empty: we did not."""
+    if request.decision.verdict is Verdict.DENY:
+        return f"hedgerow_denied_{request.detail or request.decision.reason}"
+    return f"hedgerow_{request.detail}" if request.detail else ""
 
 
 def connection_flags(record: Record) -> str:

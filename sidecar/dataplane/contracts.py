@@ -204,6 +204,8 @@ class Request:
     :param grpc_status: gRPC's own, from the trailers; -1 when there was none
     :param seconds: from the first byte of the request to the last of the response
     :param request_bytes: of head and body; also ``response_bytes``
+    :param detail: why we answered in place of the application, in the word of ``x-hedgerow-reason``, where it is not
+        the decision's reason alone; empty: we did not
     """
 
     record: Record
@@ -220,6 +222,7 @@ class Request:
     host: str = ""
     user_agent: str = ""
     request_id: str = ""
+    detail: str = ""
 
 
 class FlowSink(Protocol):

@@ -57,6 +57,7 @@ class Exchange:
         "_context",
         "_deadline",
         "_decision",
+        "_detail",
         "_drop_left",
         "_epoch",
         "_head",
@@ -126,6 +127,7 @@ class Exchange:
         self._last_reply: ResponseHead | None = None
         self._left = 0
         self._status = 0
+        self._detail = ""
         self._closing = False  # the client's connection ends with this response
 
     # what it is told: see sidecar.http.lane
@@ -301,6 +303,7 @@ class Exchange:
                 head.host,
                 head.user_agent,
                 self._request_id,
+                self._detail,
             )
         )
         self._response_bytes = 0

@@ -339,7 +339,7 @@ class HttpLane(Replies):
         self._tell(answer(status, reason, f"this request is refused: {reason}", close=True))
         head = self._head
         if head is not None:
-            self._status = status
+            self._status, self._detail = status, reason
             self._request_bytes = len(head.raw)
             self._report(site.clock())
         self._end_client()

@@ -263,7 +263,7 @@ class Replies(Exchange):
         if self._reply != AWAITED or head is None:
             self._fail_client()
             return
-        self._status = 502
+        self._status, self._detail = 502, "bad-response"
         text = f"the application's response is refused: {reason}"
         self._tell(answer(502, "bad-response", text, close=True, head_only=head.method == "HEAD"))
         self._report(site.clock())

@@ -39,6 +39,7 @@ class Exchange:
     response_bytes: int = 0
     status: int = 0
     grpc_status: int = -1
+    detail: str = ""
     streamed: bool = False
     done: bool = False
 
@@ -67,6 +68,7 @@ class Exchange:
             self.host[:_LONGEST],
             self.user_agent[:_LONGEST],
             self.request_id[:_LONGEST],
+            self.detail,
         )
 
 

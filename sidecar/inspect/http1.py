@@ -215,6 +215,10 @@ class StrictServer(Http1Half, Http1Server):
         self.client_done = False  # it will send no more
         self.application_gone = False  # nothing more will come from there
 
+    def says_bad(self, code: ErrorCode) -> bool:
+        """Whether a response that ends with ``code`` before its head is answered for, in the application's place."""
+        return not self.application_gone and not self.response and code.http_status_code() == BAD_GATEWAY
+
     def send(self, event: HttpEvent) -> CommandGenerator[None]:
         if isinstance(event, Interim):
             yield commands.SendData(self.conn, _interim(event))
@@ -230,10 +234,10 @@ class StrictServer(Http1Half, Http1Server):
         elif isinstance(event, ResponseProtocolError) and self.application_gone and not self.response:
             yield commands.CloseConnection(self.conn)  # as the client would have seen it without us
             self.state = self.done
-        elif isinstance(event, ResponseProtocolError) and not self.response and event.code.http_status_code() == _BAD:
+        elif isinstance(event, ResponseProtocolError) and self.says_bad(event.code):
             if self.conn.state & ConnectionState.CAN_WRITE:  # as the observed lane says it, and without naming anybody
                 head_only = self.request is not None and self.request.method == "HEAD"
-                said = answer(_BAD, "bad-response", event.message, close=True, head_only=head_only)
+                said = answer(BAD_GATEWAY, BAD_RESPONSE, event.message, close=True, head_only=head_only)
                 yield commands.SendData(self.conn, said)
                 yield commands.CloseConnection(self.conn)
         elif isinstance(event, ResponseData) and not event.data:
@@ -387,7 +391,9 @@ def _interim(event: Interim) -> bytes:
     return b"HTTP/1.1 %d %s\r\n%s\r\n" % (event.status, reason, bytes(event.headers))
 
 
-_BAD: Final = 502
+#: What a client gets in place of a response that has no one meaning.
+BAD_GATEWAY: Final = 502
+BAD_RESPONSE: Final = "bad-response"
 BAD_REQUEST: Final = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 HEAD_TOO_LARGE: Final = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"

@@ -40,7 +40,7 @@ from sidecar.http.grpc_messages import Messages
 from sidecar.http.head import is_override
 from sidecar.inspect import forms
 from sidecar.inspect.exchange import Exchange, Refusal, grpc_status_of
-from sidecar.inspect.http1 import NOT_IN_TRAILERS, BadHead
+from sidecar.inspect.http1 import BAD_GATEWAY, BAD_RESPONSE, NOT_IN_TRAILERS, BadHead, StrictServer
 from sidecar.inspect.http2 import Enough
 from sidecar.inspect.messages import response
 
@@ -259,6 +259,7 @@ class Stream(HttpStream):
 
     def abort(self, code: ErrorCode, why: str) -> Commands:
         """End it on both sides, the response not having been sent whole."""
+        self._note_answer(code)
         self._judge.failed(self, why)
         if self.client_state != self.state_errored:
             yield SendHttp(ResponseProtocolError(self.stream_id, why, code), self._client)
@@ -267,6 +268,17 @@ class Stream(HttpStream):
         self.client_state = self.server_state = self.state_errored
         self.flow.live = False
         yield DropStream(self.stream_id)
+
+    def handle_protocol_error(self, event: RequestProtocolError | ResponseProtocolError) -> Commands:
+        if isinstance(event, ResponseProtocolError):
+            self._note_answer(event.code)
+        yield from super().handle_protocol_error(event)
+
+    def _note_answer(self, code: ErrorCode) -> None:
+        """The response ends with ``code``: an HTTP/1 client that has seen nothing of it gets an answer of ours."""
+        half, there = self._layers.client, self.client_state != self.state_errored
+        if self.exchange is not None and there and isinstance(half, StrictServer) and half.says_bad(code):
+            self.exchange.status, self.exchange.detail = BAD_GATEWAY, BAD_RESPONSE
 
     def state_done(self, _: events.Event) -> Commands:
         """What comes for an exchange that is over on this side is late."""
@@ -280,6 +292,7 @@ def _response(refusal: Refusal, exchange: Exchange | None, request: http.Request
     status, fields, body = refusal.head(grpc=grpc, http2=request.is_http2)
     if exchange is not None:
         exchange.status = status
+        exchange.detail = refusal.reason
         if grpc:
             exchange.grpc_status = refusal.grpc_status
     reason = status_codes.RESPONSES.get(status, "").encode()

@@ -280,3 +280,12 @@ def test_stop_writes_what_waits(pipe):
 def test_allowed_requests_have_no_denial(lines):
     access_log(lines).request(request(record(failed=True), decision=ALLOWED, status=503))
     assert (lines[0]["response_flags"], lines[0]["response_code_details"]) == ("UF", None)
+
+
+def test_what_we_answer_ourselves_says_why(lines):
+    log = access_log(lines)
+    log.request(request(record(), decision=ALLOWED, status=403, detail="addon-refused"))
+    log.request(request(record(), decision=DENIED, status=403))
+    log.request(request(record(), decision=DENIED, status=421, detail="other-host"))
+    said = [line["response_code_details"] for line in (lines[0], lines[1], lines[2])]
+    assert said == ["hedgerow_addon-refused", "hedgerow_denied_no-rule", "hedgerow_denied_other-host"]

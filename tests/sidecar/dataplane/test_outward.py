@@ -43,6 +43,7 @@ async def test_a_later_request_for_another_host_is_refused(outside):
     assert b"other-host" in head
     assert (await outside.ask("GET /", connection=connection, host=API + ":1"))[0] == 421
     assert len(outside.seen) == 1
+    assert [(one.status, one.detail) for one in outside.flows.requests] == [(200, ""), *[(421, "other-host")] * 2]
 
 
 async def test_our_own_headers_stay_here(outside):

@@ -195,7 +195,7 @@ def test_a_response_that_has_no_one_meaning_is_not_passed_on(reply):
     assert statuses(client.take()) == [502]
     assert client.did_end
     assert bench.app.was_reset
-    assert bench.flows.requests[-1].status == 502
+    assert (bench.flows.requests[-1].status, bench.flows.requests[-1].detail) == (502, "bad-response")
 
 
 def test_a_response_that_breaks_its_framing_later_is_cut():

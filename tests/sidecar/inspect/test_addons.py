@@ -99,11 +99,12 @@ async def test_framing_and_what_we_vouch_for_are_not_its_to_change(addon):
 
 
 async def test_it_may_refuse(addon):
-    _, c = addon("def requestheaders(flow):\n    flow.kill()\n")
+    w, c = addon("def requestheaders(flow):\n    flow.kill()\n")
     c.client.give(head())
     answer = c.client.read()
     assert answer.startswith(b"HTTP/1.1 403 ")
     assert b"x-hedgerow-reason: addon-refused\r\n" in answer
+    assert [(one.status, one.detail) for one in w.flows.requests] == [(403, "addon-refused")]
 
 
 async def test_when_it_fails_the_request_is_refused(addon, caplog):

@@ -220,6 +220,7 @@ async def test_a_bad_response_is_a_502(world):
     assert b"x-hedgerow-reason: bad-response\r\n" in said
     assert b"mitmproxy" not in said.lower()
     assert c.client.write_ended
+    assert [(one.status, one.detail) for one in w.flows.requests] == [(502, "bad-response")]
 
 
 async def test_a_head_that_is_too_large(world):

@@ -20,6 +20,7 @@ from graph.directory import Destination, Endpoint, Transport
 from graph.model import Direction, Peer
 from graph.policy import Reason
 from sidecar.dataplane import mtls, outward, sockets
+from sidecar.dataplane.balance import CANDIDATES
 from sidecar.dataplane.contracts import Record
 from sidecar.dataplane.departure import carry, count_load, destination_peer, proved_peer
 from sidecar.dataplane.dial import DialFailed
@@ -33,8 +34,6 @@ from sidecar.errors import Unresolved
 
 _log = logging.getLogger(__name__)
 
-#: Endpoints tried for one connection at once, at most.
-_ATTEMPTS = 3
 #: Endpoints of one destination whose peers are remembered.
 _PEERS = 64
 #: Seconds between two looks at who is there now.
@@ -265,7 +264,7 @@ class Attempt:
             return [Endpoint(self._target.host, self._target.port)]
         if self._endpoints is None:
             self._endpoints = self._fabric.balancer.order(destination.endpoints, self._fabric.reactor.loop.time())
-        return self._endpoints[:_ATTEMPTS]
+        return self._endpoints[:CANDIDATES]
 
     async def _reach(self, destination: Destination, endpoint: Endpoint, connection: Connection) -> None:
         """Carry the connection to ``endpoint``.

@@ -9,6 +9,8 @@ Rules:
 3. It returns by a probe: one connection tries it, and the others keep away until that has succeeded or failed, or has
    taken too long. Having nothing outstanding, it would draw all of them otherwise.
 4. When all are ejected, all are tried anyway, the one that comes back first at first.
+5. A choice among thousands costs what one among a few does: as many are drawn as are tried, and only where draws do not
+   find them are all looked at.
 
 Only endpoints that could not be reached are ejected, for a second or so at most, and what fails is tried elsewhere. So
 there is no share of endpoints that must stay: leaving a dead one in would only make more connections wait.
@@ -18,10 +20,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
+from typing import Final
 
 from graph.directory import Endpoint
 
 type EndpointKey = tuple[str, int, str]
+
+#: Endpoints that are tried for one connection at once, at most.
+CANDIDATES: Final = 3
+#: Of so many all are looked at, which costs no more than to draw.
+_FEW: Final = 6
+#: Draws after which all are looked at: where one of four can be tried, they find three of those in 6 of 10 cases.
+_DRAWS: Final = 12
 
 
 class Balancer:
@@ -45,24 +55,48 @@ class Balancer:
         self._until: dict[EndpointKey, float] = {}
 
     def order(self, endpoints: Sequence[Endpoint], now: float) -> list[Endpoint]:
-        """The ready endpoints in the order in which to try them; empty when none is ready.
+        """Ready endpoints in the order in which to try them, empty when none is ready: of many only some, but at least
+        :data:`CANDIDATES` where so many are ready.
 
         The caller tries the first: where that one failed before, this is its probe.
         """
-        if len(endpoints) == 1:
+        count = len(endpoints)
+        if count == 1:
             return list(endpoints) if endpoints[0].ready else []
+        if count > _FEW and (drawn := self._draw(endpoints, count, now)):
+            return drawn
         good: list[Endpoint] = []
         out: list[Endpoint] = []
         for endpoint in endpoints:
             if endpoint.ready:
                 (out if self._ejected(endpoint, now) else good).append(endpoint)
         self._random.shuffle(good)
+        self._better_first(good, now)
+        out.sort(key=self.retry_at)
+        return good + out
+
+    def _draw(self, endpoints: Sequence[Endpoint], count: int, now: float) -> list[Endpoint]:
+        """As many as are tried, each as likely as any other that can be; none when they are not found by chance."""
+        random = self._random.random
+        good: list[Endpoint] = []
+        drawn: list[int] = []
+        for _ in range(_DRAWS):
+            index = int(random() * count)
+            endpoint = endpoints[index]
+            if endpoint.ready and index not in drawn and not self._ejected(endpoint, now):
+                drawn.append(index)
+                good.append(endpoint)
+                if len(good) == CANDIDATES:
+                    self._better_first(good, now)
+                    return good
+        return []
+
+    def _better_first(self, good: list[Endpoint], now: float) -> None:
+        """Of the first two the one with less to do becomes the first, and is probed if it needs to be."""
         if len(good) > 1 and self.outstanding(good[1]) < self.outstanding(good[0]):
             good[0], good[1] = good[1], good[0]
         if good and (key := good[0].key) in self._failures:
             self._probed[key] = now + self._probe
-        out.sort(key=self.retry_at)
-        return good + out
 
     def _ejected(self, endpoint: Endpoint, now: float) -> bool:
         if not self._failures:

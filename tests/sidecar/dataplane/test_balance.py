@@ -6,9 +6,17 @@ from collections import Counter
 from random import Random
 
 from graph.directory import Endpoint
-from sidecar.dataplane.balance import Balancer
+from sidecar.dataplane.balance import CANDIDATES, Balancer
 
 ENDPOINTS = tuple(Endpoint(f"10.0.0.{number}", 80, identity=f"id{number}") for number in range(1, 6))
+MANY = tuple(Endpoint(f"10.1.{number >> 8}.{number & 255}", 80, identity=f"id{number}") for number in range(2000))
+
+
+class Drawn(tuple[Endpoint, ...]):
+    """Endpoints of which one after the other may be drawn, and which nobody looks through."""
+
+    def __iter__(self):
+        raise AssertionError("all were looked at")
 
 
 def balancer(seed=1):
@@ -117,3 +125,62 @@ def test_failures_of_endpoints_that_are_gone_are_forgotten():
         loads.failed(Endpoint("10.1.1.1", number), float(number))
     assert len(loads._until) == len(loads._failures) <= 4097
     assert len(loads._probed) <= 4097
+
+
+def test_a_choice_among_thousands_looks_at_a_few():
+    loads, endpoints = balancer(), Drawn(MANY)
+    for _ in range(200):
+        order = loads.order(endpoints, 0.0)
+        assert len({endpoint.key for endpoint in order}) == len(order) == CANDIDATES
+
+
+def test_each_of_many_is_as_likely_as_any_other():
+    some = MANY[:40]
+    first = Counter(balancer(seed).order(some, 0.0)[0].address for seed in range(8000))
+    assert len(first) == len(some)
+    assert 130 < min(first.values()) <= max(first.values()) < 280  # 200 with a deviation of 14
+
+
+def test_connections_that_stay_are_spread_evenly_over_many():
+    loads = balancer()
+    some = MANY[:50]
+    counts: Counter[str] = Counter()
+    for _ in range(5000):
+        chosen = loads.order(some, 0.0)[0]
+        loads.began(chosen)
+        counts[chosen.address] += 1
+    assert max(counts.values()) - min(counts.values()) <= 8
+
+
+def test_of_many_the_slow_the_failed_and_the_tired_are_passed_over():
+    loads = balancer()
+    some = [*MANY[:8], *(Endpoint(f"10.2.0.{number}", 80, ready=False) for number in range(8))]
+    loads.failed(some[0], 100.0)
+    for _ in range(50):
+        loads.began(some[1])
+    for _ in range(500):
+        order = loads.order(some, 100.05)
+        assert order[0] is not some[1], "it has the most to do"
+        assert all(endpoint.ready for endpoint in order)
+        assert some[0] not in order[:CANDIDATES], "it is left alone"
+
+
+def test_the_last_ones_of_many_that_can_be_tried_are_found():
+    loads = balancer()
+    tired = [Endpoint(f"10.2.{number >> 8}.{number & 255}", 80, ready=False) for number in range(1000)]
+    for left in range(1, CANDIDATES + 2):
+        some = [*tired, *MANY[:left]]
+        found = loads.order(some, 0.0)
+        assert len(found) == left
+        assert set(found) == set(MANY[:left])
+    for endpoint in MANY:
+        loads.failed(endpoint, 100.0)
+    assert len(loads.order(MANY, 100.05)) == len(MANY), "when all have failed all are tried"
+
+
+def test_one_of_many_that_returns_is_tried_by_one_connection():
+    loads = balancer()
+    some = MANY[:8]
+    loads.failed(some[0], 100.0)
+    tried = [loads.order(some, 101.0)[0] is some[0] for _ in range(400)]
+    assert tried.count(True) == 1

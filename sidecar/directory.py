@@ -35,6 +35,7 @@ from graph.wire.codec import destination_from_message
 from sidecar import directory_file
 from sidecar.channel import Session, converse
 from sidecar.dataplane.sockets import Address
+from sidecar.directory_file import Kept
 from sidecar.directory_settings import DEFAULTS, DirectorySettings
 from sidecar.errors import StateError, Unresolved
 from sidecar.pace import Pace
@@ -49,7 +50,7 @@ UPKEEP_INTERVAL = 5.0
 PERSIST_PAUSE = 0.25
 #: Of the time, at most so much is spent on writing them: a pause is so many times as long as the work before it.
 PERSIST_REST = 20
-#: Endpoints of all answers together; of more, the answers least lately used are let go. Some 400 bytes each.
+#: Endpoints of all answers together; of more, the answers least lately used are let go. Some 500 bytes each.
 MOST_ENDPOINTS = 100_000
 #: Of the time, what may be spent on answers, beyond so many seconds at once: those after a reconnect come together.
 ANSWERING_SHARE = 0.2
@@ -65,6 +66,7 @@ class _Entry:
     answer: asyncio.Future[Destination]
     used_at: float
     destination: Destination | None = None
+    message: bytes = b""  # in which it came
 
 
 class DirectoryClient:
@@ -100,7 +102,7 @@ class DirectoryClient:
         self._waiting: set[Key] = set()  # without an answer
         self._endpoints = 0  # of all entries
         self._pace = Pace(ANSWERING_SHARE, ANSWERING_BURST)
-        self._stored: dict[Key, Destination] = {}
+        self._stored: dict[Key, Kept] = {}
         self._requests: asyncio.Queue[pb.WatchRequest] | None = None
         self._never_connected = True
         self._away = False
@@ -157,7 +159,9 @@ class DirectoryClient:
         last run: at most so many, those used last first."""
         answers = [entry.destination for entry in reversed(self._entries.values())]
         if self._never_connected:
-            answers += [stored for key, stored in reversed(self._stored.items()) if key not in self._entries]
+            answers += [
+                stored.destination for key, stored in reversed(self._stored.items()) if key not in self._entries
+            ]
         found = (Address(one.address, one.port) for one in answers if one is not None and _by_tunnel(one))
         return list(itertools.islice(found, most))
 
@@ -203,8 +207,9 @@ class DirectoryClient:
                 self._answer(key, self._entries[key], self._stored[key])
 
     def _take(self, message: pb.Destination) -> None:
+        before = self._entries.get((message.address, message.port))
         try:
-            destination = destination_from_message(message)
+            destination = destination_from_message(message, before.destination if before is not None else None)
         except DecodeError as error:
             log.error("an answer of the directory is refused, the last one stays: %s", error)
             return
@@ -215,7 +220,7 @@ class DirectoryClient:
         if entry.destination == destination:
             return
         self._make_room(key, len(destination.endpoints) - _endpoints(entry))
-        self._answer(key, entry, destination)
+        self._answer(key, entry, Kept(destination, message.SerializeToString()))
         self._changed.set()
 
     async def _token(self) -> None:
@@ -236,12 +241,13 @@ class DirectoryClient:
         entry.used_at = self._clock()
         self._entries.move_to_end(key)
 
-    def _answer(self, key: Key, entry: _Entry, destination: Destination) -> None:
+    def _answer(self, key: Key, entry: _Entry, kept: Kept) -> None:
+        destination = kept.destination
         if entry.answer.done():
             entry.answer = asyncio.get_running_loop().create_future()
         entry.answer.set_result(destination)
         self._endpoints += len(destination.endpoints) - _endpoints(entry)
-        entry.destination = destination
+        entry.destination, entry.message = kept
         self._waiting.discard(key)
         self._tell(key, destination)
 
@@ -257,8 +263,8 @@ class DirectoryClient:
             self._release_least_used()
         entry = self._entries[key] = _Entry(asyncio.get_running_loop().create_future(), self._clock())
         if stored is not None:
-            entry.answer.set_result(stored)
-            entry.destination = stored
+            entry.answer.set_result(stored.destination)
+            entry.destination, entry.message = stored
             self._endpoints += _endpoints(entry)
         else:
             self._waiting.add(key)
@@ -331,8 +337,8 @@ class DirectoryClient:
         self._changed.clear()
         known = []
         if self._never_connected:  # what the last run knew and this one did not use yet
-            known += [stored for key, stored in self._stored.items() if key not in self._entries]
-        known += [entry.destination for entry in self._entries.values() if entry.destination is not None]
+            known += [stored.message for key, stored in self._stored.items() if key not in self._entries]
+        known += [entry.message for entry in self._entries.values() if entry.message]
         spent = 0.0
 
         def write() -> None:
@@ -353,11 +359,11 @@ class DirectoryClient:
         """Read the answers of the last run."""
         try:
             data = self._state.read_checked(DIRECTORY)
-            destinations = directory_file.decode(data) if data is not None else []
+            found = directory_file.decode(data) if data is not None else []
         except (StateError, DecodeError) as error:
             log.error("the stored directory is not used: %s", error)
             return
-        self._stored = {(destination.address, destination.port): destination for destination in destinations}
+        self._stored = {(kept.destination.address, kept.destination.port): kept for kept in found}
 
 
 async def _rest(seconds: float) -> None:

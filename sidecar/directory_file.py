@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError as ProtobufDecodeError
 
 from graph.directory import Destination
-from graph.errors import DecodeError, InvalidValue
+from graph.errors import DecodeError
 from graph.wire import hedgerow_pb2 as pb
-from graph.wire.codec import destination_from_message, destination_to_message
+from graph.wire.codec import destination_from_message
 from sidecar.state import MAX_STATE_BYTES
 
 #: Bytes of the state's file beside the answers.
 SPARE = 1024
 
 
-def encode(destinations: Sequence[Destination]) -> bytes:
-    """:param destinations: those used last are last; of more than a file may hold, the first are left out"""
+class Kept(NamedTuple):
+    """An answer, and the message that it came in: to write it once more would hold up everybody for thousands of
+    endpoints, even from a thread."""
+
+    destination: Destination
+    message: bytes
+
+
+def encode(messages: Sequence[bytes]) -> bytes:
+    """:param messages: those used last are last; of more than a file may hold, the first are left out"""
     parts: list[bytes] = []
     room = MAX_STATE_BYTES - SPARE
-    for destination in reversed(destinations):
-        try:
-            message = destination_to_message(destination).SerializeToString()
-        except InvalidValue:
-            continue
+    for message in reversed(messages):
         room -= 4 + len(message)
         if room < 0:
             break
@@ -33,9 +38,9 @@ def encode(destinations: Sequence[Destination]) -> bytes:
     return b"".join(reversed(parts))
 
 
-def decode(data: bytes) -> list[Destination]:
+def decode(data: bytes) -> list[Kept]:
     """:raises DecodeError: when any part is not what :func:`encode` writes"""
-    destinations: list[Destination] = []
+    found: list[Kept] = []
     position = 0
     while position < len(data):
         end = position + 4
@@ -44,10 +49,11 @@ def decode(data: bytes) -> list[Destination]:
         end += struct.unpack_from(">I", data, position)[0]
         if end > len(data):
             raise DecodeError("cut off", "directory")
+        written = data[position + 4 : end]
         try:
-            message = pb.Destination.FromString(data[position + 4 : end])
+            message = pb.Destination.FromString(written)
         except ProtobufDecodeError as error:
             raise DecodeError(f"not a destination: {error}", "directory") from None
-        destinations.append(destination_from_message(message))
+        found.append(Kept(destination_from_message(message), written))
         position = end
-    return destinations
+    return found

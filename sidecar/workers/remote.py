@@ -131,7 +131,7 @@ class RemoteDirectory:
         """
         key = place(frame)
         error = words(frame, "error")
-        destination = None if error else _destination(one_blob(frame))
+        destination = None if error else self._destination(one_blob(frame))
         self._names.told(key[0], _names(frame))
         if destination is not None and frame.head.get("keep") is True:
             self._keep(key, destination)
@@ -148,7 +148,7 @@ class RemoteDirectory:
 
         :raises Broken: when it is none
         """
-        destination = _destination(one_blob(frame))
+        destination = self._destination(one_blob(frame))
         key = (destination.address, destination.port)
         if key in self._known:
             self._known[key] = destination
@@ -166,18 +166,18 @@ class RemoteDirectory:
         for start in range(0, len(used), _AT_ONCE):
             self._send(Kind.USED, {"keys": used[start : start + _AT_ONCE]})
 
+    def _destination(self, data: bytes) -> Destination:
+        try:
+            message = pb.Destination.FromString(data)
+            return destination_from_message(message, self._known.get((message.address, message.port)))
+        except (DecodeError, ProtobufDecodeError) as error:
+            raise Broken(f"no destination: {error}") from None
+
     def _keep(self, key: Key, destination: Destination) -> None:
         self._known[key] = destination
         self._known.move_to_end(key)
         if len(self._known) > self._max_known:
             self._known.popitem(last=False)
-
-
-def _destination(data: bytes) -> Destination:
-    try:
-        return destination_from_message(pb.Destination.FromString(data))
-    except (DecodeError, ProtobufDecodeError) as error:
-        raise Broken(f"no destination: {error}") from None
 
 
 def _names(frame: Frame) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import pytest
 from graph.directory import Destination, Endpoint
 from graph.model import Transport
 from graph.wire import hedgerow_pb2 as pb
+from graph.wire.codec import destination_to_message
 from sidecar import directory_file
 from sidecar.directory import DirectoryClient
 from sidecar.directory_settings import DirectorySettings
@@ -253,9 +254,10 @@ async def test_a_bad_answer_is_refused_and_the_last_one_stays(controller, joined
 
 
 def large(number, endpoints, version=1):
+    """:param version: with another one all endpoints are others, too"""
+    identity, instance = PAYMENT.endpoints[0].identity, f"payment-{version}"
     found = tuple(
-        Endpoint(f"10.{one >> 16}.{one >> 8 & 255}.{one & 255}", 8443, "payment-1", PAYMENT.endpoints[0].identity)
-        for one in range(endpoints)
+        Endpoint(f"10.{one >> 16}.{one >> 8 & 255}.{one & 255}", 8443, instance, identity) for one in range(endpoints)
     )
     return replace(PAYMENT, address=f"10.77.1.{number}", endpoints=found, version=version)
 
@@ -352,7 +354,7 @@ async def test_a_run_that_never_reached_the_controller_keeps_what_the_last_one_k
     await client.persist()
     again = client_of(joined)
     again.restore()
-    assert again._stored == {("10.77.0.9", 443): PAYMENT}
+    assert {key: kept.destination for key, kept in again._stored.items()} == {("10.77.0.9", 443): PAYMENT}
 
 
 def service(number, **changes):
@@ -395,7 +397,7 @@ async def test_of_more_than_a_file_may_hold_what_was_used_last_is_kept(controlle
     async with keeping(joined, client):
         for number in range(1, 10):
             await client.resolve(f"10.77.0.{number}", 443)
-        one = len(directory_file.encode([service(1)]))
+        one = len(directory_file.encode([destination_to_message(service(1)).SerializeToString()]))
         monkeypatch.setattr("sidecar.directory_file.MAX_STATE_BYTES", directory_file.SPARE + 3 * one + one // 2)
         await client.persist()
     again = client_of(joined)

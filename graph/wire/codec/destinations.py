@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from graph.directory import Destination, Endpoint, Transport
 from graph.errors import DecodeError
 from graph.model import Protocol
@@ -40,8 +42,12 @@ def destination_to_message(destination: Destination) -> pb.Destination:
     )
 
 
-def destination_from_message(message: pb.Destination) -> Destination:
-    """:raises DecodeError: naming the field, such as ``endpoints[0].address``"""
+def destination_from_message(message: pb.Destination, before: Destination | None = None) -> Destination:
+    """
+    :param before: what was answered before, which was looked at then: an endpoint that is still the same stays the same
+        object, and of ten thousand only those are read that are new
+    :raises DecodeError: naming the field, such as ``endpoints[0].address``
+    """
     refuse_unknown_fields(message)
     workload = read_workload(message.workload, "workload") if message.workload else None
     if message.meshed and (workload is None or workload.is_external):
@@ -56,7 +62,7 @@ def destination_from_message(message: pb.Destination) -> Destination:
         workload=workload,
         service=read_text(message.service, "service", MAX_NAME),
         meshed=message.meshed,
-        endpoints=each(endpoint_from_message, message.endpoints, "endpoints"),
+        endpoints=each(_reader(before), message.endpoints, "endpoints"),
         version=message.version,
     )
 
@@ -72,6 +78,28 @@ def endpoint_to_message(endpoint: Endpoint) -> pb.Endpoint:
         transport=endpoint.transport.value,
         workload=str(endpoint.workload) if endpoint.workload is not None else "",
     )
+
+
+def _reader(before: Destination | None) -> Callable[[pb.Endpoint], Endpoint]:
+    """What reads an endpoint, or knows it."""
+    if before is None or not before.endpoints:
+        return endpoint_from_message
+    known = {endpoint.key: endpoint for endpoint in before.endpoints}
+
+    def read(message: pb.Endpoint) -> Endpoint:
+        endpoint = known.get((message.address, message.port, message.identity))
+        if (
+            endpoint is None
+            or message.instance != endpoint.instance
+            or message.ready is not endpoint.ready
+            or message.transport != endpoint.transport.value
+            or message.workload != (str(endpoint.workload) if endpoint.workload is not None else "")
+        ):
+            return endpoint_from_message(message)
+        refuse_unknown_fields(message)
+        return endpoint
+
+    return read
 
 
 def endpoint_from_message(message: pb.Endpoint) -> Endpoint:

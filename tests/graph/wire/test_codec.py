@@ -11,10 +11,10 @@ from google.protobuf.message import DecodeError as ProtobufDecodeError
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from graph.directory import Destination
+from graph.directory import Destination, Endpoint, Transport
 from graph.errors import InvalidValue
 from graph.flow import Flow
-from graph.model import Origin, Rule, Selector, Snapshot
+from graph.model import Origin, Rule, Selector, Snapshot, WorkloadRef
 from graph.wire import hedgerow_pb2 as pb
 from graph.wire.codec import (
     decode_snapshot,
@@ -55,6 +55,32 @@ def test_flows_come_back_equal(flow: Flow) -> None:
 def test_destinations_come_back_equal(destination: Destination) -> None:
     wire = destination_to_message(destination).SerializeToString()
     assert destination_from_message(pb.Destination.FromString(wire)) == destination
+
+
+@given(destinations, destinations)
+def test_what_was_answered_before_changes_no_answer(before: Destination, destination: Destination) -> None:
+    message = destination_to_message(destination)
+    assert destination_from_message(message, before) == destination
+    mixed = replace(destination, endpoints=(*before.endpoints, *destination.endpoints))
+    assert destination_from_message(destination_to_message(mixed), before) == mixed
+
+
+def test_an_endpoint_that_is_the_same_stays_the_same_object_and_no_other() -> None:
+    endpoint = Endpoint("10.0.0.7", 80, "cart-0", "spiffe://hedgerow.test/ns/shop/sa/cart/wl/cart")
+    before = Destination("10.96.0.1", 80, workload=WorkloadRef("shop", "cart"), endpoints=(endpoint,))
+    assert destination_from_message(destination_to_message(before), before).endpoints[0] is endpoint
+    for changed in (
+        replace(endpoint, address="10.0.0.8"),
+        replace(endpoint, port=81),
+        replace(endpoint, instance="cart-1"),
+        replace(endpoint, identity="spiffe://hedgerow.test/ns/shop/sa/cart/wl/other"),
+        replace(endpoint, ready=False),
+        replace(endpoint, transport=Transport.MTLS),
+        replace(endpoint, workload=WorkloadRef("shop", "other")),
+    ):
+        answer = replace(before, endpoints=(changed,))
+        assert destination_from_message(destination_to_message(answer), before) == answer
+        assert destination_from_message(destination_to_message(before), answer) == before
 
 
 def test_an_address_outside_the_inventory_has_no_workload() -> None:

@@ -250,11 +250,12 @@ def test_unknown_fields_of_flows_and_destinations_are_refused() -> None:
         flow_from_message(flow)
     destination = destination_to_message(Destination("10.0.0.1", 80))
     endpoint = destination.endpoints.add(address="10.0.0.2", port=80)
-    destination_from_message(destination)
+    before = destination_from_message(destination)
     endpoint.MergeFromString(UNKNOWN)
-    with pytest.raises(DecodeError) as caught:
-        destination_from_message(destination)
-    assert caught.value.field == "endpoints[0].#127"
+    for known in (None, before):
+        with pytest.raises(DecodeError) as caught:
+            destination_from_message(destination, known)
+        assert caught.value.field == "endpoints[0].#127"
 
 
 @pytest.mark.parametrize(
@@ -280,8 +281,9 @@ def test_unknown_fields_of_flows_and_destinations_are_refused() -> None:
 def test_a_bad_destination_is_refused_and_the_field_named(path: str, value: Any, field: str) -> None:
     message = pb.Destination(address="10.0.0.1", port=80, protocol="TCP", workload="shop/cart", meshed=True)
     message.endpoints.add(address="10.0.0.2", port=80, instance="cart-0", ready=True)
-    destination_from_message(message)
+    before = destination_from_message(message)
     _set(path, value)(message)
-    with pytest.raises(DecodeError) as caught:
-        destination_from_message(message)
-    assert caught.value.field == field
+    for known in (None, before):
+        with pytest.raises(DecodeError) as caught:
+            destination_from_message(message, known)
+        assert caught.value.field == field

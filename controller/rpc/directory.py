@@ -13,12 +13,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from typing import Protocol
 
 import grpc
 
 from controller.engine import Subscription
+from controller.rpc.answers import Answers, Target, same
 from controller.rpc.caller import Caller, Refused
 from controller.rpc.gate import Context, Gate, Outgoing, answered
 from controller.together import until_one_ends
@@ -28,7 +28,6 @@ from graph.errors import InvalidValue
 from graph.model import Protocol as Transport
 from graph.wire import hedgerow_pb2 as pb
 from graph.wire import hedgerow_pb2_grpc as rpc
-from graph.wire.codec import destination_to_message
 
 #: The most addresses that one stream may watch. Sidecars let go what they do not use at 4096.
 MAX_WATCHED = 8192
@@ -43,10 +42,6 @@ class Changes(Protocol):
     def view(self) -> View: ...
 
     def subscribe(self, limit: int = 256) -> Subscription: ...
-
-
-type Target = tuple[str, int, Transport]
-"""What is asked for: address, port and protocol."""
 
 
 def target_of(request: pb.ResolveRequest) -> Target:
@@ -66,12 +61,14 @@ class DirectoryService(rpc.DirectoryServicer):
         self._engine = engine
         self._gate = gate
         self._max_watched = max_watched
+        self._answers = Answers(lambda: engine.view.inventory)
         self._turn = asyncio.Lock()
 
     async def Resolve(self, request: pb.ResolveRequest, context: Context) -> pb.Destination:
         async with answered(context):
             await self._gate.admitted(context)
-            return destination_to_message(self._resolve(target_of(request)))
+            target = target_of(request)
+            return self._answers.message(target, self._resolve(target))
         raise AssertionError("answered() does not swallow")  # for the type checker: abort always raises
 
     async def Watch(self, requests: AsyncIterator[pb.WatchRequest], context: Context) -> None:
@@ -85,17 +82,24 @@ class DirectoryService(rpc.DirectoryServicer):
 
     def watch(self) -> _Watch:
         """What one stream watches: nothing yet."""
-        return _Watch(self._resolve, self._turn, self._max_watched)
+        return _Watch(self._resolve, self._answers.message, self._turn, self._max_watched)
 
     def _resolve(self, target: Target) -> Destination:
-        return self._engine.view.inventory.resolve(*target)
+        return self._answers.of(target)
 
 
 class _Watch:
     """One stream: what it watches, what it was told last, and what it has to be told."""
 
-    def __init__(self, resolve: Callable[[Target], Destination], turn: asyncio.Lock, limit: int) -> None:
+    def __init__(
+        self,
+        resolve: Callable[[Target], Destination],
+        written: Callable[[Target, Destination], pb.Destination],
+        turn: asyncio.Lock,
+        limit: int,
+    ) -> None:
         self._resolve = resolve
+        self._written = written
         self._turn = turn
         self._limit = limit
         self._told: dict[Target, Destination | None] = {}
@@ -144,16 +148,13 @@ class _Watch:
             target = next(iter(self._due))
             del self._due[target]
             answer = self._resolve(target)
-            if target in self._told and not _same(self._told[target], answer):
-                self._told[target] = answer
-                found.append(destination_to_message(answer))
+            told = self._told.get(target, answer)
+            if told is not answer:  # nor is it watched no more
+                self._told[target] = answer  # and if it says the same: all streams hold one
+                if not same(told, answer):
+                    found.append(self._written(target, answer))
         return found
 
     def _mark(self, target: Target) -> None:
         self._due[target] = None
         self._wake.set()
-
-
-def _same(told: Destination | None, answer: Destination) -> bool:
-    """Whether an answer says what was told, whichever version of the inventory it is from."""
-    return told is not None and replace(told, version=answer.version) == answer

@@ -11,7 +11,19 @@ from sidecar import access_log, authority, directory, state
 from sidecar.admin import server
 from sidecar.app import data_plane_settings
 from sidecar.capture_settings import Explicit
-from sidecar.dataplane import attempt, chores, egress, outbound, pool, reactor, server_first, stream, tunnel, warmth
+from sidecar.dataplane import (
+    attempt,
+    balance,
+    chores,
+    egress,
+    outbound,
+    pool,
+    reactor,
+    server_first,
+    stream,
+    tunnel,
+    warmth,
+)
 from sidecar.dataplane.settings import DataPlaneSettings
 from sidecar.directory_settings import DirectorySettings
 from sidecar.dns.settings import Dns
@@ -130,7 +142,7 @@ FIXED = {
     "tunnel ended in good order, until its peer closes it": (tunnel._LINGER, tunnel._LINGER_BYTES),
     "head of a request that is read for its host name, on a connection to a host outside": (egress.MAX_HEAD,),
     "first bytes of a connection whose server is awaited": (server_first._KEPT,),
-    "endpoints tried for one connection in one go": (attempt._ATTEMPTS,),
+    "endpoints tried for one connection in one go": (balance.CANDIDATES,),
     "dials that one connection waits for, when the tunnels end at once": (pool._DIALS,),
     "destinations known to have answered": (outbound._KNOWN,),
     "endpoints of one destination whose peers are remembered": (attempt._PEERS,),

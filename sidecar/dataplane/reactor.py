@@ -329,6 +329,7 @@ class Reactor:
                 if self._left:
                     self._take_up(end)
                 events = poll(0, self._batch) if not self._left else []
+                last = len(events)
                 for number, (fd, mask) in enumerate(events, 1):
                     source = sources.get(fd)
                     if source is not None:
@@ -336,7 +337,7 @@ class Reactor:
                             source.on_event(mask)
                         except Exception:
                             self.contain(source)
-                    if monotonic() > end and number < len(events):
+                    if number < last and monotonic() > end:
                         self._left = [(sources.get(fd), fd, mask) for fd, mask in events[number:]]
                         break
                 if self._again:
@@ -347,7 +348,7 @@ class Reactor:
                     chores.work(max(SLICE, (monotonic() - began) / 2))
                     self._settle()
                     began = monotonic()
-                if (not self._again and not chores and len(events) < self._batch) or monotonic() > end:
+                if (not self._again and not chores and last < self._batch) or monotonic() > end:
                     break
         finally:
             self._in_turn = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from sidecar.dataplane.first_line import FirstLine
-from sidecar.dataplane.lanes import LaneContext
+from sidecar.dataplane.lane_context import LaneContext
 from sidecar.dataplane.leg_relay import LegRelay
 from sidecar.dataplane.legs import Leg
 

@@ -35,7 +35,8 @@ from sidecar.dataplane.contracts import Record
 from sidecar.dataplane.detect import Kind
 from sidecar.dataplane.dial import DialFailed, handshake
 from sidecar.dataplane.fabric import Fabric
-from sidecar.dataplane.lanes import LaneContext, is_http
+from sidecar.dataplane.lane_context import LaneContext
+from sidecar.dataplane.lanes import is_http
 from sidecar.dataplane.legs import NOBODY, Leg
 from sidecar.dataplane.live import Connection, refusal
 from sidecar.dataplane.relay import Relay

@@ -12,7 +12,8 @@ Those are kept until the client has spoken.
 from __future__ import annotations
 
 from sidecar.dataplane.detect import Kind, detect, unfinished
-from sidecar.dataplane.lanes import LaneContext, enter_lane, is_http
+from sidecar.dataplane.lane_context import LaneContext
+from sidecar.dataplane.lanes import enter_lane, is_http
 from sidecar.dataplane.late_request import LateRequest
 from sidecar.dataplane.legs import NOBODY, Leg
 

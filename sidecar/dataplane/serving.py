@@ -19,15 +19,8 @@ from sidecar.dataplane.detect import LONGEST_LINE, Kind, detect, unfinished
 from sidecar.dataplane.fabric import Fabric
 from sidecar.dataplane.first_line import is_open
 from sidecar.dataplane.frames import WINDOW, WINDOW_LIMIT, FrameError
-from sidecar.dataplane.lanes import (
-    LaneContext,
-    connect,
-    enter_lane,
-    first_byte_wait,
-    is_http,
-    is_opaque,
-    opaque_allowed,
-)
+from sidecar.dataplane.lane_context import LaneContext, connect
+from sidecar.dataplane.lanes import enter_lane, first_byte_wait, is_http, is_opaque, opaque_allowed
 from sidecar.dataplane.late_request import LateRequest
 from sidecar.dataplane.leg_relay import LegRelay
 from sidecar.dataplane.legs import NOBODY, Leg

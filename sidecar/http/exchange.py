@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from sidecar.dataplane.contracts import Request
-from sidecar.dataplane.lanes import LaneContext
+from sidecar.dataplane.lane_context import LaneContext
 from sidecar.dataplane.legs import Leg
 from sidecar.http.answer import ResponseHead
 from sidecar.http.chunks import ChunkReader

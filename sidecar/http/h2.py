@@ -30,7 +30,7 @@ import re
 from typing import Final
 
 from sidecar.dataplane.contracts import Request
-from sidecar.dataplane.lanes import LaneContext
+from sidecar.dataplane.lane_context import LaneContext
 from sidecar.dataplane.leg_relay import LegRelay
 from sidecar.dataplane.legs import Leg
 from sidecar.http.errors import Malformed

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 
-from sidecar.dataplane.lanes import LaneContext
+from sidecar.dataplane.lane_context import LaneContext
 from sidecar.dataplane.legs import Leg
 from sidecar.http.chunks import ChunkReader
 from sidecar.http.errors import Malformed

@@ -25,7 +25,7 @@ from sidecar.inspect.layers import Layers
 from sidecar.inspect.linger import Linger
 
 if TYPE_CHECKING:
-    from sidecar.dataplane.lanes import LaneContext
+    from sidecar.dataplane.lane_context import LaneContext
 
 _log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from sidecar.inspect.lane import InspectLane
 from sidecar.inspect.turns import Turns
 
 if TYPE_CHECKING:
-    from sidecar.dataplane.lanes import LaneContext
+    from sidecar.dataplane.lane_context import LaneContext
 
 _log = logging.getLogger(__name__)
 

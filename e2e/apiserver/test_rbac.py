@@ -23,6 +23,7 @@ from controller.injection.webhook_configuration import webhook_configuration
 from controller.kube import rbac
 from controller.kube.settings import KubernetesSettings
 from controller.kube.webhook_certificate import SECRET
+from e2e.apiserver.auditing import refused
 from e2e.apiserver.custom_resources import install_crds
 from e2e.harness.apiserver import ApiServer
 from e2e.harness.errors import ApiError
@@ -200,16 +201,6 @@ def plural(event: dict[str, Any]) -> tuple[str, str]:
 
 def granted() -> set[tuple[str, str, str]]:
     return {(rule.resource.group, rule.plural, verb) for rule in rbac.RULES for verb in rule.verbs}
-
-
-def refused(events: list[dict[str, Any]]) -> list[str]:
-    """What it asked for and may not; a namespace that ends takes nothing, from nobody."""
-    return [
-        event["requestURI"]
-        for event in events
-        if event["responseStatus"]["code"] in (401, 403)
-        and "is being terminated" not in event["responseStatus"].get("message", "")
-    ]
 
 
 async def test_the_controller_uses_what_it_is_granted_and_nothing_else(apiserver: ApiServer, tmp_path: Path) -> None:

@@ -31,6 +31,9 @@ async def flood(writer: asyncio.StreamWriter, pieces: Pieces) -> None:
     for piece in pieces():
         writer.write(piece)
         await writer.drain()
+        await asyncio.sleep(
+            0
+        )  # where it is taken as fast as it is sent nothing is waited for, and nobody else is served
 
 
 async def web(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -20,7 +20,7 @@ from graph.model import InboundTls, Mode, Protocol, Rule, Snapshot, Verdict, Wor
 from graph.service_graph import EdgeView, NodeView
 
 if TYPE_CHECKING:  # they speak of overrides and modes themselves
-    from controller.declarations import Judgement, NetworkPolicyMode
+    from controller.declarations import Declaration, Judgement, NetworkPolicyMode
     from controller.fences import Fence
 
 
@@ -148,6 +148,7 @@ class View:
         decides about them; an edge that was only ever refused is here and not in ``edges``
     :param audit_head: the newest entry of the audit log; None before the first
     :param declared: overrides and modes are what a cluster's resources declare
+    :param declarations: what those resources say, by ``Kind/namespace/name``
     :param judgements: of those resources, by ``Kind/namespace/name``
     :param gates: the learning gates of workloads that have one of their own
     :param network_policies: by namespace, where a resource says what is done with its NetworkPolicies
@@ -171,6 +172,7 @@ class View:
     traffic: Mapping[EdgeKey, EdgeView] = field(default_factory=FrozenMap)
     audit_head: AuditEntry | None = None
     declared: bool = False
+    declarations: Mapping[str, Declaration] = field(default_factory=FrozenMap)
     judgements: Mapping[str, Judgement] = field(default_factory=FrozenMap)
     gates: Mapping[WorkloadRef, Gate] = field(default_factory=FrozenMap)
     network_policies: Mapping[str, NetworkPolicyMode] = field(default_factory=FrozenMap)

@@ -72,7 +72,7 @@ def declare(
         held = state.declarations.get(key)
         if held is not None and held.source.uid != wanted[key].source.uid:
             _remove(state, now, key, acting.get(key))
-        state.declarations[key] = wanted[key]
+        state.declarations.put(key, wanted[key])
         state.put_document(DECLARATION, key, document_of(wanted[key]))
     judged = list(wanted) if again else changed
     _judge_overrides(state, now, judged, acting)
@@ -161,7 +161,8 @@ def _is_mode(state: State, key: str) -> bool:
 
 
 def _remove(state: State, now: float, key: str, by: Acting | None) -> None:
-    declaration = state.declarations.pop(key)
+    declaration = state.declarations[key]
+    state.declarations.drop(key)
     state.put_document(DECLARATION, key, None)
     state.judgements.drop(key)
     state.no_room.discard(key)

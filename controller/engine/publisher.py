@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from controller import overrides
-from controller.declarations import Judgement, NetworkPolicyMode
+from controller.declarations import Declaration, Judgement, NetworkPolicyMode
 from controller.engine.state import State
 from controller.fences import Fence
 from controller.frozen_map import FrozenMap
@@ -41,6 +41,7 @@ class Publisher:
         self._sidecars: FrozenMap[str, SidecarState] = FrozenMap()
         self._nodes: FrozenMap[WorkloadRef, NodeView] = FrozenMap()
         self._traffic: FrozenMap[EdgeKey, EdgeView] = FrozenMap()
+        self._declarations: FrozenMap[str, Declaration] = FrozenMap()
         self._judgements: FrozenMap[str, Judgement] = FrozenMap()
         self._gates: FrozenMap[WorkloadRef, Gate] = FrozenMap()
         self._network_policies: FrozenMap[str, NetworkPolicyMode] = FrozenMap()
@@ -73,6 +74,7 @@ class Publisher:
         self._snapshots = state.snapshots.published(self._snapshots)
         self._overrides = state.overrides.published(self._overrides)
         self._sidecars = state.sidecars.published(self._sidecars)
+        self._declarations = state.declarations.published(self._declarations)
         self._judgements = state.judgements.published(self._judgements)
         self._gates = state.gates.published(self._gates)
         spoken = state.network_policies.touched | state.namespace_modes.touched
@@ -120,6 +122,7 @@ class Publisher:
             traffic=self._traffic,
             audit_head=state.audit_head,
             declared=state.declared,
+            declarations=self._declarations,
             judgements=self._judgements,
             gates=self._gates,
             network_policies=self._network_policies,

@@ -87,7 +87,7 @@ class State:
         self.sidecars: Tracked[str, SidecarState] = Tracked(sidecars)
         #: a cluster's resources are the truth about overrides and modes; see :mod:`controller.engine.declared`
         self.declared = TRUTH in stored.documents
-        self.declarations: dict[str, Declaration] = {}
+        self.declarations: Tracked[str, Declaration] = Tracked()
         self.declared_modes = Modes()
         self.judgements: Tracked[str, Judgement] = Tracked()
         self.no_room: set[str] = set()  # keys of those that wait until others end
@@ -134,7 +134,7 @@ class State:
         for (kind, key), document in documents.items():
             try:
                 if kind == DECLARATION:
-                    self.declarations[key] = declaration_of(document)
+                    self.declarations.put(key, declaration_of(document))
                 elif kind == FENCE:
                     self.fences.put(key, Fence.from_dict(document))
                 elif kind == GATHERED:

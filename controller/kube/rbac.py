@@ -23,7 +23,9 @@ from controller.injection.webhook_configuration import NAME as WEBHOOK
 from controller.kube.inventory.following import WATCHED
 from controller.kube.kinds import (
     CONFIG_MAPS,
+    CUSTOM_RESOURCES,
     MUTATING_WEBHOOKS,
+    NAMESPACES,
     NETWORK_POLICIES,
     PODS,
     SECRETS,
@@ -102,6 +104,13 @@ RULES: tuple[Rule, ...] = (
         "modes are these objects; those that people set in the page or by command are set here",
     ),
     Rule(SEGMENTATION_MODES, ("patch",), "says what became of a mode", subresource="status"),
+    Rule(
+        CUSTOM_RESOURCES,
+        ("get",),
+        "what overrides and modes said stays in force when they went with their definition",
+        names=(str(ACCESS_OVERRIDES), str(SEGMENTATION_MODES)),
+    ),
+    Rule(NAMESPACES, ("get",), "modes and denials stay in force while their namespace ends"),
     Rule(
         LEARNED_POLICIES,
         ("list", "watch", "create", "patch", "delete"),

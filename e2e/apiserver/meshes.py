@@ -17,6 +17,7 @@ from controller.inventory import Inventory, read_inventory
 from controller.kube.client import Client
 from controller.kube.network_policies import NetworkPolicyKeeper
 from controller.kube.resources.author import ResourceAuthor
+from controller.kube.resources.departed import GONE
 from controller.kube.resources.learned import LearnedPolicyWriter
 from controller.kube.resources.sync import ResourceSync
 from controller.kube.settings import KubernetesSettings
@@ -53,13 +54,20 @@ class Mesh:
     """An engine on a database, and the parts that join it to the API server."""
 
     def __init__(
-        self, apiserver: ApiServer, namespace: str, path: Path, settings: EngineSettings, *, fencing: bool = False
+        self,
+        apiserver: ApiServer,
+        namespace: str,
+        path: Path,
+        settings: EngineSettings,
+        *,
+        fencing: bool = False,
+        gone: float = GONE,
     ) -> None:
         self.server = apiserver
         self.namespace = namespace
         self.engine = Engine(SqliteStore(path / "controller.db"), TRUST_DOMAIN, settings)
         self.client = Client(KubernetesSettings(kubeconfig=apiserver.kubeconfig, request_timeout=5.0))
-        self.sync = ResourceSync(self.client, self.engine, time.time)
+        self.sync = ResourceSync(self.client, self.engine, time.time, gone=gone)
         self.author = ResourceAuthor(self.client, self.engine, self.sync, time.time, settings)
         self.keeper = NetworkPolicyKeeper(
             self.client, self.engine, self.sync, "hedgerow-system", time.time, lambda: True, gone=2.0
@@ -150,12 +158,14 @@ async def running(
     *,
     known: Inventory | None = None,
     fencing: bool = False,
+    gone: float = GONE,
     **settings: Any,
 ) -> AsyncIterator[Mesh]:
     """:param known: the inventory; None: what the store kept
     :param fencing: also keep NetworkPolicies
+    :param gone: seconds for which what went with a definition stays after that was made anew
     """
-    mesh = Mesh(apiserver, namespace, path, EngineSettings(**settings), fencing=fencing)
+    mesh = Mesh(apiserver, namespace, path, EngineSettings(**settings), fencing=fencing, gone=gone)
     serving = asyncio.create_task(mesh.engine.run())
     try:
         await mesh.engine.started()

@@ -27,6 +27,7 @@ from e2e.apiserver.auditing import refused
 from e2e.apiserver.custom_resources import install_crds
 from e2e.harness.apiserver import ApiServer
 from e2e.harness.errors import ApiError
+from graph.model import Mode, WorkloadRef
 from graph.wire import hedgerow_pb2 as pb
 from graph.wire import hedgerow_pb2_grpc as rpc
 from tests.controller.running import Running, running
@@ -184,6 +185,10 @@ async def everything(run: Running, installed: Installed) -> None:
     # and everything back
     await run.post("/modes", {"namespace": space, "network_policy": "off", **who})
     await until(lambda: not installed.names("networkpolicies"), "no NetworkPolicies")
+    (mode,) = installed.names("segmentationmodes")
+    api.kubectl("-n", space, "delete", mode)
+    engine = run.controller.engine
+    await until(lambda: engine.view.modes[WorkloadRef(space, "cart")].inbound is not Mode.ENFORCE, "the mode's end")
     for name in ("front", "cart"):
         api.request("DELETE", f"/api/v1/namespaces/{space}/pods/{name}", {"gracePeriodSeconds": 0})
     await until(lambda: not installed.names("learnedpolicies"), "no LearnedPolicies", 240)

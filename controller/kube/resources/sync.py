@@ -4,7 +4,9 @@ The order of things:
 
 1. Nothing is given to the engine before both kinds were listed as a whole: until then what it stored is in force.
 2. Every change gives it all resources again, so that nothing depends on the order in which watches speak.
-3. A status is written after the engine has stored what it says; one namespace that does not take it keeps nobody else's
+3. Resources that went with their definition or their namespace were deleted by nobody: what they said stays for as
+   long as :mod:`~controller.kube.resources.departed` says.
+4. A status is written after the engine has stored what it says; one namespace that does not take it keeps nobody else's
    resources from being followed.
 """
 
@@ -24,6 +26,7 @@ from controller.kube.client import Client, Document
 from controller.kube.errors import Conflicting, NoSuchObject, Refused
 from controller.kube.kinds import Resource
 from controller.kube.reflector import Changed, Ledger, Reflector
+from controller.kube.resources.departed import GONE, LOOK, Departed
 from controller.kube.resources.kinds import ACCESS_OVERRIDES, SEGMENTATION_MODES, is_ours
 from controller.kube.resources.reading import mode_declaration, override_declaration
 from controller.kube.resources.status import says_already, status_of
@@ -51,12 +54,18 @@ class ResourceSync:
 
     :param clock: seconds since the epoch
     :param ready: whether the inventory is the cluster's by now: before that nobody is told that a workload is unknown
+    :param gone: seconds for which what went with a definition stays after that was made anew
     """
 
     name = "custom resources"
 
     def __init__(
-        self, client: Client, engine: Engine, clock: Callable[[], float], ready: Callable[[], bool] = lambda: True
+        self,
+        client: Client,
+        engine: Engine,
+        clock: Callable[[], float],
+        ready: Callable[[], bool] = lambda: True,
+        gone: float = GONE,
     ) -> None:
         self._client = client
         self._engine = engine
@@ -66,6 +75,7 @@ class ResourceSync:
         self._held = {
             kind: Reflector(client, resource, Ledger(_whole), self._changed) for kind, resource in _RESOURCES.items()
         }
+        self._departed = Departed(client, _RESOURCES, clock, gone)
         self._read: dict[str, tuple[str, Declaration | Judgement]] = {}
         self._acting: dict[str, Acting] = {}
         self._told: dict[str, tuple[Document, Judgement]] = {}
@@ -153,12 +163,21 @@ class ResourceSync:
         self._arrived.set()
 
     async def _take(self) -> None:
-        """Give the engine everything."""
+        """Give the engine everything.
+
+        :raises KubernetesError: when something is not there any more, and the API server does not say why
+        """
         fresh: dict[str, tuple[str, Declaration | Judgement]] = {}
         for key, kind, document in self._documents():
             version = _version(document)
-            held = self._read.get(key)
-            fresh[key] = held if held is not None and held[0] == version else (version, _read(kind, document))
+            before = self._read.get(key)
+            fresh[key] = before if before is not None and before[0] == version else (version, _read(kind, document))
+        declared = self._engine.view.declarations
+        gone = [each for key, each in declared.items() if key not in fresh and key not in self._acting]
+        kept = await self._departed.held(gone) if gone else []
+        fresh |= {each.key: ("", each) for each in kept}
+        if kept:
+            asyncio.get_running_loop().call_later(LOOK, self._arrived.set)
         self._read = fresh
         await self._engine.declare(self.declarations(), dict(self._acting))
         self._synced = True

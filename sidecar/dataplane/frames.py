@@ -51,9 +51,11 @@ VALID: Final = frozenset(
 )
 
 
-#: Frames that one call reads, where the opening of a stream counts as :data:`_OPEN`: some milliseconds of work at most.
+#: Frames that one call reads, where the opening of a stream counts as :data:`_OPEN` and data, each of which may be a
+#: call of the system, as :data:`_DATA`: some milliseconds of work at most.
 FRAMES: Final = 512
 _OPEN: Final = 8
+_DATA: Final = 4
 
 
 class FrameError(SidecarError):
@@ -181,7 +183,7 @@ class FrameReader:
                 sink.fault(stream_id)
             if self.closed:
                 return
-            left -= _OPEN if word & SYN else 1
+            left -= _OPEN if word & SYN else _DATA if word <= FLAGS else 1
         if position < end:
             self.held = bytes(view[position:end])
 

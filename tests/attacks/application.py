@@ -31,9 +31,8 @@ async def flood(writer: asyncio.StreamWriter, pieces: Pieces) -> None:
     for piece in pieces():
         writer.write(piece)
         await writer.drain()
-        await asyncio.sleep(
-            0
-        )  # where it is taken as fast as it is sent nothing is waited for, and nobody else is served
+        # where it is taken as fast as it is sent, a drain waits for nothing, and nobody else would be served
+        await asyncio.sleep(0)
 
 
 async def web(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -218,7 +218,7 @@ def test_a_full_frame_fills_whole_tls_records():
 
 
 @pytest.mark.parametrize(
-    ("one", "calls"), [(frame(1, 0, 1, 1), 4), (frame(0, 0, 1, 1, b"x"), 4), (frame(1, 1, 1, 0), 32)]
+    ("one", "calls"), [(frame(1, 0, 1, 1), 4), (frame(0, 0, 1, 1, b"x"), 16), (frame(1, 1, 1, 0), 32)]
 )
 def test_one_call_reads_a_bounded_number_of_frames_and_the_rest_is_not_lost(one, calls):
     sink = Sink()

@@ -8,11 +8,14 @@ The governing rules:
 3. What is about one workload goes before what is about its namespace.
 4. A resource speaks for its own namespace: it lets in what calls there and lets out what goes outside the mesh.
 
+5. What is denied or closed stays so when it can not be judged any more: an end that has left, operations that nobody
+   reads now, an edit that can not be read. Nobody has decided then that it shall be open.
+
 Pure. How the resources are read is in :mod:`controller.kube.resources`, what the engine makes of them in
 :mod:`controller.engine.declared`.
 """
 
-from controller.declarations.modes import Modes, check_mode, gate_with
+from controller.declarations.modes import Modes, check_mode, check_mode_itself, gate_with
 from controller.declarations.overrides import check_namespace, namespace_of, override_of
 from controller.declarations.stored import declaration_of, document_of
 from controller.declarations.values import (
@@ -39,6 +42,7 @@ __all__ = [
     "OverrideDeclaration",
     "Source",
     "check_mode",
+    "check_mode_itself",
     "check_namespace",
     "declaration_of",
     "document_of",

@@ -16,6 +16,8 @@ from controller.view import WorkloadMode
 from graph.errors import InvalidValue
 from graph.model import Direction, Mode, WorkloadRef
 
+_STANDARD = Gate()
+
 
 @dataclass(frozen=True, slots=True)
 class Modes:
@@ -94,10 +96,19 @@ def check_mode(declaration: ModeDeclaration, inventory: Inventory, standard: Gat
     """:raises InvalidRequest, UnknownWorkload: when it can not be what it says"""
     if declaration.workload:
         overrides.checked_workload(declaration.ref, inventory, "workload")
-        if declaration.network_policy is not None:
-            raise InvalidRequest(
-                "set for one workload", field="networkPolicy", remedy="set it for a whole namespace, without `workload`"
-            )
+    check_mode_itself(declaration, standard)
+
+
+def check_mode_itself(declaration: ModeDeclaration, standard: Gate = _STANDARD) -> None:
+    """What can be said of it without an inventory.
+
+    :param standard: the gate's values where it says nothing
+    :raises InvalidRequest:
+    """
+    if declaration.workload and declaration.network_policy is not None:
+        raise InvalidRequest(
+            "set for one workload", field="networkPolicy", remedy="set it for a whole namespace, without `workload`"
+        )
     if not declaration.says():
         raise InvalidRequest("it sets nothing", field="spec", remedy="set ingress, egress, inboundTLS, … or delete it")
     values = dict(declaration.gate)

@@ -9,7 +9,6 @@ transaction, so that no rule is missing for a moment.
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,15 +26,15 @@ from controller.declarations import (
     override_of,
     refused,
 )
+from controller.engine.room import TOO_MANY, Room, namespace_of_key
 from controller.engine.state import DECLARATION, TRUTH, State
 from controller.engine.timers import Due
 from controller.errors import Conflict, InvalidRequest
 from controller.view import Override, OverrideState
-from graph.model import WorkloadRef
+from graph.model import Verdict, WorkloadRef
 
 #: In the audit log: a change of a resource that did not go through us. The API server's own log knows who it was.
 CLUSTER = "kubernetes"
-TOO_MANY = "too-many"
 _SHOWN = 50
 
 
@@ -194,16 +193,16 @@ def _end(state: State, now: float, override: Override, by: Acting, log: Callable
 
 def _judge_overrides(state: State, now: float, keys: Iterable[str], acting: Mapping[str, Acting]) -> None:
     found = [state.declarations[key] for key in keys]
-    room = _Room(state, now)
+    room = Room(state, now)
     for declaration in sorted(found, key=lambda each: each.source.age):
         if isinstance(declaration, OverrideDeclaration):
             _judge_override(state, now, declaration, acting.get(declaration.key), room)
 
 
-def _judge_override(state: State, now: float, declaration: OverrideDeclaration, by: Acting | None, room: _Room) -> None:
+def _judge_override(state: State, now: float, declaration: OverrideDeclaration, by: Acting | None, room: Room) -> None:
     held = state.overrides.get(declaration.id)
     try:
-        made = override_of(declaration, state.inventory, longest=state.settings.override_max)
+        made, note = _made(state, now, declaration, held)
         over = made.expires_at is not None and made.expires_at <= now
         if not over and (held is None or held.ended):
             room.take(declaration.source.namespace)
@@ -222,7 +221,7 @@ def _judge_override(state: State, now: float, declaration: OverrideDeclaration, 
             override_id=made.id,
             expires_at=made.expires_at,
             ended=over,
-            note=overrides.note_of(made, state.inventory),
+            note=note,
         ),
     )
     if held == made:
@@ -247,6 +246,24 @@ def _judge_override(state: State, now: float, declaration: OverrideDeclaration, 
         ended=over,
         **overrides.audited(made),
     )
+
+
+def _made(state: State, now: float, declaration: OverrideDeclaration, held: Override | None) -> tuple[Override, str]:
+    """The override that comes of one, and what its author should know.
+
+    A denial that holds goes on when it can not be judged any more (an end that has left the inventory, operations that
+    nobody reads now): nobody has decided that it ends.
+
+    :raises InvalidRequest: when none comes of it
+    """
+    try:
+        made = override_of(declaration, state.inventory, longest=state.settings.override_max)
+    except InvalidRequest as error:
+        if held is None or held.effect is not Verdict.DENY or held.state(now) is not OverrideState.ACTIVE:
+            raise
+        goes_on = f"it goes on to deny, if need be all of the connection, though {error}"
+        return replace(held, expires_at=declaration.expires_at), goes_on
+    return made, overrides.note_of(made, state.inventory)
 
 
 def _refuse(
@@ -280,59 +297,17 @@ def _put_judgement(state: State, declaration: Declaration, judgement: Judgement)
         state.judgements.put(declaration.key, judgement)
 
 
-class _Room:
-    """How many overrides hold, of each namespace, and how many more can. Counted when it is first asked: that takes
-    time, and is seldom needed."""
-
-    def __init__(self, state: State, now: float) -> None:
-        self._state = state
-        self._now = now
-        self._held: Counter[str] | None = None
-        self._most = state.settings.max_overrides
-        self._share = overrides.share_of_namespace(self._most)
-
-    def _counted(self) -> Counter[str]:
-        if self._held is None:
-            active = (each for each in self._state.overrides.values() if each.state(self._now) is OverrideState.ACTIVE)
-            self._held = Counter(_namespace_of(key_of(each.id)) for each in active)
-        return self._held
-
-    def left(self, namespace: str) -> int:
-        """How many more a namespace can have."""
-        held = self._counted()
-        return min(self._most - held.total(), self._share - held[namespace])
-
-    def take(self, namespace: str) -> None:
-        """Take a place for one of a namespace.
-
-        :raises InvalidRequest: when there is none
-        """
-        if self.left(namespace) <= 0:
-            whole = self._counted().total() >= self._most
-            many = f"{self._most} active overrides" if whole else f"{self._share} active overrides of {namespace}"
-            raise InvalidRequest(
-                f"there are {many}",
-                remedy="delete those that are no longer needed; this one then comes into force",
-                code=TOO_MANY,
-            )
-        self._counted()[namespace] += 1
-
-
-def _namespace_of(key: str) -> str:
-    return key.split("/")[1]
-
-
 def _fill_room(state: State, now: float, acting: Mapping[str, Acting]) -> None:
     """Let those come into force for which there was no room, the oldest first."""
     if not state.no_room:
         return
-    room = _Room(state, now)
-    left = {namespace: room.left(namespace) for namespace in {_namespace_of(key) for key in state.no_room}}
-    waiting = [key for key in state.no_room if left[_namespace_of(key)] > 0]
+    room = Room(state, now)
+    left = {namespace: room.left(namespace) for namespace in {namespace_of_key(key) for key in state.no_room}}
+    waiting = [key for key in state.no_room if left[namespace_of_key(key)] > 0]
     found = []
     for key in sorted(waiting, key=lambda key: state.declarations[key].source.age):
         with contextlib.suppress(InvalidRequest):
-            room.take(_namespace_of(key))
+            room.take(namespace_of_key(key))
             found.append(key)
     _judge_overrides(state, now, found, acting)
 

@@ -192,7 +192,9 @@ async def test_a_namespace_that_ends_keeps_what_closes_it(server: ApiServer, tmp
             assert is_closed(mesh)
             assert ports(mesh) == {9090}
             await asyncio.to_thread(meanwhile.close)
-        await eventually(lambda: not is_closed(mesh))
+        # it is gone; so is who was in it
+        await mesh.engine.set_inventory(inventory("elsewhere"), "test")
+        await eventually(lambda: not mesh.engine.view.declarations)
         assert ports(mesh) == set()
 
 

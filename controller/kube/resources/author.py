@@ -105,7 +105,7 @@ class ResourceAuthor:
         if judgement is None or judgement.override_id != override_id or document is None:
             raise NotFound(f"no AccessOverride declares {override_id} any more", field="id", remedy="try again")
         _, namespace, name = key.split("/")
-        with self._sync.acting(key, Acting(owner, reason)):
+        with self._sync.acting(key, Acting(owner, reason), ends=True):
             with _told(f"the AccessOverride {namespace}/{name}"):
                 await self._client.delete(ACCESS_OVERRIDES, name, namespace, uid=judgement.uid)
             await self._gone(key, judgement.uid)

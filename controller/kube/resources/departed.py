@@ -7,7 +7,8 @@ sidecars have. So:
 
 1. While the definition of a kind is ending, is not there, or can not be looked at, what its resources said stays. When
    it was made anew, what is older than it stays for :data:`GONE`: whoever replaces it puts the resources back.
-2. While a namespace is ending, its modes and its denials stay. What it allowed ends at once, as ever.
+2. While a namespace is ending, or is gone and workloads of it are known, its modes and its denials stay. What it
+   allowed ends at once, as ever.
 3. It is the API server itself that is asked, after the resource was gone; a definition's or namespace's end begins
    before anything in it is deleted, so that the answer can not be too old.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 
 from controller.declarations import Declaration, Kind, ModeDeclaration
@@ -40,14 +42,21 @@ LOOKERS = 8
 class Departed:
     """
     :param resources: where the API server has each kind
+    :param inhabited: whether the inventory has somebody in a namespace
     :param clock: seconds; only differences count
     """
 
     def __init__(
-        self, client: Client, resources: Mapping[Kind, Resource], clock: Callable[[], float], gone: float = GONE
+        self,
+        client: Client,
+        resources: Mapping[Kind, Resource],
+        inhabited: Callable[[str], bool],
+        gone: float = GONE,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
         self._resources = resources
+        self._inhabited = inhabited
         self._clock = clock
         self._gone = gone
         self._seen: dict[Kind, tuple[str, float]] = {}  # the uid of its definition, and when that was first seen
@@ -70,7 +79,7 @@ class Departed:
                     "what they said stays in force"
                 )
         others = {each.key for each in given} - {each.key for each in went}
-        closing = [each for each in given if each.key in others and _closes(each)]
+        closing = [each for each in given if each.key in others and closes(each)]
         spaces = await self._ending_of({each.source.namespace for each in closing})
         return went + [each for each in closing if each.source.namespace in spaces]
 
@@ -107,7 +116,7 @@ class Departed:
         try:
             ends = _is_ending(await self._client.get(NAMESPACES, name))
         except NoSuchObject:
-            return  # there is nobody left in it
+            ends = self._inhabited(name)  # whoever is still there is not left open
         except Forbidden as error:
             self._say(f"whether namespaces are ending can not be seen: {error}")
             ends = True
@@ -123,7 +132,8 @@ def _kind(declaration: Declaration) -> Kind:
     return Kind.MODE if isinstance(declaration, ModeDeclaration) else Kind.OVERRIDE
 
 
-def _closes(declaration: Declaration) -> bool:
+def closes(declaration: Declaration) -> bool:
+    """Whether something may be open without it."""
     return isinstance(declaration, ModeDeclaration) or declaration.asked.effect is Verdict.DENY
 
 

@@ -6,7 +6,8 @@ The order of things:
 2. Every change gives it all resources again, so that nothing depends on the order in which watches speak.
 3. Resources that went with their definition or their namespace were deleted by nobody: what they said stays for as
    long as :mod:`~controller.kube.resources.departed` says.
-4. A status is written after the engine has stored what it says; one namespace that does not take it keeps nobody else's
+4. What can not be read any more, since it was edited, goes on closing what it closed.
+5. A status is written after the engine has stored what it says; one namespace that does not take it keeps nobody else's
    resources from being followed.
 """
 
@@ -16,8 +17,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
-from controller.declarations import Declaration, Judgement, Kind
+from controller.declarations import Declaration, Judgement, Kind, check_mode_itself
 from controller.engine import Engine
 from controller.engine.declared import Acting
 from controller.errors import InvalidRequest
@@ -26,7 +28,7 @@ from controller.kube.client import Client, Document
 from controller.kube.errors import Conflicting, NoSuchObject, Refused
 from controller.kube.kinds import Resource
 from controller.kube.reflector import Changed, Ledger, Reflector
-from controller.kube.resources.departed import GONE, LOOK, Departed
+from controller.kube.resources.departed import GONE, LOOK, Departed, closes
 from controller.kube.resources.kinds import ACCESS_OVERRIDES, SEGMENTATION_MODES, is_ours
 from controller.kube.resources.reading import mode_declaration, override_declaration
 from controller.kube.resources.status import says_already, status_of
@@ -75,9 +77,11 @@ class ResourceSync:
         self._held = {
             kind: Reflector(client, resource, Ledger(_whole), self._changed) for kind, resource in _RESOURCES.items()
         }
-        self._departed = Departed(client, _RESOURCES, clock, gone)
+        self._departed = Departed(client, _RESOURCES, self._inhabited, gone)
         self._read: dict[str, tuple[str, Declaration | Judgement]] = {}
+        self._kept: dict[str, Declaration] = {}  # what stays in force though no resource says it now
         self._acting: dict[str, Acting] = {}
+        self._ending: set[str] = set()  # of those who act: what they delete
         self._told: dict[str, tuple[Document, Judgement]] = {}
         self._untold: dict[str, list[tuple[Resource, Document, Document]]] = {}  # statuses to write, by namespace
         self._turns = Turns("statuses", self._turn, self._arrived.set)
@@ -96,17 +100,23 @@ class ResourceSync:
         return self._held[Kind(kind)].ledger.items.get((namespace, name))
 
     def declarations(self) -> list[Declaration]:
-        """What all resources declare that can be read."""
-        return [each for _, each in self._read.values() if not isinstance(each, Judgement)]
+        """What all resources declare that can be read, and what stays in force of others."""
+        return [each for _, each in self._read.values() if not isinstance(each, Judgement)] + [*self._kept.values()]
 
     @contextmanager
-    def acting(self, key: str, by: Acting) -> Iterator[None]:
-        """Who changes a resource meanwhile, for the audit log."""
+    def acting(self, key: str, by: Acting, *, ends: bool = False) -> Iterator[None]:
+        """Who changes a resource meanwhile, for the audit log.
+
+        :param ends: by deleting it: when it is gone, that is why
+        """
         self._acting[key] = by
+        if ends:
+            self._ending.add(key)
         try:
             yield
         finally:
             self._acting.pop(key, None)
+            self._ending.discard(key)
 
     async def taken(self) -> None:
         """Wait until the engine was given resources again."""
@@ -116,8 +126,12 @@ class ResourceSync:
         """What became of a resource, as far as it is stored."""
         found = self._read.get(key)
         if found is not None and isinstance(found[1], Judgement):
-            return found[1]
+            stays = " (what it said before stays in force)" if key in self._kept else ""
+            return replace(found[1], problem=found[1].problem + stays)
         return self._engine.view.judgements.get(key)
+
+    def _inhabited(self, namespace: str) -> bool:
+        return any(ref.namespace == namespace for ref in self._engine.view.inventory.workloads)
 
     # --- the part
 
@@ -170,15 +184,18 @@ class ResourceSync:
         fresh: dict[str, tuple[str, Declaration | Judgement]] = {}
         for key, kind, document in self._documents():
             version = _version(document)
-            before = self._read.get(key)
-            fresh[key] = before if before is not None and before[0] == version else (version, _read(kind, document))
+            known = self._read.get(key)
+            fresh[key] = known if known is not None and known[0] == version else (version, _read(kind, document))
         declared = self._engine.view.declarations
-        gone = [each for key, each in declared.items() if key not in fresh and key not in self._acting]
-        kept = await self._departed.held(gone) if gone else []
-        fresh |= {each.key: ("", each) for each in kept}
+        gone = [each for key, each in declared.items() if key not in fresh and key not in self._ending]
+        kept = {each.key: each for each in (await self._departed.held(gone) if gone else ())}
         if kept:
             asyncio.get_running_loop().call_later(LOOK, self._arrived.set)
-        self._read = fresh
+        for key, (_, read) in fresh.items():
+            before = declared.get(key)
+            if isinstance(read, Judgement) and before is not None and before.source.uid == read.uid and closes(before):
+                kept[key] = before
+        self._read, self._kept = fresh, kept
         await self._engine.declare(self.declarations(), dict(self._acting))
         self._synced = True
         taken, self._taken = self._taken, asyncio.Event()
@@ -268,7 +285,11 @@ def _version(document: Document) -> str:
 def _read(kind: Kind, document: Document) -> Declaration | Judgement:
     """What a resource declares, or why it can not be read."""
     try:
-        return override_declaration(document) if kind is Kind.OVERRIDE else mode_declaration(document)
+        if kind is Kind.OVERRIDE:
+            return override_declaration(document)
+        mode = mode_declaration(document)
+        check_mode_itself(mode)
+        return mode
     except InvalidRequest as error:
         meta = document["metadata"]
         return Judgement(

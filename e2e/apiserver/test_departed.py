@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from e2e.apiserver.custom_resources import access_override, install_crds, put, remove_crds, segmentation_mode
 from e2e.apiserver.meshes import Mesh, eventually, eventually_async, inventory, running
 from e2e.harness.apiserver import ApiServer
+from e2e.harness.programs import until
 from graph.model import Mode
 
 #: Seconds, longer than any test.
@@ -24,7 +26,10 @@ KINDS = ("accessoverrides", "segmentationmodes")
 @contextmanager
 def without_definitions(server: ApiServer) -> Iterator[None]:
     """All of ours are taken away, and what was there of them with them; then they are there again, with nothing."""
+    at = int(time.time())
     remove_crds(server)
+    # the API server's times are whole seconds: what is older than a definition has to be of another one
+    until(lambda: int(time.time()) > at, "the next second")
     try:
         yield
     finally:

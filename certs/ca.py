@@ -28,7 +28,7 @@ from certs.ca_format import REMEDY, Section, format_sections, parse_sections
 from certs.errors import AuthorityError, CertError, InvalidSpiffeId
 from certs.issue import Signer, leaf_certificate, read_csr, signing_certificate
 from certs.keys import certified_bytes, make_csr, new_key, public_bytes
-from certs.spiffe import CONTROLLER_DNS_NAME, SpiffeId, check_instance_name, check_trust_domain
+from certs.spiffe import CONTROLLER_DNS_NAME, SpiffeId, check_instance_name, check_trust_domain, check_uid
 from certs.svid import SIGNER_USAGES, TLS_USAGES
 from certs.verify import verify_chain
 
@@ -158,15 +158,16 @@ class CertificateAuthority:
     # -- signing -------------------------------------------------------------------------------------------------
 
     def sign_workload(
-        self, csr_der: bytes, spiffe_id: SpiffeId, now: float, lifetime: float, instance: str = ""
+        self, csr_der: bytes, spiffe_id: SpiffeId, now: float, lifetime: float, instance: str = "", uid: str = ""
     ) -> SignedChain:
         """Sign a workload's request. Whether the caller is that workload has been attested before.
 
         :param instance: the replica that it is for; :func:`certs.svid.instance_of` reads it back from the certificate
+        :param uid: of that replica and no later one of its name; :func:`certs.svid.uid_of` reads it back
         :param lifetime: seconds, at most :data:`MAX_LEAF_LIFETIME`; less when the issuing certificate ends sooner
         :raises InvalidCsr: see :func:`certs.issue.read_csr`
         :raises InvalidSpiffeId: when the ID is not a workload's of this trust domain, or is the controller's own, or
-            ``instance`` is no name
+            ``instance`` or ``uid`` is no name
         :raises AuthorityError: when the issuing certificate is not valid now
         """
         if spiffe_id.trust_domain != self.trust_domain:
@@ -177,7 +178,9 @@ class CertificateAuthority:
             raise InvalidSpiffeId(f"{spiffe_id}: that is the controller's identity, no workload may have it")
         if instance:
             check_instance_name(instance)
-        return self._sign(csr_der, spiffe_id, now, lifetime, TLS_USAGES, instance=instance)
+        if uid:
+            check_uid(uid)
+        return self._sign(csr_der, spiffe_id, now, lifetime, TLS_USAGES, instance=instance, uid=uid)
 
     def sign_controller(self, csr_der: bytes, now: float, lifetime: float) -> SignedChain:
         """Sign the controller's own request; the certificate has its DNS name too.
@@ -209,6 +212,7 @@ class CertificateAuthority:
         usages: frozenset[x509.ObjectIdentifier],
         dns_name: str = "",
         instance: str = "",
+        uid: str = "",
     ) -> SignedChain:
         public = read_csr(csr_der)
         if usages is TLS_USAGES and not 0 < lifetime <= MAX_LEAF_LIFETIME:
@@ -221,7 +225,8 @@ class CertificateAuthority:
         not_before = int(max(now - _backdate(lifetime), begins))
         # rounded up, so that a lifetime below a second is not none; never beyond the issuer
         not_after = int(min(-((-now - lifetime) // 1), ends))
-        leaf = leaf_certificate(public, identity, self.issuing, not_before, not_after, usages, dns_name, instance)
+        names = (dns_name, instance, uid)
+        leaf = leaf_certificate(public, identity, self.issuing, not_before, not_after, usages, *names)
         return SignedChain((_der(leaf), _der(issuer)), identity, float(not_before), float(not_after))
 
     # -- roll-over -----------------------------------------------------------------------------------------------

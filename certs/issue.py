@@ -117,16 +117,19 @@ def leaf_certificate(
     usages: frozenset[ObjectIdentifier],
     dns_name: str = "",
     instance: str = "",
+    uid: str = "",
 ) -> x509.Certificate:
     """Make a leaf for ``identity``. Its subject names nobody, so its names are critical (X509-SVID section 3.1).
 
-    :param instance: written as the subject's only attribute, a dnQualifier (X.520 section 6.2.8: what tells apart
-        entries that are otherwise named alike); readers other than our controller have no use for it
+    :param instance: written into the subject as a dnQualifier (X.520 section 6.2.8: what tells apart entries that are
+        otherwise named alike); readers other than our controller have no use for it
+    :param uid: of that one, as a userId (RFC 4519 section 2.39)
     """
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(identity))]
     if dns_name:
         names.append(x509.DNSName(dns_name))
-    subject = x509.Name([x509.NameAttribute(NameOID.DN_QUALIFIER, instance)] if instance else [])
+    attributes = ((NameOID.DN_QUALIFIER, instance), (NameOID.USER_ID, uid))
+    subject = x509.Name([x509.NameAttribute(kind, value) for kind, value in attributes if value])
     return (
         begun(public, subject, issuer.certificate.subject, not_before, not_after)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)

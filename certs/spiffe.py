@@ -180,6 +180,14 @@ def check_instance_name(name: str) -> None:
     _check_name("instance", name, _SUBDOMAIN)
 
 
+def check_uid(uid: str) -> None:
+    """What tells an instance from others of its name is written as one, too; Kubernetes gives UUIDs.
+
+    :raises InvalidSpiffeId: when ``uid`` is not of that form
+    """
+    _check_name("uid", uid, _SUBDOMAIN)
+
+
 def _is_name(text: str, pattern: re.Pattern[str]) -> bool:
     return len(text) <= 253 and pattern.fullmatch(text) is not None
 

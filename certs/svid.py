@@ -136,8 +136,20 @@ def instance_of(leaf_der: bytes) -> str:
 
     :raises InvalidCertificate: when it cannot be read
     """
-    named = read_certificate(leaf_der, "leaf").subject.get_attributes_for_oid(NameOID.DN_QUALIFIER)
-    return str(named[0].value) if len(named) == 1 else ""
+    return _named(leaf_der, NameOID.DN_QUALIFIER)
+
+
+def uid_of(leaf_der: bytes) -> str:
+    """What tells that replica from a later one of its name, empty when nothing does. Verify the certificate first.
+
+    :raises InvalidCertificate: when it cannot be read
+    """
+    return _named(leaf_der, NameOID.USER_ID)
+
+
+def _named(leaf_der: bytes, kind: x509.ObjectIdentifier) -> str:
+    found = read_certificate(leaf_der, "leaf").subject.get_attributes_for_oid(kind)
+    return str(found[0].value) if len(found) == 1 else ""
 
 
 def _check_other_names(leaf: x509.Certificate, identity: SpiffeId) -> None:

@@ -6,7 +6,8 @@ Rules:
 1. A join token is spent only for a request that can be signed: the request is checked first.
 2. Who asks with a certificate gets one for the same workload and the same instance, and nothing else.
 3. A certificate names the instance that it was signed for, so that later calls are bound to it by what the caller
-   proves and not by the address it seems to come from.
+   proves and not by the address it seems to come from; on Kubernetes by the pod's uid too, which no later pod of its
+   name has.
 4. Every signature is an audit entry, written before the certificate is handed out.
 5. Wrong tokens cost their sender's address: :class:`Throttle`. Right ones of Kubernetes may be shown again, a few
    times: :class:`controller.signings.Signings`. How often the API server is asked for one address is bounded whatever
@@ -274,7 +275,7 @@ class Issuer:
     ) -> Issued:
         view = self._engine.view
         identity = SpiffeId.parse(view.inventory.identity_of_instance(instance))
-        chain = self._keyring.sign_workload(csr_der, identity, instance.name, self._lifetime)
+        chain = self._keyring.sign_workload(csr_der, identity, instance.name, instance.uid, self._lifetime)
         await self._engine.record(
             f"sidecar:{instance.workload.namespace}/{instance.name}",
             action,

@@ -154,9 +154,11 @@ class Keyring:
         """What handshakes use now. May be read from any thread."""
         return self._material
 
-    def sign_workload(self, csr_der: bytes, spiffe_id: SpiffeId, instance: str, lifetime: float) -> SignedChain:
+    def sign_workload(
+        self, csr_der: bytes, spiffe_id: SpiffeId, instance: str, uid: str, lifetime: float
+    ) -> SignedChain:
         """Sign a workload's request; see :meth:`certs.ca.CertificateAuthority.sign_workload`."""
-        return self._authority.sign_workload(csr_der, spiffe_id, self._clock(), lifetime, instance)
+        return self._authority.sign_workload(csr_der, spiffe_id, self._clock(), lifetime, instance, uid)
 
     def check_ready(self) -> None:
         """Whether certificates can be signed now, which is worth knowing before a join token is spent.

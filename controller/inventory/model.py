@@ -305,6 +305,8 @@ def _instance_dict(one: Instance) -> dict[str, Any]:
         made["serviceAccount"] = one.service_account
     if one.more_addresses:
         made["moreAddresses"] = list(one.more_addresses)
+    if one.uid:
+        made["uid"] = one.uid
     return made
 
 

@@ -242,6 +242,7 @@ class _Reading:
         meshed = entry.take("meshed", flag, True)
         account = entry.take("serviceAccount", text(), "")
         more = entry.take("moreAddresses", _more_addresses, ())
+        uid = entry.take("uid", text(253), "")
         entry.finish()
         if account:
             self._check_account(entry, ref, account)
@@ -250,7 +251,7 @@ class _Reading:
             entry.fail("name", f"the instance {key} is there twice", "give every replica a name of its own")
         for at in (address, *more):
             self._occupy(entry, at, f"the instance {key}")
-        self._instances[key] = Instance(name, ref, address, ready, meshed, account, more)
+        self._instances[key] = Instance(name, ref, address, ready, meshed, account, more, uid)
 
     def _service(self, value: object) -> None:
         entry = entry_of(value)

@@ -268,7 +268,7 @@ def instance_of(
             f"the inventory does not have pod {bound} yet, or can not tell which workload it is of (see "
             "`hedgerow status`)"
         )
-    if found.address not in addresses:
+    if found.address not in addresses or found.uid != bound.uid:
         return _not_yet(f"the inventory still has an earlier pod {bound}")
     workload = inventory.workloads[found.workload]
     if (found.service_account or workload.service_account) != bound.account:

@@ -5,7 +5,8 @@ our own rules (:func:`certs.verify.verify_peer`), and then:
 
 1. The SPIFFE ID must be exactly the one that the inventory gives the workload now.
 2. The instance is the one that the certificate was signed for (:func:`certs.svid.instance_of`), which must still be an
-   instance of that workload. The address that a call comes from proves nothing and is not asked for.
+   instance of that workload, and the same one: not a later one of its name. The address that a call comes from proves
+   nothing and is not asked for.
 3. What is unclear is refused.
 
 A stream ends when its certificate does, or when the inventory no longer knows its instance.
@@ -27,7 +28,7 @@ from certs.bundle import TrustBundle
 from certs.certificate import read_certificate, read_pem_certificates
 from certs.errors import CertError
 from certs.spiffe import SpiffeId
-from certs.svid import instance_of
+from certs.svid import instance_of, uid_of
 from certs.verify import verify_peer
 from controller.view import View
 from graph.errors import InvalidValue
@@ -49,11 +50,13 @@ class Caller:
     """A sidecar that proved who it is.
 
     :param not_after: until when it proved it, seconds since the epoch
+    :param uid: of the instance, as its certificate has it; empty where it has none
     """
 
     instance: Instance
     identity: SpiffeId
     not_after: float
+    uid: str = ""
 
     @property
     def key(self) -> str:
@@ -65,7 +68,7 @@ class Caller:
 class Proved:
     """What a chain proves. Times are seconds since the epoch.
 
-    :param name: of the instance; may be empty
+    :param name: of the instance, and its ``uid``; may be empty
     :param not_after: the end of the caller's own certificate
     :param since: when it was verified; ``until``: when the first certificate of the chain ends
     """
@@ -75,6 +78,7 @@ class Proved:
     not_after: float
     since: float
     until: float
+    uid: str = ""
 
 
 def prove(auth: AuthContext, bundle: TrustBundle, now: float) -> Proved:
@@ -85,11 +89,11 @@ def prove(auth: AuthContext, bundle: TrustBundle, now: float) -> Proved:
     leaf, others = _certificates(auth)
     try:
         identity = verify_peer(leaf, others, bundle, now)
-        name = instance_of(leaf)
+        name, uid = instance_of(leaf), uid_of(leaf)
         ends = [read_certificate(each).not_valid_after_utc.timestamp() for each in (leaf, *others)]
     except CertError as error:
         raise Refused(grpc.StatusCode.UNAUTHENTICATED, f"the certificate is refused: {error}") from None
-    return Proved(identity, name, ends[0], now, min(ends))
+    return Proved(identity, name, ends[0], now, min(ends), uid)
 
 
 class Proofs:
@@ -141,11 +145,12 @@ def identify(auth: AuthContext, view: View, bundle: TrustBundle, now: float, pro
     if auth.get("ssl_tls_version", [b"TLSv1.3"])[0] != b"TLSv1.3":
         raise Refused(grpc.StatusCode.UNAUTHENTICATED, "TLS 1.3 is required; update the client")
     proved = proofs.of(auth, bundle, now)
-    return Caller(instance_in(view, proved.identity, proved.name), proved.identity, proved.not_after)
+    instance = instance_in(view, proved.identity, proved.name, proved.uid)
+    return Caller(instance, proved.identity, proved.not_after, proved.uid)
 
 
-def instance_in(view: View, identity: SpiffeId, name: str) -> Instance:
-    """The instance of the inventory that ``identity`` and ``name`` are, now.
+def instance_in(view: View, identity: SpiffeId, name: str, uid: str) -> Instance:
+    """The instance of the inventory that ``identity``, ``name`` and ``uid`` are, now.
 
     :raises Refused: when there is none
     """
@@ -165,6 +170,8 @@ def instance_in(view: View, identity: SpiffeId, name: str) -> Instance:
         raise Refused(denied, f"{identity} is not in the inventory; was the workload renamed or its account changed?")
     if instance is None or not mine:
         raise Refused(denied, f"the inventory has no instance {name!r:.80} of {ref}; was it removed?")
+    if uid and instance.uid and uid != instance.uid:
+        raise Refused(denied, f"the certificate is of an earlier {name!r:.80} of {ref}; this one has its own")
     return instance
 
 

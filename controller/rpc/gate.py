@@ -222,7 +222,7 @@ class Gate:
         view = self._view()
         for ended, caller in list(self._revoked.items()):
             try:
-                instance_in(view, caller.identity, caller.instance.name)
+                instance_in(view, caller.identity, caller.instance.name, caller.uid)
             except Refused as error:
                 _end(ended, error)
 

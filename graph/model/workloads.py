@@ -58,6 +58,7 @@ class Instance:
         may not
     :param service_account: where that is another than its workload's; empty otherwise
     :param more_addresses: the others that it has, of the other IP family
+    :param uid: never that of another one, also of one that has the same name later; empty where nobody gives any
     """
 
     name: str
@@ -67,6 +68,7 @@ class Instance:
     meshed: bool = True
     service_account: str = ""
     more_addresses: tuple[str, ...] = ()
+    uid: str = ""
 
     @property
     def addresses(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from certs.ca import MAX_LEAF_LIFETIME, SignedChain
 from certs.errors import AuthorityError, CertError, InvalidCsr, InvalidSpiffeId
 from certs.keys import make_csr, new_key, public_bytes
 from certs.spiffe import CONTROLLER_DNS_NAME, SpiffeId
-from certs.svid import check_signer_leaf, instance_of
+from certs.svid import check_signer_leaf, instance_of, uid_of
 from certs.verify import verify_chain
 from tests.certs.authorities import AUTHORITY, CART, NOW, TD, signed, verify
 
@@ -129,6 +129,17 @@ def test_an_instance_is_read_back_from_its_certificate() -> None:
     for name in ("shop/cart", "a b", "A", "é", "a" * 254, "a\n"):
         with pytest.raises(InvalidSpiffeId, match="instance"):
             AUTHORITY.sign_workload(GOOD_CSR, CART, NOW, 60, instance=name)
+
+
+def test_what_tells_an_instance_from_a_later_one_is_read_back() -> None:
+    uid = "9f3c2b1e-6a0d-4c57-8a51-0c8d6f1b2a34"
+    chain = AUTHORITY.sign_workload(GOOD_CSR, CART, NOW, 60, instance="cart-0", uid=uid)
+    assert (instance_of(chain.chain_der[0]), uid_of(chain.chain_der[0])) == ("cart-0", uid)
+    assert verify(chain, AUTHORITY, NOW) == CART
+    assert uid_of(AUTHORITY.sign_workload(GOOD_CSR, CART, NOW, 60, instance="cart-0").chain_der[0]) == ""
+    for wrong in ("a b", "A", "a" * 254, "a\n"):
+        with pytest.raises(InvalidSpiffeId, match="uid"):
+            AUTHORITY.sign_workload(GOOD_CSR, CART, NOW, 60, instance="cart-0", uid=wrong)
 
 
 def test_the_controller_gets_its_dns_name() -> None:

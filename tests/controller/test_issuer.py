@@ -116,7 +116,7 @@ class TestKeyring:
         keyring = ring(tmp_path, clock)
         identity = SpiffeId.for_workload(TRUST_DOMAIN, "shop", "front", "front")
         clock.now += ISSUING_LIFETIME / 2 - 100
-        old = keyring.sign_workload(make_csr(new_key()), identity, "front-0", 3600)
+        old = keyring.sign_workload(make_csr(new_key()), identity, "front-0", "", 3600)
         signer = keyring.signer
         payload = b"a snapshot"
         signature = signer.sign(payload)
@@ -124,7 +124,7 @@ class TestKeyring:
         keyring.maintain()
         on_disk = load_authority(tmp_path / "ca")
         assert on_disk is not None
-        new = keyring.sign_workload(make_csr(new_key()), identity, "front-0", 3600)
+        new = keyring.sign_workload(make_csr(new_key()), identity, "front-0", "", 3600)
         assert new.chain_der[1] != old.chain_der[1]
         assert keyring.signer is not signer
         for chain in (old, new):

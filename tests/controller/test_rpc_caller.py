@@ -25,10 +25,11 @@ VIEW = View(TRUST_DOMAIN, started_at=NOW, inventory=inventory())
 IDENTITY = SpiffeId.for_workload(TRUST_DOMAIN, "shop", "front", "front")
 
 
-def presented(authority: CertificateAuthority = AUTHORITY, instance: str = "front-0") -> dict[str, list[bytes]]:
-    chain = authority.sign_workload(
-        make_csr(new_key()), replace(IDENTITY, trust_domain=authority.trust_domain), NOW, 60, instance
-    ).chain_der
+def presented(
+    authority: CertificateAuthority = AUTHORITY, instance: str = "front-0", uid: str = ""
+) -> dict[str, list[bytes]]:
+    identity = replace(IDENTITY, trust_domain=authority.trust_domain)
+    chain = authority.sign_workload(make_csr(new_key()), identity, NOW, 60, instance, uid).chain_der
     return {
         "ssl_tls_version": [b"TLSv1.3"],
         "x509_pem_cert": [pem_text(chain[:1]).encode()],
@@ -46,6 +47,23 @@ def test_the_instance_is_the_one_that_the_certificate_was_signed_for() -> None:
     caller = identify(presented(), VIEW, AUTHORITY.bundle(), NOW, Proofs())
     assert (caller.key, caller.instance.workload, caller.identity) == ("shop/front-0", FRONT, IDENTITY)
     assert NOW < caller.not_after <= NOW + 61
+
+
+def known_as(uid: str) -> View:
+    """The inventory, where front-0 has this uid."""
+    known = inventory()
+    there = {**known.instances, "shop/front-0": replace(known.instances["shop/front-0"], uid=uid)}
+    return replace(VIEW, inventory=replace(known, instances=there))
+
+
+def test_a_later_instance_of_the_same_name_is_another_one() -> None:
+    auth, bundle = presented(uid="first"), AUTHORITY.bundle()
+    assert identify(auth, known_as("first"), bundle, NOW, Proofs()).uid == "first"
+    with pytest.raises(Refused, match="of an earlier 'front-0' of shop/front"):
+        identify(auth, known_as("second"), bundle, NOW, Proofs())
+    # where nobody gives uids, and for certificates of before, the name is what there is
+    assert identify(auth, known_as(""), bundle, NOW, Proofs()).key == "shop/front-0"
+    assert identify(presented(), known_as("second"), bundle, NOW, Proofs()).uid == ""
 
 
 def test_a_chain_that_repeats_the_leaf_is_the_same_chain() -> None:

@@ -12,7 +12,9 @@ from typing import Any
 import grpc
 import pytest
 
+from certs.keys import make_csr, new_key
 from certs.signing import verify_payload
+from certs.svid import uid_of
 from controller.rpc import gate
 from graph.flow import Flow
 from graph.model import Direction, Mode, Verdict
@@ -358,6 +360,26 @@ class TestEnds:
             assert (await ended(cart))[0] is grpc.StatusCode.PERMISSION_DENIED
             assert (await read(front, pb.Destination)).workload == ""  # it goes on, and hears of the change
             front.cancel()
+
+    async def test_streams_of_an_instance_end_when_another_has_its_name_and_its_certificate_is_renewed_no_more(
+        self, tmp_path: Path
+    ) -> None:
+        def known(uid: str) -> str:
+            return INVENTORY.replace("address: 10.0.0.3}", f"address: 10.0.0.3, uid: {uid}}}")
+
+        (tmp_path / "inventory.yaml").write_text(known("first"))
+        async with running(tmp_path) as run:
+            held = await run.join("shop/cart", "cart-1")
+            call = rpc.DirectoryStub(run.mutual(held)).Watch()
+            await call.write(pb.WatchRequest(target=pb.ResolveRequest(address="10.0.0.3", port=8080, protocol="TCP")))
+            await read(call, pb.Destination)
+            renewed = await rpc.IssuerStub(run.mutual(held)).Sign(pb.SignRequest(csr_der=make_csr(new_key())))
+            assert uid_of(renewed.chain_der[0]) == "first"
+            run.settings.inventory.write_text(known("second"))
+            code, message = await ended(call)
+            assert (code, "of an earlier 'cart-1'" in message) == (grpc.StatusCode.PERMISSION_DENIED, True)
+            with pytest.raises(grpc.aio.AioRpcError, match="of an earlier 'cart-1'"):
+                await rpc.IssuerStub(run.mutual(held)).Sign(pb.SignRequest(csr_der=make_csr(new_key())))
 
     async def test_verdicts_are_told_apart(self, tmp_path: Path) -> None:
         async with running(tmp_path) as run:

@@ -76,6 +76,7 @@ def instance_of(pod: PodFacts, addresses: tuple[str, ...], workload: Workload) -
         pod.spec.sidecar,
         account if account != workload.service_account else "",
         addresses[1:],
+        pod.uid,
     )
 
 

@@ -27,6 +27,8 @@ from tests.controller.mesh import running as running_engine
 
 TOKEN = "aGVhZGVy.cGF5bG9hZA.c2lnbmF0dXJl"
 ADDRESS = "10.0.0.2"
+#: What the inventory says of the pod.
+CART_1 = "address: 10.0.0.2, uid: uid-1"
 
 INVENTORY = """
 apiVersion: hedgerow.dev/v1alpha1
@@ -39,7 +41,7 @@ workloads:
   - {namespace: shop, name: legacy, serviceAccount: cart, meshed: false}
   - {namespace: plain, name: cart, serviceAccount: cart}
 instances:
-  - {name: cart-1, workload: shop/cart, address: 10.0.0.2}
+  - {name: cart-1, workload: shop/cart, address: 10.0.0.2, uid: uid-1}
   - {name: cart-2, workload: shop/cart, address: 10.0.0.3}
   - {name: legacy-1, workload: shop/legacy, address: 10.0.0.4}
   - {name: cart-1, workload: plain/cart, address: 10.0.0.5}
@@ -375,7 +377,7 @@ async def test_what_can_not_be_found_out_is_no_refusal_and_the_log_says_what_to_
 
 async def test_a_pod_that_the_inventory_does_not_have_yet_is_waited_for(cluster: Cluster, engine: Engine) -> None:
     attestor = Attestor(cluster, engine, "hedgerow-system", patience=Patience(whole=20, inventory=20))
-    without = "\n".join(line for line in INVENTORY.splitlines() if "10.0.0.2}" not in line)
+    without = "\n".join(line for line in INVENTORY.splitlines() if "10.0.0.2, uid: uid-1}" not in line)
     await engine.set_inventory(read_inventory(without.encode(), TRUST_DOMAIN), "test")
     attesting = asyncio.ensure_future(attestor.attest(TOKEN, "cart-1", ADDRESS, gladly))
     while not cluster.asked:  # noqa: ASYNC110  # the fake has no event for it
@@ -388,11 +390,20 @@ async def test_a_pod_that_the_inventory_does_not_have_yet_is_waited_for(cluster:
 @pytest.mark.parametrize(
     ("before", "after", "says"),
     [
-        ("  - {name: cart-1, workload: shop/cart, address: 10.0.0.2}\n", "", "does not have pod shop/cart-1 yet"),
-        ("address: 10.0.0.2}", "address: 10.0.0.22}", "an earlier pod shop/cart-1"),
+        (
+            f"  - {{name: cart-1, workload: shop/cart, {CART_1}}}\n",
+            "",
+            "does not have pod shop/cart-1 yet",
+        ),
+        ("address: 10.0.0.2, uid: uid-1}", "address: 10.0.0.22, uid: uid-1}", "an earlier pod shop/cart-1"),
+        ("uid: uid-1}", "uid: uid-0}", "an earlier pod shop/cart-1"),
         ("name: cart, serviceAccount: cart}", "name: cart, serviceAccount: other}", "under another ServiceAccount"),
-        ("address: 10.0.0.2}", "address: 10.0.0.2, meshed: false}", "without our sidecar"),
-        ("address: 10.0.0.2}", "address: 10.0.0.2, serviceAccount: other}", "under another ServiceAccount"),
+        (CART_1, CART_1 + ", meshed: false", "without our sidecar"),
+        (
+            "address: 10.0.0.2, uid: uid-1}",
+            "address: 10.0.0.2, uid: uid-1, serviceAccount: other}",
+            "under another ServiceAccount",
+        ),
         ("cart-1, workload: shop/cart,", "cart-1, workload: shop/legacy,", "without our sidecar"),
     ],
 )

@@ -34,7 +34,7 @@ REFUSALS = 60
 
 def inventory() -> bytes:
     instances = [
-        f"  - {{name: cart-{n}, workload: shop/cart, address: 10.1.{n // 250}.{n % 250 + 1}}}"
+        f"  - {{name: cart-{n}, workload: shop/cart, address: 10.1.{n // 250}.{n % 250 + 1}, uid: uid-{n}}}"
         for n in range(PODS_THERE)
     ]
     return "\n".join(

@@ -19,6 +19,9 @@ MAX_SETS = 5
 #: Of the manifests of one set, uncompressed.
 MAX_SET_BYTES = 64 * 1024 * 1024
 
+#: What the detail of an applied set calls the namespace's uid: a name can be given to another namespace later.
+NAMESPACE_UID = "namespace_uid"
+
 type Manifest = Mapping[str, Any]
 
 
@@ -71,12 +74,14 @@ class Fence:
 
     :param sets: the newest last; it is in force there
     :param pinned: the revision that a person went back to, which stays until somebody lets go; None: the newest policy
+    :param uid: the namespace's; empty when it was not written down
     """
 
     sets: tuple[AppliedSet, ...] = ()
     pinned: int | None = None
     pinned_by: str = ""
     reason: str = ""
+    uid: str = ""
 
     @property
     def newest(self) -> AppliedSet | None:
@@ -84,6 +89,13 @@ class Fence:
 
     def found(self, revision: int) -> AppliedSet | None:
         return next((each for each in self.sets if each.revision == revision), None)
+
+    def is_of(self, uid: str, created_at: float) -> bool:
+        """Whether it is about this namespace, and not about an earlier one of the same name.
+
+        :param created_at: when the namespace was made, seconds since the epoch
+        """
+        return self.uid == uid if self.uid else self.newest is None or created_at <= self.newest.at
 
     def applied(self, manifests: Iterable[Manifest], at: float) -> Fence:
         """After another set came into force; the same one again changes nothing."""
@@ -109,6 +121,7 @@ class Fence:
             "pinned": self.pinned,
             "pinnedBy": self.pinned_by,
             "reason": self.reason,
+            "uid": self.uid,
         }
 
     @classmethod
@@ -124,4 +137,4 @@ class Fence:
             )
             for each in document["sets"]
         )
-        return cls(sets, document["pinned"], document["pinnedBy"], document["reason"])
+        return cls(sets, document["pinned"], document["pinnedBy"], document["reason"], document.get("uid", ""))

@@ -1,4 +1,8 @@
-"""Keeps which NetworkPolicies were applied to which namespace, and which of these sets a person went back to."""
+"""Keeps which NetworkPolicies were applied to which namespace, and which of these sets a person went back to.
+
+All of it ends with the namespace, by its uid and not by its name: another one that is called the same later is somebody
+else's, and the sets of the one before know nothing of what was denied since.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from dataclasses import replace
 from controller import overrides
 from controller.engine.state import FENCE, State
 from controller.errors import NotFound
-from controller.fences import Fence, Manifest
+from controller.fences import NAMESPACE_UID, Fence, Manifest
 
 PREVIOUS = "previous"
 NEWEST = "newest"
@@ -17,12 +21,25 @@ NEWEST = "newest"
 def applied(
     state: State, now: float, namespace: str, manifests: Sequence[Manifest], detail: Mapping[str, object]
 ) -> Fence:
-    """See :meth:`controller.engine.Engine.network_policies_applied`."""
+    """See :meth:`controller.engine.Engine.network_policies_applied`.
+
+    :param manifests: none when the namespace in which something was applied is not there any more
+    :param detail: :data:`~controller.fences.NAMESPACE_UID` in it says which namespace of that name it is
+    """
     before = state.fences.get(namespace, Fence())
+    uid = str(detail.get(NAMESPACE_UID, before.uid))
+    if not manifests or (before.uid and uid != before.uid):
+        _forget(state, now, namespace, before)
+        before = Fence()
+    if not manifests:
+        return before
     after = before.applied(manifests, now)
-    newest = after.newest
-    if after is not before and newest is not None:
+    if after.uid != uid:
+        after = replace(after, uid=uid)
+    if after is not before:
         _put(state, namespace, after)
+    newest = after.newest
+    if newest is not None and newest != before.newest:
         state.log_of(
             namespace,
             now,
@@ -71,6 +88,24 @@ def _previous(fence: Fence, namespace: str) -> int:
             remedy=f"`hedgerow mode set {namespace} --network-policy report` takes ours out",
         )
     return earlier[-1].revision
+
+
+def _forget(state: State, now: float, namespace: str, fence: Fence) -> None:
+    if not fence.sets:
+        return
+    state.fences.drop(namespace)
+    state.put_document(FENCE, namespace, None)
+    revisions = [each.revision for each in fence.sets]
+    state.log_of(
+        namespace,
+        now,
+        "controller",
+        "network-policies.forget",
+        namespace,
+        revisions=revisions,
+        pinned=fence.pinned,
+        pinned_by=fence.pinned_by,
+    )
 
 
 def _put(state: State, namespace: str, fence: Fence) -> None:

@@ -67,6 +67,7 @@ class State:
     ) -> None:
         self.trust_domain = trust_domain
         self.settings = settings
+        self.loaded_at = now
         self.writes = Writes(trust_domain=None if stored.trust_domain else trust_domain)
         self.changes = 0
         self.published_changes = -1  # what ``changes`` was when the last view was made; -1: none was made of this state
@@ -454,12 +455,22 @@ class State:
         mark = self.marks.get(fresh.workload)
         digest = digest_of(fresh)
         if mark is None or mark.digest != digest:
-            # Sidecars refuse to go back. A database that was lost and begun anew numbers on above what they hold.
-            mark = Mark(mark.version + 1 if mark is not None else max(1, int(now)), digest, now)
-            self.changed()
-            self.marks[fresh.workload] = mark
-            self.writes.marks[fresh.workload] = mark
+            # Sidecars refuse to go back. A database that was lost and begun anew, or restored from a backup, numbers
+            # on above what was given out meanwhile.
+            mark = self._mark(fresh.workload, mark.version + 1 if mark is not None else 1, digest, now)
         return replace(fresh, version=mark.version, issued_at=mark.issued_at)
+
+    def number_above(self, ref: WorkloadRef, version: int, now: float) -> None:
+        """Give a workload's policy out once more as it is, under a number above ``version``."""
+        mark = self._mark(ref, version + 1, self.marks[ref].digest, now)
+        held = self.snapshots.get(ref)
+        if held is not None:
+            self.snapshots.put(ref, replace(held, version=mark.version, issued_at=mark.issued_at))
+
+    def _mark(self, ref: WorkloadRef, least: int, digest: str, now: float) -> Mark:
+        self.changed()
+        mark = self.marks[ref] = self.writes.marks[ref] = Mark(max(least, int(now)), digest, now)
+        return mark
 
 
 def _follow[K, V](held: Tracked[K, V], key: K, value: V | None) -> None:

@@ -10,7 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from controller.engine import upkeep
@@ -18,8 +18,9 @@ from controller.engine.publisher import Publisher
 from controller.engine.settings import EngineSettings
 from controller.engine.state import State
 from controller.engine.subscriptions import SnapshotWatch, Subscription
+from controller.engine.timers import Due
 from controller.errors import ConfigError, ControllerError, NotReady, StoreError
-from controller.store import Store
+from controller.store import Store, Stored
 from controller.view import Change, View
 from graph.flow import EdgeKey, Flow
 from graph.model import WorkloadRef
@@ -284,8 +285,22 @@ class Worker:
                 field="trust_domain",
                 remedy=f"set trust_domain to {stored.trust_domain!r}, or use another state_dir",
             )
-        sidecars = dict(self.view.sidecars)
-        self._state = await self._aside(State, stored, self._trust_domain, self.settings, self.clock(), sidecars)
+        self._state = await self._aside(self._state_of, stored, self.view, self.clock())
+
+    def _state_of(self, stored: Stored, view: View, now: float) -> State:
+        """The state as it was stored, with what a view shows that is not stored at once.
+
+        An inventory that follows a cluster is in force before it is on disk. The one on disk knows instances that have
+        gone since, and whoever gave us the newer one has no reason to give it again.
+        """
+        ahead = view.inventory.revision > stored.inventory_revision
+        if ahead:
+            inventory = view.inventory
+            stored = replace(stored, inventory=inventory.to_dict(), inventory_revision=inventory.revision)
+        state = State(stored, self._trust_domain, self.settings, now, dict(view.sidecars))
+        if ahead:
+            state.timers.at(now, Due.INVENTORY, "")
+        return state
 
     async def _restore(self) -> None:
         """Throw the working state away. Until it can be loaded again every message is answered with an error."""

@@ -2,10 +2,14 @@
 
 Each part is one line in :class:`Cluster`. :mod:`controller.kube.supervision` keeps them going; the controller serves
 from the state that it stored until they have caught up, and goes on from what it has when the API server is away.
+
+Where nothing is stored, what the custom resources say comes first and the inventory after it: a workload that is known
+before its mode would be pushed the default one, which closes nothing, for as long as the resources can not be read.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +31,11 @@ from controller.kube.settings import KubernetesSettings
 from controller.kube.supervision import Part, Supervised, Supervision
 from controller.kube.trust import TrustDistributor
 from controller.kube.webhook_certificate import WebhookCertificate
+
+log = logging.getLogger("hedgerow.kube")
+
+#: Why the inventory is not taken though all of it was read.
+_NOT_DECLARED = "it waits for the custom resources: no mode and no override is known yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +65,20 @@ def following_of(around: Surroundings) -> Following:
         await around.engine.follow_inventory(inventory, ACTOR)
         around.recheck()
 
-    return Following(around.client, around.settings, around.trust_domain, take, around.shrunk)
+    async def declared() -> None:
+        if not around.engine.view.declared:
+            log.info("the cluster was read; %s", _NOT_DECLARED)
+            await _until_declared(around.engine)
+
+    return Following(around.client, around.settings, around.trust_domain, take, around.shrunk, declared)
+
+
+async def _until_declared(engine: Engine) -> None:
+    """Wait until what the custom resources say is what the engine goes by, or until it ends."""
+    async with engine.subscribe(limit=1) as changes:
+        while not engine.view.declared:
+            if await anext(changes, None) is None:
+                return
 
 
 def trust_of(around: Surroundings) -> TrustDistributor:
@@ -133,7 +155,7 @@ class Cluster:
         figures = self.inventory.figures()
         policies = self.network_policies.problems
         return ClusterState(
-            tuple(_part_state(each, now) for each in self.supervision.parts),
+            tuple(self._part_state(each, now) for each in self.supervision.parts),
             tuple(_watch_state(each, now) for each in self.inventory.reflectors),
             figures.inventories,
             figures.seconds,
@@ -142,10 +164,11 @@ class Cluster:
             self.network_policies.protected,
         )
 
-
-def _part_state(supervised: Supervised, now: float) -> PartState:
-    part = supervised.part
-    return PartState(part.name, part.synced, supervised.failures, supervised.problem, _since(supervised.failed, now))
+    def _part_state(self, supervised: Supervised, now: float) -> PartState:
+        part, problem = supervised.part, supervised.problem
+        if part is self.inventory and self.inventory.listed and not self.surroundings.engine.view.declared:
+            problem = _NOT_DECLARED
+        return PartState(part.name, part.synced, supervised.failures, problem, _since(supervised.failed, now))
 
 
 def _watch_state(reflector: Reflector[Any], now: float) -> WatchState:

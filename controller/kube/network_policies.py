@@ -10,6 +10,8 @@ changed, holds what they should have against what is there, and brings about the
    applied.
 4. What is no longer wanted is deleted; when its workload has left the inventory, only after it has stayed away for a
    while, because a watch that lost sight of a workload must not open it.
+5. What was applied to a namespace, and what a person went back to there, ends with it. The API server is asked which
+   namespace has the name: that the inventory does not show one for a moment says nothing, and neither does the name.
 
 What somebody edits or deletes is put back, and audited; who does so again and again is named, and let be for a while.
 
@@ -29,11 +31,12 @@ from controller.cluster_state import POLICIES
 from controller.compiler import CompileError, compile_policy
 from controller.declarations import NetworkPolicyMode
 from controller.engine import Engine
-from controller.fences import Fence, digest_of
+from controller.fences import NAMESPACE_UID, Fence, digest_of
+from controller.kube.batches import batches, together
 from controller.kube.client import Client, Document
-from controller.kube.errors import KubernetesError
+from controller.kube.errors import KubernetesError, NoSuchObject
 from controller.kube.inventory.problems import Problems
-from controller.kube.kinds import NETWORK_POLICIES
+from controller.kube.kinds import NAMESPACES, NETWORK_POLICIES
 from controller.kube.network_policy_applying import Applier, Failed, Known, workload_of
 from controller.kube.network_policy_plan import (
     DEFAULT_DENY,
@@ -49,6 +52,7 @@ from controller.kube.network_policy_plan import (
 from controller.kube.network_policy_status import Outcome, StatusWriter
 from controller.kube.reflector import Changed, Ledger, Reflector
 from controller.kube.resources.kinds import is_ours
+from controller.kube.resources.reading import moment_of
 from controller.kube.resources.sync import ResourceSync
 from controller.kube.turns import Turns
 from controller.mesh_policy import policy_input
@@ -163,6 +167,17 @@ class NetworkPolicyKeeper:
             del self._known[gone]
         for about in [about for about in self.problems if about.partition("/")[2] not in concerned]:
             self.problems.note(about, "")
+        unseen = sorted(set(view.fences) - concerned - set(view.inventory.namespaces))
+        for batch in batches(unseen):
+            await together(self._forget_if_gone(namespace) for namespace in batch)
+
+    async def _forget_if_gone(self, namespace: str) -> None:
+        try:
+            await self._client.get(NAMESPACES, namespace)
+        except NoSuchObject:
+            await self._engine.network_policies_applied(namespace, (), {})
+        except KubernetesError as error:
+            log.debug("whether namespace %s is there can not be seen: %s", namespace, error)
 
     async def _turn(self, namespace: str) -> None:
         """Do one namespace's part of a round, and say what became of it where people look."""
@@ -200,6 +215,8 @@ class NetworkPolicyKeeper:
             removed = await self._applier.remove(namespace, self._live(namespace))
             if mode is NetworkPolicyMode.OFF:
                 return Outcome(mode, True, "Off", "ours are not there", deleted=removed)
+        elif fence.pinned is not None or known.applied is None:
+            fence = await self._of_today(namespace, known, fence)
         now = self._clock()
         if mode is NetworkPolicyMode.REPORT and known.wanted is not None and now - known.compiled_at < REPORT_PAUSE:
             known.stale = False  # it is only looked at: the next routine round makes it anew
@@ -221,10 +238,25 @@ class NetworkPolicyKeeper:
             return Outcome(mode, False, error.reason, str(error), plan=plan, foreign=foreign, open=wanted.open)
         if fence.pinned is None and wanted.manifests and known.applied is not wanted.manifests:
             manifests = list(wanted.manifests.values())
-            detail = {"created": list(plan.create), "changed": list(plan.change), "deleted": list(plan.delete)}
+            detail: dict[str, Any] = {
+                "created": list(plan.create),
+                "changed": list(plan.change),
+                "deleted": list(plan.delete),
+                NAMESPACE_UID: (await self._client.get(NAMESPACES, namespace))["metadata"]["uid"],
+            }
             fence = await self._engine.network_policies_applied(namespace, manifests, detail)
         known.applied = wanted.manifests
         return _applied(wanted, fence, foreign)
+
+    async def _of_today(self, namespace: str, known: Known, fence: Fence) -> Fence:
+        """What is kept of a namespace, unless that was another one of its name."""
+        if not fence.sets:
+            return fence
+        meta = (await self._client.get(NAMESPACES, namespace))["metadata"]
+        if fence.is_of(meta["uid"], moment_of(meta["creationTimestamp"])):
+            return fence
+        known.applied = {}  # nobody took away what was never there
+        return await self._engine.network_policies_applied(namespace, (), {})
 
     async def _wanted(self, view: View, namespace: str, known: Known, fence: Fence) -> Wanted:
         """:raises CompileError, ValueError: when there is nothing that may be applied"""

@@ -110,7 +110,11 @@ RULES: tuple[Rule, ...] = (
         "what overrides and modes said stays in force when they went with their definition",
         names=(str(ACCESS_OVERRIDES), str(SEGMENTATION_MODES)),
     ),
-    Rule(NAMESPACES, ("get",), "modes and denials stay in force while their namespace ends"),
+    Rule(
+        NAMESPACES,
+        ("get",),
+        "modes and denials stay while their namespace ends; NetworkPolicies that people went back to end with it",
+    ),
     Rule(
         LEARNED_POLICIES,
         ("list", "watch", "create", "patch", "delete"),

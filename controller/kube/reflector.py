@@ -7,7 +7,9 @@
    so no event is lost that happened while nobody watched.
 2. A watch goes on from the last resource version that was seen, of a list, an event or a bookmark. When the server has
    forgotten that version (410), it is listed again.
-3. Of an object we keep what a reader makes of it and nothing else. An event that changes nothing of that changes
+3. An API server that does not know an optional resource has none of it, unless one behind the same address had some:
+   while a cluster is updated they are of two versions, and what was read stays.
+4. Of an object we keep what a reader makes of it and nothing else. An event that changes nothing of that changes
    nothing. An object that can not be read is as good as not there, is counted, and stops nothing.
 """
 
@@ -155,7 +157,7 @@ class Reflector[T]:
     """A :class:`~controller.kube.supervision.Part` that keeps a ledger current.
 
     :param changed: called with every group of changes, at once after the ledger holds them
-    :param optional: an API server that does not know the resource has none of it
+    :param optional: an API server that does not know the resource has none of it, where none of it was seen before
     :param clock: seconds; only differences count
     :ivar heard: when the API server last said anything of them; ``watching`` when the present watch began
     """
@@ -188,9 +190,16 @@ class Reflector[T]:
                 if self.ledger.counts.events == seen:
                     raise
                 seen = self.ledger.counts.events
-            except NoSuchResource:
+            except NoSuchResource as error:
                 if not self.optional:
                     raise
+                if self.ledger.items:
+                    raise NoSuchResource(
+                        f"{error.problem}, though it had; what was read of them stays",
+                        status=error.status,
+                        reason=error.reason,
+                        remedy="let all API servers behind this address be of one version",
+                    ) from error
                 self._settled(self._nothing())
                 await asyncio.sleep(OPTIONAL_PAUSE)
 

@@ -33,9 +33,9 @@ def server(apiserver: ApiServer) -> ApiServer:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def run(apiserver: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
-    """A controller on the cluster."""
-    kubernetes = KubernetesSettings(kubeconfig=apiserver.kubeconfig)
+async def run(server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
+    """A controller on the cluster. Without the custom resources one that knows nothing yet takes no inventory."""
+    kubernetes = KubernetesSettings(kubeconfig=server.kubeconfig)
     async with running(tmp_path_factory.mktemp("controller"), inventory=None, kubernetes=kubernetes) as made:
         yield made
 

@@ -47,12 +47,12 @@ def programs(apiserver: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def run(
-    apiserver: ApiServer, programs: tuple[Settings, InjectionSettings], tmp_path_factory: pytest.TempPathFactory
+    server: ApiServer, programs: tuple[Settings, InjectionSettings], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Running]:
     """A controller on the cluster, with the chart's section of it."""
     said = programs[0].kubernetes
     assert said is not None
-    kubernetes = replace(said, kubeconfig=apiserver.kubeconfig)
+    kubernetes = replace(said, kubeconfig=server.kubeconfig)
     folder = tmp_path_factory.mktemp("controller")
     async with running(folder, inventory=None, kubernetes=kubernetes, web_hosts=("mesh.example",)) as made:
         yield made

@@ -39,7 +39,7 @@ async def test_an_edge_ripens_by_time_alone_and_reaches_both_ends_policies(tmp_p
         assert list(engine.view.rules) == [f"learned/{KEY}"]
         rule = engine.view.rules[f"learned/{KEY}"]
         after = {ref: snapshot.version for ref, snapshot in engine.view.snapshots.items()}
-        assert after == {FRONT: before[FRONT] + 1, CART: before[CART] + 1, REDIS: before[REDIS]}
+        assert after == {FRONT: int(clock.now), CART: int(clock.now), REDIS: before[REDIS]}
         for ref in (FRONT, CART):
             assert rule.id in {each.id for each in engine.view.snapshots[ref].rules}
             assert engine.view.snapshots[ref].issued_at == clock.now
@@ -109,7 +109,7 @@ async def test_an_edge_goes_stale_retires_and_is_forgotten(tmp_path: Path, clock
         await engine.tick()
         assert engine.view.edges[KEY].state is EdgeState.RETIRED
         assert len(engine.view.rules) == 0
-        assert engine.view.snapshots[CART].version == learned + 1
+        assert engine.view.snapshots[CART].version == int(clock.now) > learned
         clock.now = seen + 2 * gate.retire_after
         async with engine.subscribe() as changes:
             await engine.tick()

@@ -71,7 +71,7 @@ async def test_an_override_that_ended_while_nobody_ran_ends_at_the_start(tmp_pat
     clock.now += 3600
     async with running(tmp_path, clock) as engine:
         assert made.id not in engine.view.rules
-        assert versions(engine.view)[FRONT] == held + 1
+        assert versions(engine.view)[FRONT] == int(clock.now) > held
         actions = [entry.action for entry in (await engine.audit()).entries]
         assert actions.count("override.expire") == 1
 

@@ -3,7 +3,7 @@
 Rules:
 
 1. Nothing is put together before everything was listed: half a cluster is no inventory. What the store kept is in force
-   until then, and while the API server is away.
+   until then, and while the API server is away. Nor is anything before the engine may have it (``permitted``).
 2. What changes within :attr:`~controller.kube.settings.KubernetesSettings.coalesce` seconds goes into one inventory.
 3. When the engine refuses one, the next change brings the next; the one before stays.
 """
@@ -82,12 +82,17 @@ class Figures:
     problems: tuple[str, ...]
 
 
+async def _at_once() -> None:
+    """Nothing is waited for."""
+
+
 class Following:
     """Makes the parts. Its own part is the one that puts together.
 
     :param take: gives an inventory to the engine
     :param shrunk: told, when half of the objects or more were gone for a while and memory was given back, which part is
         left of the most that there were
+    :param permitted: waits until the engine may be given an inventory; asked before each is put together
     """
 
     name = "inventory"
@@ -99,9 +104,11 @@ class Following:
         trust_domain: str,
         take: Callable[[Inventory], Awaitable[object]],
         shrunk: Callable[[float], None] = lambda _: None,
+        permitted: Callable[[], Awaitable[object]] = _at_once,
     ) -> None:
         self._take = take
         self._shrunk = shrunk
+        self._permitted = permitted
         self._coalesce = settings.coalesce
         self._assembly = Assembly(trust_domain, settings.cluster_networks)
         self._changed = asyncio.Event()
@@ -135,6 +142,11 @@ class Following:
         """Whether the engine has an inventory of this run."""
         return self._taken
 
+    @property
+    def listed(self) -> bool:
+        """Whether everything that an inventory is made from was read once."""
+        return all(each.synced for each in self.reflectors)
+
     def _note(self, follow: Callable[[list[Changed[Any]]], None], changes: list[Changed[Any]]) -> None:
         follow(changes)
         self._changed.set()
@@ -145,8 +157,10 @@ class Following:
             while True:
                 await self._changed.wait()
                 self._changed.clear()
-                if all(each.synced for each in self.reflectors):
+                if self.listed:
                     try:
+                        await self._permitted()
+                        self._changed.clear()  # what came meanwhile is in it
                         await self._put_together()
                     except BaseException:
                         self._changed.set()  # what was built is still to be taken

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -14,6 +16,7 @@ from controller.kube.client import Page, WatchEvent
 from controller.kube.errors import Expired, NoSuchResource, Unreachable
 from controller.kube.kinds import PODS
 from controller.kube.reflector import Changed, Ledger, Reflector, Unreadable
+from controller.kube.supervision import Supervision
 
 A, B, C = ("ns", "a"), ("ns", "b"), ("ns", "c")
 
@@ -256,5 +259,44 @@ async def test_a_resource_that_is_not_there_is_an_error_unless_it_is_optional():
         await settled.wait()
     assert reflector.synced
     assert not task.done(), "it asks again much later"
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_an_api_server_of_another_version_takes_nothing_of_an_optional_resource_away(caplog):
+    """Two behind one address, while the cluster is updated: the older does not know what the newer has."""
+    missing = NoSuchResource("list things: the API server has no such resource", status=404)
+    reflector, seen = reflecting(
+        [page("10", thing(A, "one"))], [missing], [missing], [Expired("too old", status=410)], [missing], optional=True
+    )
+    task = asyncio.create_task(Supervision([reflector], time.monotonic, Random(1)).run())
+    async with asyncio.timeout(15):
+        await reflector.client.idle.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert reflector.client.asked == ["list", "watch 10", "watch 10", "watch 10", "list", "list"], "and soon"
+    assert reflector.ledger.items == {A: "one"}
+    assert seen == [Changed(A, None, "one")]
+    assert reflector.synced
+    (said,) = [each.getMessage() for each in caplog.records]
+    assert "what was read of them stays; let all API servers behind this address be of one version" in said
+
+
+async def test_an_optional_resource_that_is_empty_is_asked_for_as_rarely_as_one_that_is_not_there():
+    told = []
+    settled = asyncio.Event()
+
+    def changed(changes):
+        told.append(changes)
+        if len(told) == 2:
+            settled.set()
+
+    server = Server([page("10")], [NoSuchResource("none")])
+    reflector = Reflector(server, PODS, Ledger(read), changed, optional=True)
+    task = asyncio.create_task(reflector.run())
+    async with asyncio.timeout(10):
+        await settled.wait()
+    assert told == [[], []]
+    assert not task.done()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

@@ -16,7 +16,7 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from graph.model import Mode
@@ -46,8 +46,8 @@ from sidecar.observer import Inside, Observer
 from sidecar.path_settings import data_plane_settings, socket_address
 from sidecar.policy_client import Followers, PolicyClient
 from sidecar.readiness import ReadinessServer
-from sidecar.settings import Settings
-from sidecar.state import StateDirectory
+from sidecar.settings import Settings, Unsynced
+from sidecar.state import SNAPSHOT, StateDirectory
 from sidecar.takeover import Offer, Takeover, take_over
 from sidecar.telemetry import TelemetryClient
 
@@ -130,6 +130,9 @@ class Sidecar:
 
     def _join(self, state: StateDirectory, agent: CertificateAgent, credentials: CredentialStore) -> Mesh:
         """Make what needs a certificate."""
+        if state.stamp(SNAPSHOT) is not None and self._settings.unsynced is not Unsynced.DENY:
+            # a policy was received before, whether or not it can be used now
+            self._settings = replace(self._settings, unsynced=Unsynced.DENY)
         settings, clock = self._settings, self._clock
         call_later = asyncio.get_running_loop().call_later
         inspecting = settings.inspect.egress.hosts

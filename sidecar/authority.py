@@ -6,7 +6,8 @@ The governing rules:
    leaves out rules that can not match.
 2. Before the first snapshot the configured default holds, as a snapshot of version 0 without rules: enforcement, or
    learning where the settings say so. Never a silent allow.
-3. A decision is made once for as long as it holds: until a new snapshot, or the next expiry of a rule by the clock.
+3. A decision is made once for as long as it holds: until a new snapshot, or while the clock is between two expiries of
+   rules. The clock may be set, back too: what had expired is then in force again.
 4. A rule's expiry changes verdicts without any message: at that moment subscribers are told.
 """
 
@@ -33,6 +34,11 @@ MAX_DECISIONS = 4096
 
 #: The longest sleep before an expiry is looked at again, seconds: the wall clock may be set meanwhile.
 MAX_TIMER = 60.0
+
+
+#: From when (inclusive) until when the same rules of a snapshot have expired, seconds since the epoch.
+type _Span = tuple[float, float]
+_NEVER: _Span = (math.inf, -math.inf)
 
 
 class Timer(Protocol):
@@ -76,7 +82,8 @@ class PolicyAuthority:
         self._by_port: dict[int, Snapshot] = {}
         self._openings: dict[tuple[bool, Peer, int], tuple[Decision, bool]] = {}
         self._operations: dict[tuple[bool, Peer, int, str], Decision] = {}
-        self._holds_until = 0.0  # until then nothing but a new snapshot changes a decision
+        #: from when until when nothing but a new snapshot changes a decision, and what subscribers know of that
+        self._holds = self._told = _NEVER
         self._protocols: dict[int, str] = {}
         self._inspected: frozenset[tuple[str, int]] = frozenset()
         self._subscribers: list[Callable[[], None]] = []
@@ -106,7 +113,7 @@ class PolicyAuthority:
 
     def operation(self, peer: Peer, port: int, operation: str, *, outbound: bool = False) -> Decision:
         now = self._clock()
-        if now >= self._holds_until:
+        if not self._holds[0] <= now < self._holds[1]:
             self._forget(now)
         key = (outbound, peer, port, operation)
         decision = self._operations.get(key)
@@ -138,10 +145,12 @@ class PolicyAuthority:
         """Put a snapshot in force. The caller has verified that it is authentic, ours and not older."""
         self._snapshot = snapshot
         self._by_port = {}
-        self._forget(self._clock())
+        now = self._clock()
+        self._forget(now)
         self._protocols = dict(snapshot.protocols)
         self._inspected = frozenset((one.host, one.port) for one in self.inspected)
-        self._arm()
+        self._told = self._holds
+        self._arm(now)
         self._tell()
 
     def close(self) -> None:
@@ -152,7 +161,7 @@ class PolicyAuthority:
 
     def _admit(self, direction: Direction, peer: Peer, port: int) -> tuple[Decision, bool]:
         now = self._clock()
-        if now >= self._holds_until:
+        if not self._holds[0] <= now < self._holds[1]:
             self._forget(now)
         key = (direction is Direction.INBOUND, peer, port)
         answer = self._openings.get(key)
@@ -167,11 +176,20 @@ class PolicyAuthority:
         return (peer, self._self) if direction is Direction.INBOUND else (self._self, peer)
 
     def _forget(self, now: float) -> None:
-        """Drop decisions that were made under another snapshot, or before a rule expired."""
+        """Drop decisions that were made under another snapshot, or while other rules had expired."""
         self._openings.clear()
         self._operations.clear()
-        coming = [rule.expires_at for rule in self._snapshot.rules if rule.expires_at and not rule.expired(now)]
-        self._holds_until = min(coming, default=math.inf)
+        self._holds = self._span(now)
+
+    def _span(self, now: float) -> _Span:
+        past, coming = -math.inf, math.inf
+        for rule in self._snapshot.rules:
+            if rule.expires_at:
+                if rule.expired(now):
+                    past = max(past, rule.expires_at)
+                else:
+                    coming = min(coming, rule.expires_at)
+        return past, coming
 
     def _for(self, port: int) -> Snapshot:
         """The snapshot, as far as it can matter to ``port``."""
@@ -185,20 +203,20 @@ class PolicyAuthority:
                 snapshot = self._by_port[port] = replace(snapshot, rules=rules)
         return snapshot
 
-    def _arm(self) -> None:
+    def _arm(self, now: float) -> None:
+        """Look again at the next expiry, and every now and then while there is any, past or coming."""
         self.close()
-        now = self._clock()
-        coming = [rule.expires_at for rule in self._snapshot.rules if rule.expires_at and not rule.expired(now)]
-        if coming:
-            delay = min(max(min(coming) - now, 0.0), MAX_TIMER)
-            due = min(coming)
-            self._timer = self._call_later(delay, lambda: self._expire(due))
+        past, coming = self._span(now)
+        if (past, coming) != (-math.inf, math.inf):
+            self._timer = self._call_later(min(coming - now, MAX_TIMER), self._look)
 
-    def _expire(self, due: float) -> None:
+    def _look(self) -> None:
         self._timer = None
-        expired = self._clock() >= due
-        self._arm()
-        if expired:
+        now = self._clock()
+        span = self._span(now)
+        self._arm(now)
+        if span != self._told:
+            self._told = span
             self._tell()
 
     def _tell(self) -> None:

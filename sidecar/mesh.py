@@ -111,6 +111,7 @@ class Mesh:
     async def start(self) -> None:
         """Take connections."""
         parts = self._parts
+        parts.policy.restore_newer()  # whoever ran before us may have been told more meanwhile
         if parts.dns is not None:
             await parts.dns.start()
             self._begin("names", parts.dns.upkeep)

@@ -5,6 +5,8 @@ The governing rules:
 1. What may be put in force is said by :mod:`sidecar.snapshots`.
 2. To disk, then in force, then acknowledged, so that no restart falls back behind what the controller was told. In
    force means everywhere: where other processes judge by it too, each of them has verified it before any applies it.
+   What comes while another process takes over from us is written before it is told to go on, and what comes after that
+   is not acknowledged: the controller tells the other one.
 3. A bad snapshot changes nothing: it is refused with the reason and the last good one stays.
 """
 
@@ -75,12 +77,19 @@ class PolicyClient:
         self._boot_id = boot_id
         self._software = software
         self._clock = clock
+        self._stamp: tuple[int, int] | None = None  # of the stored snapshot, when we looked last
         self.connected = False
         self.last_rejection = ""
         """Why the controller's newest snapshot is not in force, for people; empty when it is."""
 
+    def restore_newer(self) -> None:
+        """Put the stored snapshot in force, if another one was stored since we looked."""
+        if self._state.stamp(SNAPSHOT) != self._stamp:
+            self.restore()
+
     def restore(self) -> bool:
         """Put the stored snapshot in force, if there is a good one."""
+        self._stamp = self._state.stamp(SNAPSHOT)
         try:
             data = self._state.read_checked(SNAPSHOT)
             if data is None:
@@ -99,12 +108,9 @@ class PolicyClient:
     async def follow(self) -> None:
         """Put in force what the process that has taken over from us stores, until cancelled. The controller should not
         hear of us any more: for it, there is one sidecar of an instance."""
-        stamp = None
+        self._stamp = None
         while True:
-            now = self._state.stamp(SNAPSHOT)
-            if now != stamp:
-                stamp = now
-                self.restore()
+            self.restore_newer()
             await asyncio.sleep(FOLLOW_INTERVAL)
 
     async def session(self, session: Session) -> None:
@@ -121,7 +127,9 @@ class PolicyClient:
         async def take(push: pb.PolicyPush) -> None:
             session.established()
             self.connected = True
-            answers.put_nowait(await self._take(push))
+            answer = await self._take(push)
+            if not self._state.abandoned:
+                answers.put_nowait(answer)
 
         try:
             await converse(call, answer(), take)

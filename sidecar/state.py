@@ -141,6 +141,21 @@ class StateDirectory:
             self._abandoned = True
             self._kept = {}
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether the directory is another's, so that nothing of ours is written any more."""
+        return self._abandoned
+
+    def release(self, name: str) -> None:
+        """Write one file that was held back, though the rest is not: whoever takes over is to find it.
+
+        :raises StateError: when that failed
+        """
+        with self._writing:
+            data = self._kept.pop(name, None)
+            if data is not None:
+                self._write(name, data)
+
     def stamp(self, name: str) -> tuple[int, int] | None:
         """Changes whenever a file is replaced; None when there is none."""
         try:

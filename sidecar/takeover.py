@@ -37,7 +37,7 @@ from typing import Final
 
 from sidecar.dataplane.sockets import Address, Inherited
 from sidecar.errors import StateError
-from sidecar.state import LOCK, StateDirectory
+from sidecar.state import LOCK, SNAPSHOT, StateDirectory
 
 log = logging.getLogger(__name__)
 
@@ -178,6 +178,8 @@ class Offer:
         try:
             _send_all(peer, {"state": 1}, [self._state.lock])
             _check(await _receive(peer), "ready")
+            # the controller was told that this holds, and the new one read what was there before
+            await asyncio.to_thread(self._state.release, SNAPSHOT)
             _send_all(peer, {"yours": 1}, [])
             self._gone = True
         finally:

@@ -239,7 +239,8 @@ class Replies(Exchange):
         self._state = OVER
         self._app = None
         self._record.bytes_sent -= len(held)  # counted again when it is passed on
-        relay = UpgradedRelay(site, self._connection, self._port, head.operation, client, app)
+        operation = "" if head.unclear else head.operation  # whatever a rule speaks of may be meant by it
+        relay = UpgradedRelay(site, self._connection, self._port, operation, client, app)
         rest = data[len(got.raw) :]
         if rest:
             relay.received(app, memoryview(rest))

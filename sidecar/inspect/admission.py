@@ -101,9 +101,14 @@ class Admission:
 
     def _is_doubtful(self, request: http.Request, head: RequestHead | None, exchange: Exchange) -> bool:
         """Whether rules by operation hold, and somebody could see another operation in it."""
-        if not self._by_operation:
-            return False
-        return head.unclear != "" if head is not None else not is_clear(request, exchange.operation)
+        return self._by_operation and _is_unclear(request, head, exchange)
+
+    def _upgrade_of(self, stream: Stream) -> str:
+        """The operation of a request that asked for another protocol; empty, so that it is denied whatever a rule
+        denies, where somebody could see another one in it."""
+        exchange, request = stream.exchange, stream.flow.request
+        assert exchange is not None
+        return "" if _is_unclear(request, self._head_of(request), exchange) else exchange.operation
 
     def _ask(self, operation: str) -> Decision:
         return self._hub.judge(self._peer, self._port, operation, outbound=self._outbound)
@@ -179,10 +184,9 @@ class Admission:
                 denied.append(stream)
             elif self._is_doubtful(request, head, exchange):
                 denied.append(stream)
-        if self._upgraded is not None and self._upgraded.exchange is not None and not denied:
-            operation = self._upgraded.exchange.operation
-            if not self._ask(operation).allowed:
-                denied.append(self._upgraded)
+        upgraded = self._upgraded
+        if upgraded is not None and not denied and not self._ask(self._upgrade_of(upgraded)).allowed:
+            denied.append(upgraded)
         return denied
 
     def unreadable(self, why: str) -> None:
@@ -192,6 +196,11 @@ class Admission:
         source = self.record.source_identity or self.record.source.address
         text = "a request of %s to port %d was refused for its form: %s"
         self._lane.context.fabric.complaints.say(logging.WARNING, text, source, self._port, why)
+
+
+def _is_unclear(request: http.Request, head: RequestHead | None, exchange: Exchange) -> bool:
+    """Whether somebody could see another operation in it."""
+    return head.unclear != "" if head is not None else not is_clear(request, exchange.operation)
 
 
 def overridden(request: http.Request) -> bool:

@@ -305,8 +305,7 @@ class Judge(Admission):
     def handed_on(self) -> tuple[str, MessageWatcher | None]:
         """The connection goes on without us: under which operation, and who watches its messages."""
         assert self._upgraded is not None
-        assert self._upgraded.exchange is not None
-        return self._upgraded.exchange.operation, self._messages
+        return self._upgrade_of(self._upgraded), self._messages
 
     def _websocket_message(self, flow: http.HTTPFlow) -> bool:
         assert self._addons is not None

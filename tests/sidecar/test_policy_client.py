@@ -232,6 +232,8 @@ async def test_a_full_disk_does_not_keep_a_new_policy_out(controller, joined, pa
     authority, client = parts
 
     class FullDisk:
+        abandoned = False
+
         def write_checked(self, name, payload):
             raise StateError(f"{name} can not be written: No space left on device")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sidecar.http.fakes import Bench
+from graph.model import Verdict
+from tests.sidecar.http.fakes import Bench, allow
 from tests.sidecar.http.requests import OK, forwarded, pooled, request, serve
 
 
@@ -191,3 +192,18 @@ def test_a_connection_that_knew_its_client_takes_it_along():
     serve(bench.app)
     bench.app.finish()
     assert client.did_end
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [(b"/%61dmin", ()), (b"/other", (b"X-Original-URL: /admin",)), (b"/admin", ())],
+    ids=["path", "header", "plain"],
+)
+def test_an_open_upgrade_is_ended_by_a_deny_that_may_mean_it(path, more):
+    bench = Bench(allow())
+    client = bench.client()
+    client.feed(request(path, b"Connection: Upgrade", b"Upgrade: websocket", *more))
+    bench.app.feed(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+    assert not client.was_reset
+    bench.policy.change(allow("WEBSOCKET /admin", rule="static/deny", effect=Verdict.DENY), allow())
+    assert client.was_reset

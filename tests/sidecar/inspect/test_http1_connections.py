@@ -330,6 +330,18 @@ async def test_a_policy_that_denies_an_open_websocket_ends_it(world):
     assert c.client.was_reset
 
 
+@pytest.mark.parametrize("first", ["GET /%61dmin", "GET /admin\r\nX-Original-URL: /chat"], ids=["path", "header"])
+async def test_an_open_websocket_whose_path_is_unclear_is_ended_by_a_deny_that_may_mean_it(world, first):
+    line, _, more = first.partition("\r\n")
+    w = world(rule())
+    c = w.connect()
+    c.client.give(head(line, WEBSOCKET + (more.encode() + b"\r\n" if more else b"")))
+    c.application.give(SWITCHED)
+    assert not c.client.was_reset
+    w.policy(rule("WEBSOCKET /admin", effect=Verdict.DENY, name="deny"), rule())
+    assert c.client.was_reset
+
+
 async def test_an_upgrade_that_nobody_asked_for_is_no_response(world):
     w = world(rule())
     c = w.connect()

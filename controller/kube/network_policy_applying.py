@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from controller.compiler.networkpolicy import WORKLOAD_ANNOTATION
+from controller.compiler.reading import select
 from controller.engine import Engine
 from controller.kube.batches import batches, together
 from controller.kube.client import FIELD_MANAGER, Client, Document
 from controller.kube.errors import Conflicting, NoSuchObject, Refused
-from controller.kube.kinds import NETWORK_POLICIES
+from controller.kube.kinds import NETWORK_POLICIES, PODS
 from controller.kube.network_policy_plan import (
     DEFAULT_DENY,
     Manifest,
@@ -36,6 +37,8 @@ log = logging.getLogger("hedgerow.kube.network-policies")
 BATCH_PAUSE = 0.25
 #: So many repairs of one object within so many seconds are a fight, and we leave it be for as long again.
 REPAIRS, REPAIR_SECONDS = 5, 600.0
+#: Pods that have ended are let through to nobody.
+_RUNNING = "status.phase!=Succeeded,status.phase!=Failed"
 
 _SELECTOR = ",".join(f"{key}={value}" for key, value in OURS.items())
 
@@ -193,6 +196,10 @@ class Applier:
                 raise Failed("Altered", f"{name} is not what was applied: does an admission webhook change it?")
 
     async def _prune(self, known: Known, documents: Iterable[Document], view: View) -> None:
+        """Delete what is not wanted: at once where its workload is there, else after a while, and not before every pod
+        that it selects is gone or somebody's. Pods outlive their owners, and a controller that was started meanwhile
+        does not know whose they were: without their policy they would be open.
+        """
         now = self._clock()
         due = []
         names = set()
@@ -200,8 +207,13 @@ class Applier:
             name = document["metadata"]["name"]
             names.add(name)
             since = known.gone_since.setdefault(name, now)
-            if _known(document, view) or now - since >= self._gone:
+            if _known(document, view):
                 due.append(document)
+            elif now - since >= self._gone:
+                if await self._holds_somebody(document, view):
+                    known.gone_since[name] = now  # so that it is asked no more often
+                else:
+                    due.append(document)
         for name in set(known.gone_since) - names:
             del known.gone_since[name]
         for batch in batches(due):
@@ -209,6 +221,22 @@ class Applier:
             await asyncio.sleep(BATCH_PAUSE)
         if names and len(due) < len(names):
             asyncio.get_running_loop().call_later(self._gone, self._wake)
+
+    async def _holds_somebody(self, document: Document, view: View) -> bool:
+        """Whether it selects a pod that runs and of which the inventory does not know whose it is. (Those of a workload
+        are as that is set, also where it has the labels of the one that is gone.)
+        """
+        namespace, selector = document["metadata"]["namespace"], document["spec"].get("podSelector") or {}
+        labels = ",".join(f"{key}={value}" for key, value in sorted((selector.get("matchLabels") or {}).items()))
+        async for page in self._client.pages(PODS, namespace, labels=labels, fields=_RUNNING):
+            for pod in page.items:
+                meta = pod["metadata"]
+                known = view.inventory.instances.get(f"{namespace}/{meta['name']}")
+                theirs = known is not None and known.uid == meta["uid"]
+                reached = not (pod.get("spec") or {}).get("hostNetwork")
+                if reached and not theirs and select(selector, meta.get("labels") or {}):
+                    return True
+        return False
 
     async def remove(self, namespace: str, live: Mapping[str, Document]) -> int:
         """Take all of ours out, what denies the rest before anything else."""

@@ -2,6 +2,10 @@
 
 :mod:`~controller.kube.inventory.owners` says it of one pod; this keeps it of all. Every change answers with the names
 of which something may be different now, and no others: the rest need not be looked at again.
+
+What is kept of a pod is also what was found of it before, for when its owners go
+(:func:`~controller.kube.inventory.owners.gone_on`). It is forgotten with the pod, when another pod has its name, and
+when it does not hold any more: it never comes back.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from dataclasses import dataclass
 
 from controller.kube.inventory.addresses import AddressBook
 from controller.kube.inventory.objects import OwnerFacts, PodFacts
-from controller.kube.inventory.owners import Attribution, OwnerKey, Top, attribute, rank
+from controller.kube.inventory.owners import Attribution, OwnerKey, Top, attribute, gone_on, rank
 from controller.kube.inventory.problems import Problems
 from controller.kube.inventory.reading import Shared
 from controller.kube.reflector import Changed, Key
@@ -58,12 +62,14 @@ class Membership:
         concerned: set[WorkloadRef] = set()
         for each in changes:
             concerned |= self._named(self._book.put(each.key, each.before, each.after))
+            before = self._pods.get(each.key)
             if each.after is None:
                 self._pods.pop(each.key, None)
             else:
                 self._pods[each.key] = each.after
-            concerned |= self._attribute(each.key)
-        return concerned
+            same = before is not None and each.after is not None and before.uid == each.after.uid
+            concerned |= self._attribute(each.key, anew=not same)
+        return self._given_up(concerned)
 
     def owners(self, changes: Iterable[Changed[OwnerFacts]]) -> set[WorkloadRef]:
         """Follow owners. :return: the names that it concerns"""
@@ -82,11 +88,34 @@ class Membership:
             for pod in tuple(self._below.get(key, ())):
                 concerned |= self._attribute(pod)
             concerned.add(WorkloadRef(facts.namespace, facts.name))
+        return self._given_up(concerned)
+
+    def _given_up(self, concerned: set[WorkloadRef]) -> set[WorkloadRef]:
+        """Where somebody else has a name by now, judge the pods anew that only went on having it.
+
+        Without this they would have it again, or for the first time, when the other goes.
+
+        :return: all names that are concerned then
+        """
+        due = set(concerned)
+        while due:
+            tops = self._tops.get(due.pop(), set())
+            for top in self._ranked(tops)[1:] if len(tops) > 1 else ():
+                for key in [each for each in self._members.get(top, ()) if self._attributions[each].kept]:
+                    others = self._attribute(key, anew=True)
+                    due |= others
+                    concerned |= others
         return concerned
 
-    def _attribute(self, key: Key) -> set[WorkloadRef]:
+    def _attribute(self, key: Key, *, anew: bool = False) -> set[WorkloadRef]:
+        """:param anew: nothing that was found earlier counts"""
         before, pod = self._attributions.get(key), self._pods.get(key)
-        after = _ATTRIBUTIONS.one(attribute(pod, self._owners)) if pod is not None else None
+        after: Attribution | None = None
+        if pod is not None:
+            found = attribute(pod, self._owners)
+            if before is not None and not anew:
+                found = gone_on(pod, before, found, self._owners)
+            after = _ATTRIBUTIONS.one(found)
         for owner in before.through if before is not None else ():
             below = self._below[owner]
             below.discard(key)
@@ -148,7 +177,7 @@ class Membership:
         tops = self._tops.get(ref)
         if not tops:
             return None
-        first, *others = sorted(tops, key=self._rank) if len(tops) > 1 else tops
+        first, *others = self._ranked(tops)
         problem = ""
         if others:
             kinds = ", ".join(sorted({each.kind for each in others}))
@@ -159,11 +188,26 @@ class Membership:
         pods = {key: self._pods[key] for key in sorted(self._members.get(first, ()))}
         return Holding(first, self._object_of(first), pods, problem)
 
-    def _rank(self, top: Top) -> tuple[bool, str, bool, str]:
-        owner = self._owners.get((top.kind, top.ref.namespace, top.ref.name))
-        created = owner.created if owner is not None and owner.uid == top.uid else ""
-        first = min((self._pods[key].created for key in self._members.get(top, ())), default="")
-        return rank(top, created or first, first)
+    def _ranked(self, tops: set[Top]) -> list[Top]:
+        """The first one has the name. An owner that is gone gives way to one that is there, as it does to its own
+        successor, and not to a pod alone, which would be too easily made.
+        """
+        if len(tops) < 2:
+            return list(tops)
+        made = any(self._made(top) for top in tops)
+
+        def order(top: Top) -> tuple[bool, bool, str, bool, str]:
+            owner = self._made(top)
+            first = min((self._pods[key].created for key in self._members.get(top, ())), default="")
+            gives_way = made and owner is None and top.kind != "Pod"
+            return rank(top, owner.created or first if owner is not None else first, first, gives_way=gives_way)
+
+        return sorted(tops, key=order)
+
+    def _made(self, top: Top) -> OwnerFacts | None:
+        """The object of an owner, while that very one is there."""
+        owner = self._object_of(top)
+        return owner if owner is not None and owner.uid == top.uid else None
 
     def _object_of(self, top: Top) -> OwnerFacts | None:
         return self._owners.get((top.kind, top.ref.namespace, top.ref.name)) if top.followed else None

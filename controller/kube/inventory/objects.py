@@ -88,6 +88,7 @@ class OwnerFacts:
 
     :param template: None where metadata alone is known
     :param selector: which pods can be its own; None where that is not known
+    :param ending: somebody deleted it, and it waits for what it owns, or for what it owns to be let go
     """
 
     kind: str
@@ -99,6 +100,7 @@ class OwnerFacts:
     template: Template | None = None
     selector: LabelSelector | None = None
     schedule: str = ""
+    ending: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +207,12 @@ def pod(document: Object) -> PodFacts:
         template(document),
         _pod_addresses(status),
         any(text(each, "type") == "Ready" and text(each, "status") == "True" for each in parts(status, "conditions")),
-        metadata.get("deletionTimestamp") is not None,
+        _ending(metadata),
     )
+
+
+def _ending(metadata: Object) -> bool:
+    return metadata.get("deletionTimestamp") is not None
 
 
 def _pod_addresses(status: Object) -> tuple[str, ...]:
@@ -282,6 +288,7 @@ def owner_of_kind(kind: str) -> Any:
             template(part(jobs, "template")) if jobs else None,
             LabelSelector.read(part(spec, "selector")) if kind != "CronJob" and "selector" in spec else None,
             word(spec, "schedule") if kind == "CronJob" else "",
+            _ending(metadata),
         )
 
     return read
@@ -299,6 +306,7 @@ def bare_owner_of_kind(kind: str) -> Any:
             needed(metadata, "uid"),
             text(metadata, "creationTimestamp"),
             owner(metadata),
+            ending=_ending(metadata),
         )
 
     return read

@@ -143,6 +143,17 @@ class Cluster:
     def build(self):
         return self.assembly.build()
 
+    def kept(self):
+        """The pods that go on being whose they were, though their owners do not say so now."""
+        return {key for key, found in self.assembly._membership._attributions.items() if found.kept}
+
+    def hear_anew_of_kept(self):
+        """Have the assembly forget of them what it can not see now."""
+        for key in self.kept():
+            facts = self.held["Pod", *key]
+            self._tell(("Pod", *key), None)
+            self._tell(("Pod", *key), facts)
+
     def anew(self):
         """The inventory as an assembly makes it that hears of everything at once, in another order."""
         fresh = Assembly(TRUST_DOMAIN)

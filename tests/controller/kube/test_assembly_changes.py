@@ -123,6 +123,9 @@ def test_change_by_change_it_is_what_it_is_at_once_and_what_is_stored_can_be_rea
             for key, facts in cluster.held.items()
         ):  # the API server gives no cluster IP twice
             cluster.put(step)
+    stored = cluster.build()
+    assert inventory_of(stored.to_dict(), TRUST_DOMAIN) == stored
+    cluster.hear_anew_of_kept()  # what was found of them earlier, nobody can see now
     built = cluster.build()
     anew, problems = cluster.anew()
     assert built == anew

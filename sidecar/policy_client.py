@@ -3,8 +3,9 @@
 The governing rules:
 
 1. What may be put in force is said by :mod:`sidecar.snapshots`.
-2. To disk, then in force, then acknowledged, so that no restart falls back behind what the controller was told. In
-   force means everywhere: where other processes judge by it too, each of them has verified it before any applies it.
+2. In force, then to disk, then acknowledged: no disk stands between a denial and those whom it denies, and no restart
+   falls back behind what the controller was told. In force means everywhere: where other processes judge by it too,
+   each of them has verified it before any applies it.
    What comes while another process takes over from us is written before it is told to go on, and what comes after that
    is not acknowledged: the controller tells the other one.
 3. A bad snapshot changes nothing: it is refused with the reason and the last good one stays.
@@ -149,14 +150,14 @@ class PolicyClient:
             log.error("policy version %d stays in force, a pushed one is refused: %s", self._authority.version, error)
             nack = pb.PolicyNack(nonce=push.nonce, version=self._authority.version, error=str(error)[:MAX_ERROR])
             return pb.PolicyRequest(nack=nack)
-        try:
-            await asyncio.to_thread(self._state.write_checked, SNAPSHOT, data)
-        except StateError as error:
-            # a full disk must not keep a new deny out; only a restart without the controller would fall back
-            log.error("policy version %d is in force and will not survive a restart: %s", snapshot.version, error)
         self._authority.apply(snapshot)
         if self._followers is not None:
             await self._followers.commit()
         self.last_rejection = ""
         log.info("policy version %d of %s in force, %d rules", snapshot.version, snapshot.workload, len(snapshot.rules))
+        try:
+            await asyncio.to_thread(self._state.write_checked, SNAPSHOT, data)
+        except StateError as error:
+            # only a restart without the controller would fall back
+            log.error("policy version %d is in force and will not survive a restart: %s", snapshot.version, error)
         return pb.PolicyRequest(ack=pb.PolicyAck(nonce=push.nonce, version=snapshot.version))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from dataclasses import replace
 
@@ -37,21 +38,30 @@ async def parts(joined):
     authority.close()
 
 
-async def test_a_pushed_snapshot_is_stored_then_applied_then_acknowledged(controller, joined, parts):
+async def test_a_pushed_snapshot_is_applied_then_stored_then_acknowledged(controller, joined, parts, monkeypatch):
     authority, client = parts
-    stored_when_applied = []
-    authority.subscribe(lambda: stored_when_applied.append(joined.state.read_checked(SNAPSHOT) is not None))
+    stored, goes_on = [], threading.Event()
+    real = joined.state.write_checked
+
+    def write(name, payload):
+        stored.append(name)
+        goes_on.wait(30)  # a disk that hangs
+        real(name, payload)
+
+    monkeypatch.setattr(joined.state, "write_checked", write)
     controller.push(snapshot(7, FRONT))
     async with running(joined.link.keep("policy", client.session)):
-        await until(lambda: controller.watchers and controller.watchers[0].acks)
+        await until(lambda: stored)
+        watcher = controller.watchers[0]
+        assert (authority.version, authority.snapshot.rules) == (7, (FRONT,)), "in force, whatever the disk does"
+        assert watcher.acks == []
+        goes_on.set()
+        await until(lambda: watcher.acks)
         assert client.connected
-    watcher = controller.watchers[0]
+        assert joined.state.read_checked(SNAPSHOT) is not None
     assert watcher.hello.held_version == 0
     assert watcher.hello.boot_id == "boot"
     assert [(ack.nonce, ack.version) for ack in watcher.acks] == [("1", 7)]
-    assert stored_when_applied == [True]
-    assert authority.version == 7
-    assert authority.snapshot.rules == (FRONT,)
 
 
 def tampered_payload(controller):
@@ -154,7 +164,7 @@ async def test_a_bad_snapshot_is_refused_with_the_reason_and_the_last_good_one_s
     authority, client = parts
     controller.push(snapshot(5, FRONT))
     async with running(joined.link.keep("policy", client.session)):
-        await until(lambda: authority.version == 5)
+        await until(lambda: controller.watchers and controller.watchers[0].acks)
         held, stored = authority.snapshot, joined.state.read(SNAPSHOT)
         controller.push(make(controller))
         watcher = controller.watchers[0]

@@ -157,6 +157,7 @@ class Mesh:
         parts = self._parts
         for name in list(self._tasks):
             await self._end(name)
+        await parts.policy.stored()
         if parts.dns is not None:
             await parts.dns.stop()
         await parts.path.stop()

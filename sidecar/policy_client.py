@@ -4,8 +4,9 @@ The governing rules:
 
 1. What may be put in force is said by :mod:`sidecar.snapshots`.
 2. In force, then to disk, then acknowledged: no disk stands between a denial and those whom it denies, and no restart
-   falls back behind what the controller was told. In force means everywhere: where other processes judge by it too,
-   each of them has verified it before any applies it.
+   falls back behind what the controller was told, unless the disk fails or takes longer than :data:`STORE_WAIT`. In
+   force means everywhere: where other processes judge by it too, each of them has verified it before any applies it.
+   What is in force is written also when the watch that brought it has ended; what is newer, last.
    What comes while another process takes over from us is written before it is told to go on, and what comes after that
    is not acknowledged: the controller tells the other one.
 3. A bad snapshot changes nothing: it is refused with the reason and the last good one stays.
@@ -15,7 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from google.protobuf.message import DecodeError as ProtobufDecodeError
@@ -34,6 +37,8 @@ log = logging.getLogger(__name__)
 MAX_ERROR = 500
 #: Seconds between two looks at what our successor stores.
 FOLLOW_INTERVAL = 0.2
+#: Seconds that an acknowledgement waits for the disk: the controller pushes nothing newer before it.
+STORE_WAIT = 2.0
 
 
 class Followers(Protocol):
@@ -79,6 +84,9 @@ class PolicyClient:
         self._software = software
         self._clock = clock
         self._stamp: tuple[int, int] | None = None  # of the stored snapshot, when we looked last
+        self._unstored: deque[bytes] = deque(maxlen=1)  # what is in force and not on disk yet
+        self._storing: asyncio.Future[None] | None = None
+        self._disk = ThreadPoolExecutor(1, "policy")  # one at a time, and nobody else waits behind a disk that hangs
         self.connected = False
         self.last_rejection = ""
         """Why the controller's newest snapshot is not in force, for people; empty when it is."""
@@ -137,6 +145,13 @@ class PolicyClient:
         finally:
             self.connected = False
 
+    async def stored(self) -> bool:
+        """Wait until what is in force is on disk or failed to be; whether it is so before :data:`STORE_WAIT`."""
+        if self._storing is None:
+            return True
+        done, _ = await asyncio.wait([self._storing], timeout=STORE_WAIT)
+        return bool(done)
+
     async def _take(self, push: pb.PolicyPush) -> pb.PolicyRequest:
         """Put a pushed snapshot in force, or not; returns what to answer."""
         signed = push.snapshot
@@ -155,9 +170,27 @@ class PolicyClient:
             await self._followers.commit()
         self.last_rejection = ""
         log.info("policy version %d of %s in force, %d rules", snapshot.version, snapshot.workload, len(snapshot.rules))
-        try:
-            await asyncio.to_thread(self._state.write_checked, SNAPSHOT, data)
-        except StateError as error:
-            # only a restart without the controller would fall back
-            log.error("policy version %d is in force and will not survive a restart: %s", snapshot.version, error)
+        await self._store(data, snapshot.version)
         return pb.PolicyRequest(ack=pb.PolicyAck(nonce=push.nonce, version=snapshot.version))
+
+    async def _store(self, data: bytes, version: int) -> None:
+        """Have it written; returns when it is, or when the disk takes too long."""
+        self._unstored.append(data)
+        self._storing = asyncio.get_running_loop().run_in_executor(self._disk, self._write)
+        self._storing.add_done_callback(_stored)
+        if not await self.stored():
+            log.error("policy version %d is in force and not stored yet: the disk of state_dir hangs", version)
+
+    def _write(self) -> None:
+        """Store the newest, unless whoever was asked before us has."""
+        try:
+            data = self._unstored.pop()
+        except IndexError:
+            return
+        self._state.write_checked(SNAPSHOT, data)
+
+
+def _stored(storing: asyncio.Future[None]) -> None:
+    if not storing.cancelled() and (error := storing.exception()):
+        # only a restart without the controller would fall back
+        log.error("the policy that is in force will not survive a restart: %s", error)

@@ -38,30 +38,82 @@ async def parts(joined):
     authority.close()
 
 
-async def test_a_pushed_snapshot_is_applied_then_stored_then_acknowledged(controller, joined, parts, monkeypatch):
+@pytest.fixture
+def disk(joined, monkeypatch):
+    return HangingDisk(joined.state, monkeypatch)
+
+
+class HangingDisk:
+    """Writes nothing more until :attr:`goes_on` is set."""
+
+    def __init__(self, state, monkeypatch) -> None:
+        self.asked = []
+        self.goes_on = threading.Event()
+        self._real = state.write_checked
+        monkeypatch.setattr(state, "write_checked", self._write)
+
+    def _write(self, name, payload):
+        self.asked.append(name)
+        assert self.goes_on.wait(30)
+        self._real(name, payload)
+
+
+def acked(controller):
+    return [ack.version for watcher in controller.watchers for ack in watcher.acks]
+
+
+async def test_a_pushed_snapshot_is_applied_then_stored_then_acknowledged(controller, joined, parts, disk):
     authority, client = parts
-    stored, goes_on = [], threading.Event()
-    real = joined.state.write_checked
-
-    def write(name, payload):
-        stored.append(name)
-        goes_on.wait(30)  # a disk that hangs
-        real(name, payload)
-
-    monkeypatch.setattr(joined.state, "write_checked", write)
     controller.push(snapshot(7, FRONT))
     async with running(joined.link.keep("policy", client.session)):
-        await until(lambda: stored)
+        await until(lambda: disk.asked)
         watcher = controller.watchers[0]
         assert (authority.version, authority.snapshot.rules) == (7, (FRONT,)), "in force, whatever the disk does"
         assert watcher.acks == []
-        goes_on.set()
+        disk.goes_on.set()
         await until(lambda: watcher.acks)
         assert client.connected
         assert joined.state.read_checked(SNAPSHOT) is not None
     assert watcher.hello.held_version == 0
     assert watcher.hello.boot_id == "boot"
     assert [(ack.nonce, ack.version) for ack in watcher.acks] == [("1", 7)]
+
+
+async def test_a_disk_that_hangs_keeps_no_later_policy_out(controller, joined, parts, disk, monkeypatch, caplog):
+    monkeypatch.setattr("sidecar.policy_client.STORE_WAIT", 0.01)
+    authority, client = parts
+    async with running(joined.link.keep("policy", client.session)):
+        for version in (5, 6, 7):
+            controller.push(snapshot(version, FRONT))
+            await until(lambda version=version: version in acked(controller))
+            assert authority.version == version
+        assert "hangs" in caplog.text
+        assert disk.asked == [SNAPSHOT], "one write at a time"
+        disk.goes_on.set()
+        await until(lambda: len(disk.asked) == 2)
+        monkeypatch.setattr("sidecar.policy_client.STORE_WAIT", 20)
+        assert await client.stored()
+    assert disk.asked == [SNAPSHOT, SNAPSHOT], "the newest, and none between"
+    restarted, again = client_of(joined)
+    assert again.restore()
+    assert restarted.version == 7
+
+
+async def test_what_is_in_force_is_stored_though_the_watch_has_ended(controller, joined, parts, disk, monkeypatch):
+    monkeypatch.setattr("sidecar.policy_client.STORE_WAIT", 20)
+    authority, client = parts
+    controller.push(snapshot(5))
+    async with running(joined.link.keep("policy", client.session)):
+        await until(lambda: disk.asked)
+    controller.push(snapshot(6))
+    async with running(joined.link.keep("policy", client.session)):
+        await until(lambda: authority.version == 6)
+    assert acked(controller) == []
+    disk.goes_on.set()
+    assert await client.stored()
+    restarted, again = client_of(joined)
+    assert again.restore()
+    assert restarted.version == 6
 
 
 def tampered_payload(controller):
@@ -194,7 +246,7 @@ async def test_a_restart_without_the_controller_uses_the_stored_snapshot(control
     authority, client = parts
     controller.push(snapshot(5, FRONT))
     async with running(joined.link.keep("policy", client.session)):
-        await until(lambda: authority.version == 5)
+        await until(lambda: 5 in acked(controller))
     await controller.stop()
     restarted, again = client_of(joined)
     assert restarted.version == 0
@@ -203,10 +255,10 @@ async def test_a_restart_without_the_controller_uses_the_stored_snapshot(control
 
 
 async def test_the_stored_snapshot_outlives_every_certificate_of_a_workload(controller, joined, parts):
-    authority, client = parts
+    _, client = parts
     controller.push(snapshot(5, FRONT))
     async with running(joined.link.keep("policy", client.session)):
-        await until(lambda: authority.version == 5)
+        await until(lambda: 5 in acked(controller))
     restarted, again = client_of(joined)
     again._clock = lambda: joined.credentials.not_after + 3600
     assert again.restore()
@@ -215,10 +267,10 @@ async def test_the_stored_snapshot_outlives_every_certificate_of_a_workload(cont
 
 @pytest.mark.parametrize("position", [0, 20, 60, 200, -1])
 async def test_a_damaged_stored_snapshot_is_not_used(controller, joined, parts, position, caplog):
-    authority, client = parts
+    _, client = parts
     controller.push(snapshot(5, FRONT))
     async with running(joined.link.keep("policy", client.session)):
-        await until(lambda: authority.version == 5)
+        await until(lambda: 5 in acked(controller))
     path = joined.settings.state_dir / SNAPSHOT
     data = bytearray(path.read_bytes())
     data[position] ^= 0x20

@@ -55,7 +55,8 @@ async def test_a_policy_that_comes_while_another_process_starts_is_the_other_one
         # whoever has handed over acknowledges no more
         await until(lambda: replaced)
         controller.push(snapshot(7))
-        await until(lambda: old.version == 7)
+        controller.push(snapshot(8))
+        await until(lambda: old.version == 8)
     assert 7 not in acknowledged(controller)
     later, later_client = client_of(joined, state)
     later_client.restore()

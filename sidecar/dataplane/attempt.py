@@ -180,6 +180,9 @@ class Attempt:
         host = ""
         if destination.outside and self._sock is not None:
             host = await self._egress.host(self._sock, self._target)
+        if destination.outside:  # what was answered since; a change from here on finds us in the register
+            destination = self._fabric.directory.cached(self._target.host, self._target.port) or destination
+            host = host if destination.outside else ""
         untrusted = False
         self._destination = destination
         while (endpoint := await self._next(destination, untrusted)) is not None:

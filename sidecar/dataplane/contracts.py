@@ -70,6 +70,9 @@ class Directory(Protocol):
         :raises sidecar.errors.Unresolved: when it did not answer in time; nothing is known, so nothing is allowed
         """
 
+    def subscribe(self, told: Callable[[str, int, Destination | None], None]) -> None:
+        """Have ``told`` called with every address, port and answer that is new, and None when it is watched no more."""
+
 
 class Credentials(Protocol):
     """The certificate in force, as TLS contexts. A context is never changed; a renewal makes new ones.

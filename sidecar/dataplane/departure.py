@@ -19,7 +19,7 @@ from graph.directory import Destination, Endpoint
 from graph.model import Peer
 from sidecar.dataplane.elsewhere import Elsewhere
 from sidecar.dataplane.fabric import Fabric, peer_of
-from sidecar.dataplane.live import Connection
+from sidecar.dataplane.live import Connection, Connections
 from sidecar.dataplane.sockets import Address
 from sidecar.dataplane.stream import Stream
 from sidecar.dataplane.tunnel import Tunnel
@@ -69,6 +69,17 @@ def destination_peer(destination: Destination, endpoint: Endpoint | None, target
         if peer is not None and peer.workload in (None, workload):
             return peer if peer.workload else replace(peer, workload=workload)
     return Peer(workload, workload.namespace if workload is not None else "", address=address, host=host)
+
+
+def judge_known(connections: Connections, address: str, port: int, destination: Destination | None) -> None:
+    """Judge connections again that were made to an address before the directory knew whose it is.
+
+    :param destination: what it says now; None: nothing
+    """
+    if destination is not None and not destination.outside and connections.strange(address, port):
+        target = Address(address, port)
+        peers = [destination_peer(destination, endpoint, target) for endpoint in destination.endpoints or (None,)]
+        connections.known(address, port, peers)
 
 
 @lru_cache(maxsize=4096)

@@ -5,14 +5,15 @@ Rules:
 1. Register first, then judge. A change of policy between the two finds the connection and ends it.
 2. What a change denies is ended with a reset, at once.
 3. What carries nothing for too long is ended with a reset; what has ended in one direction, with a limit of its own.
-4. The flow sink hears ``opened`` once for every connection and ``closed`` once for every one that was not refused.
+4. Who was a stranger and turns out to be of the inventory is judged as who it is, from then on.
+5. The flow sink hears ``opened`` once for every connection and ``closed`` once for every one that was not refused.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from graph.model import Direction, Peer, Verdict
 from graph.policy import Decision, Reason
@@ -75,6 +76,10 @@ class Connection:
     @property
     def allowed(self) -> bool:
         return self.record.decision.allowed and not self.record.closed
+
+    def regrouped(self, key: _Key, group: set[Connection]) -> None:
+        """It is judged by ``key`` from now on. What its record says of the peer was reported and stays."""
+        self._key, self._group = key, group
 
     def owned_by(self, end: Callable[[], None]) -> None:
         """Have ``end`` called, instead of the present owner's, when the policy ends this connection."""
@@ -174,7 +179,7 @@ class Connections:
     :param half_closed_idle: as in :class:`~sidecar.dataplane.settings.DataPlaneSettings`
     """
 
-    __slots__ = ("_authority", "_empty", "_groups", "count", "flows", "guards", "half_closed")
+    __slots__ = ("_authority", "_empty", "_groups", "_strangers", "count", "flows", "guards", "half_closed")
 
     def __init__(
         self, authority: Authority, flows: FlowSink, half_closed_idle: float = 0.0, guards: Guards | None = None
@@ -184,6 +189,8 @@ class Connections:
         self.guards = guards if guards is not None else Guards(DataPlaneSettings())
         self.half_closed: HalfClosed[Connection] = HalfClosed(half_closed_idle, self._half_closed_ended, self._soon)
         self._groups: dict[_Key, set[Connection]] = {}
+        # by the address and port of those whom our application has called and nobody knew
+        self._strangers: dict[tuple[str, int], set[_Key]] = {}
         self._empty: list[Callable[[], None]] = []
         #: How many there are.
         self.count = 0
@@ -198,9 +205,7 @@ class Connections:
         outbound = record.direction is Direction.OUTBOUND
         key = (record.direction, record.destination if outbound else record.source, record.port)
         record.decision = UNDECIDED
-        group = self._groups.get(key)
-        if group is None:
-            group = self._groups[key] = set()
+        group = self._groups.get(key) or self._begin_group(key)
         connection = Connection(self, key, group, record, end)
         group.add(connection)
         self.count += 1
@@ -214,9 +219,7 @@ class Connections:
 
     def remove(self, key: _Key, group: set[Connection], connection: Connection) -> None:
         """Take a connection out of its group; its end is reported."""
-        group.remove(connection)
-        if not group:
-            del self._groups[key]
+        self._take_out(key, group, connection)
         self.count -= 1
         if not self.count and self._empty:
             waiting, self._empty = self._empty, []
@@ -242,6 +245,29 @@ class Connections:
                 elif connection.allowed:
                     connection.record.decision = decision
 
+    def strange(self, address: str, port: int) -> bool:
+        """Whether our application has a connection to this address that was made when nobody knew whose it is."""
+        return (address, port) in self._strangers
+
+    def known(self, address: str, port: int, peers: Sequence[Peer]) -> None:
+        """An address is known now: judge the connections to it again that were made when it was not.
+
+        :param peers: who may answer there; where that is more than one workload, nobody knows whom a connection has
+            reached, and it ends
+        """
+        workloads = {peer.workload for peer in peers}
+        if workloads == {None}:
+            return
+        certain = len(workloads) == 1 and all(self._ask((Direction.OUTBOUND, peer, port)).allowed for peer in peers)
+        for key in tuple(self._strangers.get((address, port), ())):
+            for connection in tuple(self._groups.get(key, ())):
+                if connection.record.closed:
+                    continue
+                if certain and not connection.by_operation:  # operations were judged as a stranger's
+                    self._regroup(connection, key, (Direction.OUTBOUND, peers[0], port))
+                else:
+                    connection.end()
+
     def end_idle(self, looks: int) -> int:
         """End every connection that has carried nothing since this was called ``looks`` times before, one by one.
 
@@ -260,6 +286,31 @@ class Connections:
         for group in list(self._groups.values()):
             for connection in list(group):
                 connection.end()
+
+    def _begin_group(self, key: _Key) -> set[Connection]:
+        group = self._groups[key] = set()
+        direction, peer, port = key
+        if direction is Direction.OUTBOUND and peer.workload is None:
+            self._strangers.setdefault((peer.address, port), set()).add(key)
+        return group
+
+    def _take_out(self, key: _Key, group: set[Connection], connection: Connection) -> None:
+        group.remove(connection)
+        if group:
+            return
+        del self._groups[key]
+        direction, peer, port = key
+        if direction is Direction.OUTBOUND and peer.workload is None:
+            keys = self._strangers[peer.address, port]
+            keys.remove(key)
+            if not keys:
+                del self._strangers[peer.address, port]
+
+    def _regroup(self, connection: Connection, before: _Key, key: _Key) -> None:
+        self._take_out(before, self._groups[before], connection)
+        group = self._groups.get(key) or self._begin_group(key)
+        group.add(connection)
+        connection.regrouped(key, group)
 
     def _soon(self, call: Callable[[], None]) -> None:
         self.guards.soon(call)

@@ -17,6 +17,7 @@ from sidecar.dataplane import sockets
 from sidecar.dataplane.balance import Balancer
 from sidecar.dataplane.complaints import Complaints
 from sidecar.dataplane.contracts import Authority, Credentials, Directory, FlowSink, Names, NoNames, NoTaps, Taps
+from sidecar.dataplane.departure import judge_known
 from sidecar.dataplane.detect import Detection
 from sidecar.dataplane.fabric import Acceptor, Fabric
 from sidecar.dataplane.guards import Counters, Guards, Measured
@@ -81,6 +82,7 @@ class DataPlane:
             taps=taps or NoTaps(),
             names=names or NoNames(),
         )
+        directory.subscribe(partial(judge_known, self._fabric.connections))
         self._pool = Pool(self._fabric)
         self._outbound = Outbound(self._fabric, self._pool)
         self._inbound = Inbound(self._fabric, proved)

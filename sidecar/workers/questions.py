@@ -5,7 +5,7 @@ The governing rules:
 1. What a worker holds is what the directory says now: it gets the answer that holds when it is sent, and is entered
    for changes in the same moment.
 2. Names go with every answer about an address outside the mesh, and such an answer is for one connection
-   (:mod:`sidecar.workers.remote`).
+   (:mod:`sidecar.workers.remote`). That it is not outside any more is told all the same.
 3. What a worker uses is given back when it dies.
 """
 
@@ -156,9 +156,10 @@ class Questions:
             worker.send(Kind.ANSWER, {**head, "error": "the answer can not be passed on"})
             return
         outside = destination.outside and self._names is not None
-        keep = held is not None and key[0] == address and not outside
-        if keep and address not in self._own:
+        watched = held is not None and key[0] == address
+        if watched and address not in self._own:
             self._watching.setdefault(key, {})[worker] = None
+        keep = watched and not outside
         names = list(self._names.bound(address)) if outside and self._names is not None else []
         worker.send(Kind.ANSWER, {**head, "names": names, "keep": keep}, (data,))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 from google.protobuf.message import DecodeError as ProtobufDecodeError
@@ -92,6 +92,7 @@ class RemoteDirectory:
         self._known: OrderedDict[Key, Destination] = OrderedDict()  # the lately used last
         self._used: dict[Key, None] = {}
         self._waiting: dict[Key, asyncio.Future[Destination]] = {}
+        self._told: list[Callable[[str, int, Destination | None], None]] = []
 
     @property
     def entries(self) -> int:
@@ -122,6 +123,9 @@ class RemoteDirectory:
                 del self._waiting[key]
             raise Unresolved(f"{address}:{port}: no answer within {self._timeout:g} s") from None
 
+    def subscribe(self, told: Callable[[str, int, Destination | None], None]) -> None:
+        self._told.append(told)
+
     # what the supervisor says
 
     def answered(self, frame: Frame) -> None:
@@ -135,6 +139,7 @@ class RemoteDirectory:
         self._names.told(key[0], _names(frame))
         if destination is not None and frame.head.get("keep") is True:
             self._keep(key, destination)
+            self._tell(key, destination)
         answer = self._waiting.pop(key, None)
         if answer is None or answer.done():
             return
@@ -152,13 +157,18 @@ class RemoteDirectory:
         key = (destination.address, destination.port)
         if key in self._known:
             self._known[key] = destination
+        elif not destination.outside:  # a connection to it, when it was, may be about to begin
+            self._keep(key, destination)
+        self._tell(key, destination)
 
     def forgotten(self, frame: Frame) -> None:
         """FORGET: it is not watched any more.
 
         :raises Broken: when it is none
         """
-        self._known.pop(place(frame), None)
+        key = place(frame)
+        self._known.pop(key, None)
+        self._tell(key, None)
 
     def tell_uses(self) -> None:
         """Say what was used since the last time."""
@@ -172,6 +182,10 @@ class RemoteDirectory:
             return destination_from_message(message, self._known.get((message.address, message.port)))
         except (DecodeError, ProtobufDecodeError) as error:
             raise Broken(f"no destination: {error}") from None
+
+    def _tell(self, key: Key, destination: Destination | None) -> None:
+        for told in self._told:
+            told(*key, destination)
 
     def _keep(self, key: Key, destination: Destination) -> None:
         self._known[key] = destination

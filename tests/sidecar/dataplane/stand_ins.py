@@ -81,6 +81,15 @@ class HeldDirectory:
     def __init__(self, destinations: Iterable[Destination] = ()) -> None:
         self.known = {(destination.address, destination.port): destination for destination in destinations}
         self._asked: set[tuple[str, int]] = set()
+        self._told: list[Callable[[str, int, Destination | None], None]] = []
+
+    def subscribe(self, told: Callable[[str, int, Destination | None], None]) -> None:
+        self._told.append(told)
+
+    def change(self, destination: Destination) -> None:
+        self.known[destination.address, destination.port] = destination
+        for told in self._told:
+            told(destination.address, destination.port, destination)
 
     def cached(self, address: str, port: int) -> Destination | None:
         return self.known.get((address, port)) if (address, port) in self._asked else None

@@ -189,3 +189,59 @@ def test_the_limit_of_half_closed_connections_can_be_off():
     connection, _, loop = enter_limited(0.0)
     connection.half_closed(loop)
     assert not loop.timers
+
+
+def call(register, address="10.0.0.9", port=443, workload=None):
+    ended = []
+    peer = Peer(workload, address=address)
+    made = new_record(Direction.OUTBOUND, Peer(CART), peer, port)
+    return register.judge(made, lambda connection: (ended.append(True), connection.finish())), ended
+
+
+def denied(workload):
+    to = Selector(namespace=workload.namespace, workload=workload.name)
+    return Rule("d", Selector(), to, effect=Verdict.DENY, origin=Origin.OVERRIDE)
+
+
+BACK_AT = Peer(WorkloadRef("shop", "back"), address="10.0.0.9")
+OTHER_AT = Peer(WorkloadRef("shop", "other"), address="10.0.0.9")
+
+
+def test_who_turns_out_to_be_denied_is_ended_and_nobody_else_is():
+    register, _, _ = make(denied(BACK_AT.workload), mode=Mode.LEARN)
+    connection, ended = call(register)
+    others = [call(register, port=80)[1], call(register, "10.0.0.8")[1], call(register, workload=OTHER_AT.workload)[1]]
+    register.known("10.0.0.9", 443, [Peer(address="10.0.0.9")])  # still nobody
+    assert connection.allowed
+    register.known("10.0.0.9", 443, [BACK_AT])
+    assert ended == [True]
+    assert not register.strange("10.0.0.9", 443)
+    assert others == [[], [], []]
+    assert register.count == 3
+
+
+def test_who_turns_out_to_be_allowed_is_judged_as_such_from_then_on():
+    register, policy, flows = make(mode=Mode.LEARN)
+    connections = [call(register) for _ in range(2)]
+    register.known("10.0.0.9", 443, [BACK_AT])
+    assert not register.strange("10.0.0.9", 443)
+    register.known("10.0.0.9", 443, [OTHER_AT])  # somebody else has the address by now; whom we reach has not changed
+    policy.apply(snapshot(denied(OTHER_AT.workload), mode=Mode.LEARN))
+    assert [ended for _, ended in connections] == [[], []]
+    connections[0][0].finish()
+    policy.apply(snapshot(denied(BACK_AT.workload), mode=Mode.LEARN))
+    assert [ended for _, ended in connections] == [[], [True]]
+    assert register.count == 0
+    assert {record.destination for record in flows.closed_records} == {Peer(address="10.0.0.9")}, "as it was reported"
+    assert call(register)[0].allowed
+
+
+def test_one_of_several_is_ended_and_so_is_one_that_was_judged_by_operation():
+    register, _, _ = make(mode=Mode.LEARN)
+    _, ended = call(register)
+    register.known("10.0.0.9", 443, [BACK_AT, OTHER_AT])
+    assert ended == [True]
+    connection, ended = call(register)
+    connection.by_operation = True
+    register.known("10.0.0.9", 443, [BACK_AT])
+    assert ended == [True]

@@ -161,6 +161,21 @@ async def test_names_come_with_every_answer_about_an_address_outside(controller,
     assert controller.asked == [(OUTSIDE, 443)]
 
 
+async def test_that_an_address_is_not_outside_any_more_is_told(controller, setting):
+    """Also between an answer and the connection for which it was asked."""
+    controller.answer(Destination(OUTSIDE, 443))
+    worker = setting.worker()
+    heard = []
+    worker.directory.subscribe(lambda *told: heard.append(told))
+    assert (await worker.directory.resolve(OUTSIDE, 443)).outside
+    assert worker.directory.cached(OUTSIDE, 443) is None
+    known = Destination(OUTSIDE, 443, workload=WORKLOAD)
+    controller.answer(known)
+    await until(lambda: heard)
+    assert worker.directory.cached(OUTSIDE, 443) == known
+    assert heard == [(OUTSIDE, 443, known)]
+
+
 async def test_without_a_dns_proxy_an_address_outside_is_kept(joined, controller):
     directory = DirectoryClient(WORKLOAD, INSTANCE, (ADDRESS,), joined.state, time.monotonic)
     questions = Questions(directory, None, frozenset())

@@ -63,6 +63,9 @@ class Nobody:
     def cached(self, address, port):
         return None
 
+    def subscribe(self, told):
+        pass
+
     async def resolve(self, address, port) -> Destination:
         raise Unresolved("nobody is known here")
 

@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -21,6 +22,8 @@ from sidecar.dataplane.contracts import Authority, FlowSink, Record
 from sidecar.dataplane.guards import Budget, Guards
 from sidecar.dataplane.half_closed import HalfClosed
 from sidecar.dataplane.settings import DataPlaneSettings
+
+_log = logging.getLogger("sidecar.dataplane")
 
 type _Key = tuple[Direction, Peer, int]
 
@@ -236,12 +239,16 @@ class Connections:
     def check_all(self) -> None:
         """Judge every connection again: end those that are denied now, and note of the others what allows them now."""
         for key, group in list(self._groups.items()):
-            opening = self._ask(key)
-            unknown = self._ask_unknown(key, opening)
+            try:
+                opening = self._ask(key)
+                unknown = self._ask_unknown(key, opening)
+            except Exception:
+                _log.exception("a fault of ours while connections were judged again, which end; please report it")
+                opening = unknown = UNDECIDED
             for connection in list(group):
                 decision = opening if connection.by_operation else unknown
                 if not decision.allowed:
-                    connection.end()
+                    _end(connection)
                 elif connection.allowed:
                     connection.record.decision = decision
 
@@ -266,7 +273,7 @@ class Connections:
                 if certain and not connection.by_operation:  # operations were judged as a stranger's
                     self._regroup(connection, key, (Direction.OUTBOUND, peers[0], port))
                 else:
-                    connection.end()
+                    _end(connection)
 
     def end_idle(self, looks: int) -> int:
         """End every connection that has carried nothing since this was called ``looks`` times before, one by one.
@@ -285,7 +292,7 @@ class Connections:
         """End every connection with a reset."""
         for group in list(self._groups.values()):
             for connection in list(group):
-                connection.end()
+                _end(connection)
 
     def _begin_group(self, key: _Key) -> set[Connection]:
         group = self._groups[key] = set()
@@ -347,6 +354,14 @@ def report_refused(flows: FlowSink, record: Record) -> None:
     """Report a connection that was refused before there was anything to judge."""
     record.closed = True
     flows.opened(record)
+
+
+def _end(connection: Connection) -> None:
+    """End one of several: a fault at one of them is not the others'."""
+    try:
+        connection.end()
+    except Exception:
+        _log.exception("a fault of ours at the end of a connection; please report it")
 
 
 def _nothing() -> None:

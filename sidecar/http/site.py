@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,6 +28,8 @@ from sidecar.http.operation import OTHER
 from sidecar.http.pool import Pool
 from sidecar.http.rewrite import Identifiers
 from sidecar.http.settings import DEFAULTS, HttpSettings
+
+_log = logging.getLogger(__name__)
 
 
 class Watched(Protocol):
@@ -138,7 +141,10 @@ class HttpSite:
         self.epoch += 1
         self._verdicts.clear()
         for watched in list(self._watched):
-            watched.judge_again()
+            try:
+                watched.judge_again()
+            except Exception:  # one lane's fault must not keep a new deny from the others
+                _log.exception("a fault in the http lane; please report it")
 
     # connections
 

@@ -245,3 +245,35 @@ def test_one_of_several_is_ended_and_so_is_one_that_was_judged_by_operation():
     connection.by_operation = True
     register.known("10.0.0.9", 443, [BACK_AT])
     assert ended == [True]
+
+
+def test_a_fault_at_the_end_of_one_keeps_none_of_the_others(caplog):
+    register, policy, _ = make(rule())
+    ended = []
+
+    def broken(connection):
+        ended.append(connection)
+        raise ValueError("a fault")
+
+    connections = [register.judge(record(), broken) for _ in range(3)]
+    policy.apply(snapshot())
+    assert set(ended) == set(connections)
+    assert "a fault of ours at the end of a connection" in caplog.text
+    register.end_all()
+    assert len(ended) == 6
+
+
+def test_what_can_not_be_judged_any_more_ends(caplog):
+    register, policy, _ = make(mode=Mode.LEARN)
+    connections = [enter(register), enter(register, BACK)]
+    real = policy.inbound
+
+    def inbound(peer, port):
+        if peer == FRONT:
+            raise ValueError("a fault")
+        return real(peer, port)
+
+    policy.inbound = inbound
+    policy.apply(snapshot(mode=Mode.LEARN))
+    assert [ended for _, ended in connections] == [[True], []]
+    assert "please report it" in caplog.text

@@ -293,3 +293,20 @@ def test_names_are_bounded_in_reports_and_not_for_rules():
         "GET /word-c",
         *["GET /{other}"] * 4,
     ]
+
+
+def test_a_fault_of_one_lane_does_not_keep_a_new_policy_from_the_others(caplog):
+    bench = Bench()
+    told = []
+
+    class Broken:
+        def judge_again(self):
+            told.append(self)
+            raise ValueError("a fault")
+
+    broken = [Broken(), Broken()]
+    for each in broken:
+        bench.site.watch(each, 80)
+    bench.policy.change()
+    assert set(told) == set(broken)
+    assert "a fault in the http lane" in caplog.text

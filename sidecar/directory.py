@@ -253,7 +253,10 @@ class DirectoryClient:
 
     def _tell(self, key: Key, destination: Destination | None) -> None:
         for told in self._told:
-            told(*key, destination)
+            try:
+                told(*key, destination)
+            except Exception:  # one subscriber's fault must not keep the answer from the others, nor end the watch
+                log.exception("a subscriber failed on an answer of the directory")
 
     def _watch(self, key: Key) -> _Entry:
         stored = self._stored.get(key) if self._away else None

@@ -8,7 +8,8 @@ Rules:
 1. What is looked at is the handshake that a lease goes by (:attr:`sidecar.dataplane.lease.Lease.latest`), as if it were
    made now; one whose certificate has ended since as of the moment when it was made. So a pair that has proved itself
    again under the new roots keeps what it began under the old ones.
-2. Who can not be asked again, because nothing was kept of what he showed, is not trusted any more.
+2. Who can not be asked again, because nothing was kept of what he showed, or by a fault of ours, is not trusted any
+   more.
 3. Each look is a step among other work. A second round finds those whose handshake was under way at the first.
 """
 
@@ -24,6 +25,8 @@ from sidecar.dataplane.complaints import Complaints
 from sidecar.dataplane.contracts import Credentials
 from sidecar.dataplane.lease import Lease, Proof
 from sidecar.dataplane.reactor import Reactor
+
+_log = logging.getLogger("sidecar.dataplane")
 
 
 class Proved(Protocol):
@@ -71,12 +74,25 @@ class Standing:
 
     def _steps(self, proved: list[Proved]) -> Iterator[None]:
         for one in proved:
-            lease = one.lease
-            if lease is not None and (why := self._doubt(lease.latest)):
-                who = f"{lease.proof.peer.spiffe_id} at {lease.proof.place}"
-                self._complaints.say(logging.WARNING, "%s is not trusted any more: %s", who, why)
-                one.abort("its certificate is not trusted any more")
+            try:
+                self._ask(one)
+            except Exception:  # a fault at one of them is not the others'
+                _log.exception("a fault of ours at the end of who is not trusted any more; please report it")
             yield
+
+    def _ask(self, one: Proved) -> None:
+        lease = one.lease
+        if lease is None:
+            return
+        try:
+            why = self._doubt(lease.latest)
+        except Exception:
+            _log.exception("a fault of ours while somebody was asked again, who is not believed then; please report it")
+            why = "it can not be checked"
+        if why:
+            who = f"{lease.proof.peer.spiffe_id} at {lease.proof.place}"
+            self._complaints.say(logging.WARNING, "%s is not trusted any more: %s", who, why)
+            one.abort("its certificate is not trusted any more")
 
     def _doubt(self, proof: Proof) -> str:
         """Why what was shown there is not believed now; empty: it is."""

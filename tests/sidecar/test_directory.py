@@ -364,6 +364,23 @@ def service(number, **changes):
     )
 
 
+async def test_a_subscriber_that_fails_keeps_an_answer_from_nobody(controller, joined, caplog):
+    controller.answer(service(1))
+    client = client_of(joined, resolve_timeout=10)
+    told = []
+
+    def broken(*_):
+        raise ValueError("a fault")
+
+    client.subscribe(broken)
+    client.subscribe(lambda *answer: told.append(answer))
+    async with keeping(joined, client):
+        assert await client.resolve("10.77.0.1", 443) == service(1)
+        assert client.connected
+    assert told == [("10.77.0.1", 443, service(1))]
+    assert "a subscriber failed on an answer" in caplog.text
+
+
 async def test_what_is_in_use_is_what_has_tunnels_and_was_used_last(controller, joined):
     other_mesh, outside = service(3, transport=Transport.MTLS), Destination("192.0.2.7", 25)
     for one in (service(1), service(2), other_mesh):

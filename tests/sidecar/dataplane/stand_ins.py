@@ -128,6 +128,7 @@ class HeldCredentials:
     ) -> None:
         self.identity = identity
         self.leaf = chain_der[0]
+        self.chain_der = tuple(chain_der)
         self.instance = instance_of(chain_der[0])
         self.not_after = not_after
         self._bundle = bundle

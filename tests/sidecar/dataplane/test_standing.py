@@ -155,33 +155,76 @@ async def test_one_of_whom_nothing_was_kept_is_not_believed(world, mesh, monkeyp
     await dropped(raw)
 
 
-def test_a_handshake_that_was_under_way_is_looked_at_too(authority):
+@pytest.fixture
+def looks(authority):
+    made = Looks(authority)
+    yield made
+    made.reactor.stop()
+
+
+class Looks:
+    """What looks at those in ``proved``, without connections; and two of them, of whom only the first is believed."""
+
+    def __init__(self, authority) -> None:
+        self.authority = authority
+        self.mine = credentials(authority, "shop", "cart")
+        self.loop, self.reactor = Loop(), Reactor()
+        self.reactor.loop = self.loop
+        self.proved: list[Late] = []
+        complaints = Complaints(logging.getLogger(__name__), self.loop.call_later)
+        Standing(self.reactor, self.mine, complaints, lambda: self.proved, 10.0).begin()
+        other = CertificateAuthority.create(TRUST_DOMAIN, time.time())
+        self.good, self.bad = Late(self._lease(authority, "back")), Late(self._lease(other, "front"))
+
+    def _lease(self, authority, workload):
+        theirs = credentials(authority, "shop", workload)
+        ours = Shown(self.mine.identity, self.mine.instance, self.mine.not_after)
+        peer = Shown(theirs.identity, theirs.instance, theirs.not_after)
+        return Lease.of(Proof(ours, peer, "127.0.0.1", theirs.chain_der, time.time()))
+
+    def renew(self) -> None:
+        renew(self.mine, self.authority, 3600.0)
+
+    def work(self) -> None:
+        for _ in range(8):
+            self.reactor.chores.work()
+
+
+NOT_TRUSTED = "its certificate is not trusted any more"
+
+
+def test_a_handshake_that_was_under_way_is_looked_at_too(looks):
     """It was judged by the roots of before, and carries when the first look is over."""
-    other = CertificateAuthority.create(TRUST_DOMAIN, time.time())
-    mine = credentials(authority, "shop", "cart")
-    theirs = credentials(other, "shop", "front")
-    shown = Proof(
-        Shown(mine.identity, mine.instance, mine.not_after),
-        Shown(theirs.identity, theirs.instance, theirs.not_after),
-        "127.0.0.1",
-        (theirs.leaf,),
-        time.time(),
-    )
-    late: list[Late] = []
-    loop = Loop()
-    reactor = Reactor()
-    reactor.loop = loop
-    complaints = Complaints(logging.getLogger(__name__), loop.call_later)
-    standing = Standing(reactor, mine, complaints, lambda: late, 10.0)
-    standing.begin()
-    renew(mine, authority, 3600.0)
-    reactor.chores.work()
-    late.append(Late(Lease.of(shown)))
-    loop.advance(10.0)
-    for _ in range(8):
-        reactor.chores.work()
-    assert late[0].ended == "its certificate is not trusted any more"
-    reactor.stop()
+    looks.renew()
+    looks.work()
+    looks.proved += [looks.bad, looks.good]
+    looks.loop.advance(10.0)
+    looks.work()
+    assert [looks.bad.ended, looks.good.ended] == [NOT_TRUSTED, ""]
+
+
+def test_a_fault_at_the_end_of_one_keeps_none_of_the_others(looks, caplog):
+    class Broken(Late):
+        def abort(self, why):
+            raise ValueError("a fault")
+
+    looks.proved += [Broken(looks.bad.lease), looks.bad]
+    looks.renew()
+    looks.work()
+    assert looks.bad.ended == NOT_TRUSTED
+    assert "please report it" in caplog.text
+
+
+def test_who_can_not_be_asked_again_is_not_believed(looks, caplog, monkeypatch):
+    def verify(certificates, at):
+        raise ValueError("a fault")
+
+    monkeypatch.setattr(looks.mine, "verify_certificates", verify)
+    looks.proved.append(looks.good)
+    looks.renew()
+    looks.work()
+    assert looks.good.ended == NOT_TRUSTED
+    assert "please report it" in caplog.text
 
 
 @dataclass

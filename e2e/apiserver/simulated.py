@@ -13,7 +13,7 @@ from typing import Any
 
 from controller.inventory import Inventory
 from controller.kube.client import Client
-from controller.kube.errors import Conflicting, KubernetesError
+from controller.kube.errors import Conflicting, KubernetesError, NoSuchObject
 from controller.kube.inventory.following import Following
 from controller.kube.kinds import DEPLOYMENTS, ENDPOINT_SLICES, NAMESPACES, NODES, PODS, SERVICES
 from controller.kube.settings import KubernetesSettings
@@ -137,6 +137,20 @@ class Kubelet:
         """Wait until so many pods are there, and let all of them run. :returns: addresses by name"""
         pods = await self.wait_for(namespace, labels, count)
         return {name: await self.run(namespace, name) for name in pods}
+
+    async def end_all(self, namespace: str, labels: str) -> None:
+        """Be there for the end of pods that somebody has taken away: end all that are told to, until there is none.
+
+        Whoever ends them before they are told to has their ReplicaSet make others, which nobody would ever end.
+        """
+        async with asyncio.timeout(PATIENCE):
+            while found := await self.client.every(PODS, namespace, labels=labels):
+                for each in found:
+                    if "deletionTimestamp" not in each["metadata"]:
+                        continue
+                    with contextlib.suppress(NoSuchObject):
+                        await self.client.delete(PODS, each["metadata"]["name"], namespace, grace=0)
+                await asyncio.sleep(0.1)
 
     async def wait_for(self, namespace: str, labels: str, count: int) -> list[str]:
         async with asyncio.timeout(PATIENCE):

@@ -128,8 +128,7 @@ async def test_readiness_ending_and_scaling_are_followed(
         )
         assert {each.name: each.ready for each in known.instances_of(cart)} == {first: False, second: True}
         await client.patch(DEPLOYMENTS, "cart", {"spec": {"replicas": 0}}, namespace)
-        for pod in pods:  # no kubelet ends them
-            await client.delete(PODS, pod, namespace, grace=0)
+        await kubelet.end_all(namespace, "app=cart")
         known = await watcher.until(lambda now: not now.instances_of(cart) and not endpoints(now, name))
         assert cart in known.workloads, "a Deployment with no pods now is still somebody"
         assert known.services[name].workload == cart
@@ -238,8 +237,7 @@ async def test_the_younger_of_two_owners_with_one_name_gets_nobody_in(
         assert known.workloads[WorkloadRef(namespace, "cart")].kind == "Deployment"
         assert any("cart" in each and "another name" in each for each in watcher.following.figures().problems)
         await client.delete(DEPLOYMENTS, "cart", namespace)
-        for pod in older:
-            await client.delete(PODS, pod, namespace, grace=0)
+        await kubelet.end_all(namespace, "app=cart")
         await watcher.until(lambda now: names(now, namespace).get("cart") == "cart")
 
 

@@ -64,7 +64,7 @@ async def boutique(
         folder = tmp_path_factory.mktemp("controller")
         run = await stack.enter_async_context(running(folder, inventory=None, kubernetes=kubernetes))
         made = Boutique(apiserver, client, run, meshed)
-        stack.push_async_callback(_take_away_names, client)
+        stack.push_async_callback(_take_away_names, client, kubelet)
         await deploy(client, "kube-system", deployment("names", labels={"k8s-app": "kube-dns"}, sidecar=False, port=53))
         off = {"hedgerow.dev/injection": "disabled"}
         await deploy(client, meshed, pod("intruder", annotations=off, nodeName=NODE))
@@ -76,11 +76,10 @@ async def boutique(
         yield made
 
 
-async def _take_away_names(client: Client) -> None:
+async def _take_away_names(client: Client, kubelet: Kubelet) -> None:
     """Nobody but a kubelet would end a pod of ``kube-system`` when its Deployment goes."""
     await client.delete(DEPLOYMENTS, "names", "kube-system")
-    for each in await client.every(PODS, "kube-system", labels="k8s-app=kube-dns"):
-        await client.delete(PODS, each["metadata"]["name"], "kube-system", grace=0)
+    await kubelet.end_all("kube-system", "k8s-app=kube-dns")
 
 
 async def test_every_pod_is_injected_and_belongs_to_its_deployment(boutique: Boutique) -> None:

@@ -123,7 +123,7 @@ async def test_definitions_that_are_taken_away_open_nothing(
             rules = dict(mesh.engine.view.rules)
             await asyncio.to_thread(meanwhile.enter_context, without_definitions(server))
             await eventually(lambda: is_empty(mesh))
-            await eventually(lambda: "1 of segmentationmodes.hedgerow.dev went with their definition" in caplog.text)
+            await eventually(lambda: "of segmentationmodes.hedgerow.dev went with their definition" in caplog.text)
             await eventually(lambda: "of accessoverrides.hedgerow.dev went with their definition" in caplog.text)
             assert is_closed(mesh)
             assert ports(mesh) == {8080, 9090}

@@ -193,7 +193,8 @@ class Attempt:
             record = self._record(peer, endpoint.port)
             record.source_identity = str(self._fabric.credentials.identity)
             record.service = destination.service
-            connection = self._connection = self._fabric.connections.judge(record, self.end)
+            asked = (self._target.host, self._target.port)
+            connection = self._connection = self._fabric.connections.judge(record, self.end, asked)
             if not connection.allowed:
                 self._refuse_client()
                 return

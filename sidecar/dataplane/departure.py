@@ -72,14 +72,15 @@ def destination_peer(destination: Destination, endpoint: Endpoint | None, target
 
 
 def judge_known(connections: Connections, address: str, port: int, destination: Destination | None) -> None:
-    """Judge connections again that were made to an address before the directory knew whose it is.
+    """Judge connections again that were made before the directory knew who is there.
 
     :param destination: what it says now; None: nothing
     """
-    if destination is not None and not destination.outside and connections.strange(address, port):
-        target = Address(address, port)
-        peers = [destination_peer(destination, endpoint, target) for endpoint in destination.endpoints or (None,)]
-        connections.known(address, port, peers)
+    if destination is None or destination.outside or not connections.strange((address, port)):
+        return
+    target = Address(address, port)
+    ends = {(each.address, each.port): destination_peer(destination, each, target) for each in destination.endpoints}
+    connections.known((address, port), ends or {(address, port): destination_peer(destination, None, target)})
 
 
 @lru_cache(maxsize=4096)

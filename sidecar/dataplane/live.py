@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 from graph.model import Direction, Peer, Verdict
 from graph.policy import Decision, Reason
@@ -26,6 +26,8 @@ from sidecar.dataplane.settings import DataPlaneSettings
 _log = logging.getLogger("sidecar.dataplane")
 
 type _Key = tuple[Direction, Peer, int]
+type Asked = tuple[str, int]
+"""An address and a port, of which the directory says who answers there."""
 
 #: Of a connection that was not judged yet.
 UNDECIDED = Decision(Verdict.DENY, Verdict.DENY, Reason.UNRESOLVED)
@@ -42,6 +44,7 @@ class Connection:
     __slots__ = (
         "_after",
         "_announced",
+        "_asked",
         "_end",
         "_group",
         "_key",
@@ -61,8 +64,10 @@ class Connection:
         group: set[Connection],
         record: Record,
         end: Callable[[Connection], None],
+        asked: Asked | None,
     ) -> None:
         self._register = register
+        self._asked = asked
         self._key = key
         self._group = group
         self._end: Callable[..., None] = end
@@ -82,7 +87,9 @@ class Connection:
 
     def regrouped(self, key: _Key, group: set[Connection]) -> None:
         """It is judged by ``key`` from now on. What its record says of the peer was reported and stays."""
-        self._key, self._group = key, group
+        self._register.estranged(self._asked, self)
+        self._register.leave(self._key, self._group, self)
+        self._key, self._group, self._asked = key, group, None
 
     def owned_by(self, end: Callable[[], None]) -> None:
         """Have ``end`` called, instead of the present owner's, when the policy ends this connection."""
@@ -173,6 +180,8 @@ class Connection:
         register = self._register
         if self._watched:
             register.half_closed.forget(self)
+        if self._asked is not None:
+            register.estranged(self._asked, self)
         register.remove(self._key, self._group, self)
 
 
@@ -192,25 +201,32 @@ class Connections:
         self.guards = guards if guards is not None else Guards(DataPlaneSettings())
         self.half_closed: HalfClosed[Connection] = HalfClosed(half_closed_idle, self._half_closed_ended, self._soon)
         self._groups: dict[_Key, set[Connection]] = {}
-        # by the address and port of those whom our application has called and nobody knew
-        self._strangers: dict[tuple[str, int], set[_Key]] = {}
+        # with whom nobody knew, by what the directory was asked
+        self._strangers: dict[Asked, set[Connection]] = {}
         self._empty: list[Callable[[], None]] = []
         #: How many there are.
         self.count = 0
         authority.subscribe(self.check_all)
 
-    def judge(self, record: Record, end: Callable[[Connection], None]) -> Connection:
+    def judge(self, record: Record, end: Callable[[Connection], None], asked: Asked | None = None) -> Connection:
         """Enter a connection and ask the policy. A refused one is reported and out of the register again.
 
         :param record: its ``decision`` is set here
         :param end: ends the connection with a reset; called when a later policy denies it
+        :param asked: of the directory, where our application has called
         """
         outbound = record.direction is Direction.OUTBOUND
         key = (record.direction, record.destination if outbound else record.source, record.port)
         record.decision = UNDECIDED
-        group = self._groups.get(key) or self._begin_group(key)
-        connection = Connection(self, key, group, record, end)
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = set()
+        if key[1].workload is not None or not outbound:
+            asked = None
+        connection = Connection(self, key, group, record, end, asked)
         group.add(connection)
+        if asked is not None:
+            self._strangers.setdefault(asked, set()).add(connection)
         self.count += 1
         ask = self._authority.outbound if outbound else self._authority.inbound
         decision = ask(key[1], record.port)
@@ -222,7 +238,7 @@ class Connections:
 
     def remove(self, key: _Key, group: set[Connection], connection: Connection) -> None:
         """Take a connection out of its group; its end is reported."""
-        self._take_out(key, group, connection)
+        self.leave(key, group, connection)
         self.count -= 1
         if not self.count and self._empty:
             waiting, self._empty = self._empty, []
@@ -252,28 +268,58 @@ class Connections:
                 elif connection.allowed:
                     connection.record.decision = decision
 
-    def strange(self, address: str, port: int) -> bool:
-        """Whether our application has a connection to this address that was made when nobody knew whose it is."""
-        return (address, port) in self._strangers
+    def strange(self, asked: Asked) -> bool:
+        """Whether our application has a connection there, to somebody whom nobody knew when it was made."""
+        return asked in self._strangers
 
-    def known(self, address: str, port: int, peers: Sequence[Peer]) -> None:
-        """An address is known now: judge the connections to it again that were made when it was not.
+    def known(self, asked: Asked, ends: Mapping[tuple[str, int], Peer]) -> None:
+        """The directory says something else: judge the connections to strangers again.
 
-        :param peers: who may answer there; where that is more than one workload, nobody knows whom a connection has
-            reached, and it ends
+        A connection that was made to an end has reached whoever is there. One that was made to what the application
+        asked for, when that was all that was known, may have reached each of them: where that is more than one, nobody
+        knows whom, and it ends.
+
+        :param ends: who answers now, by the address and port of each
         """
-        workloads = {peer.workload for peer in peers}
-        if workloads == {None}:
+        anybody = {(peer, port) for (_, port), peer in ends.items()}
+        for connection in tuple(self._strangers.get(asked, ())):
+            record = connection.record
+            place = record.destination.address, record.port
+            there = {(ends[place], place[1])} if place in ends else set()
+            reached = anybody if place == asked else there
+            if record.closed or all(peer.workload is None for peer, _ in reached):
+                continue
+            peer, port = next(iter(reached))
+            key = (Direction.OUTBOUND, peer, port)
+            certain = len(reached) == 1 and not connection.by_operation  # operations were judged as a stranger's
+            if certain and self._allows(key):
+                group = self._groups.setdefault(key, set())
+                group.add(connection)
+                connection.regrouped(key, group)
+            else:
+                _end(connection)
+
+    def estranged(self, asked: Asked | None, connection: Connection) -> None:
+        """Somebody knows by now whom it has reached, or it is over."""
+        if asked is None:
             return
-        certain = len(workloads) == 1 and all(self._ask((Direction.OUTBOUND, peer, port)).allowed for peer in peers)
-        for key in tuple(self._strangers.get((address, port), ())):
-            for connection in tuple(self._groups.get(key, ())):
-                if connection.record.closed:
-                    continue
-                if certain and not connection.by_operation:  # operations were judged as a stranger's
-                    self._regroup(connection, key, (Direction.OUTBOUND, peers[0], port))
-                else:
-                    _end(connection)
+        strangers = self._strangers[asked]
+        strangers.remove(connection)
+        if not strangers:
+            del self._strangers[asked]
+
+    def leave(self, key: _Key, group: set[Connection], connection: Connection) -> None:
+        """Take a connection out of its group."""
+        group.remove(connection)
+        if not group:
+            del self._groups[key]
+
+    def _allows(self, key: _Key) -> bool:
+        try:
+            return self._ask(key).allowed
+        except Exception:
+            _log.exception("a fault of ours while a connection was judged again, which ends; please report it")
+            return False
 
     def end_idle(self, looks: int) -> int:
         """End every connection that has carried nothing since this was called ``looks`` times before, one by one.
@@ -293,31 +339,6 @@ class Connections:
         for group in list(self._groups.values()):
             for connection in list(group):
                 _end(connection)
-
-    def _begin_group(self, key: _Key) -> set[Connection]:
-        group = self._groups[key] = set()
-        direction, peer, port = key
-        if direction is Direction.OUTBOUND and peer.workload is None:
-            self._strangers.setdefault((peer.address, port), set()).add(key)
-        return group
-
-    def _take_out(self, key: _Key, group: set[Connection], connection: Connection) -> None:
-        group.remove(connection)
-        if group:
-            return
-        del self._groups[key]
-        direction, peer, port = key
-        if direction is Direction.OUTBOUND and peer.workload is None:
-            keys = self._strangers[peer.address, port]
-            keys.remove(key)
-            if not keys:
-                del self._strangers[peer.address, port]
-
-    def _regroup(self, connection: Connection, before: _Key, key: _Key) -> None:
-        self._take_out(before, self._groups[before], connection)
-        group = self._groups.get(key) or self._begin_group(key)
-        group.add(connection)
-        connection.regrouped(key, group)
 
     def _soon(self, call: Callable[[], None]) -> None:
         self.guards.soon(call)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graph.model import Direction, Mode, Origin, Peer, Rule, Selector, Snapshot, Verdict, WorkloadRef
+from graph.model import Direction, Mode, Origin, Peer, PortRange, Rule, Selector, Snapshot, Verdict, WorkloadRef
 from graph.policy import Reason
 from sidecar.dataplane.live import Connections, new_record, refusal
 from tests.sidecar.dataplane.stand_ins import FlowList, HeldPolicy
@@ -191,60 +191,103 @@ def test_the_limit_of_half_closed_connections_can_be_off():
     assert not loop.timers
 
 
-def call(register, address="10.0.0.9", port=443, workload=None):
+VIP, POD = ("10.96.0.9", 80), ("10.1.0.7", 8080)
+BACK_AT = Peer(WorkloadRef("shop", "back"), address=POD[0])
+OTHER_AT = Peer(WorkloadRef("shop", "other"), address="10.1.0.8")
+
+
+def call(register, place=POD, workload=None, asked=None):
+    """A connection to ``place``, after the directory was asked about it, or of a service."""
     ended = []
-    peer = Peer(workload, address=address)
-    made = new_record(Direction.OUTBOUND, Peer(CART), peer, port)
-    return register.judge(made, lambda connection: (ended.append(True), connection.finish())), ended
+    address, port = place
+    made = new_record(Direction.OUTBOUND, Peer(CART), Peer(workload, address=address), port)
+    return register.judge(made, lambda one: (ended.append(True), one.finish()), asked or place), ended
 
 
-def denied(workload):
+def denied(workload, port=None):
     to = Selector(namespace=workload.namespace, workload=workload.name)
-    return Rule("d", Selector(), to, effect=Verdict.DENY, origin=Origin.OVERRIDE)
-
-
-BACK_AT = Peer(WorkloadRef("shop", "back"), address="10.0.0.9")
-OTHER_AT = Peer(WorkloadRef("shop", "other"), address="10.0.0.9")
+    ports = (PortRange.single(port),) if port else ()
+    return Rule("d", Selector(), to, ports, effect=Verdict.DENY, origin=Origin.OVERRIDE)
 
 
 def test_who_turns_out_to_be_denied_is_ended_and_nobody_else_is():
     register, _, _ = make(denied(BACK_AT.workload), mode=Mode.LEARN)
     connection, ended = call(register)
-    others = [call(register, port=80)[1], call(register, "10.0.0.8")[1], call(register, workload=OTHER_AT.workload)[1]]
-    register.known("10.0.0.9", 443, [Peer(address="10.0.0.9")])  # still nobody
+    others = [call(register, (POD[0], 80)), call(register, VIP), call(register, POD, OTHER_AT.workload)]
+    register.known(POD, {POD: Peer(address=POD[0])})  # still nobody
+    register.known(POD, {})
     assert connection.allowed
-    register.known("10.0.0.9", 443, [BACK_AT])
+    register.known(POD, {POD: BACK_AT})
     assert ended == [True]
-    assert not register.strange("10.0.0.9", 443)
-    assert others == [[], [], []]
+    assert not register.strange(POD)
+    assert [ended for _, ended in others] == [[], [], []]
     assert register.count == 3
 
 
 def test_who_turns_out_to_be_allowed_is_judged_as_such_from_then_on():
     register, policy, flows = make(mode=Mode.LEARN)
     connections = [call(register) for _ in range(2)]
-    register.known("10.0.0.9", 443, [BACK_AT])
-    assert not register.strange("10.0.0.9", 443)
-    register.known("10.0.0.9", 443, [OTHER_AT])  # somebody else has the address by now; whom we reach has not changed
+    register.known(POD, {POD: BACK_AT})
+    assert not register.strange(POD)
+    register.known(POD, {POD: OTHER_AT})  # somebody else has the address by now; whom we reach has not changed
     policy.apply(snapshot(denied(OTHER_AT.workload), mode=Mode.LEARN))
     assert [ended for _, ended in connections] == [[], []]
     connections[0][0].finish()
     policy.apply(snapshot(denied(BACK_AT.workload), mode=Mode.LEARN))
     assert [ended for _, ended in connections] == [[], [True]]
     assert register.count == 0
-    assert {record.destination for record in flows.closed_records} == {Peer(address="10.0.0.9")}, "as it was reported"
+    assert {record.destination for record in flows.closed_records} == {Peer(address=POD[0])}, "as it was reported"
     assert call(register)[0].allowed
+
+
+def test_who_was_called_by_a_service_s_address_is_judged_by_the_port_of_the_one_behind_it():
+    register, policy, _ = make(denied(BACK_AT.workload, 8080), mode=Mode.LEARN)
+    _, ended = call(register, VIP)
+    register.known(VIP, {POD: BACK_AT})
+    assert ended == [True]
+    policy.apply(snapshot(mode=Mode.LEARN))
+    _, ended = call(register, VIP)
+    register.known(VIP, {POD: BACK_AT})
+    policy.apply(snapshot(denied(BACK_AT.workload, 80), mode=Mode.LEARN))
+    assert ended == []
+    policy.apply(snapshot(denied(BACK_AT.workload, 8080), mode=Mode.LEARN))
+    assert ended == [True]
+
+
+def test_a_stranger_behind_a_service_is_judged_when_the_service_says_who_it_is():
+    register, _, _ = make(denied(BACK_AT.workload), mode=Mode.LEARN)
+    _, ended = call(register, POD, asked=VIP)
+    elsewhere = ("10.1.0.8", 8080)
+    register.known(VIP, {elsewhere: OTHER_AT})  # the one that we have reached is not among them
+    assert ended == []
+    register.known(VIP, {elsewhere: OTHER_AT, POD: BACK_AT})
+    assert ended == [True]
+    assert not register.strange(VIP)
 
 
 def test_one_of_several_is_ended_and_so_is_one_that_was_judged_by_operation():
     register, _, _ = make(mode=Mode.LEARN)
-    _, ended = call(register)
-    register.known("10.0.0.9", 443, [BACK_AT, OTHER_AT])
+    _, ended = call(register, VIP)
+    register.known(VIP, {POD: BACK_AT, ("10.1.0.8", 8080): OTHER_AT})
     assert ended == [True]
     connection, ended = call(register)
     connection.by_operation = True
-    register.known("10.0.0.9", 443, [BACK_AT])
+    register.known(POD, {POD: BACK_AT})
     assert ended == [True]
+
+
+def test_a_stranger_that_can_not_be_judged_ends(caplog):
+    register, policy, _ = make(mode=Mode.LEARN)
+    _, ended = call(register)
+
+    def outbound(peer, port):
+        raise ValueError("a fault")
+
+    policy.outbound = outbound
+    register.known(POD, {POD: BACK_AT})
+    assert ended == [True]
+    assert "please report it" in caplog.text
+    assert not register.strange(POD)
 
 
 def test_a_fault_at_the_end_of_one_keeps_none_of_the_others(caplog):

@@ -12,7 +12,7 @@ from graph.directory import Destination, Endpoint
 from graph.model import Mode, Origin, Rule, Selector, Verdict, WorkloadRef
 from tests.ports import free_port
 from tests.sidecar.fake_controller import WORKLOAD, snapshot
-from tests.sidecar.processes import CART_ADDRESS, FRONT, Mesh, echo
+from tests.sidecar.processes import CART_ADDRESS, FRONT, REPLICA_ADDRESS, Mesh, echo
 from tests.sidecar.workers.whole import MANY, WORKERS, Held, ask, settled
 
 DENY = Rule("deny", Selector.of(FRONT), Selector.of(WORKLOAD), effect=Verdict.DENY, origin=Origin.OVERRIDE)
@@ -29,7 +29,8 @@ class Pod:
 
     def known(self, *workloads):
         """The controller comes to know it, as a pod or as a service of these."""
-        endpoints = tuple(Endpoint(CART_ADDRESS, self.port, one.name, workload=one) for one in workloads)
+        places = zip((CART_ADDRESS, REPLICA_ADDRESS), workloads, strict=False)
+        endpoints = tuple(Endpoint(address, self.port, one.name, workload=one) for address, one in places)
         service = "shop/cart" if len(workloads) > 1 else ""
         workload = workloads[0] if len(workloads) == 1 else None
         self.mesh.controller.answer(replace(self.stranger, workload=workload, service=service, endpoints=endpoints))

@@ -83,8 +83,10 @@ class PolicyClient:
         self._boot_id = boot_id
         self._software = software
         self._clock = clock
-        self._stamp: tuple[int, int] | None = None  # of the stored snapshot, when we looked last
+        self._stamp: tuple[int, int] | None = None  # of the stored snapshot that was used last
+        self._refused: tuple[int, int] | None = None  # and of one that could not be
         self._unstored: deque[bytes] = deque(maxlen=1)  # what is in force and not on disk yet
+        self._committing: asyncio.Future[None] | None = None
         self._storing: asyncio.Future[None] | None = None
         self._disk = ThreadPoolExecutor(1, "policy")  # one at a time, and nobody else waits behind a disk that hangs
         self.connected = False
@@ -92,13 +94,14 @@ class PolicyClient:
         """Why the controller's newest snapshot is not in force, for people; empty when it is."""
 
     def restore_newer(self) -> None:
-        """Put the stored snapshot in force, if another one was stored since we looked."""
+        """Put the stored snapshot in force, if it is another one than we have used. One that was refused may be good
+        later: its signer's root may be in a trust bundle that we do not have yet."""
         if self._state.stamp(SNAPSHOT) != self._stamp:
             self.restore()
 
     def restore(self) -> bool:
         """Put the stored snapshot in force, if there is a good one."""
-        self._stamp = self._state.stamp(SNAPSHOT)
+        stamp = self._state.stamp(SNAPSHOT)
         try:
             data = self._state.read_checked(SNAPSHOT)
             if data is None:
@@ -106,8 +109,11 @@ class PolicyClient:
             signed = pb.SignedSnapshot.FromString(data)
             snapshot = read_snapshot(signed, self._credentials, self._authority.snapshot, self._clock())
         except (StateError, SnapshotRejected, ProtobufDecodeError) as error:
-            log.error("the stored policy snapshot is not used: %s", error)
+            if stamp is None or stamp != self._refused:  # what is asked again and again is said once
+                log.error("the stored policy snapshot is not used: %s", error)
+            self._refused = stamp
             return False
+        self._stamp = stamp
         self._authority.apply(snapshot)
         if self._followers is not None:
             self._followers.hold(data)
@@ -166,20 +172,22 @@ class PolicyClient:
             nack = pb.PolicyNack(nonce=push.nonce, version=self._authority.version, error=str(error)[:MAX_ERROR])
             return pb.PolicyRequest(nack=nack)
         self._authority.apply(snapshot)
+        self._store(data)
         if self._followers is not None:
-            await self._followers.commit()
+            # the end of the watch leaves no process behind with another policy
+            self._committing = asyncio.ensure_future(self._followers.commit())
+            await asyncio.shield(self._committing)
         self.last_rejection = ""
         log.info("policy version %d of %s in force, %d rules", snapshot.version, snapshot.workload, len(snapshot.rules))
-        await self._store(data, snapshot.version)
+        if not await self.stored():
+            log.error("policy version %d is in force and not stored yet: the disk of state_dir hangs", snapshot.version)
         return pb.PolicyRequest(ack=pb.PolicyAck(nonce=push.nonce, version=snapshot.version))
 
-    async def _store(self, data: bytes, version: int) -> None:
-        """Have it written; returns when it is, or when the disk takes too long."""
+    def _store(self, data: bytes) -> None:
+        """Have it written, whatever becomes of us."""
         self._unstored.append(data)
         self._storing = asyncio.get_running_loop().run_in_executor(self._disk, self._write)
         self._storing.add_done_callback(_stored)
-        if not await self.stored():
-            log.error("policy version %d is in force and not stored yet: the disk of state_dir hangs", version)
 
     def _write(self) -> None:
         """Store the newest, unless whoever was asked before us has."""

@@ -174,8 +174,9 @@ class Offer:
             chunk = listeners[start : start + _CHUNK]
             _send_all(peer, {"listeners": [address for address, _ in chunk]}, [sock.fileno() for _, sock in chunk])
         await self._prepare()
-        await asyncio.to_thread(self._state.suspend)
+        suspending = asyncio.ensure_future(asyncio.to_thread(self._state.suspend))
         try:
+            await asyncio.shield(suspending)
             _send_all(peer, {"state": 1}, [self._state.lock])
             _check(await _receive(peer), "ready")
             # the controller was told that this holds, and the new one read what was there before
@@ -186,9 +187,14 @@ class Offer:
             if self._gone:
                 self._state.abandon()
             else:
-                await asyncio.to_thread(self._state.resume)
+                await asyncio.shield(asyncio.ensure_future(self._write_again(suspending)))
         log.info("another sidecar has taken over; what runs here may finish")
         self._replaced()
+
+    async def _write_again(self, suspending: asyncio.Future[None]) -> None:
+        """Go on writing, once a disk that hangs has let us stop; whoever gave up waiting for that does not mind."""
+        await asyncio.wait([suspending])
+        await asyncio.to_thread(self._state.resume)
 
 
 # The new one ----------------------------------------------------------------------------------------------------------

@@ -123,6 +123,18 @@ class WorkerProcess:
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
 
+    def forsake(self) -> None:
+        """It was killed, and its end is not seen: nothing is said to it or heard of it any more."""
+        self._link.close()
+        self.listening = False
+        self._answer_none()
+
+    def _answer_none(self) -> None:
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_result(None)
+        self._answers.clear()
+
     async def over(self) -> int:
         """Wait for its end, and for the last that it said; the exit code."""
         code = await self.process.wait()
@@ -130,10 +142,7 @@ class WorkerProcess:
             await asyncio.wait_for(self._left.wait(), LAST_SECONDS)
         self._link.close()
         self.listening = False
-        for answer in self._answers.values():
-            if not answer.done():
-                answer.set_result(None)
-        self._answers.clear()
+        self._answer_none()
         self.ready.set()  # nobody is to wait for it any more
         return code
 

@@ -137,7 +137,7 @@ class Questions:
             del self._watching[(address, port)]
         data = _encoded(destination) if destination is not None else None
         for worker in tuple(watching):
-            if data is None:
+            if data is None or self._by_name(destination):  # it asks again, and hears the names then
                 worker.send(Kind.FORGET, {"address": address, "port": port})
             else:
                 worker.send(Kind.CHANGED, {}, (data,))
@@ -151,17 +151,22 @@ class Questions:
             worker.send(Kind.ANSWER, {**head, "error": str(error)[:500] or "not resolved"})
             return
         held = self._directory.cached(*key)
-        data = _encoded(held or destination)
+        destination = held or destination
+        data = _encoded(destination)
         if data is None:
             worker.send(Kind.ANSWER, {**head, "error": "the answer can not be passed on"})
             return
-        outside = destination.outside and self._names is not None
+        outside = self._by_name(destination)
         watched = held is not None and key[0] == address
         if watched and address not in self._own:
             self._watching.setdefault(key, {})[worker] = None
         keep = watched and not outside
         names = list(self._names.bound(address)) if outside and self._names is not None else []
         worker.send(Kind.ANSWER, {**head, "names": names, "keep": keep}, (data,))
+
+    def _by_name(self, destination: Destination | None) -> bool:
+        """Whether an answer is for one connection: the names of the address belong to it."""
+        return destination is not None and destination.outside and self._names is not None
 
     def _unwatch(self, key: Key, worker: Asker) -> None:
         watching = self._watching.get(key)

@@ -17,6 +17,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from random import Random
 from typing import Final
 
@@ -31,7 +32,7 @@ from sidecar.credentials import CredentialStore
 from sidecar.dataplane.sockets import Address, Inherited
 from sidecar.errors import SnapshotRejected
 from sidecar.inspect.certificates import Certificates
-from sidecar.settings import Settings
+from sidecar.settings import Settings, Unsynced
 from sidecar.workers import values
 from sidecar.workers.crew import END_SECONDS, Crew
 from sidecar.workers.figures import Figures
@@ -48,6 +49,9 @@ log = logging.getLogger(__name__)
 
 #: Seconds that a worker has to answer about a policy.
 PATIENCE: Final = 5.0
+#: Seconds after which one that was killed counts as dead though its end is not seen: the kernel may have it wait for a
+#: disk that hangs, and it does nothing more when that goes on.
+REAPED_SECONDS: Final = 1.0
 
 
 class Workers:
@@ -186,7 +190,7 @@ class Workers:
                 worker.kill()
 
     async def _answered(self, workers: Sequence[WorkerProcess], answers: list[asyncio.Future[str | None]]) -> None:
-        """Wait until each has answered, or is dead."""
+        """Wait until each has answered, or is dead, or as good as dead."""
         if not answers:
             return
         _, late = await asyncio.wait(answers, timeout=PATIENCE)
@@ -195,7 +199,10 @@ class Workers:
                 log.error("worker %d (process %d) does not answer and is killed", worker.index, worker.pid)
                 worker.kill()
         if late:
-            await asyncio.wait(late)
+            await asyncio.wait(late, timeout=REAPED_SECONDS)
+            for worker, answer in zip(workers, answers, strict=True):
+                if not answer.done():
+                    worker.forsake()
 
     def _renewed(self) -> None:
         self._crew.tell(Kind.SVID, {}, svid_blobs(self._credentials.svid))
@@ -238,6 +245,8 @@ class Workers:
         self._questions.began(worker)
         self._harvests.began(worker.pid)
         settings = worker_settings(self._settings, worker.index)
+        if self._signed is not None:  # `unsynced` speaks of the time before the first policy
+            settings = replace(settings, unsynced=Unsynced.DENY)
         worker.send(Kind.START, {"settings": values.encode(settings)})
         worker.send(Kind.SVID, {}, svid_blobs(self._credentials.svid))
         if self._signed is not None:

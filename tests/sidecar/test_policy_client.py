@@ -25,10 +25,11 @@ from tests.sidecar.fake_controller import ADDRESS, TRUST_DOMAIN, WORKLOAD, runni
 FRONT = ModelRule("learned/1", Selector.of(WorkloadRef("shop", "front")), Selector.of(WORKLOAD))
 
 
-def client_of(joined):
+def client_of(joined, followers=None):
     loop = asyncio.get_running_loop()
     authority = PolicyAuthority(joined.credentials.identity, Unsynced.DENY, (ADDRESS,), time.time, loop.call_later)
-    return authority, PolicyClient(authority, joined.credentials, joined.state, "boot", "hedgerow/test", time.time)
+    parts = joined.credentials, joined.state, "boot", "hedgerow/test", time.time
+    return authority, PolicyClient(authority, *parts, followers)
 
 
 @pytest.fixture
@@ -114,6 +115,57 @@ async def test_what_is_in_force_is_stored_though_the_watch_has_ended(controller,
     restarted, again = client_of(joined)
     assert again.restore()
     assert restarted.version == 6
+
+
+class Slow:
+    """Others that judge by the same policy, and take their time."""
+
+    def __init__(self):
+        self.goes_on = asyncio.Event()
+        self.committing = self.committed = False
+
+    async def prepare(self, signed):
+        pass
+
+    async def commit(self):
+        self.committing = True
+        await self.goes_on.wait()
+        self.committed = True
+
+
+async def test_the_end_of_a_watch_keeps_a_policy_from_no_process_and_from_no_disk(controller, joined, monkeypatch):
+    monkeypatch.setattr("sidecar.policy_client.STORE_WAIT", 20)
+    slow = Slow()
+    authority, client = client_of(joined, slow)
+    controller.push(snapshot(7))
+    async with running(joined.link.keep("policy", client.session)):
+        await until(lambda: slow.committing)
+    assert authority.version == 7
+    slow.goes_on.set()
+    await until(lambda: slow.committed)
+    assert await client.stored()
+    restarted, again = client_of(joined)
+    assert again.restore()
+    assert restarted.version == 7
+    authority.close()
+
+
+async def test_what_a_successor_stores_is_looked_at_until_it_can_be_used(controller, joined, monkeypatch, caplog):
+    """Its signer's root may be in a trust bundle that comes a little later."""
+    monkeypatch.setattr("sidecar.policy_client.FOLLOW_INTERVAL", 0.01)
+    authority, client = client_of(joined)
+    key, new = new_key(), CertificateAuthority.create(TRUST_DOMAIN, time.time())
+    controller.signer_chain = new.sign_policy_signer(make_csr(key), time.time()).chain_der
+    controller.signer_key = key
+    joined.state.write_checked(SNAPSHOT, controller.sign(snapshot(9)).SerializeToString())
+    async with running(client.follow()):
+        await until(lambda: "is not used" in caplog.text)
+        svid = joined.credentials.svid
+        roots = (*svid.bundle.roots_der, *new.bundle().roots_der)
+        joined.credentials.replace(replace(svid, bundle=replace(svid.bundle, roots_der=roots)))
+        await until(lambda: authority.version == 9)
+    assert caplog.text.count("is not used") == 1, "said once"
+    authority.close()
 
 
 def tampered_payload(controller):

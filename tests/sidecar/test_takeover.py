@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -88,6 +89,52 @@ async def test_everything_goes_over(running):
         StateDirectory(state.path)
     assert (state.path / SOCKET).exists(), "the name may be the new one's by now"
     state.close()
+
+
+async def test_a_disk_that_hangs_past_the_deadline_ends_no_writing(tmp_path, monkeypatch):
+    running = Running(tmp_path / "state", deadline=0.2)
+    goes_on, hangs, suspended = threading.Event(), threading.Event(), threading.Event()
+    real_write, real_resume = running.state._write, running.state.resume
+
+    def write(name, data):
+        if name == "policy":
+            hangs.set()
+            assert goes_on.wait(30)
+        real_write(name, data)
+
+    def resume():
+        suspended.set()
+        real_resume()
+
+    monkeypatch.setattr(running.state, "_write", write)
+    monkeypatch.setattr(running.state, "resume", resume)
+    writing = threading.Thread(target=running.state.write, args=("policy", b"7"))
+
+    async def prepare():
+        writing.start()
+        await asyncio.to_thread(hangs.wait, 30)
+
+    over = asyncio.Event()
+    real_take_back = running.offer._write_again
+
+    async def write_again(suspending):
+        over.set()  # the deadline is over
+        await real_take_back(suspending)
+
+    monkeypatch.setattr(running.offer, "_write_again", write_again)
+    running.offer._prepare = prepare
+    taking = asyncio.ensure_future(take_over(running.state.path, "cart-1"))
+    await asyncio.wait_for(over.wait(), 30)
+    assert not suspended.is_set()
+    goes_on.set()
+    with pytest.raises(Refused):
+        await taking
+    await asyncio.to_thread(writing.join)
+    assert suspended.is_set()
+    assert writes(running.state)
+    assert running.state.read("policy") == b"7"
+    assert running.replaced == 0
+    await running.end()
 
 
 async def test_many_sockets_go_over_in_several_packets(tmp_path):

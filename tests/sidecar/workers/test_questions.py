@@ -176,6 +176,22 @@ async def test_that_an_address_is_not_outside_any_more_is_told(controller, setti
     assert heard == [(OUTSIDE, 443, known)]
 
 
+async def test_an_address_that_is_outside_again_is_asked_for_with_its_names(controller, setting):
+    setting.table.bind(HOST, [(OUTSIDE, 60)], setting.clock())
+    controller.answer(Destination(OUTSIDE, 443))
+    worker = setting.worker()
+    await worker.directory.resolve(OUTSIDE, 443)
+    assert worker.names.bound(OUTSIDE) == (HOST,)
+    controller.answer(Destination(OUTSIDE, 443, workload=WORKLOAD))
+    await until(lambda: worker.directory.cached(OUTSIDE, 443))
+    controller.answer(Destination(OUTSIDE, 443))
+    await until(lambda: worker.directory.cached(OUTSIDE, 443) is None)
+    setting.clock.now += 100_000
+    setting.table.bind(OTHER, [(OUTSIDE, 60)], setting.clock())
+    assert (await worker.directory.resolve(OUTSIDE, 443)).outside
+    assert worker.names.bound(OUTSIDE) == (OTHER,)
+
+
 async def test_without_a_dns_proxy_an_address_outside_is_kept(joined, controller):
     directory = DirectoryClient(WORKLOAD, INSTANCE, (ADDRESS,), joined.state, time.monotonic)
     questions = Questions(directory, None, frozenset())

@@ -20,13 +20,14 @@ from sidecar.errors import CannotListen, SidecarError, SnapshotRejected, Unresol
 from sidecar.inspect.settings import InspectSettings
 from sidecar.inspect.taps import Ended
 from sidecar.metrics.istio import IstioMetrics
-from sidecar.settings import Address
-from sidecar.workers import crew
+from sidecar.settings import Address, Unsynced
+from sidecar.workers import crew, supervisor, values
 from sidecar.workers.figures import Figures
 from sidecar.workers.frames import Broken, Frame, Kind
 from sidecar.workers.harvests import Harvests
 from sidecar.workers.questions import Questions
 from sidecar.workers.relayed_taps import RelayedTaps
+from sidecar.workers.settings import WorkerSettings
 from sidecar.workers.supervisor import Workers
 from tests.sidecar.fake_controller import WORKLOAD, snapshot, until
 from tests.sidecar.processes import free_port
@@ -168,6 +169,42 @@ async def test_one_that_dies_between_the_steps_holds_nobody_up(made):
     made.processes[-1].kill()
     await made.workers.commit()
     await until(lambda: made.versions == [2, 2])
+
+
+async def test_one_that_does_not_even_die_holds_nobody_up(made, monkeypatch):
+    """The kernel may have it wait for a disk that hangs; SIGKILL ends it when that goes on."""
+    monkeypatch.setattr(supervisor, "PATIENCE", 0.5)
+    monkeypatch.setattr(supervisor, "REAPED_SECONDS", 0.1)
+    await until(lambda: made.versions == [1, 1])
+    stuck, other = made.processes
+    os.kill(stuck.pid, signal.SIGSTOP)
+    killed = []
+    monkeypatch.setattr(stuck, "kill", lambda: killed.append(True))
+    await made.workers.prepare(made.signed(2))
+    await made.workers.commit()
+    assert (other.version, killed) == (2, [True])
+    await made.workers.prepare(made.signed(3))
+    await made.workers.commit()
+    assert (other.version, killed) == (3, [True]), "it is asked no more"
+    stuck.process.kill()
+    await until(lambda: len(made.processes) == 2 and made.versions == [3, 3])
+
+
+async def test_one_that_begins_after_the_first_policy_denies_until_it_can_use_it(joined, controller):
+    one = Supervised(joined, controller, unsynced=Unsynced.LEARN)
+    told = []
+
+    class Fresh:
+        index, pid = 0, 1
+
+        def send(self, kind, head=None, blobs=(), descriptors=()):
+            if kind is Kind.START:
+                told.append(values.decode(WorkerSettings, head["settings"]).unsynced)
+
+    one.workers.began(Fresh())
+    one.workers.hold(one.signed(1))
+    one.workers.began(Fresh())
+    assert told == [Unsynced.LEARN, Unsynced.DENY]
 
 
 async def test_one_that_says_nothing_any_more_is_killed(made):
